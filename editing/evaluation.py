@@ -1,0 +1,168 @@
+"""Evaluation of edited rules: five metrics, each before and after the edit, with every raw answer kept.
+
+============================  ======================================================================
+``reliability``               the edited prompts give the new answer
+``generality``                rephrasings of them do
+``instance_portability``      new instances of the rule follow the edited rule (IP)
+``rule_understanding_*``      asked for another form of the rule, the edited rule is given (RU):
+                              ``verbatim`` prompts are ones that are edited in the same run,
+                              ``paraphrase`` prompts are not, so only these are held out
+``locality``                  other prompts are answered as the *unedited* model answers them
+``locality_correctness``      other prompts are answered correctly
+============================  ======================================================================
+
+Modes: ``token_accuracy`` (teacher-forced share of right tokens, EasyEdit's metric), ``exact`` (the greedy
+answer starts with the target), ``log_prob`` (of the target, nats per token) and, for locality, ``kl``
+(KL(unedited ‖ edited), nats per token). Locality before the edit is 1 (and KL 0) by definition.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from editing.config import EvaluateConfig
+from editing.delta import EditDelta
+from editing.scoring import Forced, Question, agreement, divergence, greedy_answers, teacher_forced
+from interp.model import LanguageModel
+from interp.rules import FORMS, Rule, RuleForm
+
+SCHEMA = "dmle.scores/1"
+METRICS = (
+    "reliability", "generality", "instance_portability", "rule_understanding_verbatim",
+    "rule_understanding_paraphrase", "locality", "locality_correctness",
+)  # fmt: skip
+MODES = ("token_accuracy", "exact", "log_prob", "kl")
+PHASES = ("pre", "post")
+COLUMNS = (
+    "editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after",
+    *(f"{mode}_{when}" for mode in MODES for when in ("before", "after")),
+)  # fmt: skip
+"""Columns of the table of raw answers."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question of one metric. For locality the target is the gold answer."""
+
+    form: RuleForm
+    metric: str
+    question: Question
+    target_true: str
+
+
+def items_of(rule: Rule) -> list[Item]:
+    """Every question that evaluates a rule's edit, in all its forms."""
+    edited = {prompt.prompt for prompt in rule.forms.values()}
+    items: list[Item] = []
+    for form, p in rule.forms.items():
+        truth = p.target_true[0] if p.target_true else ""
+
+        def add(metric: str, prompt: str, target: str, true: str, form: RuleForm = form) -> None:
+            items.append(Item(form, metric, Question(prompt, target), true))
+
+        add("reliability", p.prompt, p.target_new, truth)
+        for prompt in p.rephrasings:
+            add("generality", prompt, p.target_new, truth)
+        for probe in p.instances:
+            add("instance_portability", probe.prompt, probe.target_new, _first(probe.target_true))
+        for probe in p.understanding:
+            wording = "verbatim" if probe.prompt in edited else "paraphrase"
+            add(f"rule_understanding_{wording}", probe.prompt, probe.target_new, _first(probe.target_true))
+        for metric in ("locality", "locality_correctness"):
+            for other in (*p.neighborhood, *p.distracting):
+                add(metric, other.prompt, other.answer, other.answer)
+    return items
+
+
+def evaluate(
+    model: LanguageModel,
+    rules: Sequence[Rule],
+    deltas: Mapping[str, Mapping[str, EditDelta]],
+    config: EvaluateConfig,
+    *,
+    advance: Callable[[int], object] = lambda n: None,
+) -> tuple[xr.Dataset, list[dict[str, Any]]]:
+    """Score every editor's edit of every rule, each alone on the unedited model.
+
+    Args:
+        model: The unedited model; unedited again on return.
+        rules: The edited rules.
+        deltas: Editor → rule id → delta. A rule that an editor has no delta for is NaN there.
+        config: Batch size and length of shown answers.
+        advance: Called with 1 for each pass over a rule's questions.
+
+    Returns:
+        EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw answers,
+        one row per question and editor (`COLUMNS`).
+    """
+    editors = list(deltas)
+    shape = (len(editors), len(rules), len(FORMS), len(METRICS), len(MODES), len(PHASES))
+    sums, counts = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    answers: list[dict[str, Any]] = []
+    for r, rule in enumerate(rules):
+        items = items_of(rule)
+        before, said_before = _answer(model, items, config)
+        advance(1)
+        for e, editor in enumerate(editors):
+            delta = deltas[editor].get(rule.id)
+            if delta is None:
+                continue
+            with delta.applied(model):
+                after, said_after = _answer(model, items, config)
+            advance(1)
+            for item in items:
+                q = item.question
+                values = {"pre": _score(item, before[q], before[q]), "post": _score(item, before[q], after[q])}
+                where = e, r, FORMS.index(item.form), METRICS.index(item.metric)
+                for p, phase in enumerate(PHASES):
+                    for mode, value in values[phase].items():
+                        sums[(*where, MODES.index(mode), p)] += value
+                        counts[(*where, MODES.index(mode), p)] += 1
+                answers.append(_row(editor, rule.id, item, said_before[q.prompt], said_after[q.prompt], values))
+    with np.errstate(invalid="ignore"):
+        score = np.where(counts > 0, sums / counts, np.nan)
+    dims = ("editor", "rule", "form", "metric", "mode", "phase")
+    labels = (editors, [rule.id for rule in rules], FORMS, METRICS, MODES, PHASES)
+    scores = xr.Dataset(
+        {"score": (dims, score), "n_items": (dims, counts)},
+        coords={dim: np.array(list(names), dtype=object) for dim, names in zip(dims, labels, strict=True)},
+        attrs={"schema": SCHEMA, "model": model.name, "weight_hash": model.weight_hash},
+    )
+    return scores, answers
+
+
+def _answer(
+    model: LanguageModel, items: Sequence[Item], config: EvaluateConfig
+) -> tuple[dict[Question, Forced], dict[str, str]]:
+    """Teacher-forced results and greedy answers; the same question is run once."""
+    questions = list(dict.fromkeys(item.question for item in items))
+    prompts = list(dict.fromkeys(q.prompt for q in questions))
+    forced = dict(zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True))
+    said = greedy_answers(model, prompts, config.answer_tokens, batch_size=config.batch_size)
+    return forced, dict(zip(prompts, said, strict=True))
+
+
+def _score(item: Item, unedited: Forced, now: Forced) -> dict[str, float]:
+    if item.metric == "locality":
+        same = agreement(unedited, now)
+        return {"token_accuracy": same, "exact": float(same == 1), "kl": divergence(unedited, now)}
+    return {"token_accuracy": now.token_accuracy, "exact": now.exact, "log_prob": now.log_prob}
+
+
+def _row(
+    editor: str, rule: str, item: Item, before: str, after: str, values: dict[str, dict[str, float]]
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "editor": editor, "rule": rule, "form": item.form, "metric": item.metric, "prompt": item.question.prompt,
+        "target_new": item.question.target, "target_true": item.target_true, "before": before, "after": after,
+    }  # fmt: skip
+    for phase, when in zip(PHASES, ("before", "after"), strict=True):
+        row |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in MODES}
+    return row
+
+
+def _first(texts: Sequence[str]) -> str:
+    return texts[0] if texts else ""

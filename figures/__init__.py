@@ -1,0 +1,1 @@
+"""Paper figures from labelled data; knows nothing of models."""

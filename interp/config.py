@@ -1,0 +1,146 @@
+"""Settings of the `interp` steps, checked before any work starts.
+
+A configuration file is YAML with one mapping per section; every setting has a default. Sections of other
+packages are registered beside these by their steps (see `interp.steps`).
+"""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interp.rules import Split
+
+CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
+Component = Literal["resid", "mlp", "attn"]
+RuleRole = Literal[
+    "prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"
+]  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A setting is unknown or out of range; the message names it and what is valid."""
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which model, where, and in which number format."""
+
+    name: str = "smollm2-135m"
+    """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as "meta-llama/Meta-Llama-3-8B"."""
+    device: str = "auto"
+    dtype: str = "float32"
+
+
+class RulesConfig(Section):
+    """Which rules."""
+
+    source: str = "embedded"
+    """"embedded", a rules.json, or a RuleEdit folder or zip."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first rules, this many of each split."""
+    ids: tuple[str, ...] | None = None
+    split: Split | None = None
+
+
+class TraceConfig(Section):
+    """Causal tracing. Source of the defaults: ROME, except where said."""
+
+    splits: tuple[Split, ...] = ("train", "validation")
+    """Splits that are traced, among rules that have a split: layers are not chosen on rules that test edits."""
+    components: tuple[Component, ...] = ("resid", "mlp", "attn")
+    positions: Literal["all"] | tuple[RuleRole, ...] = "all"
+    """"all" tokens from the first corrupted one on, or only those with the given roles."""
+    window: int | None = Field(default=None, ge=1)
+    """Blocks restored together for mlp and attn. Default: ROME's 10 of 48, scaled to the model's depth."""
+    span: CorruptedSpan = "subject+rule"
+    """Which tokens are corrupted. Subject alone (ROME) hardly moves a rule, which its rule words name too."""
+    noise_level: float = Field(default=3.0, gt=0)
+    """Noise in standard deviations of the token embeddings."""
+    samples: int = Field(default=10, ge=2)
+    seed: int = 0
+    answer: Literal["auto", "truth", "greedy"] = "auto"
+    """What is scored: the rule's true answer, the model's own greedy answer, or the former where there is one."""
+    answer_tokens: int = Field(default=8, ge=1)
+    """Length of a greedy answer."""
+    metric: Literal["mean_log_prob", "sum_log_prob", "first_token_prob"] = "mean_log_prob"
+    batch_size: int = Field(default=64, ge=1)
+    """Rows run together; changes memory and speed only."""
+
+
+class ProfileConfig(Section):
+    """Layer profiles: averages over rules with bootstrap intervals."""
+
+    lookup_roles: tuple[RuleRole, ...] = ("subject_last", "rule_word")
+    """Roles averaged into the profile that the selection reads: where editors look a rule up."""
+    bootstrap: int = Field(default=1000, ge=10)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    seed: int = 0
+
+
+class SelectConfig(Section):
+    """Which layers to edit."""
+
+    component: Component = "mlp"
+    """The place that editors write is the MLP."""
+    width: int = Field(default=3, ge=1)
+    """Layers per group of forms (DMLE's example has 3)."""
+    groups: tuple[tuple[Literal["formula", "description", "instance"], ...], ...] = (
+        ("formula", "description"),
+        ("instance",),
+    )
+    bootstrap: int = Field(default=1000, ge=10)
+    seed: int = 0
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping from a file.
+
+    Raises:
+        ConfigError: The file is missing, not YAML, or not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; a mapping of sections is needed")
+    return content or {}
+
+
+def parse_section(name: str, section: type[Section], values: Any) -> Section:
+    """Check one section's values.
+
+    Raises:
+        ConfigError: Naming each wrong key with the nearest valid one, or each wrong value with what is allowed.
+    """
+    if values is not None and not isinstance(values, dict):
+        raise ConfigError(f"section {name!r} holds {values!r}; a mapping of settings is needed")
+    try:
+        return section.model_validate(values or {})
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(name, section, item) for item in error.errors())) from error
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """A hint naming the closest of the known words, or all of them.
+
+    >>> nearest("lyers", ["layers", "seed"])
+    "did you mean 'layers'?"
+    """
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(known)}"
+
+
+def _explain(name: str, section: type[Section], item: Any) -> str:
+    where = ".".join([name, *(str(part) for part in item["loc"])])
+    if item["type"] == "extra_forbidden":
+        return f"unknown setting {where!r}: {nearest(str(item['loc'][-1]), list(section.model_fields))}"
+    return f"{where} = {item['input']!r}: {item['msg']}"

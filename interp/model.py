@@ -1,0 +1,509 @@
+"""Language models: load one, wrap it as a TransformerLens bridge, and check that its hooks mean what we think.
+
+The only module that imports TransformerLens or the Hugging Face loaders. Everything else sees
+`LanguageModel`: token ids in, logits and hook values out, parameters by their Hugging Face names.
+
+Weights stay those of the Hugging Face model (no folding, no centring: TransformerLens's compatibility mode
+is never switched on), attention is the eager one, and the model is in evaluation mode without gradients.
+At load a self-check verifies, with numbers, that the bridge gives the Hugging Face logits, that
+``resid_pre + attn_out + mlp_out = resid_post``, and that ``key @ W_out (+ bias)`` is the MLP output; a model
+that fails is refused, since tracing and editing it would be silently wrong.
+
+Importing this module takes seconds (TransformerLens), so command-line code imports it late.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import logging as transformers_logging
+
+from interp import embedded
+
+EMBEDDED = "smollm2-135m"
+# A relative error above this is a hook that means something else, not rounding.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+TOLERANCE_HALF = 4e-2
+CHECK_TOKENS = 12
+
+Hook = Callable[[Tensor, Any], Tensor | None]
+NamedHook = tuple[str, Hook]
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded or used; the message says what was found and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """Token ids of a text, with the character range of each token (special tokens: empty ranges)."""
+
+    text: str
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class DownProjection:
+    """The second MLP matrix of a block, the place that locate-and-edit methods write.
+
+    `transposed` tells the orientation of `weight`: False for `torch.nn.Linear`, (d_model, d_mlp); True for
+    GPT-2's Conv1D, (d_mlp, d_model). It is read off the module's type, never guessed from the shape.
+    """
+
+    name: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    transposed: bool
+
+    def orient(self, update: Float[Tensor, "d_model d_mlp"]) -> Tensor:
+        """Give an update of shape (d_model, d_mlp) the orientation of the parameter."""
+        return update.T if self.transposed else update
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """Relative errors (largest difference over largest value) of what tracing and editing rely on."""
+
+    logits: float
+    """Bridge against the Hugging Face model before wrapping."""
+    additivity: float
+    """resid_pre + attn_out + mlp_out against resid_post, worst block."""
+    projection: float
+    """key @ W_out (+ bias) against the MLP's raw output, worst block."""
+    prefix_cache: float
+    """Logits with the first half of the tokens cached against all at once; infinite if not supported."""
+    post_norm: bool
+    """Whether the block normalises the MLP output before adding it (Gemma 3)."""
+
+
+class LanguageModel:
+    """A causal language model with named hooks and named parameters.
+
+    Attributes:
+        name: What the user called it.
+        weight_hash: First 16 hex digits of the SHA-256 of all parameters, as loaded.
+        parameters: Hugging Face parameter name → live parameter.
+        check: The self-check's numbers; None if it was skipped.
+    """
+
+    def __init__(self, hf_model: nn.Module, tokenizer: Any, name: str, *, check: bool = True) -> None:
+        """Wrap a Hugging Face model (it is modified in place, as TransformerLens bridges do).
+
+        Raises:
+            ModelError: The weights are quantised, the tokenizer has no offsets, or the self-check fails.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
+            )
+        self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
+        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point()]:
+            raise ModelError(
+                f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, for example in bfloat16"
+            )
+        self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
+        self.weight_hash = _hash(self.parameters)
+        hf_model.eval().requires_grad_(False)
+        ids = self._check_ids()
+        with torch.no_grad():
+            expected = hf_model(ids).logits if check else None
+        architecture = type(hf_model).__name__
+        # from_config leaves this empty, and the bridge looks the architecture up there.
+        hf_model.config.architectures = [architecture]
+        self._names = {id(p): n for n, p in self.parameters.items()}
+        self.bridge: Any = build_bridge_from_module(
+            hf_model, architecture, hf_config=hf_model.config, tokenizer=None
+        )
+        self._hf_model: Any = hf_model
+        self.check: SelfCheck | None = None
+        if expected is not None:
+            self.check = self._self_check(ids, expected)
+
+    # -- sizes ---------------------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.bridge.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.bridge.cfg.d_model)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(iter(self.parameters.values())).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type."""
+        return next(iter(self.parameters.values())).dtype
+
+    @property
+    def has_prefix_cache(self) -> bool:
+        """Whether keys and values of a common prefix can be computed once (verified at load)."""
+        return self.check is not None and self.check.prefix_cache <= self._tolerance
+
+    # -- text ----------------------------------------------------------------------------------------------
+
+    def encode(self, text: str) -> Encoding:
+        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one)."""
+        got = self.tokenizer(text, return_offsets_mapping=True)
+        return Encoding(
+            text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"])
+        )
+
+    def encode_continuation(self, text: str) -> tuple[int, ...]:
+        """Token ids of `` text`` as it continues a prompt: a space before it, no special tokens.
+
+        The ids are cut off an encoding that starts with a letter, so that tokenizers which treat the start
+        of a text specially (SentencePiece) give what they would in the middle of a sentence.
+
+        Raises:
+            ModelError: The tokenizer merges the letter with the space, so that no boundary exists.
+        """
+        anchor = "a"
+        whole = self.tokenizer(f"{anchor} {text.strip()}", add_special_tokens=False)["input_ids"]
+        head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
+        if whole[: len(head)] != head or len(whole) == len(head):
+            raise ModelError(
+                f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}"
+            )
+        return tuple(whole[len(head) :])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids, exactly (no clean-up of spaces), special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def token_texts(self, encoding: Encoding) -> list[str]:
+        """What each token covers in the text; special tokens by their name."""
+        names = self.tokenizer.convert_ids_to_tokens(list(encoding.ids))
+        return [encoding.text[a:b] or str(name) for (a, b), name in zip(encoding.offsets, names, strict=True)]
+
+    # -- runs ----------------------------------------------------------------------------------------------
+
+    def logits(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        *,
+        mask: Int[Tensor, "batch pos"] | None = None,
+        keep: int | Int[Tensor, " kept"] = 0,
+        hooks: Sequence[NamedHook] = (),
+        prefix: DynamicCache | None = None,
+    ) -> Float[Tensor, "batch kept d_vocab"]:
+        """Run the model.
+
+        Args:
+            ids: Token ids; pad on the right and give `mask`.
+            mask: 1 for tokens, 0 for padding.
+            keep: Compute logits of the last `keep` positions only (0: all), or of these positions.
+            hooks: (hook name, function) pairs, called in order with (value, hook); a returned tensor replaces the value.
+            prefix: Keys and values of tokens before `ids` (see `prefix_cache`); the run extends it in place.
+        """
+        options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
+        if prefix is not None:
+            options |= {"past_key_values": prefix, "use_cache": True}
+        return self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), **options)
+
+    def capture(
+        self,
+        ids: Int[Tensor, "batch pos"],
+        names: Sequence[str],
+        *,
+        mask: Int[Tensor, "batch pos"] | None = None,
+    ) -> dict[str, Float[Tensor, "batch pos d"]]:
+        """Values at hooks in one run without gradients and without the unembedding of more than one position."""
+        values: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Any, name: str) -> None:
+            values[name] = value.detach().clone()
+
+        hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+        with torch.no_grad():
+            self.logits(ids, mask=mask, keep=1, hooks=hooks)
+        return values
+
+    def prefix_cache(self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = ()) -> DynamicCache:
+        """Keys and values of `ids`, for runs that continue them."""
+        cache = DynamicCache(config=self.config)
+        self.logits(ids, keep=1, hooks=hooks, prefix=cache)
+        return cache
+
+    def generate(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[int, ...]]:
+        """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token."""
+        return self._generate(prompts, n_tokens, do_sample=False)
+
+    def sample(self, prompt: Sequence[int], n_tokens: int, *, top_k: int, seed: int) -> tuple[int, ...]:
+        """One seeded random continuation; the global random state is left as it was."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return self._generate(
+                [prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0
+            )[0]
+
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int, **options: Any
+    ) -> list[tuple[int, ...]]:
+        pad = (
+            self.tokenizer.pad_token_id
+            if self.tokenizer.pad_token_id is not None
+            else self.tokenizer.eos_token_id or 0
+        )
+        width = max(len(p) for p in prompts)
+        # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
+        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        with torch.no_grad():
+            out = self._hf_model.generate(
+                ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options
+            )
+        eos = self.tokenizer.eos_token_id
+        return [_until(row, eos) for row in out[:, width:].tolist()]
+
+    # -- parts ---------------------------------------------------------------------------------------------
+
+    def hook(self, component: str, layer: int) -> str:
+        """Hook name of what a component adds to the residual stream (`resid`: the stream after the block)."""
+        part = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}[component]
+        return f"blocks.{layer}.{part}"
+
+    def key_hook(self, layer: int) -> str:
+        """Hook name of the input of the down-projection: the keys of locate-and-edit methods."""
+        return f"blocks.{layer}.mlp.hook_post"
+
+    @property
+    def embedding_hook(self) -> str:
+        """Hook name of the token embeddings (before positions are added)."""
+        return "hook_embed"
+
+    def down_projection(self, layer: int) -> DownProjection:
+        """The second MLP matrix of a block.
+
+        Raises:
+            ModelError: The block's MLP has no single dense down-projection (a mixture of experts, say).
+        """
+        try:
+            module = self.bridge.blocks[layer].mlp.out.original_component
+        except AttributeError as error:
+            raise ModelError(
+                f"{self.name}: block {layer} has no dense down-projection to edit ({error})"
+            ) from error
+        name = self._names[id(module.weight)]
+        return DownProjection(
+            name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D"
+        )
+
+    def embedding_std(self) -> float:
+        """Standard deviation of all entries of the token embeddings as the first block's hook sees them.
+
+        The table's own deviation, times the factor by which the model scales embeddings (Gemma: √d_model),
+        measured at the hook.
+        """
+        ids = self._check_ids()
+        table = self._hf_model.get_input_embeddings().weight
+        seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
+        scale = (seen.float().norm() / table[ids].float().norm()).item()
+        return table.float().std().item() * scale
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    def export(self, folder: Path) -> None:
+        """Write the model as it is now (edits applied) as a Hugging Face folder, with its tokenizer."""
+        config = type(self.config)(**self.config.to_dict())
+        # Wrapping renames the modules, which breaks save_pretrained, so a fresh model takes the parameters.
+        clean = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
+        state = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        missing = set(dict(clean.named_parameters())) - set(state)
+        if missing:
+            raise ModelError(f"{self.name}: cannot export, parameters without a value: {sorted(missing)[:3]}")
+        clean.load_state_dict(state, strict=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _quiet():
+            clean.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+    # -- self-check ----------------------------------------------------------------------------------------
+
+    @property
+    def _tolerance(self) -> float:
+        return TOLERANCE.get(self.dtype, TOLERANCE_HALF)
+
+    def _check_ids(self) -> Int[Tensor, "batch pos"]:
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = int(self.config.get_text_config().vocab_size)
+        return torch.randint(vocabulary, (1, CHECK_TOKENS), generator=generator).to(self.device)
+
+    def _self_check(self, ids: Int[Tensor, "batch pos"], expected: Tensor) -> SelfCheck:
+        """Measure what the rest relies on and refuse a model that fails (see `SelfCheck`).
+
+        Raises:
+            ModelError: A relative error is above the tolerance of the model's dtype.
+        """
+        check = SelfCheck(0.0, 0.0, 0.0, self._cache_error(ids), post_norm=False)
+        layers = range(self.n_layers)
+        parts = (
+            "hook_resid_pre",
+            "hook_attn_out",
+            "hook_mlp_out",
+            "hook_resid_post",
+            "mlp.hook_post",
+            "mlp.hook_out",
+        )
+        with torch.no_grad():
+            seen = self.capture(ids, [f"blocks.{layer}.{part}" for layer in layers for part in parts])
+            check = replace(check, logits=_relative(self.logits(ids), expected))
+            for layer in layers:
+                pre, attn, mlp, post, key, raw = (seen[f"blocks.{layer}.{part}"] for part in parts)
+                down = self.down_projection(layer)
+                value = key @ down.orient(down.weight).T if not down.transposed else key @ down.weight
+                value = value if down.bias is None else value + down.bias
+                check = replace(
+                    check,
+                    additivity=max(check.additivity, _relative(pre + attn + mlp, post)),
+                    projection=max(check.projection, _relative(value, raw)),
+                    post_norm=check.post_norm or _relative(raw, mlp) > self._tolerance,
+                )
+        for what in ("logits", "additivity", "projection"):
+            if not (error := getattr(check, what)) <= self._tolerance:
+                raise ModelError(
+                    f"{self.name}: self-check failed, relative error of {what} is {error:.2g}, allowed {self._tolerance:.0e} "
+                    f"in {self.dtype}. TransformerLens's hooks do not mean for this architecture what tracing and editing "
+                    "need; use another model, or report this architecture"
+                )
+        return check
+
+    def _cache_error(self, ids: Int[Tensor, "batch pos"]) -> float:
+        half = ids.shape[1] // 2
+        with torch.no_grad():
+            try:
+                cache = self.prefix_cache(ids[:, :half])
+                second = self.logits(ids[:, half:], prefix=copy.deepcopy(cache))
+            except (TypeError, ValueError, NotImplementedError):
+                return float("inf")
+            return _relative(second, self.logits(ids)[:, half:])
+
+
+def load(
+    name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True
+) -> LanguageModel:
+    """Load the embedded model, a local Hugging Face folder, or a model by its hub name.
+
+    Args:
+        name: "smollm2-135m" (embedded), a folder with config.json, or "organisation/model".
+        device: "auto" takes the accelerator if there is one; else any torch device name.
+        dtype: Name of a torch floating-point type.
+        check: Whether to run the self-check (two short forward passes).
+
+    Raises:
+        ModelError: There is no such model, or it fails the self-check.
+    """
+    torch_dtype = getattr(torch, dtype, None)
+    if not isinstance(torch_dtype, torch.dtype) or not torch_dtype.is_floating_point:
+        raise ModelError(
+            f"dtype {dtype!r} is not a torch floating-point type; use float32, bfloat16, float16 or float64"
+        )
+    place = find(name)
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            hf_model = AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch_dtype, attn_implementation="eager"
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"cannot load model {name!r}: {error}") from error
+    return LanguageModel(hf_model.to(_device(device)), tokenizer, name, check=check)
+
+
+def find(name: str) -> str:
+    """Where a model is, checked before any long work: a folder, or a hub name whose configuration was found.
+
+    Raises:
+        ModelError: It is neither embedded, nor a model folder, nor on the hub (or its cache).
+    """
+    if name == EMBEDDED:
+        return str(embedded.converted_model(convert_gguf))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder} has no config.json; a model folder as Hugging Face saves it is needed"
+            )
+        return str(folder)
+    try:
+        with _quiet():
+            AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"no model {name!r}: it is not the embedded {EMBEDDED!r}, not a folder here, and the Hugging Face hub "
+            f"gave: {reason}. Check the spelling, or give a local folder"
+        ) from error
+    return name
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer (about 20 s for 135M parameters)."""
+    with _quiet():
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # save_pretrained refuses a model that remembers it was quantised.
+        settings = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
+        plain = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float32)
+        plain.load_state_dict(quantised.state_dict())
+        plain.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.get_default_device()
+
+
+def _hash(parameters: dict[str, nn.Parameter]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(parameters):
+        value = parameters[name].detach()
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _relative(got: Tensor, expected: Tensor) -> float:
+    got, expected = got.float(), expected.float()
+    return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+
+
+def _until(ids: list[int], end: int | None) -> tuple[int, ...]:
+    return tuple(ids[: ids.index(end)] if end in ids else ids)
+
+
+class _quiet:
+    """Hush the loaders' progress bars and notices; what matters is raised."""
+
+    def __enter__(self) -> None:
+        self.level, self.bar = (
+            transformers_logging.get_verbosity(),
+            transformers_logging.is_progress_bar_enabled(),
+        )
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *exception: object) -> None:
+        transformers_logging.set_verbosity(self.level)
+        if self.bar:
+            transformers_logging.enable_progress_bar()

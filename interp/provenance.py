@@ -1,0 +1,39 @@
+"""What produced a number: library versions and the source's git commit."""
+
+import hashlib
+import json
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("dmle", "torch", "transformer-lens", "transformers", "numpy", "xarray")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on, and the git commit of the source ("" outside a checkout)."""
+    found = {f"version_{name.replace('-', '_')}": metadata.version(name) for name in LIBRARIES}
+    return {**found, "git_commit": _git_commit()}
+
+
+def fingerprint(**values: Any) -> str:
+    """Sixteen hex digits that change when any of the values does (canonical JSON, SHA-256).
+
+    >>> fingerprint(a=1, b=2) == fingerprint(b=2, a=1) != fingerprint(a=1, b=3)
+    True
+    """
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _git_commit() -> str:
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return ""
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

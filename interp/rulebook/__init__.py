@@ -1,0 +1,1 @@
+"""The embedded rules, as data (`rules.json`)."""

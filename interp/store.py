@@ -1,0 +1,71 @@
+"""A run folder: what was computed, with which configuration.
+
+``run.yaml`` (settings, versions) · ``rules.json`` · ``traces/`` · ``effects.nc`` · ``profile.nc`` ·
+``selection.json`` · ``covariance/`` · ``deltas/<editor>/`` · ``scores.nc`` · ``answers.csv`` · ``figures/`` ·
+``tables/``. Each step reads what earlier steps left and says which command makes a missing file.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class RunError(ValueError):
+    """A run folder cannot be used, or lacks what a step needs."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside one run."""
+
+    path: Path
+
+    def create(self) -> None:
+        """Make the folder and see that it can be written.
+
+        Raises:
+            RunError: It cannot.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunError(f"cannot write to the run folder {self.path}: {error.strerror or error}; give another with --run") from error
+
+    def need(self, name: str, command: str) -> Path:
+        """Path of a file that an earlier step writes.
+
+        Raises:
+            RunError: It is not there; names the command that makes it.
+        """
+        path = self.path / name
+        if not path.exists():
+            raise RunError(f"{path} is missing; run `dmle {command} --run {self.path}` first")
+        return path
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the run so far, by section; empty for a new run."""
+        path = self.path / "run.yaml"
+        if not path.is_file():
+            return {}
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return content.get("settings", {})
+
+    def write_settings(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
+        """Record the settings in force and what ran them."""
+        content = yaml.safe_dump({"settings": settings, "provenance": provenance}, sort_keys=False, allow_unicode=True)
+        write_text(self.path / "run.yaml", content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically (UTF-8)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
