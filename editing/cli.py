@@ -67,9 +67,7 @@ def _edit(context: Context) -> str:
     contexts = sample_contexts(model, config.contexts, config.context_tokens, config.seed)
     statistics = context.settings(CovarianceConfig)
     with tqdm(total=statistics.tokens, desc="covariance", unit="token") as bar:
-        covariances = covariance.measure(
-            model, needed, statistics, context.run.path / "covariance", advance=bar.update
-        )
+        covariances = covariance.measure(model, needed, statistics, context.run.path / "covariance", advance=bar.update)
     lines = []
     with tqdm(total=len(rules) * len(config.editors), desc="edit", unit="edit") as bar:
         for rule in rules:
@@ -77,9 +75,13 @@ def _edit(context: Context) -> str:
                 plan = selection.model_dump(include={"groups"}) if editor == "dmle" else list(block)
                 settings = config.model_dump(exclude={"editors", "layers", "memit_layers", "splits", "limit"})
                 key = fingerprint(
-                    weights=model.weight_hash, plan=plan, settings=settings, requests=requests[rule.id],
-                    contexts=contexts, covariance=covariances.about,
-                )  # fmt: skip
+                    weights=model.weight_hash,
+                    plan=plan,
+                    settings=settings,
+                    requests=requests[rule.id],
+                    contexts=contexts,
+                    covariance=covariances.about,
+                )
                 path = delta_path(context, editor, rule)
                 if not _is_done(path, key):
                     if editor == "dmle":
@@ -107,15 +109,11 @@ def _evaluate(context: Context) -> str:
     context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
     deltas = {
-        editor: {
-            rule.id: EditDelta.load(context.run.need(str(_relative(editor, rule)), "edit")) for rule in rules
-        }
+        editor: {rule.id: EditDelta.load(context.run.need(str(_relative(editor, rule)), "edit")) for rule in rules}
         for editor in config.editors
-    }  # fmt: skip
+    }
     with tqdm(total=len(rules) * (1 + len(deltas)), desc="evaluate", unit="pass") as bar:
-        scores, answers = evaluate(
-            context.model, rules, deltas, context.settings(EvaluateConfig), advance=bar.update
-        )
+        scores, answers = evaluate(context.model, rules, deltas, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")
     table = pd.DataFrame(answers, columns=list(COLUMNS))
     write_text(context.run.path / "answers.csv", table.to_csv(index=False))
@@ -133,7 +131,10 @@ def score_text(scores: "xr.Dataset") -> str:
     """One line for each rule and metric: before → after for every editor, mean over the forms."""
     editors = [str(name) for name in scores["editor"].values]
     lines = [f"{'rule':28}{'metric, mode':46}" + "".join(f"{name:>16}" for name in editors)]
-    shown = [("token_accuracy", m) for m in scores["metric"].values] + [("exact", "reliability"), ("kl", "locality")]
+    shown = [("token_accuracy", m) for m in scores["metric"].values] + [
+        ("exact", "reliability"),
+        ("kl", "locality"),
+    ]
     for rule in scores["rule"].values:
         for mode, metric in shown:
             values = scores["score"].sel(rule=rule, metric=metric, mode=mode).mean("form", skipna=True)
@@ -207,5 +208,12 @@ def _check_edit(context: Context) -> None:
         requests_of(rule, config.lookup)
 
 
-EDIT = Step("edit", _edit, edit, {"covariance": CovarianceConfig, "edit": EditConfig}, needs_model=True, check=_check_edit)
+EDIT = Step(
+    "edit",
+    _edit,
+    edit,
+    {"covariance": CovarianceConfig, "edit": EditConfig},
+    needs_model=True,
+    check=_check_edit,
+)
 EVALUATE = Step("evaluate", _evaluate, evaluate, {"evaluate": EvaluateConfig}, needs_model=True, check=_check_edit)

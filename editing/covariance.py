@@ -57,9 +57,13 @@ def measure(
     """
     source, texts = paragraphs(config.corpus)
     about = {
-        "weights": model.weight_hash, "dtype": str(model.dtype), "corpus": source.name, "corpus_sha256": source.sha256,
-        "tokens": config.tokens, "max_length": config.max_length,
-    }  # fmt: skip
+        "weights": model.weight_hash,
+        "dtype": str(model.dtype),
+        "corpus": source.name,
+        "corpus_sha256": source.sha256,
+        "tokens": config.tokens,
+        "max_length": config.max_length,
+    }
     key = fingerprint(**about)
     paths = {layer: folder / key / f"layer_{layer}.safetensors" for layer in layers}
     missing = [layer for layer, path in paths.items() if not path.is_file()]
@@ -103,9 +107,7 @@ def second_moments(
     return {layer: total / count for layer, total in sums.items()}, count
 
 
-def _batches(
-    model: LanguageModel, texts: Sequence[str], config: CovarianceConfig
-) -> Iterator[list[tuple[int, ...]]]:
+def _batches(model: LanguageModel, texts: Sequence[str], config: CovarianceConfig) -> Iterator[list[tuple[int, ...]]]:
     """Token rows of at most `max_length`, exactly `tokens` tokens in all if the corpus has them."""
     left = config.tokens
     batch: list[tuple[int, ...]] = []

@@ -1,11 +1,11 @@
 """An edit as a value: which parameters change and by how much, apart from the model.
 
-    delta = editor(model, requests, …)      # the model is as it was
-    with delta.applied(model):              # edited inside
-        ...
-    handle = delta.apply(model)             # or by hand
-    handle.revert()                         # every weight bit for bit as before
-    delta.save(path); EditDelta.load(path)
+delta = editor(model, requests, …)      # the model is as it was
+with delta.applied(model):              # edited inside
+    ...
+handle = delta.apply(model)             # or by hand
+handle.revert()                         # every weight bit for bit as before
+delta.save(path); EditDelta.load(path)
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -110,15 +110,18 @@ class EditDelta:
             tensors[f"{name}.left"] = update.left.contiguous().cpu()
             tensors[f"{name}.right"] = update.right.contiguous().cpu()
         header = {
-            "schema": SCHEMA, "model_hash": self.model_hash, "layers": dict(self.layers), "about": dict(self.about),
-        }  # fmt: skip
+            "schema": SCHEMA,
+            "model_hash": self.model_hash,
+            "layers": dict(self.layers),
+            "about": dict(self.about),
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.partial")
         save_file(tensors, partial, metadata={"dmle": json.dumps(header, ensure_ascii=False)})
         partial.replace(path)
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "EditDelta":
         """Read a delta written by `save`.
 
         Raises:
@@ -150,9 +153,11 @@ def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
         layers |= delta.layers
         for name, new in delta.updates.items():
             old = updates.get(name)
-            updates[name] = new if old is None else LowRank(
-                torch.cat([old.left, new.left], 1), torch.cat([old.right, new.right], 1)
-            )  # fmt: skip
+            updates[name] = (
+                new
+                if old is None
+                else LowRank(torch.cat([old.left, new.left], 1), torch.cat([old.right, new.right], 1))
+            )
     return EditDelta(updates, layers, deltas[0].model_hash, about)
 
 

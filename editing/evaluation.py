@@ -31,15 +31,28 @@ from interp.rules import FORMS, Rule, RuleForm
 
 SCHEMA = "dmle.scores/1"
 METRICS = (
-    "reliability", "generality", "instance_portability", "rule_understanding_verbatim",
-    "rule_understanding_paraphrase", "locality", "locality_correctness",
-)  # fmt: skip
+    "reliability",
+    "generality",
+    "instance_portability",
+    "rule_understanding_verbatim",
+    "rule_understanding_paraphrase",
+    "locality",
+    "locality_correctness",
+)
 MODES = ("token_accuracy", "exact", "log_prob", "kl")
 PHASES = ("pre", "post")
 COLUMNS = (
-    "editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after",
+    "editor",
+    "rule",
+    "form",
+    "metric",
+    "prompt",
+    "target_new",
+    "target_true",
+    "before",
+    "after",
     *(f"{mode}_{when}" for mode in MODES for when in ("before", "after")),
-)  # fmt: skip
+)
 """Columns of the table of raw answers."""
 
 
@@ -115,7 +128,10 @@ def evaluate(
             advance(1)
             for item in items:
                 q = item.question
-                values = {"pre": _score(item, before[q], before[q]), "post": _score(item, before[q], after[q])}
+                values = {
+                    "pre": _score(item, before[q], before[q]),
+                    "post": _score(item, before[q], after[q]),
+                }
                 where = e, r, FORMS.index(item.form), METRICS.index(item.metric)
                 for p, phase in enumerate(PHASES):
                     for mode, value in values[phase].items():
@@ -156,9 +172,16 @@ def _row(
     editor: str, rule: str, item: Item, before: str, after: str, values: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "editor": editor, "rule": rule, "form": item.form, "metric": item.metric, "prompt": item.question.prompt,
-        "target_new": item.question.target, "target_true": item.target_true, "before": before, "after": after,
-    }  # fmt: skip
+        "editor": editor,
+        "rule": rule,
+        "form": item.form,
+        "metric": item.metric,
+        "prompt": item.question.prompt,
+        "target_new": item.question.target,
+        "target_true": item.target_true,
+        "before": before,
+        "after": after,
+    }
     for phase, when in zip(PHASES, ("before", "after"), strict=True):
         row |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in MODES}
     return row

@@ -53,7 +53,10 @@ def edit(
             an update does not move the residual stream by itself.
     """
     if covariances.model_hash != model.weight_hash:
-        raise DeltaError(f"the covariances are of weights {covariances.model_hash}, the model has {model.weight_hash}; measure them again")
+        raise DeltaError(
+            f"the covariances are of weights {covariances.model_hash}, the model has {model.weight_hash}; "
+            "measure them again"
+        )
     if model.check is not None and model.check.post_norm:
         raise DeltaError(
             f"{model.name} normalises the MLP output before adding it to the stream, so MEMIT's spreading of the "

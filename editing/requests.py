@@ -30,9 +30,8 @@ def requests_of(rule: Rule, lookup: str) -> list[EditRequest]:
         ValueError: A prompt has no place for the lookup.
     """
     requests = [
-        EditRequest(rule.id, form, p.prompt, p.subject, rule.rule_words, p.target_new)
-        for form, p in rule.forms.items()
-    ]  # fmt: skip
+        EditRequest(rule.id, form, p.prompt, p.subject, rule.rule_words, p.target_new) for form, p in rule.forms.items()
+    ]
     for request in requests:
         request.lookup_span(lookup)
     return requests

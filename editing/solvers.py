@@ -39,7 +39,10 @@ def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_i
 
 
 def ridge(
-    residual: Float[Tensor, "d_out n"], keys: Float[Tensor, "d_in n"], factor: Float[Tensor, "d_in d_in"], weight: float
+    residual: Float[Tensor, "d_out n"],
+    keys: Float[Tensor, "d_in n"],
+    factor: Float[Tensor, "d_in d_in"],
+    weight: float,
 ) -> LowRank:
     """Least change, weighted by the covariance, that moves the outputs of the keys by the residual.
 

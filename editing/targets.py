@@ -63,7 +63,11 @@ class _Batch:
 
 
 def find_targets(
-    model: LanguageModel, requests: Sequence[EditRequest], layer: int, contexts: Sequence[str], config: EditConfig
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    config: EditConfig,
 ) -> Targets:
     """Search the target of every request at the output of a block (see the module).
 

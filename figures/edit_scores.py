@@ -89,7 +89,7 @@ def draw_edit_scores(
             one = rules.sel(editor=editor, metric=metric)
             _draw_dot(ax, one, height + offset, colours[editor], resamples, floor=metric not in WITHOUT_FLOOR)
     _name_axes(ax, metrics, mode)
-    _name_editors(ax, editors, colours)
+    _name_editors(ax, editors, colours, floor=any(metric not in WITHOUT_FLOOR for metric in metrics))
     style.caption(ax, _counts(rules, metrics))
     return ax
 
@@ -145,9 +145,7 @@ def before_after_table(answers: pd.DataFrame, *, rows: int | None = None) -> str
     shown = answers[list(heads)].head(len(answers) if rows is None else rows)
     body = [[escape_markdown(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
     table = _markdown(list(heads.values()), body)
-    return (
-        table if len(shown) == len(answers) else f"{table}\n{len(shown)} of {len(answers)} answers shown.\n"
-    )
+    return table if len(shown) == len(answers) else f"{table}\n{len(shown)} of {len(answers)} answers shown.\n"
 
 
 def score_table(scores: xr.Dataset, mode: str = "token_accuracy", *, each_rule: bool = True) -> Table:
@@ -188,9 +186,7 @@ def escape_latex(text: str) -> str:
     return "".join(special.get(c, c) for c in text)
 
 
-def _draw_dot(
-    ax: Axes, one: xr.DataArray, height: float, colour: Any, resamples: np.ndarray, *, floor: bool
-) -> None:
+def _draw_dot(ax: Axes, one: xr.DataArray, height: float, colour: Any, resamples: np.ndarray, *, floor: bool) -> None:
     """Hollow floor, full score and interval of one editor and metric; nothing where there are no items."""
     after = one.sel(phase="post").values
     if not np.isfinite(after).any():
@@ -231,6 +227,8 @@ def _name_axes(ax: Axes, metrics: list[str], mode: str) -> None:
         ax.axhline(border, color="0.9", linewidth=0.6, zorder=0)
     if mode in SHARES:
         ax.set_xlim(-0.03, 1.03)
+    elif mode == "kl":
+        ax.set_xlim(left=0)
     ax.set_xlabel(MODE_NAMES.get(mode, mode))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92", linewidth=0.5)
@@ -238,15 +236,13 @@ def _name_axes(ax: Axes, metrics: list[str], mode: str) -> None:
     sns.despine(ax=ax, left=True)
 
 
-def _name_editors(ax: Axes, editors: list[str], colours: dict[str, Any]) -> None:
+def _name_editors(ax: Axes, editors: list[str], colours: dict[str, Any], *, floor: bool) -> None:
     """Legend of editors, then of the two markers."""
-    handles = [
-        Line2D([], [], marker="o", linestyle="none", color=colours[e], label=style.visible(e))
-        for e in editors
-    ]
+    handles = [Line2D([], [], marker="o", linestyle="none", color=colours[e], label=style.visible(e)) for e in editors]
+    marks = (("white", "before the edit"), ("0.3", "after the edit")) if floor else ()
     handles += [
         Line2D([], [], marker="o", linestyle="none", color="0.3", markerfacecolor=face, label=label)
-        for face, label in (("white", "before the edit"), ("0.3", "after the edit"))
+        for face, label in marks
     ]
     legend = ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0)
     for text in legend.get_texts():
@@ -298,11 +294,7 @@ def _cell(value: xr.DataArray, metric: str) -> str:
     before, after = (float(value.sel(phase=phase)) for phase in ("pre", "post"))
     if not np.isfinite(after):
         return MISSING
-    return (
-        f"{after:.2f}"
-        if metric in WITHOUT_FLOOR or not np.isfinite(before)
-        else f"{before:.2f} → {after:.2f}"
-    )
+    return f"{after:.2f}" if metric in WITHOUT_FLOOR or not np.isfinite(before) else f"{before:.2f} → {after:.2f}"
 
 
 def _markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -22,6 +22,10 @@ from interp.effects import COMPONENTS, indirect_effect, select_map, total_effect
 
 ROW_HEIGHT = 0.125
 """Height of a token's row, inches."""
+LEAST_HEIGHT = 1.3
+"""Least height of all rows of a figure together, inches: fewer tokens get higher rows."""
+FEW_ROWS = 12
+"""Maps with fewer rows have their colour bar below, where its label has room."""
 
 
 def draw_effect_map(
@@ -50,7 +54,7 @@ def draw_effect_map(
         known = effects["component"].values.tolist()
         raise ValueError(f"no token of {component!r} was traced; trace it, or choose another of {known}")
     if ax is None:
-        ax = style.new_axes(style.SINGLE_COLUMN, 1.35 + ROW_HEIGHT * int(rows.sum()))
+        ax = style.new_axes(style.SINGLE_COLUMN, 1.35 + max(ROW_HEIGHT * int(rows.sum()), LEAST_HEIGHT))
     limit = colour_limit(effect) if limit is None else limit
     _draw_cells(ax, effect, rows, limit)
     _label_tokens(ax, effects, rows)
@@ -58,7 +62,8 @@ def draw_effect_map(
     ax.set_title(title, loc="left", parse_math=False, color=_verdict_colour(effects))
     style.caption(ax, effect_caption(effects, rows))
     if colour_bar:
-        bar = ax.figure.colorbar(ax.collections[0], ax=ax, pad=0.02, aspect=25)
+        location, aspect = ("bottom", 35) if rows.sum() < FEW_ROWS else ("right", 25)
+        bar = ax.figure.colorbar(ax.collections[0], ax=ax, pad=0.02, location=location, aspect=aspect)
         _label_bar(bar, effect)
     return ax
 
@@ -79,7 +84,7 @@ def effect_panel(effects: xr.Dataset, rule: str) -> Figure:
     components = [c for c in COMPONENTS if c in effects["component"].values]
     limit = max(colour_limit(indirect_effect(one)) for one in maps.values())
     counts = [int(rows.sum()) for rows in traced.values()]
-    height = 0.75 + sum(0.72 + ROW_HEIGHT * n for n in counts)
+    height = 0.75 + 0.72 * len(maps) + max(ROW_HEIGHT * sum(counts), LEAST_HEIGHT)
     fig = Figure(figsize=(style.DOUBLE_COLUMN, height), layout="constrained")
     axes = fig.subplots(len(maps), len(components), squeeze=False, height_ratios=counts)
     for row, (form, one) in zip(axes, maps.items(), strict=True):
@@ -105,6 +110,15 @@ def traced_positions(effect: xr.DataArray) -> np.ndarray:
     return effect.notnull().any([d for d in effect.dims if d != "pos"]).values
 
 
+def gaps(rows: np.ndarray) -> np.ndarray:
+    """Row borders at which tokens between two shown rows are left out.
+
+    >>> gaps(np.array([False, True, False, True, True]))
+    array([1])
+    """
+    return np.flatnonzero(np.diff(np.flatnonzero(rows)) > 1) + 1
+
+
 def colour_limit(effect: xr.DataArray) -> float:
     """Largest absolute effect; 1 where there is none, so that the scale has a length."""
     values = np.abs(effect.values[np.isfinite(effect.values)])
@@ -120,8 +134,8 @@ def effect_caption(effects: xr.Dataset, rows: np.ndarray) -> str:
     return "; ".join(
         (
             f"total effect {value:.2f}{spread} {style.unit_name(effects.attrs['unit'])}",
-            f"{samples} corrupted sample{'s' if samples != 1 else ''}",
-            f"{int(rows.sum())} of {rows.size} tokens traced",
+            f"{samples} sample{'s' if samples != 1 else ''}",
+            f"{int(rows.sum())} of {rows.size} tokens traced{' (dashes: gaps)' if gaps(rows).size else ''}",
             "*\u00a0=\u00a0corrupted",
         )
     )
@@ -132,7 +146,7 @@ def _row_heading(ax: Axes, text: str, colour: str) -> None:
     title = float(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points())
     note = ax.annotate(
         text, xy=(0, 1), xycoords="axes fraction", xytext=(0, 6 + 1.3 * title), textcoords="offset points",
-        va="bottom", fontsize=title, color=colour, parse_math=False, gid="heading",
+        va="bottom", fontsize=0.92 * title, color=colour, parse_math=False, gid="heading",
     )  # fmt: skip
     note.set_in_layout(False)
 
@@ -150,8 +164,7 @@ def _draw_cells(ax: Axes, effect: xr.DataArray, rows: np.ndarray, limit: float) 
     shown = np.arange(0, len(layers), every)
     ax.set_xticks(shown + 0.5, [str(layers[i]) for i in shown], rotation=0)
     ax.set_xlabel("layer")
-    jumps = np.flatnonzero(np.diff(np.flatnonzero(rows)) > 1) + 1
-    ax.hlines(jumps, 0, len(layers), colors="0.3", linestyles=(0, (4, 3)), linewidth=0.5)
+    ax.hlines(gaps(rows), 0, len(layers), colors="0.3", linestyles=(0, (4, 3)), linewidth=0.5)
     for spine in ax.spines.values():
         spine.set_visible(True)
 

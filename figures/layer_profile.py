@@ -50,9 +50,7 @@ def draw_layer_profile(
     colours = style.form_colours(str(f) for f in profile["form"].values)
     ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
     for form in forms:
-        _draw_form(
-            ax, part.sel(form=form), colours[form], style.FORM_STYLES.get(form, "-"), _label(part, form)
-        )
+        _draw_form(ax, part.sel(form=form), colours[form], style.FORM_STYLES.get(form, "-"), _label(part, form))
     style.layer_axis(ax, (int(layer) for layer in part["layer"].values))
     ax.set_ylabel(f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})")
     ax.set_title(f"{_component(profile, component)}, {style.ROLE_NAMES.get(role, role)}", loc="left")
@@ -77,21 +75,21 @@ def profile_panel(profile: xr.Dataset) -> Figure:
         raise ValueError(
             "the profile has no traceable rule; trace rules that the model answers, then run `dmle profile`"
         )
-    fig = Figure(figsize=(style.DOUBLE_COLUMN, 0.95 + 1.25 * len(components)), layout="constrained")
+    fig = Figure(figsize=(style.DOUBLE_COLUMN, 1.0 + 1.3 * len(components)), layout="constrained")
     axes = fig.subplots(len(components), len(roles), squeeze=False, sharex=True, sharey="row")
     for row, component in zip(axes, components, strict=True):
         for ax, role in zip(row, roles, strict=True):
             _draw_cell(ax, profile, component, role)
         row[0].set_ylabel(_component(profile, component).replace(" (", "\n("))
     for ax, role in zip(axes[0], roles, strict=True):
-        ax.set_title(_two_lines(style.ROLE_NAMES.get(role, role)))
+        heading = _two_lines(style.ROLE_NAMES.get(role, role))
+        ax.set_title(f"{heading}\n{ax.get_title()}", fontsize=7, color="black")
     for ax in axes[-1]:
         ax.set_xlabel("layer")
     forms = [str(form) for form in profile["form"].values]
     colours = style.form_colours(forms)
     lines = [
-        Line2D([], [], color=colours[f], linestyle=style.FORM_STYLES.get(f, "-"), label=style.visible(f))
-        for f in forms
+        Line2D([], [], color=colours[f], linestyle=style.FORM_STYLES.get(f, "-"), label=style.visible(f)) for f in forms
     ]
     fig.legend(handles=lines, loc="outside upper left", ncols=len(forms))
     fig.supylabel(f"average indirect effect ({style.unit_name(profile.attrs['unit'])})", fontsize=7)
@@ -160,9 +158,7 @@ def band_note(profile: xr.Dataset) -> str:
     """What the bands are, and how many prompts were left out, in words."""
     share = f"{100 * float(profile.attrs.get('confidence', 0.95)):.0f} %"
     known = bool(profile["lower"].notnull().any())
-    note = (
-        f"Bands: {share} bootstrap interval over rules." if known else "One rule, so no interval over rules."
-    )
+    note = f"Bands: {share} bootstrap interval over rules." if known else "One rule, so no interval over rules."
     if "n_untraceable" not in profile.attrs:
         return note
     left_out, traced = int(profile.attrs["n_untraceable"]), int(profile.attrs["n_prompts"])
@@ -179,15 +175,17 @@ def _draw_cell(ax: Axes, profile: xr.Dataset, component: str, role: str) -> None
     part = select(profile, component, role)
     if _forms_with_data(part):
         draw_layer_profile(profile, component, role, peaks=False, legend=False, ax=ax)
-    counts = "/".join(str(int(n)) for n in part["n"].values)
-    ax.text(
-        0.97, 0.96, f"n = {counts}", transform=ax.transAxes, ha="right", va="top", fontsize=5.5, color="0.35"
-    )
     ax.set_title("", loc="left")
+    ax.set_title(_counts(part), fontsize=5.5, color="0.35", pad=2)
     ax.set_xlabel("")
     ax.set_ylabel("")
     ax.locator_params(axis="x", nbins=3)
     sns.despine(ax=ax)
+
+
+def _counts(part: xr.Dataset) -> str:
+    """Numbers of rules, one per form."""
+    return f"n = {'/'.join(str(int(n)) for n in part['n'].values)}"
 
 
 def _forms_with_data(part: xr.Dataset) -> list[str]:

@@ -22,9 +22,7 @@ TITLE_CHARACTERS = 44
 """Longest line of a title in a panel of half the page."""
 
 
-def draw_layer_selection(
-    profile: xr.Dataset, selection: LayerSelection, group: str, *, ax: Axes | None = None
-) -> Axes:
+def draw_layer_selection(profile: xr.Dataset, selection: LayerSelection, group: str, *, ax: Axes | None = None) -> Axes:
     """Draw the profile of one group's forms with the group's chosen layers shaded.
 
     Forms that were not traced have no line; a group without any line is marked as such.
@@ -53,9 +51,7 @@ def draw_layer_selection(
             first - 0.5, last + 0.5, facecolor="0.8" if chosen.supported else "none", edgecolor=colour,
             hatch=None if chosen.supported else "////", alpha=0.6, linewidth=0, zorder=0, gid="chosen",
         )  # fmt: skip
-    ax.set_title(
-        _title(chosen) + _without_data(profile, selection, chosen), loc="left", color=colour, parse_math=False
-    )
+    ax.set_title(_title(chosen) + _without_data(profile, selection, chosen), loc="left", color=colour, parse_math=False)
     return ax
 
 
@@ -108,7 +104,7 @@ def _title(group: LayerGroup) -> str:
     else:
         rules = f"{group.n_rules} rule{'s' if group.n_rules != 1 else ''}"
         lines.append(f"score {_number(group.score)}{_interval(group)} (n = {rules})")
-    if group.stability is not None:
+    if group.stability is not None and group.n_rules > 1:
         lines.append(f"same layers in {100 * group.stability:.0f} % of resamples")
     if not group.supported:
         lines.append(f"{UNSUPPORTED}:\n{textwrap.fill(_objection(group), TITLE_CHARACTERS)}")
@@ -127,7 +123,7 @@ def _without_data(profile: xr.Dataset, selection: LayerSelection, group: LayerGr
 
 
 def _interval(group: LayerGroup) -> str:
-    if group.lower is None or group.upper is None:
+    if group.lower is None or group.upper is None or group.n_rules < 2:  # one rule resamples to itself
         return ""
     return f" [{_number(group.lower)}, {_number(group.upper)}]"
 

@@ -2,7 +2,7 @@
 
 Reads ``effects.nc``, ``profile.nc``, ``selection.json``, ``scores.nc`` and ``answers.csv`` where they
 exist and writes ``figures/*.pdf``, ``figures/*.png``, ``tables/*.md`` and ``tables/*.tex`` beside them.
-No model is loaded, so this runs anywhere in seconds.
+No model is loaded, so this runs anywhere, in a few seconds per figure.
 """
 
 import logging
@@ -50,9 +50,7 @@ def draw_all(run: Path, *, max_rules: int | None = None) -> list[Path]:
     present = [name for name in INPUTS if (run / name).is_file()]
     if not present:
         steps = ", ".join(dict.fromkeys(f"`{command}`" for command in INPUTS.values()))
-        raise ValueError(
-            f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)"
-        )
+        raise ValueError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
     for name in INPUTS.keys() - set(present):
         log.info("no %s in %s: its figures are left out; `%s` writes it", name, run, INPUTS[name])
     written: list[Path] = []
@@ -92,9 +90,7 @@ def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tupl
     for rule in rules[:max_rules]:
         yield f"effect-panel-{slug(rule)}", effect_map.effect_panel(effects, rule)
     rule = example_rule(effects)
-    for form in (
-        str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0
-    ):
+    for form in (str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0):
         one = effects_schema.select_map(effects, rule, form)
         ax = effect_map.draw_effect_map(one, _main_component(effects))
         reason = "largest median total effect over forms" if len(rules) > 1 else "the only one traced"

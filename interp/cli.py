@@ -18,9 +18,9 @@ from tqdm import tqdm
 from interp.config import ConfigError, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
 from interp.provenance import versions
-from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
 from interp.rules import Rule, dump_rules
-from interp.store import RunFolder, write_text
+from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
+from interp.store import RunFolder
 
 DEFAULT_RUN = Path("runs/default")
 FAILED, STOPPED = 2, 130
@@ -38,7 +38,8 @@ class Common:
     limit: Annotated[int | None, Parameter(help="Use only the first rules, this many of each split.")] = None
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[
-        tuple[str, ...], Parameter(help="Any setting: --set section.key=value (YAML value); repeat.", negative=())
+        tuple[str, ...],
+        Parameter(help="Any setting: --set section.key=value (YAML value); repeat.", negative=()),
     ] = ()
     overwrite: Annotated[bool, Parameter(help="Replace results of other settings.", negative=())] = False
 
@@ -104,7 +105,7 @@ def _trace(context: Context) -> str:
 
     config = context.settings(TraceConfig)
     rules, folder = traced_rules(context), context.run.path / "traces"
-    with tqdm(total=len(list(tracing.prompts(rules))), desc="trace", unit="prompt") as bar:
+    with tqdm(total=len(tracing.prompts(rules)), desc="trace", unit="prompt") as bar:
         skipped = tracing.trace_rules(
             context.model, rules, config, folder, overwrite=context.overwrite, advance=bar.update
         )
@@ -136,7 +137,9 @@ def _profile(context: Context) -> str:
     result = layer_profile(maps, context.settings(ProfileConfig))
     path = context.run.path / "profile.nc"
     effects.save(result, path)
-    te = ", ".join(f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True))
+    te = ", ".join(
+        f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True)
+    )
     return (
         f"mean total effect ({result.attrs['unit']}): {te}; {result.attrs['n_untraceable']} of "
         f"{result.attrs['n_prompts']} prompts left out as not traceable\nlayer profile: {path}"

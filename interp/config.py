@@ -15,9 +15,7 @@ from interp.rules import Split
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
 Component = Literal["resid", "mlp", "attn"]
-RuleRole = Literal[
-    "prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"
-]  # fmt: skip
+RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
 
 
 class ConfigError(ValueError):

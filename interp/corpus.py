@@ -184,7 +184,5 @@ def _user_lines(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise ValueError(f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8.") from error
     if not texts:
-        raise ValueError(
-            f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a line."
-        )
+        raise ValueError(f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a line.")
     return texts

@@ -25,7 +25,8 @@ def corrupted_positions(roles: Sequence[str], span: CorruptedSpan) -> list[int]:
     positions = [i for i, role in enumerate(roles) if role in SPAN_ROLES[span]]
     if not positions:
         raise ValueError(
-            f"no token to corrupt: span {span!r} needs a role of {SPAN_ROLES[span]}, the prompt has {sorted(set(roles))}"
+            f"no token to corrupt: span {span!r} needs a role of {SPAN_ROLES[span]}, "
+            f"the prompt has {sorted(set(roles))}"
         )
     return positions
 

@@ -29,8 +29,15 @@ import xarray as xr
 
 COMPONENTS = ("resid", "mlp", "attn")
 ROLES = (
-    "prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last",
-)  # fmt: skip
+    "prefix",
+    "subject_first",
+    "subject_middle",
+    "subject_last",
+    "rule_word",
+    "number",
+    "after",
+    "last",
+)
 SCHEMA = "dmle.effects/1"
 TRACEABLE_STANDARD_ERRORS = 2.0
 
@@ -72,7 +79,8 @@ def effect_map(
         )
     if not len(tokens) == len(roles) == len(is_corrupted):
         raise ValueError(
-            f"got {len(tokens)} tokens, {len(roles)} roles, {len(is_corrupted)} corruption flags; need one of each per position"
+            f"got {len(tokens)} tokens, {len(roles)} roles, {len(is_corrupted)} corruption flags; "
+            "need one of each per position"
         )
     for name, known in ((components, COMPONENTS), (roles, ROLES)):
         if unknown := set(name) - set(known):
@@ -104,9 +112,7 @@ def effect_map(
 def indirect_effect(effects: xr.Dataset) -> xr.DataArray:
     """IE = restored - corrupted, averaged over noise samples; NaN where not traced."""
     effect = (effects["score"] - effects["corrupted"]).mean("sample", skipna=False)
-    return effect.rename("indirect_effect").assign_attrs(
-        unit=effects.attrs["unit"], long_name="indirect effect"
-    )
+    return effect.rename("indirect_effect").assign_attrs(unit=effects.attrs["unit"], long_name="indirect effect")
 
 
 def total_effect(effects: xr.Dataset) -> xr.Dataset:
@@ -127,11 +133,7 @@ def normalised_recovery(effects: xr.Dataset) -> xr.DataArray:
     """IE / TE: 0 = as corrupted, 1 = as clean. NaN where the prompt is not traceable."""
     te = total_effect(effects)
     recovery = indirect_effect(effects) / te["total_effect"]
-    return (
-        recovery.where(te["traceable"])
-        .rename("normalised_recovery")
-        .assign_attrs(unit="fraction of total effect")
-    )
+    return recovery.where(te["traceable"]).rename("normalised_recovery").assign_attrs(unit="fraction of total effect")
 
 
 def concat(maps: dict[tuple[str, str], xr.Dataset]) -> xr.Dataset:
@@ -152,7 +154,8 @@ def concat(maps: dict[tuple[str, str], xr.Dataset]) -> xr.Dataset:
         for dim in ("component", "layer", "sample"):
             if item.sizes[dim] != first.sizes[dim] or not item.get_index(dim).equals(first.get_index(dim)):
                 raise ValueError(
-                    f"map {key} has {item.sizes[dim]} along {dim}, others have {first.sizes[dim]}; join maps of one configuration only"
+                    f"map {key} has {item.sizes[dim]} along {dim}, others have {first.sizes[dim]} or other labels; "
+                    "join maps of one configuration only"
                 )
     shape = (len(rules), len(forms))
     length = max(item.sizes["pos"] for item in maps.values())
@@ -212,7 +215,8 @@ def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
     known = rule in effects["rule"].values and form in effects["form"].values
     if not known or int(effects["n_tokens"].sel(rule=rule, form=form)) == 0:
         raise ValueError(
-            f"no map for rule {rule!r}, form {form!r}; rules: {list(effects['rule'].values)}, forms: {list(effects['form'].values)}"
+            f"no map for rule {rule!r}, form {form!r}; "
+            f"rules: {list(effects['rule'].values)}, forms: {list(effects['form'].values)}"
         )
     one = effects.sel(rule=rule, form=form)
     return one.isel(pos=slice(0, int(one["n_tokens"])))

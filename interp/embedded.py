@@ -177,9 +177,7 @@ def _find(wanted: EmbeddedFile, search: Sequence[Path] | None) -> Path:
     found = f"{wanted.distribution} {distribution.version}"
     listed = [file for file in distribution.files or [] if file.as_posix().endswith(wanted.suffix)]
     if len(listed) != 1:
-        raise _error(
-            wanted, f"{found} is installed, and lists {len(listed)} files ending in {wanted.suffix!r}"
-        )
+        raise _error(wanted, f"{found} is installed, and lists {len(listed)} files ending in {wanted.suffix!r}")
     path = Path(str(listed[0].locate())).resolve()
     if not path.is_file():
         raise _error(wanted, f"{found} is installed, and its file {path} is missing")

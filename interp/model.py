@@ -95,7 +95,7 @@ class LanguageModel:
         check: The self-check's numbers; None if it was skipped.
     """
 
-    def __init__(self, hf_model: nn.Module, tokenizer: Any, name: str, *, check: bool = True) -> None:
+    def __init__(self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True) -> None:
         """Wrap a Hugging Face model (it is modified in place, as TransformerLens bridges do).
 
         Raises:
@@ -108,7 +108,8 @@ class LanguageModel:
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
         if bad := [n for n, p in self.parameters.items() if not p.is_floating_point()]:
             raise ModelError(
-                f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, for example in bfloat16"
+                f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, "
+                "for example in bfloat16"
             )
         self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
         self.weight_hash = _hash(self.parameters)
@@ -120,9 +121,7 @@ class LanguageModel:
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
-        self.bridge: Any = build_bridge_from_module(
-            hf_model, architecture, hf_config=hf_model.config, tokenizer=None
-        )
+        self.bridge: Any = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config, tokenizer=None)
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
@@ -160,9 +159,7 @@ class LanguageModel:
     def encode(self, text: str) -> Encoding:
         """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one)."""
         got = self.tokenizer(text, return_offsets_mapping=True)
-        return Encoding(
-            text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"])
-        )
+        return Encoding(text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"]))
 
     def encode_continuation(self, text: str) -> tuple[int, ...]:
         """Token ids of `` text`` as it continues a prompt: a space before it, no special tokens.
@@ -177,9 +174,7 @@ class LanguageModel:
         whole = self.tokenizer(f"{anchor} {text.strip()}", add_special_tokens=False)["input_ids"]
         head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
         if whole[: len(head)] != head or len(whole) == len(head):
-            raise ModelError(
-                f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}"
-            )
+            raise ModelError(f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}")
         return tuple(whole[len(head) :])
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -208,9 +203,13 @@ class LanguageModel:
             ids: Token ids; pad on the right and give `mask`.
             mask: 1 for tokens, 0 for padding.
             keep: Compute logits of the last `keep` positions only (0: all), or of these positions.
-            hooks: (hook name, function) pairs, called in order with (value, hook); a returned tensor replaces the value.
+            hooks: (hook name, function) pairs, called in order with (value, hook); what one returns
+                replaces the value.
             prefix: Keys and values of tokens before `ids` (see `prefix_cache`); the run extends it in place.
         """
+        if isinstance(keep, int) and keep:
+            # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
+            keep = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
         if prefix is not None:
             options |= {"past_key_values": prefix, "use_cache": True}
@@ -248,17 +247,11 @@ class LanguageModel:
         """One seeded random continuation; the global random state is left as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return self._generate(
-                [prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0
-            )[0]
+            return self._generate([prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0)[0]
 
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], n_tokens: int, **options: Any
-    ) -> list[tuple[int, ...]]:
+    def _generate(self, prompts: Sequence[Sequence[int]], n_tokens: int, **options: Any) -> list[tuple[int, ...]]:
         pad = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id or 0
+            self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
         width = max(len(p) for p in prompts)
         # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
@@ -296,13 +289,9 @@ class LanguageModel:
         try:
             module = self.bridge.blocks[layer].mlp.out.original_component
         except AttributeError as error:
-            raise ModelError(
-                f"{self.name}: block {layer} has no dense down-projection to edit ({error})"
-            ) from error
+            raise ModelError(f"{self.name}: block {layer} has no dense down-projection to edit ({error})") from error
         name = self._names[id(module.weight)]
-        return DownProjection(
-            name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D"
-        )
+        return DownProjection(name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D")
 
     def embedding_std(self) -> float:
         """Standard deviation of all entries of the token embeddings as the first block's hook sees them.
@@ -377,9 +366,10 @@ class LanguageModel:
         for what in ("logits", "additivity", "projection"):
             if not (error := getattr(check, what)) <= self._tolerance:
                 raise ModelError(
-                    f"{self.name}: self-check failed, relative error of {what} is {error:.2g}, allowed {self._tolerance:.0e} "
-                    f"in {self.dtype}. TransformerLens's hooks do not mean for this architecture what tracing and editing "
-                    "need; use another model, or report this architecture"
+                    f"{self.name}: self-check failed, relative error of {what} is {error:.2g}, "
+                    f"allowed {self._tolerance:.0e} "
+                    f"in {self.dtype}. TransformerLens's hooks do not mean for this architecture what "
+                    "tracing and editing need; use another model, or report this architecture"
                 )
         return check
 
@@ -394,9 +384,7 @@ class LanguageModel:
             return _relative(second, self.logits(ids)[:, half:])
 
 
-def load(
-    name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True
-) -> LanguageModel:
+def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True) -> LanguageModel:
     """Load the embedded model, a local Hugging Face folder, or a model by its hub name.
 
     Args:
@@ -417,9 +405,7 @@ def load(
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
-            hf_model = AutoModelForCausalLM.from_pretrained(
-                place, dtype=torch_dtype, attn_implementation="eager"
-            )
+            hf_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype, attn_implementation="eager")
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load model {name!r}: {error}") from error
     return LanguageModel(hf_model.to(_device(device)), tokenizer, name, check=check)
@@ -436,9 +422,7 @@ def find(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"{folder} has no config.json; a model folder as Hugging Face saves it is needed"
-            )
+            raise ModelError(f"{folder} has no config.json; a model folder as Hugging Face saves it is needed")
         return str(folder)
     try:
         with _quiet():
@@ -455,9 +439,7 @@ def find(name: str) -> str:
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Dequantise a GGUF file to float32 safetensors with its tokenizer (about 20 s for 135M parameters)."""
     with _quiet():
-        quantised = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # save_pretrained refuses a model that remembers it was quantised.
         settings = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}

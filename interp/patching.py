@@ -113,16 +113,12 @@ def sweep(
                 rows = len(some) * case.samples
                 hooks = [_noise_hook(model, case, start, rows)]
                 hooks += _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, start)
-                restored[some] = (
-                    score(rows, start, hooks, _repeat(prefix, len(some))).view(len(some), -1).cpu()
-                )
+                restored[some] = score(rows, start, hooks, _repeat(prefix, len(some))).view(len(some), -1).cpu()
                 advance(len(some))
     return SweepResult(clean.item(), corrupted.cpu(), restored)
 
 
-def sweep_reference(
-    model: LanguageModel, case: CorruptedPrompt, sites: Sequence[Site], metric: Metric
-) -> SweepResult:
+def sweep_reference(model: LanguageModel, case: CorruptedPrompt, sites: Sequence[Site], metric: Metric) -> SweepResult:
     """The same numbers the slow and obvious way: one whole forward pass per site and noise sample."""
     ids = torch.tensor([case.ids], device=model.device)
     answer = torch.tensor(case.answer, device=model.device)
@@ -141,9 +137,9 @@ def sweep_reference(
             return value
 
         hooks: list[NamedHook] = [] if sample is None else [(model.embedding_hook, corrupt)]
-        for layer in site.layers if site else ():
-            name = model.hook(site.component, layer)
-            hooks.append((name, lambda v, hook, name=name: restore(v, hook, name, site.position)))
+        if site is not None:
+            for name in (model.hook(site.component, layer) for layer in site.layers):
+                hooks.append((name, lambda v, hook, name=name, at=site.position: restore(v, hook, name, at)))
         with torch.no_grad():
             logits = model.logits(ids, hooks=hooks)
         return metric(logits[:, len(case.prompt) - 1 :], answer).item()
@@ -198,9 +194,7 @@ def _restore_hooks(
     rows_of: dict[str, list[int]] = {}
     for i, site in enumerate(sites):
         for layer in site.layers:
-            rows_of.setdefault(model.hook(site.component, layer), []).extend(
-                range(i * samples, (i + 1) * samples)
-            )
+            rows_of.setdefault(model.hook(site.component, layer), []).extend(range(i * samples, (i + 1) * samples))
     position = sites[0].position
 
     def restore(value: Tensor, hook: Any, name: str) -> Tensor:

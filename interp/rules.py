@@ -215,9 +215,7 @@ def _layout(value: Any, indent: str = "") -> str:
         return line
     inner = indent + "  "
     if isinstance(value, dict):
-        parts = [
-            f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, inner)}" for key, item in value.items()
-        ]
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, inner)}" for key, item in value.items()]
         return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
     return "[\n" + ",\n".join(inner + _layout(item, inner) for item in value) + f"\n{indent}]"
 
@@ -255,9 +253,7 @@ def _with_split(rules: Sequence[Rule], split: Split, source: str) -> Sequence[Ru
 
 
 def _listing(names: Iterable[str], shown: int = 20) -> str:
-    ordered = sorted(
-        names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)]
-    )
+    ordered = sorted(names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)])
     more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
     return ", ".join(ordered[:shown]) + more
 
@@ -273,16 +269,12 @@ def _read_source(source: str | Path) -> tuple[tuple[Rule, ...], tuple[Refusal, .
     if path.is_dir():
         return _read_ruleedit(_folder_members(path), str(path))
     if not path.is_file():
-        raise RuleError(
-            f"{path} does not exist; give 'embedded', a rules .json file, or a RuleEdit folder or .zip"
-        )
+        raise RuleError(f"{path} does not exist; give 'embedded', a rules .json file, or a RuleEdit folder or .zip")
     if path.suffix.lower() == ".json":
         return _parse_rule_file(path.read_bytes(), str(path)), ()
     if path.suffix.lower() == ".zip":
         return _read_ruleedit(_zip_members(path), str(path))
-    raise RuleError(
-        f"{path} ends in {path.suffix!r}; a rule source is a folder, a .json file or a .zip archive"
-    )
+    raise RuleError(f"{path} ends in {path.suffix!r}; a rule source is a folder, a .json file or a .zip archive")
 
 
 def _parse_rule_file(content: bytes, name: str) -> tuple[Rule, ...]:
@@ -302,9 +294,7 @@ def _parse_json(content: bytes) -> Any:
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {max(keys, key=keys.count)!r} occurs twice in one object; keep one of the two"
-        )
+        raise ValueError(f"the key {max(keys, key=keys.count)!r} occurs twice in one object; keep one of the two")
     return dict(pairs)
 
 
@@ -324,9 +314,8 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_detail(detail: Mapping[str, Any]) -> str:
-    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"]).lstrip(
-        "."
-    )
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
+    place = "".join(parts).lstrip(".")
     if detail["type"] == "missing":
         return f"{place} is missing"
     if detail["type"] == "extra_forbidden":
@@ -515,17 +504,13 @@ def _zip_members(path: Path) -> Members:
 def _safe_name(name: str, path: Path) -> PurePosixPath:
     safe = PurePosixPath(name.replace("\\", "/"))
     if safe.is_absolute() or ".." in safe.parts or re.match("[A-Za-z]:", name):
-        raise RuleError(
-            f"{path} has a member named {name!r}, which leaves the archive; make it again without it"
-        )
+        raise RuleError(f"{path} has a member named {name!r}, which leaves the archive; make it again without it")
     return safe
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise RuleError(
-            f"{path}: {info.filename} is encrypted or not deflated; make the archive again without that"
-        )
+        raise RuleError(f"{path}: {info.filename} is encrypted or not deflated; make the archive again without that")
     if info.file_size > MAX_MEMBER_BYTES:
         raise RuleError(
             f"{path}: {info.filename} has {info.file_size} bytes, more than the {MAX_MEMBER_BYTES} "
@@ -543,8 +528,6 @@ def _by_number(members: Iterable[tuple[PurePosixPath, bytes]], source: str) -> M
             continue
         files = folders.setdefault(number, {})
         if written.setdefault(int(number), number) != number or name.name in files:
-            raise RuleError(
-                f"{source} has two files {name.name} of a folder {number}; each id must be unique"
-            )
+            raise RuleError(f"{source} has two files {name.name} of a folder {number}; each id must be unique")
         files[name.name] = content
     return folders

@@ -8,7 +8,7 @@ Reading: window scores are averages of AIE over the window's layers, in the prof
 """
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -75,7 +75,7 @@ class LayerSelection(_Frozen):
         path.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, path: Path) -> Self:
+    def load(cls, path: Path) -> "LayerSelection":
         """Read JSON written by `save`.
 
         Raises:
@@ -135,10 +135,21 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
         raise ValueError(f"select.width is {config.width}, but the model has {n_layers} layers")
     if config.component not in profile["component"].values:
         raise ValueError(
-            f"the profile has no component {config.component!r}, only {list(profile['component'].values)}; trace it first"
+            f"the profile has no component {config.component!r}, only "
+            f"{list(profile['component'].values)}; trace it first"
         )
     groups = tuple(_select_group(profile, forms, config) for forms in config.groups)
-    keep = ("model", "weight_hash", "unit", "metric", "span", "noise_level", "samples", "window", "lookup_roles")
+    keep = (
+        "model",
+        "weight_hash",
+        "unit",
+        "metric",
+        "span",
+        "noise_level",
+        "samples",
+        "window",
+        "lookup_roles",
+    )
     return LayerSelection(
         schema=SCHEMA,
         strategy="window",
@@ -167,7 +178,13 @@ def parse_layers(text: str, n_layers: int) -> LayerSelection:
     )
     width = max(len(group.layers) for group in groups)
     return LayerSelection(
-        schema=SCHEMA, strategy="manual", component="mlp", role="", width=width, n_layers=n_layers, groups=groups
+        schema=SCHEMA,
+        strategy="manual",
+        component="mlp",
+        role="",
+        width=width,
+        n_layers=n_layers,
+        groups=groups,
     )
 
 
@@ -196,9 +213,17 @@ def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectCon
     if not supported:
         reason = f"not supported by the profile (the interval reaches zero, or there is only one rule): {reason}"
     return LayerGroup(
-        name=name, forms=forms, layers=layers, score=score, lower=float(lower), upper=float(upper),
-        stability=stability, n_rules=len(per_rule), supported=supported, reason=reason,
-    )  # fmt: skip
+        name=name,
+        forms=forms,
+        layers=layers,
+        score=score,
+        lower=float(lower),
+        upper=float(upper),
+        stability=stability,
+        n_rules=len(per_rule),
+        supported=supported,
+        reason=reason,
+    )
 
 
 def _layers(text: str, n_layers: int) -> tuple[int, ...]:
@@ -208,7 +233,9 @@ def _layers(text: str, n_layers: int) -> tuple[int, ...]:
             first, _, last = part.partition("-")
             layers += range(int(first), int(last or first) + 1)
     except ValueError as error:
-        raise ValueError(f"layers {text!r}: numbers and ranges separated by commas are needed, such as 3,4,5 or 4-8") from error
+        raise ValueError(
+            f"layers {text!r}: numbers and ranges separated by commas are needed, such as 3,4,5 or 4-8"
+        ) from error
     if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < n_layers:
         raise ValueError(f"layers {text!r}: ascending layers within 0 to {n_layers - 1} are needed")
     return tuple(layers)

@@ -60,7 +60,9 @@ class Context:
         rules = [rule for rule in self.rules.rules if rule.split is None or rule.split in splits]
         if not rules:
             have = sorted({str(rule.split) for rule in self.rules.rules})
-            raise ValueError(f"no rule left: {setting} is {', '.join(splits)}, but the run's rules are of split {', '.join(have)}")
+            raise ValueError(
+                f"no rule left: {setting} is {', '.join(splits)}, but the run's rules are of split {', '.join(have)}"
+            )
         return rules
 
     @cached_property

@@ -35,7 +35,9 @@ class RunFolder:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise RunError(f"cannot write to the run folder {self.path}: {error.strerror or error}; give another with --run") from error
+            raise RunError(
+                f"cannot write to the run folder {self.path}: {error.strerror or error}; give another with --run"
+            ) from error
 
     def need(self, name: str, command: str) -> Path:
         """Path of a file that an earlier step writes.

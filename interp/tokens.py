@@ -65,9 +65,7 @@ def number_positions(encoding: Encoding, symbols: Iterable[str] = ()) -> list[ra
     return [token_positions(encoding, span) for span in sorted(spans)]
 
 
-def token_roles(
-    encoding: Encoding, subject: str, rule_words: Sequence[str], symbols: Iterable[str] = ()
-) -> list[str]:
+def token_roles(encoding: Encoding, subject: str, rule_words: Sequence[str], symbols: Iterable[str] = ()) -> list[str]:
     """The role of each token; every token has exactly one (see `interp.effects.ROLES`).
 
     Where roles compete, the earlier in this list wins: subject, rule_word, number, last, then prefix (before

@@ -9,7 +9,7 @@ Source: ROME §2.1 (causal tracing); the corrupted span and whole-answer score f
 """
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +90,13 @@ def trace_prompt(
     corrupted = corrupted_positions(roles, config.span)
     std = model.embedding_std()
     noise = gaussian_noise(
-        config.samples, len(corrupted), model.d_model,
-        std=config.noise_level * std, seed=config.seed, stream=zlib.crc32(repr(encoding.ids).encode()),
-    )  # fmt: skip
+        config.samples,
+        len(corrupted),
+        model.d_model,
+        std=config.noise_level * std,
+        seed=config.seed,
+        stream=zlib.crc32(repr(encoding.ids).encode()),
+    )
     width = config.window or default_window(model.n_layers)
     positions = _traced_positions(roles, corrupted[0], config)
     sites = [
@@ -131,9 +135,7 @@ def trace_prompt(
             "samples": config.samples,
             "seed": config.seed,
             "window": width,
-            "positions": config.positions
-            if isinstance(config.positions, str)
-            else " ".join(config.positions),
+            "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
             "engine": "hooks, cached prefix" if model.has_prefix_cache else "hooks, whole sequence",
             "model": model.name,
             "weight_hash": model.weight_hash,
@@ -171,10 +173,9 @@ def trace_rules(
     Raises:
         StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any run.
     """
-    todo = [
-        (rule, form) for rule, form in prompts(rules) if not _is_done(model, rule, form, config, folder, overwrite)
-    ]  # fmt: skip
-    advance(len(list(prompts(rules))) - len(todo))
+    every = prompts(rules)
+    todo = [(rule, form) for rule, form in every if not _is_done(model, rule, form, config, folder, overwrite)]
+    advance(len(every) - len(todo))
     skipped = []
     for rule, form in todo:
         try:
@@ -193,9 +194,9 @@ def collect(rules: Sequence[Rule], folder: Path, skipped: Sequence[Skipped]) -> 
     return joined.assign_attrs(n_skipped=len(skipped), skipped=listed)
 
 
-def prompts(rules: Sequence[Rule]) -> Iterator[tuple[Rule, RuleForm]]:
+def prompts(rules: Sequence[Rule]) -> list[tuple[Rule, RuleForm]]:
     """Every (rule, form) in order."""
-    return ((rule, form) for rule in rules for form in rule.forms)
+    return [(rule, form) for rule in rules for form in rule.forms]
 
 
 def trace_path(folder: Path, rule: str, form: str) -> Path:
@@ -209,9 +210,7 @@ def roles_of(rule: Rule, form: RuleForm, encoding: Encoding) -> list[str]:
     return token_roles(encoding, rule.forms[form].subject, rule.rule_words, sorted(symbols))
 
 
-def find_answer(
-    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, encoding: Encoding
-) -> Answer:
+def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, encoding: Encoding) -> Answer:
     """The answer to score, as `config.answer` says.
 
     Raises:
@@ -247,9 +246,8 @@ def _restored(component: str, layer: int, width: int, n_layers: int) -> range:
 
 
 def _traced_positions(roles: Sequence[str], first: int, config: TraceConfig) -> list[int]:
-    return [
-        i for i, role in enumerate(roles) if i >= first and (config.positions == "all" or role in config.positions)
-    ]  # fmt: skip
+    wanted = set(roles) if config.positions == "all" else set(config.positions)
+    return [i for i, role in enumerate(roles) if i >= first and role in wanted]
 
 
 def _is_done(
@@ -266,9 +264,3 @@ def _is_done(
         f"{path} was traced with other settings, another model or another wording; "
         "use another run folder, or --overwrite to trace it again"
     )
-
-
-__all__ = [
-    "Answer", "Skipped", "StaleTraceError", "collect", "default_window", "find_answer", "prompts", "trace_path",
-    "trace_prompt", "trace_rules",
-]  # fmt: skip

