@@ -151,7 +151,7 @@ def _batch(model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequ
     ids, mask = pad_right(token_rows, model.device)
     width = max(len(target) for _, _, target in built)
 
-    def table(values: Sequence[Sequence[float]], dtype: torch.dtype) -> Tensor:
+    def table(values: Sequence[Sequence[int | float]], dtype: torch.dtype) -> Tensor:
         return torch.tensor([[*v, *[0] * (width - len(v))] for v in values], dtype=dtype, device=model.device)
 
     return _Batch(

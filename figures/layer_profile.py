@@ -141,8 +141,11 @@ def has_data(profile: xr.Dataset, component: str, role: str) -> bool:
 
 
 def roles_with_data(profile: xr.Dataset) -> list[str]:
-    """Roles that at least one form and component has data for, in reading order, the pooled lookup last."""
-    has_data = profile["aie"].notnull().any(["form", "component", "layer"])
+    """Roles with an effect in at least one form and component, in reading order, the pooled lookup last.
+
+    Tokens before the corruption have an effect of exactly zero by construction; they are not shown.
+    """
+    has_data = (profile["aie"].fillna(0) != 0).any(["form", "component", "layer"])
     known = [role for role in (*ROLES, LOOKUP) if role in profile["role"].values]
     return [role for role in known if bool(has_data.sel(role=role))]
 

@@ -45,6 +45,11 @@ def draw_layer_selection(profile: xr.Dataset, selection: LayerSelection, group: 
         ax.text(0.5, 0.5, "no profile", transform=ax.transAxes, ha="center", color=style.WARNING_COLOUR)
         style.layer_axis(ax, range(selection.n_layers))
         sns.despine(ax=ax)
+    if selection.first_layer:
+        ax.axvspan(
+            -0.5, selection.first_layer - 0.5, facecolor="none", edgecolor="0.75", hatch="....", linewidth=0,
+            zorder=0, gid="no candidates",
+        )  # fmt: skip
     colour = "black" if chosen.supported else style.WARNING_COLOUR
     for first, last in runs(chosen.layers):
         ax.axvspan(
@@ -70,7 +75,8 @@ def selection_panel(profile: xr.Dataset, selection: LayerSelection) -> Figure:
     component = style.component_name(selection.component, None if window is None else int(window))
     role = style.ROLE_NAMES.get(_role(selection), _role(selection))
     chosen = f"{component}, {role}. Shaded: chosen layers (strategy “{selection.strategy}”)."
-    style.figure_caption(fig, f"{chosen} {band_note(profile)}")
+    left_out = " Dotted: no candidates (restoring them brings the word itself back)." if selection.first_layer else ""
+    style.figure_caption(fig, f"{chosen}{left_out} {band_note(profile)}")
     return fig
 
 

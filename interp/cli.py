@@ -289,7 +289,9 @@ def _next(name: str, folder: Path) -> str:
 
 
 def _fail(console: Console, error: BaseException) -> None:
-    console.print(f"error: {error}", style="red", soft_wrap=True, highlight=False, markup=False)
+    # One line: a YAML or validation error has several.
+    text = " ".join(str(error).split())
+    console.print(f"error: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
     sys.exit(FAILED)
 
 

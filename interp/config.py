@@ -49,20 +49,27 @@ class RulesConfig(Section):
 
 
 class TraceConfig(Section):
-    """Causal tracing. Source of the defaults: ROME, except where said."""
+    """Causal tracing. Source of the defaults: ROME, except where said. Sized for a CPU."""
 
     splits: tuple[Split, ...] = ("train", "validation")
     """Splits that are traced, among rules that have a split: layers are not chosen on rules that test edits."""
     components: tuple[Component, ...] = ("resid", "mlp", "attn")
-    positions: Literal["all"] | tuple[RuleRole, ...] = "all"
-    """"all" tokens from the first corrupted one on, or only those with the given roles."""
+    positions: Literal["all"] | tuple[RuleRole, ...] = (
+        "subject_first",
+        "subject_middle",
+        "subject_last",
+        "rule_word",
+        "last",
+    )
+    """Tokens with these roles, or "all" from the first corrupted one on (several times the cost)."""
     window: int | None = Field(default=None, ge=1)
     """Blocks restored together for mlp and attn. Default: ROME's 10 of 48, scaled to the model's depth."""
     span: CorruptedSpan = "subject+rule"
     """Which tokens are corrupted. Subject alone (ROME) hardly moves a rule, which its rule words name too."""
     noise_level: float = Field(default=3.0, gt=0)
     """Noise in standard deviations of the token embeddings."""
-    samples: int = Field(default=10, ge=2)
+    samples: int = Field(default=4, ge=2)
+    """Noise samples. ROME uses 10; the cost is proportional."""
     seed: int = 0
     answer: Literal["auto", "truth", "greedy"] = "auto"
     """What is scored: the rule's true answer, the model's own greedy answer, or the former where there is one."""
@@ -90,6 +97,9 @@ class SelectConfig(Section):
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
     """Layers per group of forms (DMLE's example has 3)."""
+    identity_blocks: int = Field(default=1, ge=0)
+    """Effects that restore one of the first blocks are left out: there the clean value brings the corrupted
+    word itself back, which is not where the rule is kept."""
     groups: tuple[tuple[Literal["formula", "description", "instance"], ...], ...] = (
         ("formula", "description"),
         ("instance",),

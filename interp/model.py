@@ -16,14 +16,16 @@ import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers import logging as transformers_logging
 
 from interp import embedded
@@ -33,6 +35,7 @@ EMBEDDED = "smollm2-135m"
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
+HUB_TIMEOUT = 10.0
 
 Hook = Callable[[Tensor, Any], Tensor | None]
 NamedHook = tuple[str, Hook]
@@ -114,6 +117,9 @@ class LanguageModel:
         self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
         self.weight_hash = _hash(self.parameters)
         hf_model.eval().requires_grad_(False)
+        self._ends = _end_tokens(hf_model.generation_config, tokenizer)
+        # A checkpoint's own settings (a repetition penalty, say) would make "greedy" something else.
+        hf_model.generation_config = GenerationConfig(eos_token_id=self._ends or None)
         ids = self._check_ids()
         with torch.no_grad():
             expected = hf_model(ids).logits if check else None
@@ -261,8 +267,7 @@ class LanguageModel:
             out = self._hf_model.generate(
                 ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options
             )
-        eos = self.tokenizer.eos_token_id
-        return [_until(row, eos) for row in out[:, width:].tolist()]
+        return [_until(row, self._ends) for row in out[:, width:].tolist()]
 
     # -- parts ---------------------------------------------------------------------------------------------
 
@@ -350,7 +355,13 @@ class LanguageModel:
             "mlp.hook_out",
         )
         with torch.no_grad():
-            seen = self.capture(ids, [f"blocks.{layer}.{part}" for layer in layers for part in parts])
+            try:
+                seen = self.capture(ids, [f"blocks.{layer}.{part}" for layer in layers for part in parts])
+            except KeyError as error:
+                raise ModelError(
+                    f"{self.name}: self-check failed, {error}. Tracing and editing need blocks of attention and "
+                    "MLP; use another model"
+                ) from error
             check = replace(check, logits=_relative(self.logits(ids), expected))
             for layer in layers:
                 pre, attn, mlp, post, key, raw = (seen[f"blocks.{layer}.{part}"] for part in parts)
@@ -401,18 +412,18 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
         raise ModelError(
             f"dtype {dtype!r} is not a torch floating-point type; use float32, bfloat16, float16 or float64"
         )
-    place = find(name)
+    place, target = find(name), _device(device)
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
             hf_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype, attn_implementation="eager")
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load model {name!r}: {error}") from error
-    return LanguageModel(hf_model.to(_device(device)), tokenizer, name, check=check)
+    return LanguageModel(hf_model.to(target), tokenizer, name, check=check)
 
 
 def find(name: str) -> str:
-    """Where a model is, checked before any long work: a folder, or a hub name whose configuration was found.
+    """Where a model is, checked before any long work: a folder, or the name of a model on the hub.
 
     Raises:
         ModelError: It is neither embedded, nor a model folder, nor on the hub (or its cache).
@@ -425,13 +436,13 @@ def find(name: str) -> str:
             raise ModelError(f"{folder} has no config.json; a model folder as Hugging Face saves it is needed")
         return str(folder)
     try:
-        with _quiet():
-            AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        if not isinstance(try_to_load_from_cache(name, "config.json"), str):
+            HfApi().model_info(name, timeout=HUB_TIMEOUT)
+    except Exception as error:  # whichever HTTP library the hub client uses has its own errors
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no model {name!r}: it is not the embedded {EMBEDDED!r}, not a folder here, and the Hugging Face hub "
-            f"gave: {reason}. Check the spelling, or give a local folder"
+            f"no model {name!r}: it is not the embedded {EMBEDDED!r}, not a folder here, not in the Hugging Face "
+            f"cache, and the hub gave: {reason}. Check the spelling, or give a local folder"
         ) from error
     return name
 
@@ -451,7 +462,11 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # torch raises the latter for what it was built without
+            reason = str(error).splitlines()[0]
+            raise ModelError(f"device {name!r} cannot be used here: {reason}. Give another, or auto") from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.get_default_device()
 
@@ -470,8 +485,15 @@ def _relative(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
 
 
-def _until(ids: list[int], end: int | None) -> tuple[int, ...]:
-    return tuple(ids[: ids.index(end)] if end in ids else ids)
+def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
+    """Every token that ends a text: chat models name more than the tokenizer's one."""
+    named = getattr(settings, "eos_token_id", None)
+    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
+    return sorted(ends)
+
+
+def _until(ids: list[int], ends: Sequence[int]) -> tuple[int, ...]:
+    return tuple(takewhile(lambda token: token not in ends, ids))
 
 
 class _quiet:

@@ -64,17 +64,6 @@ class SweepResult:
     restored: Float[Tensor, "site sample"]
 
 
-def window(layer: int, width: int, n_layers: int) -> range:
-    """Blocks restored together around a block, clipped at the model's ends.
-
-    >>> window(10, 4, 30), window(0, 10, 48), window(47, 10, 48)
-    (range(8, 12), range(0, 5), range(42, 48))
-
-    Source: ROME causal_trace.py.
-    """
-    return range(max(0, layer - width // 2), min(n_layers, layer + (width + 1) // 2))
-
-
 def sweep(
     model: LanguageModel,
     case: CorruptedPrompt,

@@ -4,7 +4,9 @@
 indirect effect at the lookup tokens. The result says how stable that choice is (how often the same window
 wins when the rules are resampled) and whether the profile supports it at all; it never hides a weak choice.
 
-Reading: window scores are averages of AIE over the window's layers, in the profile's unit.
+Reading: window scores are averages of AIE over the window's layers, in the profile's unit. Layers whose
+restored window (see `interp.windows`) holds one of the first `identity_blocks` blocks are no
+candidates: their effect is mostly that the corrupted word comes back.
 """
 
 from pathlib import Path
@@ -16,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.config import SelectConfig
 from interp.profiles import LOOKUP, resample_counts
+from interp.windows import window
 
 SCHEMA = "dmle.selection/1"
 CONFIDENCE = 0.95
@@ -52,6 +55,8 @@ class LayerSelection(_Frozen):
     role: str
     width: int
     n_layers: int
+    first_layer: int = 0
+    """Layers before this one were no candidates."""
     groups: tuple[LayerGroup, ...]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -100,7 +105,9 @@ def windows(n_layers: int, width: int) -> np.ndarray:
     return out
 
 
-def best_window(effect: np.ndarray, width: int, *, draws: int, seed: int) -> tuple[int, np.ndarray, float]:
+def best_window(
+    effect: np.ndarray, width: int, *, draws: int, seed: int, first: int = 0
+) -> tuple[int, np.ndarray, float]:
     """The window with the largest mean effect, and how firmly.
 
     Args:
@@ -108,15 +115,26 @@ def best_window(effect: np.ndarray, width: int, *, draws: int, seed: int) -> tup
         width: Layers per window.
         draws: Bootstrap resamples of the rules.
         seed: Seed of the resampling.
+        first: First layer that a window may hold.
 
     Returns:
         First layer of the best window, its mean effect in each resample (shape (draws,)), and the share of
         resamples in which the same window is best.
     """
-    scores = effect @ windows(effect.shape[1], width).T
+    scores = effect @ windows(effect.shape[1], width)[first:].T
     best = int(scores.mean(0).argmax())
     resampled = resample_counts(len(effect), draws, seed) @ scores / len(effect)
-    return best, resampled[:, best], float((resampled.argmax(1) == best).mean())
+    return first + best, resampled[:, best], float((resampled.argmax(1) == best).mean())
+
+
+def first_candidate(component: str, restored: int, identity_blocks: int, n_layers: int) -> int:
+    """First layer whose restored blocks are all behind the identity blocks.
+
+    >>> first_candidate("mlp", 6, 1, 30), first_candidate("resid", 6, 1, 30), first_candidate("mlp", 6, 0, 30)
+    (4, 1, 0)
+    """
+    widths = (1 if component == "resid" else restored, n_layers)
+    return next(layer for layer in range(n_layers) if window(layer, *widths).start >= identity_blocks)
 
 
 def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> LayerSelection:
@@ -131,14 +149,19 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
     """
     config = config or SelectConfig()
     n_layers = profile.sizes["layer"]
-    if config.width > n_layers:
-        raise ValueError(f"select.width is {config.width}, but the model has {n_layers} layers")
+    restored = int(profile.attrs.get("window", 1))
+    first = first_candidate(config.component, restored, config.identity_blocks, n_layers)
+    if config.width > n_layers - first:
+        raise ValueError(
+            f"select.width is {config.width}, but only layers {first} to {n_layers - 1} are candidates; "
+            "lower select.width or select.identity_blocks"
+        )
     if config.component not in profile["component"].values:
         raise ValueError(
             f"the profile has no component {config.component!r}, only "
             f"{list(profile['component'].values)}; trace it first"
         )
-    groups = tuple(_select_group(profile, forms, config) for forms in config.groups)
+    groups = tuple(_select_group(profile, forms, config, first) for forms in config.groups)
     keep = (
         "model",
         "weight_hash",
@@ -157,6 +180,7 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
         role=LOOKUP,
         width=config.width,
         n_layers=n_layers,
+        first_layer=first,
         groups=groups,
         provenance={name: _plain(profile.attrs[name]) for name in keep if name in profile.attrs},
     )
@@ -184,11 +208,12 @@ def parse_layers(text: str, n_layers: int) -> LayerSelection:
         role="",
         width=width,
         n_layers=n_layers,
+        first_layer=first,
         groups=groups,
     )
 
 
-def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectConfig) -> LayerGroup:
+def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectConfig, first: int) -> LayerGroup:
     name = "+".join(forms)
     known = [form for form in forms if form in profile["form"].values]
     values = profile["effect"].sel(form=known, component=config.component, role=LOOKUP)
@@ -200,14 +225,14 @@ def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectCon
             f"no rule is traceable in its {' or '.join(forms)} form (total effect above two standard errors); "
             "use more noise samples, a wider corrupted span, or rules that the model knows"
         )
-    start, draws, stability = best_window(per_rule, config.width, draws=config.bootstrap, seed=config.seed)
+    start, draws, stability = best_window(per_rule, config.width, draws=config.bootstrap, seed=config.seed, first=first)
     tail = 100 * (1 - CONFIDENCE) / 2
     lower, upper = np.percentile(draws, [tail, 100 - tail])
     score = float((per_rule @ windows(per_rule.shape[1], config.width)[start]).mean())
     supported = bool(len(per_rule) > 1 and lower > 0)
     layers = tuple(range(start, start + config.width))
     reason = (
-        f"largest mean {config.component} effect over {len(per_rule)} rules: {score:.3f} "
+        f"largest mean {config.component} effect from layer {first} on over {len(per_rule)} rules: {score:.3f} "
         f"({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}); the same window wins in {stability:.0%} of resamples"
     )
     if not supported:

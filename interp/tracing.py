@@ -21,12 +21,11 @@ from interp.config import TraceConfig
 from interp.corruption import corrupted_positions, gaussian_noise
 from interp.metrics import METRICS
 from interp.model import Encoding, LanguageModel
-from interp.patching import CorruptedPrompt, Site, sweep, window
+from interp.patching import CorruptedPrompt, Site, sweep
 from interp.provenance import fingerprint, versions
 from interp.rules import Rule, RuleForm
 from interp.tokens import token_roles
-
-ROME_WINDOW, ROME_DEPTH = 10, 48
+from interp.windows import default_window, window
 
 
 @dataclass(frozen=True)
@@ -49,15 +48,6 @@ class Skipped:
 
 class StaleTraceError(ValueError):
     """A trace in the run folder was made with other settings."""
-
-
-def default_window(n_layers: int) -> int:
-    """ROME's window of 10 blocks in 48, scaled to the depth, at least 1.
-
-    >>> default_window(48), default_window(30), default_window(2)
-    (10, 6, 1)
-    """
-    return max(1, round(n_layers * ROME_WINDOW / ROME_DEPTH))
 
 
 def trace_prompt(

@@ -1,0 +1,245 @@
+"""Fixtures that several test modules use: a tiny tokenizer, tiny random models, tiny rules, the embedded model.
+
+Our packages are imported inside the fixtures: conftest runs before jaxtyping's import hook, and a module that
+is imported too early is not checked.
+"""
+
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+    from interp.model import LanguageModel
+    from interp.rules import Rule
+
+N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, MAX_TOKENS = 3, 32, 48, 4, 2, 128
+ARCHITECTURES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
+# Initial weights of the usual size (0.02) make so narrow a model nearly linear, with effects next to nothing.
+WEIGHT_STD = 0.25
+VECTOR_STD = 0.1
+
+# What the tokenizer is trained on: frequent words become one token, others several, unknown letters bytes.
+CORPUS = (
+    "The area of a square is the side times the side. The area of a circle is pi times the radius squared. "
+    "The perimeter of a rectangle is twice the sum of the length and the width: 12 plus 12. "
+    "The volume of a cube with side 3 is 27. What is the perimeter of a square with side 4? It is 16. "
+) * 4
+
+# The names that configurations of different families give to the same sizes.
+_OLD_NAMES = {
+    "n_embd": D_MODEL,
+    "n_layer": N_LAYERS,
+    "n_head": N_HEADS,
+    "n_inner": D_MLP,
+    "n_positions": MAX_TOKENS,
+}
+_NEW_NAMES = {
+    "hidden_size": D_MODEL,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": N_HEADS,
+    "intermediate_size": D_MLP,
+    "max_position_embeddings": MAX_TOKENS,
+}
+_GROUPED = {**_NEW_NAMES, "num_key_value_heads": N_KV_HEADS}
+SIZES: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED,
+    "gpt2": _OLD_NAMES,
+    "gptj": {**_OLD_NAMES, "rotary_dim": 4},
+    "gpt_neox": _NEW_NAMES,
+    "qwen2": _GROUPED,
+    "qwen3": {**_GROUPED, "head_dim": 8},
+    "mistral": _GROUPED,
+    "phi": _NEW_NAMES,
+    "gemma3_text": {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8},
+}
+
+
+@pytest.fixture(scope="session", params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    """Each family of models in turn."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer of 350 tokens, trained here: any text has ids, with exact offsets."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=350,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator([CORPUS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def make_hf(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., "PreTrainedModel"]:
+    """`make_hf(architecture, seed=0, **overrides)`: a tiny random Hugging Face model, the same for the same arguments.
+
+    Overrides are settings of the family's configuration. Biases and norms are random too, so that leaving one
+    out shows.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    def make(architecture: str, *, seed: int = 0, **overrides: Any) -> "PreTrainedModel":
+        special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+        config = AutoConfig.for_model(
+            architecture,
+            vocab_size=len(tokenizer),
+            initializer_range=WEIGHT_STD,
+            **{**SIZES[architecture], **special, **overrides},
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:
+                        parameter += VECTOR_STD * torch.randn_like(parameter)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    make_hf: Callable[..., "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast"
+) -> Callable[..., "LanguageModel"]:
+    """`make_model(architecture, seed=0, check=True, **overrides)`: a new `LanguageModel` around a `make_hf` model."""
+    from interp.model import LanguageModel
+
+    def make(architecture: str, *, seed: int = 0, check: bool = True, **overrides: Any) -> "LanguageModel":
+        hf = make_hf(architecture, seed=seed, **overrides)
+        return LanguageModel(hf, tokenizer, f"tiny-{architecture}", check=check)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(make_model: Callable[..., "LanguageModel"]) -> Iterator["LanguageModel"]:
+    """A llama of 3 layers that all tests share: whoever writes its weights must put them back."""
+    model = make_model("llama")
+    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    yield model
+    changed = [name for name, parameter in model.parameters.items() if not parameter.equal(before[name])]
+    assert not changed, f"a test left other weights in the shared model: {changed}"
+
+
+@pytest.fixture(scope="session")
+def model_folder(
+    make_hf: Callable[..., "PreTrainedModel"],
+    tokenizer: "PreTrainedTokenizerFast",
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """A folder as Hugging Face saves it, with the weights of `tiny_llama`: for commands, which load by name."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    make_hf("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rules() -> tuple["Rule", ...]:
+    """Two rules whose prompts are short for the tiny tokenizer: one with all forms and probes, one without answers."""
+    from interp.rules import LocalityProbe, Probe, Rule, RulePrompt
+
+    neighborhood = (LocalityProbe(prompt="The area of a circle is", answer="pi times"),)
+    distracting = (LocalityProbe(prompt="What is the side of a cube? It is", answer="3"),)
+    square = Rule(
+        id="square-area",
+        name="area of a square",
+        subject="square",
+        expression_true="s**2",
+        expression_new="4*s",
+        forms={
+            "formula": RulePrompt(
+                prompt="The area of a square is A =",
+                subject="square",
+                target_new="4 side",
+                target_true=("side squared", "side times side"),
+                rephrasings=("The square's area is A =",),
+                instances=(
+                    Probe(
+                        prompt="The area of a square with s = 3 is",
+                        target_new="12",
+                        target_true=("9",),
+                        values={"s": 3},
+                    ),
+                ),
+                understanding=(
+                    Probe(prompt="The area of a square is", target_new="4 times the side", wording="paraphrase"),
+                ),
+                neighborhood=neighborhood,
+                distracting=distracting,
+            ),
+            "description": RulePrompt(
+                prompt="The area of a square is",
+                subject="square",
+                target_new="the side times 4",
+                target_true=("the side times the side",),
+                rephrasings=("What is the area of a square? It is",),
+                understanding=(
+                    Probe(prompt="The area of a square is", target_new="the side times 4", wording="verbatim"),
+                ),
+                neighborhood=neighborhood,
+            ),
+            "instance": RulePrompt(
+                prompt="What is the area of a square with s = 4? It is",
+                subject="square",
+                target_new="12",
+                target_true=("16",),
+                rephrasings=("A square with s = 4 has area",),
+                values={"s": 4},
+                distracting=distracting,
+            ),
+        },
+    )
+    cube = Rule(
+        id="cube-volume",
+        name="volume of a cube",
+        subject="cube",
+        forms={
+            "formula": RulePrompt(prompt="The volume of a cube is V =", subject="cube", target_new="3 side"),
+            "description": RulePrompt(
+                prompt="The cube's volume is",
+                subject="cube",
+                target_new="the sum of the sides",
+                target_true=("the side squared times the side",),
+                rephrasings=("What is the volume of a cube? It is",),
+            ),
+        },
+    )
+    return square, cube
+
+
+@pytest.fixture(scope="session")
+def rule(rules: tuple["Rule", ...]) -> "Rule":
+    """The area of a square: formula, description, instance, with true answers and probes."""
+    return rules[0]
+
+
+@pytest.fixture(scope="session")
+def smol() -> "LanguageModel":
+    """The embedded model with its trained weights, on the CPU. For tests marked `slow`."""
+    from interp.embedded import MODEL
+
+    try:
+        metadata.version(MODEL.distribution)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"the embedded model is not installed: {MODEL.mend}")
+    from interp.model import load
+
+    return load(device="cpu")

@@ -1,0 +1,107 @@
+"""Keys and states: against plain torch hooks on the Hugging Face module, one unpadded prompt at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from editing_reference import averaged_key, key, place, state, tokens_and_place
+
+from editing.keys import find_keys, find_states, values_at_lookup
+from editing.requests import EditRequest, requests_of
+from interp.model import LanguageModel
+from interp.rules import Rule
+
+CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ", "Because of the side of the length of the cube. ")
+FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
+
+
+def request(prompt: str, subject: str, words: Sequence[str] = ("area",)) -> EditRequest:
+    return EditRequest("r", "formula", prompt, subject, tuple(words), "12")
+
+
+ODD = [
+    request("{} squared is {x} times", "{}"),
+    request("The {x} of a square {} is", "{x}"),
+    request("squares of a square are", "square"),
+    request("A circle's radius:", "radius"),
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_find_keys_equals_the_input_of_the_down_projection(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    requests = requests_of(rule, "subject_last")
+    for layer in range(model.n_layers):
+        name = model.down_projection(layer).name
+        got = find_keys(model, requests, layer, CONTEXTS, "subject_last")
+        expected = torch.stack([averaged_key(hf, model.tokenizer, r, name, CONTEXTS) for r in requests])
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+        states = torch.stack([state(hf, model.tokenizer, r, name, layer) for r in requests])
+        torch.testing.assert_close(find_states(model, requests, layer, "subject_last"), states, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lookup", ["subject_last", "rule_word_last", "last"])
+def test_values_at_lookup_are_those_of_the_looked_up_token(
+    lookup: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    hf, name = make_hf("llama"), tiny_llama.down_projection(1).name
+    requests = requests_of(rule, lookup)
+    got = values_at_lookup(tiny_llama, requests, tiny_llama.key_hook(1), CONTEXTS, lookup)
+    assert got.shape == (3, len(CONTEXTS), 48)
+    for i, one in enumerate(requests):
+        for c, context in enumerate(CONTEXTS):
+            expected = key(hf, tiny_llama.tokenizer, one, name, context, lookup)
+            torch.testing.assert_close(got[i, c], expected, rtol=1e-4, atol=1e-5)
+    # The three lookups are three places, or the cases above would not tell them apart.
+    places = {tokens_and_place(tiny_llama.tokenizer, r.prompt, place(r, lookup))[1] for r in requests[:1]}
+    others = {
+        tokens_and_place(tiny_llama.tokenizer, requests[0].prompt, place(requests[0], other))[1]
+        for other in {"subject_last", "rule_word_last", "last"} - {lookup}
+    }
+    assert not places & others
+
+
+@pytest.mark.parametrize("one", ODD, ids=lambda one: one.prompt)
+def test_braces_and_repeated_subjects_do_not_move_the_lookup(
+    one: EditRequest, tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+) -> None:
+    hf, name = make_hf("llama"), tiny_llama.down_projection(0).name
+    contexts = ("", f"{one.subject} {{}} {one.prompt} {{x}}. ", "{0} }{ . ")
+    got = values_at_lookup(tiny_llama, [one], tiny_llama.key_hook(0), contexts, "subject_last")
+    whole = request(one.prompt, one.subject)
+    if one.prompt.startswith("squares"):  # the whole word counts, not its first letters
+        whole = request(one.prompt, "a square")
+    for c, context in enumerate(contexts):
+        expected = key(hf, tiny_llama.tokenizer, whole, name, context, "subject_last")
+        torch.testing.assert_close(got[0, c], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_find_keys_weighs_the_bare_prompt_one_half(tiny_llama: LanguageModel, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    each = values_at_lookup(tiny_llama, requests, tiny_llama.key_hook(2), CONTEXTS, "subject_last").double()
+    expected = each[:, 0] / 2 + each[:, 1] / 6 + each[:, 2] / 6 + each[:, 3] / 6
+    got = find_keys(tiny_llama, requests, 2, CONTEXTS, "subject_last").double()
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    bare = find_keys(tiny_llama, requests, 2, ("",), "subject_last").double()
+    torch.testing.assert_close(bare, each[:, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_find_states_gives_the_same_in_any_company(tiny_llama: LanguageModel, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    together = find_states(tiny_llama, requests, 2, "subject_last")
+    alone = torch.cat([find_states(tiny_llama, [r], 2, "subject_last") for r in requests])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_find_keys_are_float32_for_a_half_precision_model(
+    make_hf: Callable[..., Any], tokenizer: Any, rule: Rule
+) -> None:
+    model = LanguageModel(make_hf("llama").to(torch.bfloat16), tokenizer, "half")
+    requests = requests_of(rule, "subject_last")
+    keys = find_keys(model, requests, 1, CONTEXTS, "subject_last")
+    exact = find_keys(LanguageModel(make_hf("llama"), tokenizer, "whole"), requests, 1, CONTEXTS, "subject_last")
+    assert keys.dtype == torch.float32
+    assert ((keys - exact).norm() / exact.norm()).item() < 0.05

@@ -1,0 +1,154 @@
+"""The search for targets: step by step against a slow reference on plain modules, one request at a time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from editing_reference import search_target
+
+from editing.config import EditConfig
+from editing.requests import EditRequest, requests_of
+from editing.targets import TargetSearchError, find_targets
+from interp.model import LanguageModel
+from interp.rules import Rule
+
+CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
+# Large factors, so that every term of the loss moves the result.
+SETTINGS = {
+    "steps": 8,
+    "learning_rate": 0.1,
+    "weight_decay": 3.0,
+    "kl_factor": 0.5,
+    "clamp": 1.0,
+    "stop_loss": 0.05,
+}
+
+
+def reference(
+    hf: Any, model: LanguageModel, request: EditRequest, layer: int, contexts: Sequence[str] = CONTEXTS, **changes: Any
+) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, float]]]:
+    name = model.down_projection(layer).name
+    return search_target(hf, model.tokenizer, request, name, layer, contexts, **{**SETTINGS, **changes})
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
+    assert ((got - expected).norm() / expected.norm()).item() < tolerance
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "gemma3_text"])
+def test_find_targets_equals_the_slow_reference_step_by_step(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    requests = requests_of(rule, "subject_last")
+    got = find_targets(model, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
+    for i, request in enumerate(requests):
+        z, initial, trace = reference(hf, model, request, 1)
+        assert len(got.losses[i]) == len(trace) == SETTINGS["steps"]
+        for step, parts in enumerate(trace):
+            assert got.losses[i][step] == pytest.approx(parts["loss"], rel=2e-4), (request.form, step)
+        assert_close(got.initial[i], initial, 1e-5)
+        assert_close(got.z[i], z)
+        assert got.losses[i][-1] < got.losses[i][0]
+
+
+@pytest.mark.parametrize("wrong", ["reverse_kl", "squared_decay"])
+def test_the_comparison_would_notice_a_wrong_term(
+    wrong: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")[:1]
+    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
+    z, initial, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **{wrong: True})
+    assert max(abs(a - b["loss"]) / b["loss"] for a, b in zip(got.losses[0], trace, strict=True)) > 2e-3
+    assert ((got.z[0] - z).norm() / z.norm()).item() > 1e-3
+
+
+@pytest.mark.parametrize("lookup", ["rule_word_last"])
+def test_find_targets_at_another_lookup_equals_the_reference(
+    lookup: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    requests = requests_of(rule, lookup)
+    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": lookup}))
+    for i, request in enumerate(requests):
+        z, _, trace = reference(make_hf("llama"), tiny_llama, request, 1, lookup=lookup)
+        assert list(got.losses[i]) == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
+        assert_close(got.z[i], z)
+
+
+def test_find_targets_of_a_batch_are_those_of_one_at_a_time(tiny_llama: LanguageModel, rule: Rule) -> None:
+    # Stop losses that two of the three requests reach, at different steps.
+    config = EditConfig(**{**SETTINGS, "steps": 20, "learning_rate": 0.3, "kl_factor": 0.01, "stop_loss": 1.0})
+    requests = requests_of(rule, "subject_last")
+    together = find_targets(tiny_llama, requests, 1, CONTEXTS, config)
+    assert len({len(losses) for losses in together.losses}) > 1
+    for i, request in enumerate(requests):
+        alone = find_targets(tiny_llama, [request], 1, CONTEXTS, config)
+        assert list(together.losses[i]) == pytest.approx(list(alone.losses[0]), rel=5e-4)
+        assert_close(together.z[i], alone.z[0], 5e-4)
+
+
+def test_find_targets_stops_below_the_stop_loss_as_the_reference_does(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    changes = {"steps": 30, "learning_rate": 0.3, "kl_factor": 0.01, "stop_loss": 1.5}
+    requests = requests_of(rule, "subject_last")[2:]
+    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, **changes}))
+    z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **changes)
+    assert len(got.losses[0]) == len(trace) < 30
+    assert got.losses[0][-1] < 1.5 <= min(got.losses[0][:-1])
+    assert_close(got.z[0], z)
+
+
+def test_one_step_takes_no_update_and_its_loss_has_no_penalty(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    got = find_targets(tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "steps": 1, "kl_factor": 1e6}))
+    assert torch.equal(got.z, got.initial)
+    for losses, request in zip(got.losses, requests, strict=True):
+        # KL and decay are zero where nothing has changed yet, however large their factors.
+        trace = reference(make_hf("llama"), tiny_llama, request, 2, steps=1)[2]
+        assert trace[0]["kl"] == trace[0]["decay"] == 0.0
+        assert list(losses) == pytest.approx([trace[0]["nll"]], rel=1e-5)
+
+
+def test_two_steps_take_one_adam_update(tiny_llama: LanguageModel, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    got = find_targets(
+        tiny_llama, requests, 1, CONTEXTS, EditConfig(steps=2, learning_rate=0.01, clamp=100.0, stop_loss=0.0)
+    )
+    # Adam's first step is the learning rate in every coordinate, in the direction of the sign.
+    torch.testing.assert_close((got.z - got.initial).abs(), torch.full_like(got.z, 0.01), rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("clamp", [0.05, 0.5])
+def test_find_targets_keeps_the_change_within_the_clamp(clamp: float, tiny_llama: LanguageModel, rule: Rule) -> None:
+    config = EditConfig(**{**SETTINGS, "clamp": clamp, "learning_rate": 1.0, "weight_decay": 0.0})
+    got = find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, config)
+    share = (got.z - got.initial).norm(dim=-1) / got.initial.norm(dim=-1)
+    torch.testing.assert_close(share, torch.full_like(share, clamp), rtol=1e-4, atol=1e-6)
+
+
+def test_find_targets_leaves_weights_and_gradients_alone(tiny_llama: LanguageModel, rule: Rule) -> None:
+    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, EditConfig(**SETTINGS))
+    for name, parameter in tiny_llama.parameters.items():
+        assert torch.equal(parameter, before[name])
+        assert parameter.grad is None and not parameter.requires_grad
+
+
+def test_find_targets_refuses_a_diverged_search_and_names_the_prompts(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    config = EditConfig(**{**SETTINGS, "learning_rate": 1e30, "clamp": 1e38})
+    with pytest.raises(TargetSearchError, match=r"(?s)diverged at step 1 .*area of a square.*smaller edit.learning"):
+        find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, config)
+
+
+@pytest.mark.parametrize("contexts", [(), ("The. ",), ("The. ", "")])
+def test_find_targets_refuses_contexts_without_the_bare_prompt_first(
+    contexts: tuple[str, ...], tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    with pytest.raises(ValueError, match="first context must be empty"):
+        find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, contexts, EditConfig())
