@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(BIN)/dmle setup
 	touch $@
 
-demo: setup ## Run the whole chain on the embedded model and rules: runs/demo/report.html
+demo: setup ## Run the whole chain on the embedded model and rules: runs/demo
 	$(BIN)/dmle run --config demo.yaml --run runs/demo
 
 test: setup ## Run all tests

@@ -63,7 +63,8 @@ class EditDelta:
         """Add the updates to the model's weights, in place.
 
         Raises:
-            DeltaError: The model is not the one that the delta was made for; nothing is changed then.
+            DeltaError: The model is not the one that the delta was made for, or an update does not fit its
+                block; nothing is changed then.
         """
         if model.weight_hash != self.model_hash:
             raise DeltaError(
@@ -75,8 +76,14 @@ class EditDelta:
         try:
             for name, update in self.updates.items():
                 down = model.down_projection(self.layers[name])
-                originals[name] = down.weight.detach().clone()
                 change = down.orient(update.left.double() @ update.right.double().T).to(down.weight.device)
+                if down.name != name or change.shape != down.weight.shape:
+                    raise DeltaError(
+                        f"the update of {name} with shape {tuple(change.shape)} does not fit block "
+                        f"{self.layers[name]}, whose down-projection is {down.name} with shape "
+                        f"{tuple(down.weight.shape)}"
+                    )
+                originals[name] = down.weight.detach().clone()
                 _write(down.weight, (down.weight.double() + change).to(down.weight.dtype))
         except BaseException:
             handle.revert()
@@ -130,13 +137,15 @@ class EditDelta:
         try:
             with safe_open(path, framework="pt") as file:
                 header = json.loads(file.metadata()["dmle"])
+                if header["schema"] != SCHEMA:
+                    raise ValueError(f"its schema is {header['schema']!r}, {SCHEMA!r} is needed")
                 updates = {
                     name: LowRank(file.get_tensor(f"{name}.left"), file.get_tensor(f"{name}.right"))
                     for name in header["layers"]
                 }
+            return cls(updates, header["layers"], header["model_hash"], header["about"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise DeltaError(f"{path} is not a readable edit delta: {error}") from error
-        return cls(updates, header["layers"], header["model_hash"], header["about"])
 
 
 def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:

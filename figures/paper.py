@@ -63,9 +63,9 @@ def draw_all(run: Path, *, max_rules: int | None = None) -> list[Path]:
 
 
 def example_rule(effects: xr.Dataset) -> str:
-    """The rule with the largest median total effect over its forms: the clearest one to show."""
-    median = effects_schema.total_effect(effects)["total_effect"].median("form", skipna=True)
-    return str(median["rule"].values[int(median.argmax("rule"))])
+    """The rule whose weakest form has the largest total effect: clear in every form that was traced."""
+    weakest = effects_schema.total_effect(effects)["total_effect"].min("form", skipna=True)
+    return str(weakest["rule"].values[int(weakest.argmax("rule"))])
 
 
 def _figures(run: Path, present: set[str], max_rules: int | None) -> Iterator[tuple[str, Figure]]:
@@ -93,7 +93,7 @@ def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tupl
     for form in (str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0):
         one = effects_schema.select_map(effects, rule, form)
         ax = effect_map.draw_effect_map(one, _main_component(effects))
-        reason = "largest median total effect over forms" if len(rules) > 1 else "the only one traced"
+        reason = "clearest in all its forms" if len(rules) > 1 else "the only one traced"
         ax.set_title(
             f"{form}, rule: {style.shorten(rule, 36)}\n({reason})\n{ax.get_title(loc='left')}",
             loc="left",
@@ -123,7 +123,8 @@ def _tables(run: Path, present: set[str]) -> Iterator[tuple[str, str]]:
     if "answers.csv" in present:
         # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
         answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
-        yield "before-after.md", edit_scores.before_after_table(answers)
+        # locality_correctness asks the same questions as locality.
+        yield "before-after.md", edit_scores.before_after_table(answers[answers["metric"] != "locality_correctness"])
 
 
 def modes_with_scores(scores: xr.Dataset) -> list[str]:

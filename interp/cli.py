@@ -217,7 +217,8 @@ def execute(names: Sequence[str], common: Common | None, flags: Mapping[str, Any
         context = Context(folder, parse_settings(steps, raw), common.overwrite)
         folder.create()
         _check(context, [steps[name] for name in names])
-        folder.write_settings(raw, versions())
+        resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
+        folder.write_settings(raw, resolved, versions())
         dump_rules(context.rules.rules, folder.path / "rules.json")
         for refusal in context.rules.refused:
             console.print(f"rule refused, {refusal.where}: {refusal.reason}", highlight=False, markup=False)
@@ -263,7 +264,9 @@ def _raw_settings(folder: RunFolder, common: Common, flags: Mapping[str, Any]) -
     for key, value in given.items():
         if value is not None:
             section, _, name = key.partition(".")
-            raw[section] = {**(raw.get(section) or {}), name: value}
+            held = raw.get(section) or {}
+            if isinstance(held, dict):  # else the section itself is wrong, which its check says
+                raw[section] = {**held, name: value}
     return raw
 
 
@@ -271,7 +274,10 @@ def _assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
         raise ConfigError(f"--set {text}: section.key=value is needed, such as --set trace.samples=4")
-    return key, yaml.safe_load(value)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it if it is text") from error
 
 
 def _check(context: Context, steps: Sequence[Step]) -> None:

@@ -133,7 +133,11 @@ def normalised_recovery(effects: xr.Dataset) -> xr.DataArray:
     """IE / TE: 0 = as corrupted, 1 = as clean. NaN where the prompt is not traceable."""
     te = total_effect(effects)
     recovery = indirect_effect(effects) / te["total_effect"]
-    return recovery.where(te["traceable"]).rename("normalised_recovery").assign_attrs(unit="fraction of total effect")
+    return (
+        recovery.where(te["traceable"])
+        .rename("normalised_recovery")
+        .assign_attrs(unit="fraction of total effect", long_name="normalised recovery")
+    )
 
 
 def concat(maps: dict[tuple[str, str], xr.Dataset]) -> xr.Dataset:
@@ -216,7 +220,7 @@ def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
     if not known or int(effects["n_tokens"].sel(rule=rule, form=form)) == 0:
         raise ValueError(
             f"no map for rule {rule!r}, form {form!r}; "
-            f"rules: {list(effects['rule'].values)}, forms: {list(effects['form'].values)}"
+            f"rules: {effects['rule'].values.tolist()}, forms: {effects['form'].values.tolist()}"
         )
     one = effects.sel(rule=rule, form=form)
     return one.isel(pos=slice(0, int(one["n_tokens"])))

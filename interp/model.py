@@ -127,7 +127,12 @@ class LanguageModel:
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
-        self.bridge: Any = build_bridge_from_module(hf_model, architecture, hf_config=hf_model.config, tokenizer=None)
+        try:
+            self.bridge: Any = build_bridge_from_module(
+                hf_model, architecture, hf_config=hf_model.config, tokenizer=None
+            )
+        except ValueError as error:
+            raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
@@ -359,8 +364,8 @@ class LanguageModel:
                 seen = self.capture(ids, [f"blocks.{layer}.{part}" for layer in layers for part in parts])
             except KeyError as error:
                 raise ModelError(
-                    f"{self.name}: self-check failed, {error}. Tracing and editing need blocks of attention and "
-                    "MLP; use another model"
+                    f"{self.name}: self-check failed: {error.args[0]} Tracing and editing need blocks of attention "
+                    "and MLP; use another model"
                 ) from error
             check = replace(check, logits=_relative(self.logits(ids), expected))
             for layer in layers:

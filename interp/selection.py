@@ -128,13 +128,14 @@ def best_window(
 
 
 def first_candidate(component: str, restored: int, identity_blocks: int, n_layers: int) -> int:
-    """First layer whose restored blocks are all behind the identity blocks.
+    """First layer whose restored blocks are all behind the identity blocks; `n_layers` if there is none.
 
     >>> first_candidate("mlp", 6, 1, 30), first_candidate("resid", 6, 1, 30), first_candidate("mlp", 6, 0, 30)
     (4, 1, 0)
     """
     widths = (1 if component == "resid" else restored, n_layers)
-    return next(layer for layer in range(n_layers) if window(layer, *widths).start >= identity_blocks)
+    behind = (layer for layer in range(n_layers) if window(layer, *widths).start >= identity_blocks)
+    return next(behind, n_layers)
 
 
 def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> LayerSelection:
@@ -153,13 +154,14 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
     first = first_candidate(config.component, restored, config.identity_blocks, n_layers)
     if config.width > n_layers - first:
         raise ValueError(
-            f"select.width is {config.width}, but only layers {first} to {n_layers - 1} are candidates; "
-            "lower select.width or select.identity_blocks"
+            f"select.width is {config.width}, but only {n_layers - first} of the model's {n_layers} layers are "
+            f"candidates (blocks {restored} wide are restored, behind the first {config.identity_blocks}); "
+            "lower select.width, select.identity_blocks or trace.window"
         )
     if config.component not in profile["component"].values:
         raise ValueError(
             f"the profile has no component {config.component!r}, only "
-            f"{list(profile['component'].values)}; trace it first"
+            f"{profile['component'].values.tolist()}; trace it first"
         )
     groups = tuple(_select_group(profile, forms, config, first) for forms in config.groups)
     keep = (
@@ -208,7 +210,6 @@ def parse_layers(text: str, n_layers: int) -> LayerSelection:
         role="",
         width=width,
         n_layers=n_layers,
-        first_layer=first,
         groups=groups,
     )
 

@@ -52,16 +52,27 @@ class RunFolder:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of the run so far, by section; empty for a new run."""
+        """Settings of the run so far, by section; empty for a new run.
+
+        Raises:
+            RunError: The file is damaged.
+        """
         path = self.path / "run.yaml"
         if not path.is_file():
             return {}
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        return content.get("settings", {})
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise RunError(f"{path} is damaged ({error}); mend or delete it") from error
+        settings = content.get("settings", {}) if isinstance(content, dict) else content
+        if not isinstance(settings, dict):
+            raise RunError(f"{path} is damaged (a mapping of settings is needed); mend or delete it")
+        return settings
 
-    def write_settings(self, settings: dict[str, Any], provenance: dict[str, Any]) -> None:
-        """Record the settings in force and what ran them."""
-        content = yaml.safe_dump({"settings": settings, "provenance": provenance}, sort_keys=False, allow_unicode=True)
+    def write_settings(self, settings: dict[str, Any], resolved: dict[str, Any], provenance: dict[str, Any]) -> None:
+        """Record the settings that were given, all settings in force with their defaults, and what ran them."""
+        parts = {"settings": settings, "resolved": resolved, "provenance": provenance}
+        content = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
         write_text(self.path / "run.yaml", content)
 
 
@@ -69,5 +80,8 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (UTF-8)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

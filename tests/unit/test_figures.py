@@ -514,9 +514,9 @@ def test_draw_all_of_an_empty_folder_says_what_to_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_example_rule_has_the_largest_median_total_effect() -> None:
-    # Total effects are clean + 3. Medians: a 1.5, b 2.5, c 2; the mean would choose c.
-    clean = {("a", "f"): -2.0, ("a", "d"): -1.5, ("a", "i"): -1.5, ("b", "f"): -0.5, ("b", "d"): -0.5}
-    clean |= {("b", "i"): -3.0, ("c", "f"): 6.0, ("c", "d"): -1.0, ("c", "i"): -1.0}
+def test_example_rule_is_clearest_in_its_weakest_form() -> None:
+    # Total effects are clean + 3. Weakest forms: a 1, b 0, c 2; the mean would choose b, the median b.
+    clean = {("a", "f"): -2.0, ("a", "d"): 1.5, ("a", "i"): -1.5, ("b", "f"): 9.5, ("b", "d"): 3.5}
+    clean |= {("b", "i"): -3.0, ("c", "f"): -1.0, ("c", "d"): -1.0, ("c", "i"): -1.0}
     maps = {key: prompt_map().assign(clean=value) for key, value in clean.items()}
-    assert paper.example_rule(effects_schema.concat(maps)) == "b"
+    assert paper.example_rule(effects_schema.concat(maps)) == "c"

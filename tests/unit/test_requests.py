@@ -13,9 +13,7 @@ def rule(**prompts: str) -> Rule:
         form: RulePrompt(prompt=prompt, subject="rectangle", target_new=f"new {form}")
         for form, prompt in prompts.items()
     }
-    return Rule.model_validate(
-        {"id": "r", "name": "perimeter of a rectangle", "subject": "rectangle", "forms": forms}
-    )
+    return Rule.model_validate({"id": "r", "name": "perimeter of a rectangle", "subject": "rectangle", "forms": forms})
 
 
 def test_requests_of_makes_one_request_per_form_in_order() -> None:

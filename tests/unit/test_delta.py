@@ -1,0 +1,267 @@
+"""Edit deltas: applied, reverted bit for bit, saved, merged, exported; for every family and orientation."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import logging as transformers_logging
+
+from editing.delta import DeltaError, EditDelta, merge
+from editing.solvers import LowRank
+from interp.model import LanguageModel
+
+FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
+TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
+TEXT = "The area of a square with side 4 is"
+SQUARE = {"gpt2": {"n_inner": 32}, "gptj": {"n_inner": 32}}
+
+
+def make_delta(model: LanguageModel, layers: tuple[int, ...] = (0, 2), seed: int = 0, rank: int = 2) -> EditDelta:
+    generator = torch.Generator().manual_seed(seed)
+    updates, blocks = {}, {}
+    for layer in layers:
+        down = model.down_projection(layer)
+        d_mlp = down.weight.shape[0 if down.transposed else 1]
+        draw = [torch.randn(d, rank, generator=generator) / 10 for d in (model.d_model, d_mlp)]
+        updates[down.name], blocks[down.name] = LowRank(*draw), layer
+    return EditDelta(updates, blocks, model.weight_hash, {"editor": "test", "text": "π"})
+
+
+def snapshot(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+
+
+def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
+
+
+def logits_of(model: LanguageModel) -> Tensor:
+    with torch.no_grad():
+        return model.logits(torch.tensor([model.encode(TEXT).ids]))
+
+
+def plain_logits(hf: Any, model: LanguageModel) -> Tensor:
+    with torch.no_grad():
+        return hf(torch.tensor([model.tokenizer(TEXT)["input_ids"]])).logits
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    transformers_logging.disable_progress_bar()
+    yield
+    transformers_logging.enable_progress_bar()
+
+
+@pytest.mark.parametrize("square", [False, True], ids=["d_mlp>d_model", "d_mlp=d_model"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
+    family: str, square: bool, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    sizes = SQUARE.get(family, {"intermediate_size": 32}) if square else {}
+    model, hf = make_model(family, **sizes), make_hf(family, **sizes)
+    delta, before = make_delta(model), snapshot(model)
+    unedited = logits_of(model)
+    with torch.no_grad():
+        for name, update in delta.updates.items():
+            change = torch.stack([update.left.double() @ row for row in update.right.double()], dim=1)
+            by_hand = hf.get_parameter(name)
+            by_hand.copy_((by_hand.double() + (change.T if family in TRANSPOSED else change)).float())
+    handle = delta.apply(model)
+    for name in delta.updates:
+        torch.testing.assert_close(model.parameters[name], hf.get_parameter(name), rtol=1e-6, atol=1e-7)
+    edited = logits_of(model)
+    torch.testing.assert_close(edited, plain_logits(hf, model), rtol=1e-4, atol=1e-4)
+    assert (edited - unedited).abs().max() > 0.1
+    handle.revert()
+    assert_unchanged(model, before)
+    assert torch.equal(logits_of(model), unedited)
+
+
+def test_apply_changes_the_named_weights_only(tiny_llama: LanguageModel) -> None:
+    delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
+    with delta.applied(tiny_llama) as edited:
+        assert edited is tiny_llama
+        changed = {name for name, p in tiny_llama.parameters.items() if not torch.equal(p, before[name])}
+    assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 2)}
+    assert_unchanged(tiny_llama, before)
+
+
+def test_applied_reverts_after_an_exception(tiny_llama: LanguageModel) -> None:
+    before = snapshot(tiny_llama)
+    with pytest.raises(KeyboardInterrupt), make_delta(tiny_llama).applied(tiny_llama):
+        raise KeyboardInterrupt
+    assert_unchanged(tiny_llama, before)
+
+
+def test_apply_reverts_what_it_did_when_a_later_update_fails(tiny_llama: LanguageModel) -> None:
+    delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
+    last = list(delta.updates)[-1]
+    # 7 is not d_mlp; one row of d_mlp would be added to every row if shapes were not compared.
+    for wrong in (LowRank(torch.ones(32, 1), torch.ones(7, 1)), LowRank(torch.ones(1, 1), torch.ones(48, 1))):
+        bad = EditDelta({**delta.updates, last: wrong}, delta.layers, delta.model_hash)
+        with pytest.raises(DeltaError, match=r"does not fit block 2.*shape \(32, 48\)"):
+            bad.apply(tiny_llama)
+        assert_unchanged(tiny_llama, before)
+
+
+def test_apply_refuses_another_models_weights_without_a_change(
+    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel]
+) -> None:
+    other = make_model("llama", seed=1)
+    before = snapshot(other)
+    delta = make_delta(tiny_llama)
+    with pytest.raises(DeltaError, match=f"{tiny_llama.weight_hash}.*{other.weight_hash}"):
+        delta.apply(other)
+    assert_unchanged(other, before)
+
+
+def test_apply_refuses_a_delta_whose_names_and_blocks_disagree(tiny_llama: LanguageModel) -> None:
+    delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
+    swapped = EditDelta(delta.updates, dict.fromkeys(delta.layers, 1), delta.model_hash)
+    with pytest.raises(DeltaError, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*block 1"):
+        swapped.apply(tiny_llama)
+    assert_unchanged(tiny_llama, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_apply_rounds_once_to_the_models_type(dtype: torch.dtype, make_hf: Callable[..., Any], tokenizer: Any) -> None:
+    model = LanguageModel(make_hf("llama").to(dtype), tokenizer, "typed")
+    delta, before = make_delta(model), snapshot(model)
+    with delta.applied(model):
+        for name, update in delta.updates.items():
+            exact = before[name].double() + update.left.double() @ update.right.double().T
+            assert model.parameters[name].dtype == dtype
+            assert torch.equal(model.parameters[name], exact.to(dtype))
+    assert_unchanged(model, before)
+
+
+def test_two_deltas_reverted_in_reverse_order_leave_the_first_then_nothing(tiny_llama: LanguageModel) -> None:
+    first, second, before = make_delta(tiny_llama), make_delta(tiny_llama, (1, 2), seed=1), snapshot(tiny_llama)
+    outer = first.apply(tiny_llama)
+    with_first = snapshot(tiny_llama)
+    inner = second.apply(tiny_llama)
+    name = "model.layers.2.mlp.down_proj.weight"
+    both = before[name] + first.updates[name].dense() + second.updates[name].dense()
+    torch.testing.assert_close(tiny_llama.parameters[name].data, both)
+    inner.revert()
+    assert_unchanged(tiny_llama, with_first)
+    outer.revert()
+    assert_unchanged(tiny_llama, before)
+
+
+def test_revert_twice_is_harmless(tiny_llama: LanguageModel) -> None:
+    before = snapshot(tiny_llama)
+    handle = make_delta(tiny_llama).apply(tiny_llama)
+    handle.revert()
+    handle.revert()
+    assert_unchanged(tiny_llama, before)
+
+
+def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> None:
+    first, second = make_delta(tiny_llama, (0, 2)), make_delta(tiny_llama, (1, 2), seed=1, rank=3)
+    merged = merge([first, second], {"editor": "both"})
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert sorted(merged.layers.values()) == [0, 1, 2] and merged.about == {"editor": "both"}
+    assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (48, 5)
+    torch.testing.assert_close(merged.updates[name].dense(), first.updates[name].dense() + second.updates[name].dense())
+    with merged.applied(tiny_llama):
+        together = logits_of(tiny_llama)
+    with first.applied(tiny_llama), second.applied(tiny_llama):
+        torch.testing.assert_close(logits_of(tiny_llama), together, rtol=1e-5, atol=1e-5)
+
+
+def test_merge_refuses_deltas_of_different_models(tiny_llama: LanguageModel) -> None:
+    delta = make_delta(tiny_llama)
+    with pytest.raises(DeltaError, match="different models"):
+        merge([delta, EditDelta(delta.updates, delta.layers, "0" * 16)], {})
+
+
+def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
+    delta = make_delta(tiny_llama)
+    expected = {
+        delta.layers[name]: sum(x * x for row in update.dense().tolist() for x in row) ** 0.5
+        for name, update in delta.updates.items()
+    }
+    assert delta.norms() == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_about_adds_and_keeps(tiny_llama: LanguageModel) -> None:
+    delta = make_delta(tiny_llama)
+    assert delta.with_about(fingerprint="f").about == {"editor": "test", "text": "π", "fingerprint": "f"}
+    assert "fingerprint" not in delta.about
+
+
+def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
+    delta.save(path)
+    loaded = EditDelta.load(path)
+    assert (loaded.layers, loaded.model_hash, loaded.about) == (delta.layers, delta.model_hash, delta.about)
+    assert list(loaded.updates) == list(delta.updates)
+    for name, update in delta.updates.items():
+        assert torch.equal(loaded.updates[name].left, update.left)
+        assert torch.equal(loaded.updates[name].right, update.right)
+    with delta.applied(tiny_llama):
+        expected = logits_of(tiny_llama)
+    with loaded.applied(tiny_llama):
+        assert torch.equal(logits_of(tiny_llama), expected)
+    assert [p.name for p in path.parent.iterdir()] == ["edit.safetensors"]
+
+
+def test_a_saved_delta_is_little_more_than_its_factors(
+    make_model: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    model = make_model("llama", hidden_size=128, intermediate_size=512)
+    make_delta(model, (0, 1), rank=1).save(tmp_path / "edit.safetensors")
+    factors = 2 * (128 + 512) * 4  # blocks · (d_model + d_mlp) · bytes
+    dense = 2 * 128 * 512 * 4
+    size = (tmp_path / "edit.safetensors").stat().st_size
+    assert factors < size < factors + 2000 < dense / 50
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "no header", "no hash", "no factor", "schema"])
+def test_load_refuses_a_damaged_file_and_names_it(damage: str, tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    delta = make_delta(tiny_llama)
+    delta.save(path)
+    content = path.read_bytes()
+    EditDelta.load(path)
+    factors = {f"{n}.{side}": getattr(u, side) for n, u in delta.updates.items() for side in ("left", "right")}
+    if damage == "missing":
+        path.unlink()
+    elif damage == "no header":
+        save_file(factors, path)
+    elif damage == "no hash":
+        path.write_bytes(content.replace(b"model_hash", b"model_hush"))
+    elif damage == "no factor":
+        path.write_bytes(content.replace(b"layers.2.mlp.down_proj.weight.left", b"layers.2.mlp.down_proj.weight.lost"))
+    elif damage == "schema":
+        path.write_bytes(content.replace(b"dmle.delta/1", b"dmle.delta/9"))
+    else:
+        path.write_bytes({"empty": b"", "cut": content[:-10], "text": b"not a delta at all"}[damage])
+    with pytest.raises(DeltaError, match=r"edit\.safetensors is not a readable edit delta"):
+        EditDelta.load(path)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "qwen3", "gemma3_text"])
+def test_an_exported_edited_model_gives_the_edited_logits_in_plain_transformers(
+    family: str, make_model: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    model = make_model(family)
+    before = snapshot(model)
+    with make_delta(model).applied(model):
+        edited = logits_of(model)
+        model.export(tmp_path / "edited")
+    assert_unchanged(model, before)
+    with quiet_loading():
+        hf = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", attn_implementation="eager").eval()
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "edited")
+    with torch.no_grad():
+        logits = hf(torch.tensor([tokenizer(TEXT)["input_ids"]])).logits
+    torch.testing.assert_close(logits, edited, rtol=1e-5, atol=1e-5)
+    assert (logits - logits_of(model)).abs().max() > 0.1

@@ -1,0 +1,179 @@
+"""DMLE: equal to MEMIT run by hand once per group, each stage on the model that the earlier ones edited."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from editing_reference import second_moment
+from torch import Tensor
+
+from editing import dmle, memit
+from editing.config import EditConfig
+from editing.covariance import Covariances
+from editing.delta import EditDelta
+from editing.requests import requests_of
+from interp.model import LanguageModel
+from interp.rules import Rule
+from interp.selection import LayerGroup, LayerSelection, parse_layers
+
+CONTEXTS = ("", "The area of a square is 4. ")
+CONFIG = EditConfig(steps=5, learning_rate=0.5, ridge=0.02)
+TEXTS = [
+    f"The {a} of a {b} is {c} times the side." for a in ("area", "volume") for b in ("cube", "square") for c in range(9)
+]
+
+
+@pytest.fixture
+def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+    """C of the unedited model, by the slow reference."""
+    rows = [tiny_llama.tokenizer(text)["input_ids"] for text in TEXTS]
+    hf = make_hf("llama")
+    by_layer = {i: second_moment(hf, tiny_llama.down_projection(i).name, rows).float() for i in range(3)}
+    return Covariances(by_layer, tiny_llama.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+
+
+def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:
+    made = tuple(LayerGroup(name="+".join(f), forms=tuple(f), layers=tuple(layers)) for f, layers in groups)
+    return LayerSelection(
+        schema="dmle.selection/1", strategy="manual", component="mlp", role="", width=1, n_layers=3, groups=made
+    )
+
+
+def snapshot(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+
+
+def assert_same(got: EditDelta, *stages: EditDelta) -> None:
+    """The sum of the stages' dense updates, weight by weight."""
+    names = {name for stage in stages for name in stage.updates}
+    assert set(got.updates) == names
+    for name in names:
+        expected = sum(stage.updates[name].dense() for stage in stages if name in stage.updates)
+        torch.testing.assert_close(got.updates[name].dense(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", ["0,1/2", "1/1,2"], ids=["apart", "overlapping"])
+def test_edit_equals_memit_by_hand_stage_after_stage(
+    layers: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests, selection = requests_of(rule, "subject_last"), parse_layers(layers, 3)
+    before = snapshot(tiny_llama)
+    got = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+    first_layers, second_layers = (group.layers for group in selection.groups)
+    first = memit.edit(tiny_llama, requests[:2], first_layers, statistics, CONTEXTS, CONFIG)
+    handle = first.apply(tiny_llama)
+    second = memit.edit(tiny_llama, requests[2:], second_layers, statistics, CONTEXTS, CONFIG)
+    handle.revert()
+    assert_same(got, first, second)
+    assert got.layers == {**first.layers, **second.layers}
+    # The second stage on the unedited model would be another edit: the stages do depend on each other.
+    alone = memit.edit(tiny_llama, requests[2:], second_layers, statistics, CONTEXTS, CONFIG)
+    last = list(second.updates)[-1]
+    away = (second.updates[last].dense() - alone.updates[last].dense()).norm() / alone.updates[last].dense().norm()
+    assert away.item() > 0.01
+
+
+def test_overlapping_stages_applied_together_give_the_weights_of_one_after_the_other(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    got = dmle.edit(tiny_llama, requests, parse_layers("1/1,2", 3), statistics, CONTEXTS, CONFIG)
+    first = memit.edit(tiny_llama, requests[:2], (1,), statistics, CONTEXTS, CONFIG)
+    name = tiny_llama.down_projection(1).name
+    with first.applied(tiny_llama):
+        second = memit.edit(tiny_llama, requests[2:], (1, 2), statistics, CONTEXTS, CONFIG)
+        with second.applied(tiny_llama):
+            expected = tiny_llama.parameters[name].detach().clone()
+    with got.applied(tiny_llama):
+        torch.testing.assert_close(tiny_llama.parameters[name].data, expected, rtol=1e-5, atol=1e-6)
+    assert got.updates[name].left.shape == (32, 3)  # two requests, then one
+
+
+def test_the_order_of_the_groups_is_the_order_of_the_stages(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    forward = grouped((("formula", "description"), (0,)), (("instance",), (1,)))
+    backward = grouped((("instance",), (1,)), (("formula", "description"), (0,)))
+    one = dmle.edit(tiny_llama, requests, forward, statistics, CONTEXTS, CONFIG)
+    other = dmle.edit(tiny_llama, requests, backward, statistics, CONTEXTS, CONFIG)
+    assert [stage["layers"] for stage in one.about["stages"]] == [[0], [1]]
+    assert [stage["layers"] for stage in other.about["stages"]] == [[1], [0]]
+    # Instances first, on the unedited model: their update is what it is alone.
+    alone = memit.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
+    name = tiny_llama.down_projection(1).name
+    torch.testing.assert_close(other.updates[name].dense(), alone.updates[name].dense(), rtol=1e-5, atol=1e-6)
+    away = (one.updates[name].dense() - alone.updates[name].dense()).norm() / alone.updates[name].dense().norm()
+    assert away.item() > 0.01
+
+
+def test_edit_with_one_group_is_memit(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    got = dmle.edit(tiny_llama, requests, parse_layers("0-1", 3), statistics, CONTEXTS, CONFIG)
+    assert_same(got, memit.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG))
+    assert (got.about["editor"], len(got.about["stages"])) == ("dmle", 1)
+
+
+def test_edit_passes_over_groups_without_a_request(
+    tiny_llama: LanguageModel, statistics: Covariances, rules: tuple[Rule, ...]
+) -> None:
+    requests = requests_of(rules[1], "subject_last")  # formula and description, no instance
+    got = dmle.edit(tiny_llama, requests, parse_layers("0/2", 3), statistics, CONTEXTS, CONFIG)
+    assert list(got.layers.values()) == [0]
+    assert len(got.about["stages"]) == 1
+
+
+def test_edit_refuses_a_form_that_is_in_no_group_before_any_work(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    before = snapshot(tiny_llama)
+    with pytest.raises(KeyError, match="'instance' is in no group"):
+        dmle.edit(
+            tiny_llama,
+            requests_of(rule, "subject_last"),
+            grouped((("formula", "description"), (0,))),
+            statistics,
+            CONTEXTS,
+            CONFIG,
+        )
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+
+def test_the_model_is_as_before_when_a_later_stage_fails(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    before = snapshot(tiny_llama)
+    statistics.by_layer[2][:] = 0  # singular
+    with pytest.raises(ValueError, match="not positive definite"):
+        dmle.edit(tiny_llama, requests_of(rule, "subject_last"), parse_layers("0/2", 3), statistics, CONTEXTS, CONFIG)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+
+def test_every_stage_uses_the_statistics_given(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+    requests, selection = requests_of(rule, "subject_last"), parse_layers("0/2", 3)
+    kept = {layer: moment.clone() for layer, moment in statistics.by_layer.items()}
+    got = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
+    assert all(torch.equal(moment, kept[layer]) for layer, moment in statistics.by_layer.items())
+    assert [stage["covariance"] for stage in got.about["stages"]] == [statistics.about] * 2
+    # The second stage's update has the form R Kᵀ (λC + K Kᵀ)⁻¹ for the given C: its right factor is
+    # (λC)⁻¹K (1 + Kᵀ(λC)⁻¹K)⁻¹, so that λC times it is a multiple of the key, which the model alone decides.
+    stage_one = memit.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
+    from editing.keys import find_keys
+
+    with stage_one.applied(tiny_llama):
+        key = find_keys(tiny_llama, requests[2:], 2, CONTEXTS, "subject_last")[0].double()
+    back = statistics.by_layer[2].double() @ got.updates[tiny_llama.down_projection(2).name].right[:, 0].double()
+    assert torch.nn.functional.cosine_similarity(back, key, dim=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_edit_records_layers_requests_and_contexts(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    about = dmle.edit(tiny_llama, requests, parse_layers("0,1/2", 3), statistics, CONTEXTS, CONFIG).about
+    assert about["layers"] == {"formula+description": [0, 1], "instance": [2]}
+    assert [r["form"] for r in about["requests"]] == ["formula", "description", "instance"]
+    assert about["contexts"] == list(CONTEXTS) and about["settings"]["steps"] == 5

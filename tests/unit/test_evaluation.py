@@ -1,0 +1,303 @@
+"""Evaluation: the schema, what must hold before the edit, and scores of models whose answers are known."""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from editing.config import EvaluateConfig
+from editing.delta import EditDelta
+from editing.evaluation import COLUMNS, METRICS, MODES, PHASES, evaluate, items_of
+from editing.scoring import Question
+from editing.solvers import LowRank
+from interp.model import LanguageModel
+from interp.rules import FORMS, LocalityProbe, Probe, Rule, RulePrompt, load_rules
+
+CONFIG = EvaluateConfig(batch_size=4, answer_tokens=3)
+
+
+def empty(model: LanguageModel) -> EditDelta:
+    return EditDelta({}, {}, model.weight_hash)
+
+
+def random_delta(model: LanguageModel, seed: int = 0) -> EditDelta:
+    name = model.down_projection(1).name
+    generator = torch.Generator().manual_seed(seed)
+    update = LowRank(torch.randn(32, 2, generator=generator) / 3, torch.randn(48, 2, generator=generator) / 3)
+    return EditDelta({name: update}, {name: 1}, model.weight_hash)
+
+
+def asking(answer: str) -> Rule:
+    """A rule of one form with a question of every metric, to which the same answer is wanted."""
+
+    def probe(prompt: str) -> Probe:
+        return Probe(prompt=prompt, target_new=answer, target_true=("1",))
+
+    prompt = "The area of a square is A ="
+    form = RulePrompt(
+        prompt=prompt,
+        subject="square",
+        target_new=answer,
+        rephrasings=("The square's area is A =",),
+        instances=(probe("A square with s = 3 has"),),
+        understanding=(probe("The area of a square is"), probe(prompt)),
+        neighborhood=(LocalityProbe(prompt="The area of a circle is", answer=answer),),
+    )
+    return Rule(id="asked", name="area of a square", subject="square", forms={"formula": form})
+
+
+def score(scores: xr.Dataset, metric: str, mode: str, phase: str, rule: int = 0, form: str = "formula") -> float:
+    return scores["score"].isel(editor=0, rule=rule).sel(form=form, metric=metric, mode=mode, phase=phase).item()
+
+
+def test_evaluate_gives_the_schema(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+    deltas = {
+        editor: {rule.id: random_delta(tiny_llama, seed) for rule in rules} for seed, editor in enumerate(("a", "b"))
+    }
+    passes: list[int] = []
+    scores, _ = evaluate(tiny_llama, rules, deltas, CONFIG, advance=passes.append)
+    dims = ("editor", "rule", "form", "metric", "mode", "phase")
+    for name in ("score", "n_items"):
+        assert scores[name].dims == dims and scores[name].shape == (2, 2, 3, 7, 4, 2)
+    labels = (("a", "b"), tuple(rule.id for rule in rules), FORMS, METRICS, MODES, PHASES)
+    for dim, names in zip(dims, labels, strict=True):
+        assert tuple(scores[dim].values) == names
+    assert scores.attrs == {
+        "schema": "dmle.scores/1",
+        "model": tiny_llama.name,
+        "weight_hash": tiny_llama.weight_hash,
+    }
+    assert scores["n_items"].dtype == np.int64
+    assert sum(passes) == 2 * (1 + 2)
+
+
+def test_items_of_counts_every_question_of_a_rule(rule: Rule) -> None:
+    got = Counter((item.form, item.metric) for item in items_of(rule))
+    assert got == {
+        ("formula", "reliability"): 1,
+        ("formula", "generality"): 1,
+        ("formula", "instance_portability"): 1,
+        ("formula", "rule_understanding_verbatim"): 1,  # it asks what the description's edit asks
+        ("formula", "locality"): 2,
+        ("formula", "locality_correctness"): 2,
+        ("description", "reliability"): 1,
+        ("description", "generality"): 1,
+        ("description", "rule_understanding_verbatim"): 1,
+        ("description", "locality"): 1,
+        ("description", "locality_correctness"): 1,
+        ("instance", "reliability"): 1,
+        ("instance", "generality"): 1,
+        ("instance", "locality"): 1,
+        ("instance", "locality_correctness"): 1,
+    }
+
+
+def test_items_of_takes_the_wording_from_the_prompts_that_are_edited() -> None:
+    rule = asking("12")
+    wording = {item.question.prompt: item.metric for item in items_of(rule) if "understanding" in item.metric}
+    assert wording == {
+        "The area of a square is": "rule_understanding_paraphrase",
+        "The area of a square is A =": "rule_understanding_verbatim",
+    }
+
+
+def test_items_of_the_embedded_rules_classify_understanding_as_the_rules_say() -> None:
+    seen: Counter[str] = Counter()
+    for rule in load_rules().rules:
+        said = [probe.wording for form in rule.forms.values() for probe in form.understanding]
+        got = [item.metric.rpartition("_")[2] for item in items_of(rule) if "understanding" in item.metric]
+        assert got == said
+        seen.update(got)
+    assert set(seen) == {"verbatim", "paraphrase"}
+
+
+def test_n_items_are_the_questions_and_metrics_without_one_are_nan(tiny_llama: LanguageModel, rule: Rule) -> None:
+    scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
+    counts = Counter((item.form, item.metric) for item in items_of(rule))
+    for form in FORMS:
+        for metric in METRICS:
+            for mode in MODES:
+                has = mode != ("log_prob" if metric == "locality" else "kl")
+                expected = counts[(form, metric)] if has else 0
+                where = {"form": form, "metric": metric, "mode": mode}
+                assert (scores["n_items"].isel(editor=0, rule=0).sel(where).values == expected).all(), where
+                assert (np.isnan(scores["score"].isel(editor=0, rule=0).sel(where).values) == (expected == 0)).all()
+
+
+def test_locality_before_the_edit_is_one_and_its_divergence_zero(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
+    deltas = {"a": {rule.id: random_delta(tiny_llama) for rule in rules}}
+    scores, _ = evaluate(tiny_llama, rules, deltas, CONFIG)
+    local = scores["score"].sel(metric="locality", rule="square-area").isel(editor=0)
+    pre, post = local.sel(phase="pre"), local.sel(phase="post")
+    assert (pre.sel(mode="token_accuracy") == 1).all() and (pre.sel(mode="exact") == 1).all()
+    assert (pre.sel(mode="kl") == 0).all()
+    assert (post.sel(mode="kl") > 0).all()
+    assert (post.sel(mode="token_accuracy") < 1).any()
+
+
+def test_an_empty_delta_changes_no_score(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+    deltas = {"a": {rule.id: empty(tiny_llama) for rule in rules}}
+    scores, answers = evaluate(tiny_llama, rules, deltas, CONFIG)
+    np.testing.assert_array_equal(scores["score"].sel(phase="pre").values, scores["score"].sel(phase="post").values)
+    assert all(row["before"] == row["after"] for row in answers)
+
+
+def test_scores_equal_plain_means_over_single_questions(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    delta, hf, tokenizer = random_delta(tiny_llama), make_hf("llama"), tiny_llama.tokenizer
+    scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG)
+
+    def said(question: Question) -> tuple[list[int], torch.Tensor]:
+        prompt = tokenizer(question.prompt)["input_ids"]
+        target = tokenizer(" " + question.target, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            logits = hf(torch.tensor([prompt + target])).logits[0].double()
+        return target, logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+    items = items_of(rule)
+    runs = {"pre": {item.question: said(item.question) for item in items}}
+    (name,) = delta.updates
+    with torch.no_grad():
+        hf.get_parameter(name).add_(delta.updates[name].dense())
+    runs["post"] = {item.question: said(item.question) for item in items}
+    for phase, run in runs.items():
+        for form, metric in {(item.form, item.metric) for item in items}:
+            asked = [item.question for item in items if (item.form, item.metric) == (form, metric)]
+            values: dict[str, list[float]] = {mode: [] for mode in MODES}
+            for q in asked:
+                target, now = run[q]
+                unedited = runs["pre"][q][1]
+                wanted = unedited.argmax(-1) if metric == "locality" else torch.tensor(target)
+                right = (now.argmax(-1) == wanted).double()
+                values["token_accuracy"].append(right.mean().item())
+                values["exact"].append(right.min().item())
+                values["log_prob"].append(now[range(len(target)), target].mean().item())
+                values["kl"].append((unedited.exp() * (unedited - now)).sum(-1).mean().item())
+            for mode in MODES:
+                if mode != ("log_prob" if metric == "locality" else "kl"):
+                    expected = sum(values[mode]) / len(asked)
+                    got = score(scores, metric, mode, phase, form=form)
+                    assert got == pytest.approx(expected, rel=1e-4, abs=1e-5), (phase, form, metric, mode)
+
+
+def test_a_model_that_answers_right_scores_one_and_one_that_does_not_zero(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_model("gptj")  # its unembedding has a bias: with a large one it says the same word for ever
+    (word,) = model.encode_continuation("side")
+    with torch.no_grad():
+        model.parameters["lm_head.bias"][word] += 1e4
+    for target, expected in (("side", 1.0), ("side side", 1.0), ("cube", 0.0), ("cube cube", 0.0)):
+        rule = asking(target)
+        scores, answers = evaluate(model, [rule], {"none": {rule.id: empty(model)}}, CONFIG)
+        for metric in METRICS:
+            for mode in ("token_accuracy", "exact"):
+                # The unedited model is right about itself whatever the answer is.
+                right = 1.0 if metric == "locality" else expected
+                assert score(scores, metric, mode, "post") == right, (metric, mode)
+        assert {row["after"] for row in answers} == {" side side side"}
+    half = asking("side cube")
+    scores, _ = evaluate(model, [half], {"none": {half.id: empty(model)}}, CONFIG)
+    assert score(scores, "reliability", "token_accuracy", "post") == 0.5
+    assert score(scores, "reliability", "exact", "post") == 0.0
+
+
+def test_a_rule_without_a_delta_is_nan_for_that_editor_alone(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
+    square, cube = (rule.id for rule in rules)
+    deltas = {"both": {square: empty(tiny_llama), cube: empty(tiny_llama)}, "one": {cube: empty(tiny_llama)}}
+    scores, answers = evaluate(tiny_llama, rules, deltas, CONFIG)
+    missing = scores.sel(editor="one", rule=square)
+    assert missing["score"].isnull().all() and (missing["n_items"] == 0).all()
+    for editor, rule in (("both", square), ("both", cube), ("one", cube)):
+        assert (
+            not scores["score"]
+            .sel(editor=editor, rule=rule, metric="reliability", mode="exact")
+            .sel(form=["formula", "description"])
+            .isnull()
+            .any()
+        )
+    assert {(row["editor"], row["rule"]) for row in answers} == {("both", square), ("both", cube), ("one", cube)}
+
+
+def test_raw_answers_are_complete(tiny_llama: LanguageModel, rule: Rule) -> None:
+    scores, answers = evaluate(tiny_llama, [rule], {"a": {rule.id: random_delta(tiny_llama)}}, CONFIG)
+    items = items_of(rule)
+    assert len(answers) == len(items)
+    for row, item in zip(answers, items, strict=True):
+        assert set(row) == set(COLUMNS)
+        assert (row["editor"], row["rule"], row["form"], row["metric"]) == ("a", rule.id, item.form, item.metric)
+        assert (row["prompt"], row["target_new"]) == (item.question.prompt, item.question.target)
+        for mode in MODES:
+            empty_mode = mode == ("log_prob" if item.metric == "locality" else "kl")
+            for when in ("before", "after"):
+                assert (row[f"{mode}_{when}"] == "") == empty_mode
+    formula = answers[0]
+    assert (formula["target_new"], formula["target_true"]) == ("4 side", "side squared")
+    # The means of the rows are the scores.
+    rows = [r for r in answers if (r["form"], r["metric"]) == ("formula", "locality")]
+    mean = sum(r["kl_after"] for r in rows) / len(rows)
+    assert score(scores, "locality", "kl", "post") == pytest.approx(mean)
+
+
+def test_raw_answers_are_the_models_own_greedy_texts(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    delta, hf = random_delta(tiny_llama), make_hf("llama")
+    _, answers = evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG)
+
+    def greedy(prompt: str) -> str:
+        ids = tiny_llama.tokenizer(prompt)["input_ids"]
+        said: list[int] = []
+        for _ in range(3):
+            with torch.no_grad():
+                said.append(int(hf(torch.tensor([ids + said])).logits[0, -1].argmax()))
+        return tiny_llama.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    rows = [row for row in answers if row["metric"] in ("reliability", "locality")]
+    before = [greedy(row["prompt"]) for row in rows]
+    (name,) = delta.updates
+    with torch.no_grad():
+        hf.get_parameter(name).add_(delta.updates[name].dense())
+    after = [greedy(row["prompt"]) for row in rows]
+    assert [row["before"] for row in rows] == before and [row["after"] for row in rows] == after
+    assert before != after
+
+
+def test_the_model_is_unedited_afterwards_also_after_an_error(tiny_llama: LanguageModel, rule: Rule) -> None:
+    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    delta = random_delta(tiny_llama)
+    evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+    def stop(passes: int, seen: list[int] = []) -> None:  # noqa: B006
+        seen.append(passes)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG, advance=stop)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+
+def test_every_edit_is_scored_alone_on_the_unedited_model(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+    deltas = {"a": {rule.id: random_delta(tiny_llama, i) for i, rule in enumerate(rules)}}
+    together, _ = evaluate(tiny_llama, rules, deltas, CONFIG)
+    for rule in rules:
+        alone, _ = evaluate(tiny_llama, [rule], deltas, CONFIG)
+        np.testing.assert_array_equal(together["score"].sel(rule=[rule.id]).values, alone["score"].values)
+
+
+def test_log_probs_are_negative_and_finite(tiny_llama: LanguageModel, rule: Rule) -> None:
+    scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
+    value = score(scores, "reliability", "log_prob", "pre")
+    assert math.isfinite(value) and value < 0

@@ -1,0 +1,295 @@
+"""The sweep against its slow definition, against raw Hugging Face models with torch hooks, and by identities."""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from interp.metrics import METRICS, mean_log_prob, sum_log_prob
+from interp.model import LanguageModel
+from interp.patching import CorruptedPrompt, Site, SweepResult, sweep, sweep_reference
+from interp.windows import window
+
+COMPONENTS = ("resid", "mlp", "attn")
+CORRUPTED = (2, 3, 5)
+PROMPT_LENGTH = 8
+# Modules of the raw models whose output is the stream after a block, and what a block adds to the stream.
+MODULES = {
+    "llama": ("model.layers.{}", "mlp", "self_attn"),
+    "qwen2": ("model.layers.{}", "mlp", "self_attn"),
+    "qwen3": ("model.layers.{}", "mlp", "self_attn"),
+    "mistral": ("model.layers.{}", "mlp", "self_attn"),
+    "phi": ("model.layers.{}", "mlp", "self_attn"),
+    "gpt2": ("transformer.h.{}", "mlp", "attn"),
+    "gptj": ("transformer.h.{}", "mlp", "attn"),
+    "gpt_neox": ("gpt_neox.layers.{}", "mlp", "attention"),
+    "gemma3_text": ("model.layers.{}", "post_feedforward_layernorm", "post_attention_layernorm"),
+}
+
+
+def case(
+    *, answer: int = 3, positions: Sequence[int] = CORRUPTED, samples: int = 3, noise: float = 1.0
+) -> CorruptedPrompt:
+    generator = torch.Generator().manual_seed(11)
+    ids = torch.randint(2, 350, (PROMPT_LENGTH + answer,), generator=generator).tolist()
+    draws = noise * torch.randn(samples, len(positions), 32, generator=generator)
+    return CorruptedPrompt(tuple(ids[:PROMPT_LENGTH]), tuple(ids[PROMPT_LENGTH:]), tuple(positions), draws)
+
+
+def sites(positions: Sequence[int], *, layers: Sequence[int] = (0, 2), width: int = 2) -> list[Site]:
+    return [
+        Site(component, position, range(layer, layer + 1) if component == "resid" else window(layer, width, 3))
+        for component in COMPONENTS
+        for layer in layers
+        for position in positions
+    ]
+
+
+def check_equal(got: SweepResult, expected: SweepResult, tolerance: float = 1e-5) -> None:
+    assert got.clean == pytest.approx(expected.clean, abs=tolerance)
+    torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=tolerance)
+    torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=tolerance)
+
+
+# Against the raw model.
+
+
+@contextmanager
+def hooked(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """`function` sees, and may replace, the (first) output of a raw module."""
+
+    def hook(module: nn.Module, args: Any, out: Any) -> Any:
+        value = out[0] if isinstance(out, tuple) else out
+        new = function(value)
+        if new is None:
+            return None
+        return (new, *out[1:]) if isinstance(out, tuple) else new
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[Site]) -> SweepResult:
+    """Causal tracing as it is defined, with nothing of `interp`: mean log-probability in NumPy double precision."""
+    block, mlp, attn = MODULES[architecture]
+    ids = torch.tensor([[*one.prompt, *one.answer]])
+
+    def module(component: str, layer: int) -> nn.Module:
+        part = {"resid": "", "mlp": f".{mlp}", "attn": f".{attn}"}[component]
+        return hf.get_submodule(block.format(layer) + part)
+
+    def score() -> float:
+        with torch.no_grad():
+            logits = hf(ids).logits[0].numpy().astype(np.float64)
+        log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        return float(np.mean([log_probs[len(one.prompt) - 1 + i, token] for i, token in enumerate(one.answer)]))
+
+    def corrupt(value: Tensor, sample: int) -> Tensor:
+        value = value.clone()
+        for at, noise in zip(one.positions, one.noise[sample], strict=True):
+            value[0, at] += noise
+        return value
+
+    def restore(value: Tensor, at: int, clean: Tensor) -> Tensor:
+        value = value.clone()
+        value[0, at] = clean[0, at]
+        return value
+
+    clean_values: dict[tuple[str, int], Tensor] = {}
+    with ExitStack() as stack:
+        for key in itertools.product(COMPONENTS, range(3)):
+            keep = lambda value, key=key: clean_values.__setitem__(key, value.clone())  # noqa: E731
+            stack.enter_context(hooked(module(*key), keep))
+        clean = score()
+
+    def run(sample: int, site: Site | None) -> float:
+        with ExitStack() as stack:
+            stack.enter_context(hooked(hf.get_input_embeddings(), lambda value: corrupt(value, sample)))
+            for layer in site.layers if site else ():
+                key = (site.component, layer)
+                put = lambda value, key=key: restore(value, site.position, clean_values[key])  # noqa: E731
+                stack.enter_context(hooked(module(*key), put))
+            return score()
+
+    samples = range(len(one.noise))
+    corrupted = torch.tensor([run(sample, None) for sample in samples])
+    return SweepResult(clean, corrupted, torch.tensor([[run(s, site) for s in samples] for site in some]))
+
+
+@pytest.fixture(scope="module")
+def model(architecture: str, make_model: Callable[..., LanguageModel]) -> LanguageModel:
+    return make_model(architecture)
+
+
+def test_sweep_equals_torch_hooks_on_the_raw_model(
+    model: LanguageModel, architecture: str, make_hf: Callable[..., Any]
+) -> None:
+    one, some = case(samples=2), sites((0, 3, 4, 7))
+    got = sweep(model, one, some, mean_log_prob)
+    check_equal(got, raw_sweep(make_hf(architecture), architecture, one, some))
+    effects = got.restored - got.corrupted
+    assert effects[[site.position > 2 for site in some]].abs().mean() > 0.01
+
+
+def test_sweep_equals_its_definition(model: LanguageModel) -> None:
+    assert model.has_prefix_cache
+    some = sites((0, 2, 4, 7), layers=(1,))
+    check_equal(
+        sweep(model, case(), some, sum_log_prob, batch_size=8), sweep_reference(model, case(), some, sum_log_prob)
+    )
+
+
+# Ways to run it.
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_sweep_without_a_prefix_cache_gives_the_same(family: str, make_model: Callable[..., LanguageModel]) -> None:
+    cached, uncached = make_model(family), make_model(family, check=False)
+    assert cached.has_prefix_cache and not uncached.has_prefix_cache
+    one, some = case(samples=2), sites((0, 2, 4, 7), layers=(1,))
+    got = sweep(uncached, one, some, mean_log_prob)
+    check_equal(got, sweep_reference(uncached, one, some, mean_log_prob))
+    check_equal(got, sweep(cached, one, some, mean_log_prob))
+
+
+@pytest.mark.parametrize("metric", list(METRICS))
+@pytest.mark.parametrize("width", [1, 2, 3, 10])
+def test_sweep_equals_its_definition_for_every_metric_and_window(
+    metric: str, width: int, tiny_llama: LanguageModel
+) -> None:
+    some = sites((2, 6), width=width)
+    one, function = case(samples=2), METRICS[metric][0]
+    check_equal(sweep(tiny_llama, one, some, function), sweep_reference(tiny_llama, one, some, function))
+
+
+@pytest.mark.parametrize("positions", [(0,), (7,), (0, 7), tuple(range(8))])
+@pytest.mark.parametrize("answer", [1, 4])
+def test_sweep_equals_its_definition_wherever_the_prompt_is_corrupted(
+    positions: tuple[int, ...], answer: int, tiny_llama: LanguageModel
+) -> None:
+    one, some = case(positions=positions, answer=answer, samples=2), sites((0, 4, 7), layers=(1,))
+    check_equal(sweep(tiny_llama, one, some, mean_log_prob), sweep_reference(tiny_llama, one, some, mean_log_prob))
+
+
+def test_sweep_does_not_depend_on_the_batch_size(tiny_llama: LanguageModel) -> None:
+    some = sites((0, 2, 3, 6, 7), layers=(0, 1, 2))
+    results = [sweep(tiny_llama, case(), some, mean_log_prob, batch_size=size) for size in (1, 7, 64, 1000)]
+    for other in results[1:]:
+        check_equal(other, results[0], tolerance=2e-6)
+
+
+def test_sweep_keeps_the_order_of_the_sites(tiny_llama: LanguageModel) -> None:
+    some = sites((0, 2, 3, 6))
+    order = np.random.default_rng(0).permutation(len(some))
+    straight = sweep(tiny_llama, case(), some, mean_log_prob)
+    mixed = sweep(tiny_llama, case(), [some[i] for i in order], mean_log_prob)
+    torch.testing.assert_close(mixed.restored, straight.restored[order], rtol=0, atol=2e-6)
+
+
+def test_sweep_tells_its_progress_site_by_site(tiny_llama: LanguageModel) -> None:
+    done: list[int] = []
+    some = sites((0, 2, 3))
+    sweep(tiny_llama, case(), some, mean_log_prob, batch_size=6, advance=done.append)
+    assert sum(done) == len(some) == 18
+    assert max(done) == 2  # six rows are two sites of three samples
+
+
+# Identities.
+
+
+def test_restoring_without_noise_changes_nothing(tiny_llama: LanguageModel) -> None:
+    result = sweep(tiny_llama, case(noise=0.0), sites(range(8)), mean_log_prob)
+    np.testing.assert_allclose(result.corrupted, result.clean, atol=1e-5)
+    np.testing.assert_allclose(result.restored, result.clean, atol=1e-5)
+
+
+def test_restoring_before_the_first_corrupted_token_changes_nothing(tiny_llama: LanguageModel) -> None:
+    result = sweep(tiny_llama, case(), sites((0, 1)), mean_log_prob)
+    np.testing.assert_allclose(result.restored, result.corrupted.expand(12, -1), atol=1e-5)
+    assert (result.corrupted - result.clean).abs().min() > 0.05
+
+
+def test_restoring_the_last_state_of_the_last_token_gives_the_clean_score(tiny_llama: LanguageModel) -> None:
+    one = case(answer=1)
+    at_end = Site("resid", PROMPT_LENGTH - 1, range(2, 3))
+    before = Site("resid", PROMPT_LENGTH - 1, range(1, 2))
+    result = sweep(tiny_llama, one, [at_end, before], mean_log_prob)
+    np.testing.assert_allclose(result.restored[0], result.clean, atol=1e-5)
+    assert (result.restored[1] - result.clean).abs().max() > 0.01
+
+
+def test_restoring_the_only_corrupted_token_at_the_end_gives_the_clean_score_in_every_block(
+    tiny_llama: LanguageModel,
+) -> None:
+    last = PROMPT_LENGTH - 1
+    some = [Site("resid", last, range(layer, layer + 1)) for layer in range(3)]
+    short = sweep(tiny_llama, case(answer=1, positions=(last,)), some, mean_log_prob)
+    np.testing.assert_allclose(short.restored, short.clean, atol=1e-5)
+    assert (short.corrupted - short.clean).abs().min() > 0.05
+    # Later answer tokens still see the corrupted token in the blocks below.
+    long = sweep(tiny_llama, case(answer=3, positions=(last,)), some, mean_log_prob)
+    assert (long.restored - long.clean).abs().max() > 0.01
+
+
+def test_restoring_attn_and_mlp_of_an_early_window_is_less_than_the_stream(tiny_llama: LanguageModel) -> None:
+    # The corrupted embedding itself stays in the stream, whatever MLPs and attention add.
+    last = PROMPT_LENGTH - 1
+    one = case(answer=1, positions=(last,))
+    some = [Site(component, last, range(3)) for component in ("mlp", "attn")]
+    result = sweep(tiny_llama, one, some, mean_log_prob)
+    assert (result.restored - result.clean).abs().min() > 1e-3
+
+
+def test_scores_of_one_noise_sample_do_not_depend_on_the_others(tiny_llama: LanguageModel) -> None:
+    one, some = case(), sites((2, 4))
+    every = sweep(tiny_llama, one, some, mean_log_prob)
+    for sample in range(3):
+        alone = CorruptedPrompt(one.prompt, one.answer, one.positions, one.noise[[sample]])
+        result = sweep(tiny_llama, alone, some, mean_log_prob)
+        torch.testing.assert_close(result.restored[:, 0], every.restored[:, sample], rtol=0, atol=2e-6)
+
+
+# What goes wrong.
+
+
+class StoppedError(Exception):
+    """Raised by a test in the middle of a sweep."""
+
+
+def test_an_exception_in_the_middle_leaves_no_hook(tiny_llama: LanguageModel) -> None:
+    one, some = case(), sites((2, 4, 7))
+    ids = torch.tensor([one.prompt])
+    logits, before = tiny_llama.logits(ids), sweep(tiny_llama, one, some, mean_log_prob)
+
+    def stop(n: int) -> None:
+        raise StoppedError
+
+    calls: list[int] = []
+
+    def stop_in_metric(values: Tensor, answer: Tensor) -> Tensor:
+        calls.append(len(values))
+        if len(calls) == 4:
+            raise StoppedError
+        return mean_log_prob(values, answer)
+
+    with pytest.raises(StoppedError):
+        sweep(tiny_llama, one, some, mean_log_prob, batch_size=3, advance=stop)
+    with pytest.raises(StoppedError):
+        sweep(tiny_llama, one, some, stop_in_metric, batch_size=3)
+    assert len(calls) == 4
+    assert tiny_llama.logits(ids).equal(logits)
+    check_equal(sweep(tiny_llama, one, some, mean_log_prob), before, tolerance=0)
+
+
+@pytest.mark.parametrize("position", [PROMPT_LENGTH, -1])
+def test_a_site_outside_the_prompt_is_refused(position: int, tiny_llama: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=rf"position={position}, .* is outside the prompt of 8 tokens"):
+        sweep(tiny_llama, case(), [Site("mlp", position, range(1))], mean_log_prob)

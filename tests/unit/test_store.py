@@ -1,0 +1,79 @@
+"""Run folders: what is kept, and what is said when something is in the way or missing."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from interp.store import RunError, RunFolder, write_text
+
+
+def test_create_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "a" / "b")
+    run.create()
+    run.create()
+    assert run.path.is_dir() and list(run.path.iterdir()) == []
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+def test_create_refuses_a_path_where_a_file_is(inside: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match=r"cannot write to the run folder .*file.*; give another with --run"):
+        RunFolder(tmp_path / "file" / inside).create()
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_create_refuses_a_folder_that_is_read_only(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="Permission denied; give another with --run"):
+        RunFolder(tmp_path).create()
+
+
+def test_need_names_the_command_that_makes_what_is_missing(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(RunError, match=rf"profile\.nc is missing; run `dmle profile --run {tmp_path}` first"):
+        run.need("profile.nc", "profile")
+    (tmp_path / "profile.nc").touch()
+    assert run.need("profile.nc", "profile") == tmp_path / "profile.nc"
+
+
+def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    assert run.settings == {}
+    settings = {"trace": {"samples": 3, "positions": ["last"]}, "rules": {"source": "ä π.json", "limit": None}}
+    run.write_settings(settings, {}, {"version_torch": "2"})
+    assert run.settings == settings
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    assert "ä π.json" in text and "version_torch" in text
+    run.write_settings({}, {}, {})
+    assert run.settings == {}
+
+
+def test_settings_of_an_empty_file_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").touch()
+    assert RunFolder(tmp_path).settings == {}
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"])
+def test_settings_of_a_damaged_file_name_the_file(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(RunError, match=r"(?s)run\.yaml is damaged .*; mend or delete it"):
+        _ = RunFolder(tmp_path).settings
+
+
+def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "text.txt"
+    write_text(path, "long text\n" * 100)
+    write_text(path, "é\n")
+    assert path.read_bytes() == "é\n".encode()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_write_text_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    write_text(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "half \ud800")
+    assert path.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [path]
