@@ -45,7 +45,8 @@ def preservation_row(model: LanguageModel, request: EditRequest, lookup: str) ->
     For another lookup than the subject the words looked up take the subject's place.
     """
     first, last = request.lookup_span(lookup)
-    phrase = request.prompt[first:last]
+    # Whole words: the span of "last" is the prompt's last character.
+    phrase = request.prompt[request.prompt.rfind(" ", 0, first) + 1 : last]
     return _row(model, "", f"{phrase} is a", (0, len(phrase)))
 
 

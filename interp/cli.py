@@ -235,9 +235,9 @@ def execute(names: Sequence[str], common: Common | None, flags: Mapping[str, Any
     console.print(_next(names[-1], common.run), style="bold", soft_wrap=True, highlight=False)
 
 
-def main() -> None:
-    """Entry point of `dmle`."""
-    _app()()
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Entry point of `dmle`; the tokens are those of the command line unless they are given."""
+    _app()(tokens)
 
 
 def _app() -> App:
@@ -253,8 +253,8 @@ def _app() -> App:
     return app
 
 
-def _raw_settings(folder: RunFolder, common: Common, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by section: the run's own, then the file's, then the flags'."""
+def _raw_settings(folder: RunFolder, common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by section, unchecked: the run's own, then the file's, then the flags'."""
     raw: dict[str, Any] = {}
     for source in (folder.settings, read_yaml(common.config) if common.config else {}):
         for section, values in source.items():

@@ -120,7 +120,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; a mapping of sections is needed")
-    return content or {}
+    return {str(name): values for name, values in (content or {}).items()}
 
 
 def parse_section(name: str, section: type[Section], values: Any) -> Section:

@@ -22,6 +22,8 @@ from interp.windows import window
 
 SCHEMA = "dmle.selection/1"
 CONFIDENCE = 0.95
+NEGLIGIBLE = 0.01
+"""Share of the total effect below which an effect is taken for none: rounding can look significant."""
 
 
 class _Frozen(BaseModel):
@@ -42,7 +44,7 @@ class LayerGroup(_Frozen):
     """Share of bootstrap resamples of the rules in which this window wins."""
     n_rules: int = 0
     supported: bool = True
-    """Whether the window's effect is distinguishable from zero."""
+    """Whether the window's effect is distinguishable from zero and not negligible."""
     reason: str = ""
 
 
@@ -230,14 +232,16 @@ def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectCon
     tail = 100 * (1 - CONFIDENCE) / 2
     lower, upper = np.percentile(draws, [tail, 100 - tail])
     score = float((per_rule @ windows(per_rule.shape[1], config.width)[start]).mean())
-    supported = bool(len(per_rule) > 1 and lower > 0)
+    floor = NEGLIGIBLE * float(profile["te"].sel(form=known).mean())
+    supported = bool(len(per_rule) > 1 and lower > floor)
     layers = tuple(range(start, start + config.width))
     reason = (
         f"largest mean {config.component} effect from layer {first} on over {len(per_rule)} rules: {score:.3f} "
         f"({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}); the same window wins in {stability:.0%} of resamples"
     )
     if not supported:
-        reason = f"not supported by the profile (the interval reaches zero, or there is only one rule): {reason}"
+        why = f"the interval reaches {NEGLIGIBLE:.0%} of the total effect, or there is only one rule"
+        reason = f"not supported by the profile ({why}): {reason}"
     return LayerGroup(
         name=name,
         forms=forms,

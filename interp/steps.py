@@ -104,7 +104,7 @@ def parse_settings(steps: Mapping[str, Step], raw: Mapping[str, Any]) -> dict[st
     known = {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
     for name in raw:
         if name not in known:
-            raise ConfigError(f"unknown section {name!r}: {nearest(str(name), list(known))}")
+            raise ConfigError(f"unknown section {name!r}: {nearest(name, list(known))}")
     return {name: parse_section(name, cls, raw.get(name)) for name, cls in known.items()}
 
 

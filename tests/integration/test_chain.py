@@ -1,6 +1,7 @@
 """The chain from the command line on a tiny model folder, what it leaves, and that it redoes nothing."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -166,8 +167,9 @@ def test_running_the_steps_again_redoes_no_trace_no_statistic_and_no_edit(finish
     np.testing.assert_array_equal(effects.load(folder / "scores.nc")["score"].values, scores["score"].values)
 
 
-def test_another_setting_of_the_edit_redoes_the_edits_alone(finished: tuple[Path, str]) -> None:
-    folder, _ = finished
+def test_another_setting_of_the_edit_redoes_the_edits_alone(finished: tuple[Path, str], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
     deltas = sorted((folder / "deltas").rglob("*.safetensors"))
     before = {path: path.stat().st_mtime_ns for path in [*deltas, *(folder / "traces").iterdir()]}
     edit(editors="memit", common=Common(run=folder, set=("edit.ridge=0.2",)))

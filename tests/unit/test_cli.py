@@ -22,14 +22,13 @@ Command = Callable[..., tuple[int, list[str]]]
 
 
 @pytest.fixture
-def dmle(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
     """Runs a command line here: exit code, and the lines on standard error."""
 
-    def run(*arguments: str | Path) -> tuple[int, list[str]]:
-        monkeypatch.setattr(sys, "argv", ["dmle", *map(str, arguments)])
+    def run(*arguments: str | int | Path) -> tuple[int, list[str]]:
         capfd.readouterr()
         try:
-            cli.main()
+            cli.main([str(argument) for argument in arguments])
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -107,7 +106,7 @@ def test_set_takes_any_yaml_value(dmle: Command, tmp_path: Path) -> None:
 MISTAKES: dict[str, tuple[str, str]] = {
     "typo in a file": ("trace --config {tmp}/typo.yaml", "unknown setting 'trace.sample': did you mean 'samples'?"),
     "typo in a section": ("trace --config {tmp}/section.yaml", "unknown section 'tarce': did you mean 'trace'?"),
-    "number as section": ("trace --config {tmp}/number.yaml", "unknown section 1: valid are model, rules, trace"),
+    "number as section": ("trace --config {tmp}/number.yaml", "unknown section '1': valid are model, rules, trace"),
     "typo in --set": ("trace --set trace.smaples=4", "unknown setting 'trace.smaples': did you mean 'samples'?"),
     "section typo in --set": ("trace --set modle.name=x", "unknown section 'modle': did you mean 'model'?"),
     "--set without a value": ("trace --set trace.samples", "--set trace.samples: section.key=value is needed"),
@@ -258,7 +257,8 @@ def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> Non
     opened: list[int] = []
 
     def interrupt_the_reader() -> None:
-        while not opened:
+        end = time.monotonic() + 60
+        while not opened and time.monotonic() < end:
             try:
                 opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # works once the command reads
             except OSError:
@@ -269,7 +269,8 @@ def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> Non
     thread.start()
     code, said = dmle("trace", "--run", tmp_path / "run", "--config", pipe)
     thread.join()
-    os.close(opened[0])
+    for pipe_end in opened:
+        os.close(pipe_end)
     assert code == 130
     assert said == ["stopped in set-up; run the same command again to continue"]
 

@@ -19,7 +19,8 @@ from interp.model import LanguageModel
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
 TEXT = "The area of a square with side 4 is"
-SQUARE = {"gpt2": {"n_inner": 32}, "gptj": {"n_inner": 32}}
+# d_mlp = d_model: the shape says nothing about the orientation.
+SQUARE = {"llama": {"intermediate_size": 32}, "gpt2": {"n_inner": 32}, "gptj": {"n_inner": 32}}
 
 
 def make_delta(model: LanguageModel, layers: tuple[int, ...] = (0, 2), seed: int = 0, rank: int = 2) -> EditDelta:
@@ -58,12 +59,13 @@ def quiet_loading() -> Iterator[None]:
     transformers_logging.enable_progress_bar()
 
 
-@pytest.mark.parametrize("square", [False, True], ids=["d_mlp>d_model", "d_mlp=d_model"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "square"), [*((family, False) for family in FAMILIES), *((family, True) for family in SQUARE)]
+)
 def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
     family: str, square: bool, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
 ) -> None:
-    sizes = SQUARE.get(family, {"intermediate_size": 32}) if square else {}
+    sizes = SQUARE[family] if square else {}
     model, hf = make_model(family, **sizes), make_hf(family, **sizes)
     delta, before = make_delta(model), snapshot(model)
     unedited = logits_of(model)

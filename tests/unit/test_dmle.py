@@ -24,13 +24,20 @@ TEXTS = [
 ]
 
 
-@pytest.fixture
-def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+@pytest.fixture(scope="module")
+def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
     """C of the unedited model, by the slow reference."""
     rows = [tiny_llama.tokenizer(text)["input_ids"] for text in TEXTS]
     hf = make_hf("llama")
     by_layer = {i: second_moment(hf, tiny_llama.down_projection(i).name, rows).float() for i in range(3)}
     return Covariances(by_layer, tiny_llama.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+
+
+@pytest.fixture
+def statistics(measured: Covariances) -> Covariances:
+    """The same, to be changed at will."""
+    by_layer = {layer: moment.clone() for layer, moment in measured.by_layer.items()}
+    return Covariances(by_layer, measured.model_hash, measured.tokens, measured.about)
 
 
 def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:

@@ -37,6 +37,18 @@ def covariances(model: LanguageModel, hf: Any) -> Covariances:
     return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
 
 
+@pytest.fixture(scope="module")
+def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+    return covariances(tiny_llama, make_hf("llama"))
+
+
+@pytest.fixture
+def statistics(measured: Covariances) -> Covariances:
+    """C of the shared llama, to be changed at will."""
+    by_layer = {layer: moment.clone() for layer, moment in measured.by_layer.items()}
+    return Covariances(by_layer, measured.model_hash, measured.tokens, measured.about)
+
+
 def snapshot(model: LanguageModel) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
 
@@ -105,9 +117,9 @@ def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share
 
 
 def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
-    requests, statistics = requests_of(rule, "subject_last")[2:], covariances(tiny_llama, make_hf("llama"))
+    requests = requests_of(rule, "subject_last")[2:]
     left = [
         editor.edit(
             tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG.model_copy(update={"ridge": ridge})
@@ -118,21 +130,19 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
     assert left[0] < 1 and left[-1] < 0.3
 
 
-def test_edit_leaves_the_weights_as_they_were(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
-) -> None:
+def test_edit_leaves_the_weights_as_they_were(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
     before = snapshot(tiny_llama)
     requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1, 2), covariances(tiny_llama, make_hf("llama")), CONTEXTS, CONFIG)
+    delta = editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, CONFIG)
     assert_unchanged(tiny_llama, before)
     assert all(norm > 0.01 for norm in delta.norms().values())
 
 
 @pytest.mark.parametrize("failure", ["no statistics", "singular statistics", "search"])
 def test_edit_leaves_the_weights_as_they_were_after_an_error(
-    failure: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+    failure: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
-    before, statistics = snapshot(tiny_llama), covariances(tiny_llama, make_hf("llama"))
+    before = snapshot(tiny_llama)
     requests, config = requests_of(rule, "subject_last"), CONFIG
     error: type[Exception] = KeyError
     if failure == "no statistics":  # of the second block: the first is edited by then
@@ -148,9 +158,8 @@ def test_edit_leaves_the_weights_as_they_were_after_an_error(
 
 
 def test_edit_of_an_edited_model_is_for_the_model_as_it_is(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
-    statistics = covariances(tiny_llama, make_hf("llama"))
     requests = requests_of(rule, "subject_last")
     first = editor.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
     with first.applied(tiny_llama):
@@ -163,9 +172,9 @@ def test_edit_of_an_edited_model_is_for_the_model_as_it_is(
     assert (difference.norm() / fresh.updates[name].dense().norm()).item() > 0.01
 
 
-def test_edit_records_what_made_it(tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule) -> None:
+def test_edit_records_what_made_it(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
     requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1), covariances(tiny_llama, make_hf("llama")), CONTEXTS, CONFIG)
+    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
     about = delta.about
     assert (about["editor"], about["layers"], about["contexts"]) == ("memit", [0, 1], list(CONTEXTS))
     assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
@@ -175,10 +184,10 @@ def test_edit_records_what_made_it(tiny_llama: LanguageModel, make_hf: Callable[
 
 
 def test_a_delta_with_its_record_survives_a_file(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule, tmp_path: Path
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule, tmp_path: Path
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1), covariances(tiny_llama, make_hf("llama")), CONTEXTS, CONFIG)
+    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
     delta.save(tmp_path / "d.safetensors")
     loaded = EditDelta.load(tmp_path / "d.safetensors")
     assert loaded.about["losses"] == delta.about["losses"]
@@ -186,7 +195,7 @@ def test_a_delta_with_its_record_survives_a_file(
 
 
 def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_average(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances
 ) -> None:
     shared, other = "A rectangle", "The width of a circle is"
     requests = [
@@ -194,7 +203,6 @@ def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_aver
         EditRequest("r", "description", other, "circle", (), "the side"),
         EditRequest("r", "instance", f"{shared} with 4 has the area", "rectangle", (), "12 plus"),
     ]
-    statistics = covariances(tiny_llama, make_hf("llama"))
     targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
     delta = editor.edit(tiny_llama, requests, (1,), statistics, ("",), CONFIG, targets=targets)
     (pair,) = delta.about["collinear_keys"]

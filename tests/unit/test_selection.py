@@ -25,7 +25,14 @@ FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8
 
 
-def profile(planted: dict[str, Sequence[int]], *, rules: int = RULES, noise: float = 0.1, **attrs: int) -> xr.Dataset:
+def profile(
+    planted: dict[str, Sequence[int]],
+    *,
+    rules: int = RULES,
+    noise: float = 0.1,
+    total_effect: float = 2.0,
+    **attrs: int,
+) -> xr.Dataset:
     """A profile whose mlp lookup effect is 1 in the planted layers of each form and noise elsewhere."""
     rng = np.random.default_rng(0)
     effect = noise * rng.normal(size=(rules, 3, 2, 2, LAYERS))
@@ -35,7 +42,10 @@ def profile(planted: dict[str, Sequence[int]], *, rules: int = RULES, noise: flo
     effect[:, :, 0, 1, 8] += 5
     effect[:, :, 1, 0, 9] += 5
     return xr.Dataset(
-        {"effect": (("rule", "form", "component", "role", "layer"), effect)},
+        {
+            "effect": (("rule", "form", "component", "role", "layer"), effect),
+            "te": (("form",), np.full(3, total_effect)),
+        },
         coords={
             "rule": [f"rule{i}" for i in range(rules)],
             "form": list(FORMS),
@@ -144,6 +154,12 @@ def test_select_layers_flags_noise_as_not_supported() -> None:
     assert group.lower is not None and group.lower < 0
     assert not group.supported and group.reason.startswith("not supported by the profile")
     assert group.stability is not None and group.stability < 0.9
+
+
+def test_select_layers_flags_an_effect_that_is_certain_but_negligible() -> None:
+    planted_in = {"formula": (3, 4, 5), "description": (3, 4, 5), "instance": (6, 7)}
+    assert all(g.supported for g in select_layers(profile(planted_in, total_effect=50)).groups)
+    assert not any(g.supported for g in select_layers(profile(planted_in, total_effect=200)).groups)
 
 
 def test_select_layers_flags_a_single_rule_as_not_supported() -> None:

@@ -16,7 +16,7 @@ from interp.rules import Rule
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
 # Large factors, so that every term of the loss moves the result.
 SETTINGS = {
-    "steps": 8,
+    "steps": 6,
     "learning_rate": 0.5,
     "weight_decay": 3.0,
     "kl_factor": 2.0,
