@@ -124,7 +124,7 @@ def _tables(run: Path, present: set[str]) -> Iterator[tuple[str, str]]:
         # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
         answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
         # locality_correctness asks the same questions as locality.
-        yield "before-after.md", edit_scores.before_after_table(answers[answers["metric"] != "locality_correctness"])
+        yield "before-after.md", edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
 
 
 def modes_with_scores(scores: xr.Dataset) -> list[str]:

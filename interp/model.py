@@ -421,7 +421,7 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
     with _quiet():
         try:
             tokenizer = AutoTokenizer.from_pretrained(place)
-            hf_model = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype, attn_implementation="eager")
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=torch_dtype, attn_implementation="eager")
         except (OSError, ValueError) as error:
             raise ModelError(f"cannot load model {name!r}: {error}") from error
     return LanguageModel(hf_model.to(target), tokenizer, name, check=check)

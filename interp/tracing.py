@@ -164,7 +164,9 @@ def trace_rules(
         StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any run.
     """
     every = prompts(rules)
-    todo = [(rule, form) for rule, form in every if not _is_done(model, rule, form, config, folder, overwrite)]
+    todo: list[tuple[Rule, RuleForm]] = [
+        (rule, form) for rule, form in every if not _is_done(model, rule, form, config, folder, overwrite)
+    ]
     advance(len(every) - len(todo))
     skipped = []
     for rule, form in todo:

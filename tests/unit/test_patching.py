@@ -141,10 +141,8 @@ def test_sweep_equals_torch_hooks_on_the_raw_model(
 
 def test_sweep_equals_its_definition(model: LanguageModel) -> None:
     assert model.has_prefix_cache
-    some = sites((0, 2, 4, 7), layers=(1,))
-    check_equal(
-        sweep(model, case(), some, sum_log_prob, batch_size=8), sweep_reference(model, case(), some, sum_log_prob)
-    )
+    one, some = case(samples=2), sites((0, 4, 7), layers=(1,))
+    check_equal(sweep(model, one, some, sum_log_prob, batch_size=8), sweep_reference(model, one, some, sum_log_prob))
 
 
 # Ways to run it.
@@ -160,8 +158,9 @@ def test_sweep_without_a_prefix_cache_gives_the_same(family: str, make_model: Ca
     check_equal(got, sweep(cached, one, some, mean_log_prob))
 
 
-@pytest.mark.parametrize("metric", list(METRICS))
-@pytest.mark.parametrize("width", [1, 2, 3, 10])
+@pytest.mark.parametrize(
+    ("metric", "width"), [("mean_log_prob", 1), ("sum_log_prob", 2), ("first_token_prob", 3), ("mean_log_prob", 10)]
+)
 def test_sweep_equals_its_definition_for_every_metric_and_window(
     metric: str, width: int, tiny_llama: LanguageModel
 ) -> None:
@@ -180,7 +179,7 @@ def test_sweep_equals_its_definition_wherever_the_prompt_is_corrupted(
 
 
 def test_sweep_does_not_depend_on_the_batch_size(tiny_llama: LanguageModel) -> None:
-    some = sites((0, 2, 3, 6, 7), layers=(0, 1, 2))
+    some = sites((0, 2, 3, 7))
     results = [sweep(tiny_llama, case(), some, mean_log_prob, batch_size=size) for size in (1, 7, 64, 1000)]
     for other in results[1:]:
         check_equal(other, results[0], tolerance=2e-6)

@@ -55,9 +55,8 @@ def test_trace_prompt_equals_the_definition_site_by_site(metric: str, tiny_llama
     )
     case = CorruptedPrompt(encoding.ids, tiny_llama.encode_continuation("side squared"), (at,), noise)
     assert len(case.answer) > 1
-    places = [
-        (c, layer, pos) for c in ("resid", "mlp", "attn") for layer in range(3) for pos in range(at, len(encoding.ids))
-    ]
+    last = len(encoding.ids) - 1
+    places = [(c, layer, pos) for c in ("resid", "mlp", "attn") for layer in range(3) for pos in (at, at + 1, last)]
     some = [Site(c, pos, range(layer, layer + 1) if c == "resid" else window(layer, 2, 3)) for c, layer, pos in places]
     expected = sweep_reference(tiny_llama, case, some, METRICS[metric][0])
     assert item["clean"].item() == pytest.approx(expected.clean, abs=1e-5)
