@@ -45,8 +45,9 @@ $(STAMP): pyproject.toml $(LOCK)
 demo: setup ## Run the whole chain on the embedded model and rules: runs/demo
 	$(BIN)/dmle run --config demo.yaml --run runs/demo
 
+# One process per core, each with one thread: tiny models do not fill more.
 test: setup ## Run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .

@@ -225,7 +225,7 @@ def trace_fingerprint(model: LanguageModel, rule: Rule, form: RuleForm, config: 
     return fingerprint(
         weights=model.weight_hash,
         dtype=str(model.dtype),
-        config=config.model_dump(exclude={"batch_size"}),
+        config=config.model_dump(exclude={"batch_size", "splits"}),
         prompt=[prompt.prompt, prompt.subject, prompt.target_true, sorted(prompt.values)],
         rule_words=rule.rule_words,
     )

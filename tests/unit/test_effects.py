@@ -225,6 +225,16 @@ def test_save_that_fails_leaves_the_old_file_and_no_partial_one(tmp_path: Path) 
     assert os.listdir(tmp_path) == ["map.nc"]  # noqa: PTH208
 
 
+def test_save_puts_a_new_file_in_the_place_of_the_old_one(tmp_path: Path) -> None:
+    # A reader, or a link, that has the old file keeps it whole: nothing is written into it.
+    path, link = tmp_path / "map.nc", tmp_path / "link.nc"
+    effects.save(one_map(seed=1), path)
+    link.hardlink_to(path)
+    effects.save(one_map(seed=2), path)
+    xr.testing.assert_identical(effects.load(link), one_map(seed=1))
+    xr.testing.assert_identical(effects.load(path), one_map(seed=2))
+
+
 @pytest.mark.parametrize("damage", ["cut", "garbage", "empty"])
 def test_load_refuses_a_damaged_file(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "map.nc"

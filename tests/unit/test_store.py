@@ -65,9 +65,11 @@ def test_settings_of_a_damaged_file_name_the_file(content: str, tmp_path: Path) 
 def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "text.txt"
     write_text(path, "long text\n" * 100)
+    (path.parent / "link").hardlink_to(path)
     write_text(path, "é\n")
     assert path.read_bytes() == "é\n".encode()
-    assert list(path.parent.iterdir()) == [path]
+    assert (path.parent / "link").read_bytes() == b"long text\n" * 100  # nothing was written into the old file
+    assert {file.name for file in path.parent.iterdir()} == {"text.txt", "link"}
 
 
 def test_write_text_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
