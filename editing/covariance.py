@@ -98,12 +98,11 @@ def second_moments(
     hooks = [
         (model.key_hook(layer), lambda value, hook, layer=layer: accumulate(value, hook, layer)) for layer in layers
     ]
-    with torch.no_grad():
-        for rows in batches:
-            ids, mask = pad_right(rows, model.device)
-            model.logits(ids, mask=mask, keep=1, hooks=hooks)
-            count += int(mask.sum())
-            advance(int(mask.sum()))
+    for rows in batches:
+        ids, mask = pad_right(rows, model.device)
+        model.watch(ids, hooks, mask=mask)
+        count += int(mask.sum())
+        advance(int(mask.sum()))
     return {layer: total / count for layer, total in sums.items()}, count
 
 

@@ -233,16 +233,22 @@ class LanguageModel:
         *,
         mask: Int[Tensor, "batch pos"] | None = None,
     ) -> dict[str, Float[Tensor, "batch pos d"]]:
-        """Values at hooks in one run without gradients and without the unembedding of more than one position."""
+        """Values at hooks in one run without gradients, up to the last block that is asked for."""
         values: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any, name: str) -> None:
             values[name] = value.detach().clone()
 
-        hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
-        with torch.no_grad():
-            self.logits(ids, mask=mask, keep=1, hooks=hooks)
+        self.watch(ids, [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names], mask=mask)
         return values
+
+    def watch(
+        self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook], *, mask: Int[Tensor, "batch pos"] | None = None
+    ) -> None:
+        """Run hooks for what they see, without gradients; blocks behind the last one with a hook are not run."""
+        last = max((int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0)
+        with torch.no_grad():
+            self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), attention_mask=mask, stop_at_layer=last + 1)
 
     def prefix_cache(self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = ()) -> DynamicCache:
         """Keys and values of `ids`, for runs that continue them."""
