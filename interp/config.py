@@ -76,7 +76,7 @@ class TraceConfig(Section):
     answer_tokens: int = Field(default=8, ge=1)
     """Length of a greedy answer."""
     metric: Literal["mean_log_prob", "sum_log_prob", "first_token_prob"] = "mean_log_prob"
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Rows run together; changes memory and speed only."""
 
 

@@ -14,7 +14,8 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
@@ -84,6 +85,8 @@ class SelfCheck:
     """key @ W_out (+ bias) against the MLP's raw output, worst block."""
     prefix_cache: float
     """Logits with the first half of the tokens cached against all at once; infinite if not supported."""
+    entry: float
+    """Logits of a run that enters at the middle block against a whole one; infinite if not supported."""
     post_norm: bool
     """Whether the block normalises the MLP output before adding it (Gemma 3)."""
 
@@ -165,6 +168,11 @@ class LanguageModel:
         """Whether keys and values of a common prefix can be computed once (verified at load)."""
         return self.check is not None and self.check.prefix_cache <= self._tolerance
 
+    @property
+    def has_entry(self) -> bool:
+        """Whether a run can enter at a later block with given states (verified at load)."""
+        return self.check is not None and self.check.entry <= self._tolerance
+
     # -- text ----------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoding:
@@ -207,6 +215,7 @@ class LanguageModel:
         keep: int | Int[Tensor, " kept"] = 0,
         hooks: Sequence[NamedHook] = (),
         prefix: DynamicCache | None = None,
+        entry: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
     ) -> Float[Tensor, "batch kept d_vocab"]:
         """Run the model.
 
@@ -217,6 +226,8 @@ class LanguageModel:
             hooks: (hook name, function) pairs, called in order with (value, hook); what one returns
                 replaces the value.
             prefix: Keys and values of tokens before `ids` (see `prefix_cache`); the run extends it in place.
+            entry: (block, residual stream before it): run only from this block on. Hooks on earlier blocks
+                see nothing meaningful.
         """
         if isinstance(keep, int) and keep:
             # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
@@ -224,7 +235,29 @@ class LanguageModel:
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
         if prefix is not None:
             options |= {"past_key_values": prefix, "use_cache": True}
-        return self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), **options)
+        if entry is None:
+            return self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), **options)
+        first, state = entry
+        enter = (f"blocks.{first}.hook_resid_pre", lambda value, hook: state)
+        with self._without_blocks(first):
+            return self.bridge.run_with_hooks(ids, fwd_hooks=[enter, *hooks], **options)
+
+    @contextmanager
+    def _without_blocks(self, n: int) -> Iterator[None]:
+        """The first `n` blocks hand their input on. The bridge's own start_at_layer runs them all."""
+        blocks = [self.bridge.blocks[layer].original_component for layer in range(n)]
+        forwards = [block.forward for block in blocks]
+
+        def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden_states
+
+        for block in blocks:
+            block.forward = hand_on
+        try:
+            yield
+        finally:
+            for block, forward in zip(blocks, forwards, strict=True):
+                block.forward = forward
 
     def capture(
         self,
@@ -355,7 +388,7 @@ class LanguageModel:
         Raises:
             ModelError: A relative error is above the tolerance of the model's dtype.
         """
-        check = SelfCheck(0.0, 0.0, 0.0, self._cache_error(ids), post_norm=False)
+        check = SelfCheck(0.0, 0.0, 0.0, self._cache_error(ids), self._entry_error(ids), post_norm=False)
         layers = range(self.n_layers)
         parts = (
             "hook_resid_pre",
@@ -394,6 +427,16 @@ class LanguageModel:
                     "tracing and editing need; use another model, or report this architecture"
                 )
         return check
+
+    def _entry_error(self, ids: Int[Tensor, "batch pos"]) -> float:
+        middle = self.n_layers // 2
+        name = f"blocks.{middle}.hook_resid_pre"
+        with torch.no_grad():
+            try:
+                entered = self.logits(ids, entry=(middle, self.capture(ids, [name])[name]))
+            except (AttributeError, TypeError, ValueError, IndexError):
+                return float("inf")
+            return _relative(entered, self.logits(ids))
 
     def _cache_error(self, ids: Int[Tensor, "batch pos"]) -> float:
         half = ids.shape[1] // 2

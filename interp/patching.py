@@ -6,7 +6,9 @@ corrupted and the clean run, says how much of the answer those states carry (den
 
 Cost. Each site is a forward pass; sites and noise samples share the batch axis. States before the restored
 position are those of the corrupted run in every block, so their keys and values are computed once per
-position and only the tokens from the restored one on are run; logits only where the answer is predicted.
+position and only the tokens from the restored one on are run. Blocks before the first restored one are those
+of the corrupted run as well, so a batch enters at the first block that one of its sites restores. Logits are
+computed only where the answer is predicted.
 `sweep_reference` is the definition: one full forward pass per site, no sharing.
 
 Source: Meng et al. 2022 (ROME), causal tracing; Zhang & Nanda 2024 for the vocabulary.
@@ -70,7 +72,7 @@ def sweep(
     sites: Sequence[Site],
     metric: Metric,
     *,
-    batch_size: int = 64,
+    batch_size: int = 32,
     advance: Callable[[int], object] = lambda n: None,
 ) -> SweepResult:
     """Score the clean run, the corrupted runs, and the corrupted runs restored at each site.
@@ -92,17 +94,29 @@ def sweep(
     with torch.inference_mode():
         clean_values = _clean_values(model, case, sites)
         clean = score(1, 0, [])
-        corrupted = score(case.samples, 0, [_noise_hook(model, case, 0, case.samples)])
+        streams: dict[str, Tensor] = {}
+        hooks = [_noise_hook(model, case, 0, case.samples)]
+        if model.has_entry:
+            hooks += [_keep(streams, f"blocks.{layer}.hook_resid_pre") for layer in range(1, model.n_layers)]
+        corrupted = score(case.samples, 0, hooks)
         restored = torch.empty(len(sites), case.samples)
         for position in sorted({s.position for s in sites}):
-            here = [i for i, s in enumerate(sites) if s.position == position]
+            here = sorted(
+                (i for i, s in enumerate(sites) if s.position == position), key=lambda i: sites[i].layers.start
+            )
             start = position if model.has_prefix_cache else 0
             prefix = _corrupted_prefix(model, case, start)
             for some in _chunks(here, max(1, batch_size // case.samples)):
                 rows = len(some) * case.samples
-                hooks = [_noise_hook(model, case, start, rows)]
-                hooks += _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, start)
-                restored[some] = score(rows, start, hooks, _repeat(prefix, len(some))).view(len(some), -1).cpu()
+                first = sites[some[0]].layers.start if model.has_entry else 0
+                hooks = _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, start)
+                entry = None
+                if first:
+                    entry = first, streams[f"blocks.{first}.hook_resid_pre"][:, start:].repeat(len(some), 1, 1)
+                else:
+                    hooks.append(_noise_hook(model, case, start, rows))
+                scores = score(rows, start, hooks, _repeat(prefix, len(some)), entry)
+                restored[some] = scores.view(len(some), -1).cpu()
                 advance(len(some))
     return SweepResult(clean.item(), corrupted.cpu(), restored)
 
@@ -145,11 +159,18 @@ def _scorer(model: LanguageModel, case: CorruptedPrompt, metric: Metric) -> Call
     """A function that runs `rows` copies of the tokens from `start` on and scores the answer in each."""
     answer = torch.tensor(case.answer, device=model.device)
 
-    def score(rows: int, start: int, hooks: Sequence[NamedHook], prefix: Any = None) -> Tensor:
+    def score(rows: int, start: int, hooks: Sequence[NamedHook], prefix: Any = None, entry: Any = None) -> Tensor:
         ids = torch.tensor(case.ids[start:], device=model.device).expand(rows, -1)
-        return metric(model.logits(ids, keep=len(case.answer), hooks=hooks, prefix=prefix), answer)
+        return metric(model.logits(ids, keep=len(case.answer), hooks=hooks, prefix=prefix, entry=entry), answer)
 
     return score
+
+
+def _keep(values: dict[str, Tensor], name: str) -> NamedHook:
+    def keep(value: Tensor, hook: Any) -> None:
+        values[name] = value
+
+    return name, keep
 
 
 def _clean_values(

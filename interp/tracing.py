@@ -126,7 +126,8 @@ def trace_prompt(
             "seed": config.seed,
             "window": width,
             "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
-            "engine": "hooks, cached prefix" if model.has_prefix_cache else "hooks, whole sequence",
+            "engine": f"hooks; {'cached prefix' if model.has_prefix_cache else 'whole sequence'}; "
+            f"{'from the first restored block on' if model.has_entry else 'all blocks'}",
             "model": model.name,
             "weight_hash": model.weight_hash,
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -530,3 +530,19 @@ def test_load_gives_the_type_asked_for(model_folder: Path, tiny_llama: LanguageM
     scale = tiny_llama.logits(ids).abs().max()
     assert (half.logits(ids).float() - tiny_llama.logits(ids)).abs().max() < 0.1 * scale
     assert len({double.weight_hash, half.weight_hash, tiny_llama.weight_hash}) == 3
+
+
+def test_a_run_entered_at_any_block_equals_the_whole_run(architecture: str, make_model: Callable) -> None:
+    model = make_model(architecture)
+    assert model.has_entry
+    ids = torch.tensor([[5, 9, 17, 3, 8, 2, 7], [1, 4, 6, 6, 2, 9, 11]])
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.n_layers)]
+    states = model.capture(ids, names)
+    whole = model.logits(ids)
+    for layer, name in enumerate(names):
+        entered = model.logits(ids, entry=(layer, states[name]))
+        torch.testing.assert_close(entered, whole, atol=1e-5, rtol=1e-5)
+        # What the run enters with is what counts, not what the tokens are.
+        other = model.logits(ids.flip(0), entry=(layer, states[name]))
+        torch.testing.assert_close(other, whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.logits(ids), whole, atol=0, rtol=0)  # all blocks run again
