@@ -255,23 +255,29 @@ def test_trace_tells_what_it_did_and_skipped(
 def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> None:
     pipe = tmp_path / "settings.yaml"
     os.mkfifo(pipe)
-    opened: list[int] = []
+    reader = threading.get_ident()
 
     def interrupt_the_reader() -> None:
-        end = time.monotonic() + 60
-        while not opened and time.monotonic() < end:
+        opened, end = None, time.monotonic() + 60
+        while opened is None and time.monotonic() < end:
             try:
-                opened.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # works once the command reads
+                opened = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # works once the command reads
             except OSError:
                 time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(reader, signal.SIGINT)
+        # A signal just before the read begins does not end it; the closed pipe does, and then the signal is seen.
+        if opened is not None:
+            os.close(opened)
 
+    # Tests that run in the background of a shell inherit an ignored SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = threading.Thread(target=interrupt_the_reader)
     thread.start()
-    code, said = dmle("trace", "--run", tmp_path / "run", "--config", pipe)
-    thread.join()
-    for pipe_end in opened:
-        os.close(pipe_end)
+    try:
+        code, said = dmle("trace", "--run", tmp_path / "run", "--config", pipe)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     assert code == 130
     assert said == ["stopped in set-up; run the same command again to continue"]
 
