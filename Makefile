@@ -24,10 +24,10 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint typecheck format bench figures notebooks lock clean
+.PHONY: help setup demo test lint typecheck format bench figures notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create the environment (.venv) and convert the embedded model, once
 
@@ -73,6 +73,14 @@ notebooks: $(NOTEBOOKS:notebooks/%.py=build/notebooks/%.ipynb) ## Run the notebo
 build/notebooks/%.ipynb: notebooks/%.py | setup
 	@mkdir -p $(@D)
 	$(BIN)/jupytext --to ipynb --set-kernel python3 -o $@ $<
+
+rulebook: setup ## Build the embedded rules from their specifications, and check them
+	$(BIN)/dmle rules build --out interp/rulebook/rules.json
+	$(BIN)/dmle rules check
+
+# RULEEDIT=path/to/RuleEdit.zip puts that benchmark beside ours.
+rulebook-stats: setup ## Measure what the embedded model knows of the rules: docs/rulebook-stats.md
+	$(BIN)/dmle rules stats embedded $(RULEEDIT) --out docs/rulebook-stats.md
 
 lock: ## Resolve all dependencies anew and write requirements.lock
 	$(check_python)

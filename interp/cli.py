@@ -18,7 +18,8 @@ from tqdm import tqdm
 from interp.config import ConfigError, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
 from interp.provenance import versions
-from interp.rules import Rule, dump_rules
+from interp.rules import Rule, counted, dump_rules
+from interp.rules_cli import app as rules_app
 from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
 from interp.store import RunFolder
 
@@ -222,6 +223,8 @@ def execute(names: Sequence[str], common: Common | None, flags: Mapping[str, Any
         dump_rules(context.rules.rules, folder.path / "rules.json")
         for refusal in context.rules.refused:
             console.print(f"rule refused, {refusal.where}: {refusal.reason}", highlight=False, markup=False)
+        if context.rules.repairs:
+            console.print(f"rules mended: {counted(context.rules.repairs)}", highlight=False, markup=False)
         for name in names:
             started.append(name)
             console.rule(name)
@@ -250,6 +253,7 @@ def _app() -> App:
         app.command(step.command, name=step.name)
     app.command(run, name="run")
     app.command(setup, name="setup")
+    app.command(rules_app)
     return app
 
 

@@ -30,7 +30,11 @@ from interp.windows import default_window, window
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer that is scored, and whose it is: "truth" (the rule's) or "greedy" (the model's own)."""
+    """The answer that is scored, and whose it is.
+
+    `source` is "dataset" or "derived" for the rule's true answer, given or worked out from its formula, and
+    "greedy" for the model's own.
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -74,19 +78,8 @@ def trace_prompt(
     Raises:
         ValueError: The prompt has no token to corrupt, or no answer to score.
     """
-    encoding = model.encode(rule.forms[form].prompt)
-    roles = roles_of(rule, form, encoding)
-    answer = find_answer(model, rule, form, config, encoding)
-    corrupted = corrupted_positions(roles, config.span)
-    std = model.embedding_std()
-    noise = gaussian_noise(
-        config.samples,
-        len(corrupted),
-        model.d_model,
-        std=config.noise_level * std,
-        seed=config.seed,
-        stream=zlib.crc32(repr(encoding.ids).encode()),
-    )
+    encoding, roles, answer, case = prepare(model, rule, form, config)
+    corrupted, std = case.positions, model.embedding_std()
     width = config.window or default_window(model.n_layers)
     positions = _traced_positions(roles, corrupted[0], config)
     sites = [
@@ -96,7 +89,6 @@ def trace_prompt(
         for position in positions
     ]
     metric, unit = METRICS[config.metric]
-    case = CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), noise)
     result = sweep(model, case, sites, metric, batch_size=config.batch_size, advance=advance)
 
     shape = (len(config.components), model.n_layers, len(positions), config.samples)
@@ -135,6 +127,29 @@ def trace_prompt(
             **versions(),
         },
     )
+
+
+def prepare(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
+) -> tuple[Encoding, list[str], Answer, CorruptedPrompt]:
+    """One form of a rule as tokens, their roles, the answer to score, and the corruption.
+
+    Raises:
+        ValueError: The prompt has no token to corrupt, or no answer to score.
+    """
+    encoding = model.encode(rule.forms[form].prompt)
+    roles = roles_of(rule, form, encoding)
+    answer = find_answer(model, rule, form, config, encoding)
+    corrupted = corrupted_positions(roles, config.span)
+    noise = gaussian_noise(
+        config.samples,
+        len(corrupted),
+        model.d_model,
+        std=config.noise_level * model.embedding_std(),
+        seed=config.seed,
+        stream=zlib.crc32(repr(encoding.ids).encode()),
+    )
+    return encoding, roles, answer, CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), noise)
 
 
 def trace_rules(
@@ -213,7 +228,7 @@ def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceC
     if config.answer == "truth" and not truths:
         raise ValueError(f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy")
     if truths and config.answer != "greedy":
-        return Answer(model.encode_continuation(truths[0]), truths[0], "truth")
+        return Answer(model.encode_continuation(truths[0]), truths[0], rule.forms[form].target_true_source)
     ids = model.generate([encoding.ids], config.answer_tokens)[0]
     if not ids:
         raise ValueError(f"the model's own answer to {encoding.text!r} is empty")

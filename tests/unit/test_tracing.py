@@ -77,7 +77,7 @@ def test_trace_prompt_labels_its_tokens(tiny_llama: LanguageModel, rule: Rule) -
     numbers = [t for t, role in zip(text, item["role"].values, strict=True) if role == "number"]
     assert numbers == ["s", "4"]
     assert item["role"].values[-1] == "last"
-    wanted = {"rule_name": "area of a square", "subject": "square", "answer_source": "truth", "window": 2}
+    wanted = {"rule_name": "area of a square", "subject": "square", "answer_source": "dataset", "window": 2}
     assert {name: item.attrs[name] for name in wanted} == wanted
     assert item.attrs["embedding_std"] == pytest.approx(tiny_llama.embedding_std())
     assert item.attrs["weight_hash"] == tiny_llama.weight_hash
@@ -128,11 +128,11 @@ def test_traces_of_two_seeds_differ_and_of_one_are_equal(tiny_llama: LanguageMod
 @pytest.mark.parametrize(
     ("which", "form", "asked", "source"),
     [
-        (0, "formula", "auto", "truth"),
-        (0, "formula", "truth", "truth"),
+        (0, "formula", "auto", "dataset"),
+        (0, "formula", "truth", "dataset"),
         (0, "formula", "greedy", "greedy"),
         (1, "formula", "auto", "greedy"),
-        (1, "description", "auto", "truth"),
+        (1, "description", "auto", "dataset"),
     ],
 )
 def test_answer_is_the_truth_or_what_the_model_says(
@@ -142,7 +142,7 @@ def test_answer_is_the_truth_or_what_the_model_says(
     item = trace_prompt(tiny_llama, rule, form, settings(answer=asked, answer_tokens=3))
     assert item.attrs["answer_source"] == source
     prompt = tiny_llama.encode(rule.forms[form].prompt).ids
-    if source == "truth":
+    if source == "dataset":
         answer = tiny_llama.encode_continuation(rule.forms[form].target_true[0])
         assert item["answer"].item() == rule.forms[form].target_true[0]
     else:

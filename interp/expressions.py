@@ -1,0 +1,290 @@
+"""Mathematical text: read it into SymPy without evaluating code, and write it as people do.
+
+`tree` reads what rule files, benchmarks and models write ("2(l + w)", "π r²", "1/2 m v^2") into a syntax tree
+of numbers, names, arithmetic and a few functions; everything else is refused, and nothing is ever executed.
+`to_sympy` gives its meaning, `render` its text in the order in which it was written.
+"""
+
+import ast
+import re
+from collections.abc import Collection, Mapping
+from functools import lru_cache
+
+import sympy
+
+MAX_LENGTH = 300
+MAX_EXPONENT = 64
+MAX_FACTORIAL = 170
+FUNCTIONS = {
+    "sqrt": sympy.sqrt, "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec,
+    "csc": sympy.csc, "asin": sympy.asin, "acos": sympy.acos, "atan": sympy.atan, "arcsin": sympy.asin,
+    "arccos": sympy.acos, "arctan": sympy.atan, "ln": sympy.log, "exp": sympy.exp, "abs": sympy.Abs,
+    "factorial": sympy.factorial,
+}  # fmt: skip
+# log is to base 10, as in the decibel and the pH; ln is natural.
+FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
+CONSTANTS = {"pi": sympy.pi}
+_WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
+
+
+class ExpressionError(ValueError):
+    """Text is not an expression that this module reads; says what stands in the way."""
+
+
+@lru_cache(maxsize=4096)
+def tree(text: str, symbols: frozenset[str] | None = None) -> ast.expr:
+    """Read an expression.
+
+    Args:
+        text: An expression; a product may be written without a sign, a power as `^`, `**` or superscripts.
+        symbols: The names that may occur. With them, "lw" is l times w; without, a name is one letter with an
+            optional index, so that words are not taken for products.
+
+    Raises:
+        ExpressionError: If the text is no such expression.
+    """
+    if len(text) > MAX_LENGTH:
+        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are read")
+    tokens = _explicit(_tokens(text, symbols))
+    source = "".join(tokens).replace("^", "**")
+    try:
+        found = ast.parse(source, mode="eval").body
+        _check(found)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        if isinstance(error, ExpressionError):
+            raise
+        raise ExpressionError(f"{text!r} is not an expression") from error
+    return found
+
+
+def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> sympy.Expr:
+    """The meaning of a tree; names in `values` are replaced, others are positive real symbols.
+
+    Raises:
+        ExpressionError: If a power or factorial is too large to write out.
+    """
+    if isinstance(node, ast.Constant):
+        return sympy.Rational(str(node.value))
+    if isinstance(node, ast.Name):
+        if node.id in CONSTANTS:
+            return CONSTANTS[node.id]
+        if values is not None and node.id in values:
+            return sympy.Rational(str(values[node.id]))
+        return sympy.Symbol(node.id, positive=True)
+    if isinstance(node, ast.UnaryOp):
+        return -to_sympy(node.operand, values)
+    if isinstance(node, ast.Call):
+        assert isinstance(node.func, ast.Name)
+        argument = to_sympy(node.args[0], values)
+        if node.func.id == "factorial" and argument.is_number and not 0 <= argument <= MAX_FACTORIAL:
+            raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
+        return FUNCTIONS[node.func.id](argument)
+    assert isinstance(node, ast.BinOp)
+    left, right = to_sympy(node.left, values), to_sympy(node.right, values)
+    match node.op:
+        case ast.Add():
+            return left + right
+        case ast.Sub():
+            return left - right
+        case ast.Mult():
+            return left * right
+        case ast.Div():
+            if right.is_zero:
+                raise ExpressionError("division by zero")
+            return left / right
+    if right.is_number and abs(right) > MAX_EXPONENT:
+        raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
+    if left.is_zero and right.is_number and right < 0:
+        raise ExpressionError("division by zero")
+    return left**right
+
+
+def names(node: ast.expr) -> list[str]:
+    """The symbols of a tree in order of first appearance, constants and functions left out."""
+    functions = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    found = [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id not in CONSTANTS and n.id not in functions]
+    return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: n.col_offset)))
+
+
+def parse(text: str, symbols: Collection[str] | None = None, values: Mapping[str, object] | None = None) -> sympy.Expr:
+    """`to_sympy` of `tree`.
+
+    >>> parse("2(l + w)")
+    2*l + 2*w
+    >>> parse("2(l + w)", values={"l": 5, "w": 4})
+    18
+    >>> parse("__import__('os')")
+    Traceback (most recent call last):
+    ...
+    interp.expressions.ExpressionError: "__import__('os')" has '_' where a number, a name or an operator is read
+    """
+    return to_sympy(tree(text, None if symbols is None else frozenset(symbols)), values)
+
+
+def render(node: ast.expr, values: Mapping[str, str] | None = None) -> str:
+    """Write a tree as mathematical text; with `values`, numbers take the places of the names.
+
+    >>> render(tree("1/2*m*v**2")), render(tree("2*(l + w)"))
+    ('(1/2)mv^2', '2(l + w)')
+    >>> render(tree("2*(l + w)"), {"l": "5", "w": "4"})
+    '2 × (5 + 4)'
+    """
+    return _render(node, values)[0]
+
+
+def exact(value: sympy.Expr, places: int = 3) -> str | None:
+    """A number as text if that loses nothing: an integer, a decimal of few places, or such a multiple of π.
+
+    >>> exact(sympy.Rational(5, 2)), exact(9 * sympy.pi), exact(sympy.Rational(1, 3)), exact(sympy.sqrt(2))
+    ('2.5', '9π', None, None)
+    """
+    value = sympy.nsimplify(value) if value.is_Float else value
+    over_pi = value / sympy.pi
+    if over_pi.is_Rational and value != 0:
+        factor = exact(over_pi, places)
+        return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")
+    if not value.is_Rational or not (value * 10**places).is_Integer:
+        return None
+    return str(value) if value.is_Integer else f"{float(value):.{places}f}".rstrip("0")
+
+
+# Reading.
+
+
+def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
+    for written, plain in _WRITTEN.items():
+        text = text.replace(written, plain)
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[^\W\d_])", r"sqrt(\1)", text).replace("√", "sqrt")
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: "^" + found[0].translate(_SUPERSCRIPTS), text)
+    text = text.replace("[", "(").replace("]", ")").strip()
+    tokens, at = [], 0
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if not found:
+            raise ExpressionError(
+                f"{text!r} has {text[at:].strip()[:1]!r} where a number, a name or an operator is read"
+            )
+        number, word, operator = found.groups()
+        tokens += [number or operator] if word is None else _split(word, symbols)
+        at = found.end()
+    if not tokens:
+        raise ExpressionError("an empty expression")
+    return tokens
+
+
+def _split(word: str, symbols: frozenset[str] | None) -> list[str]:
+    """A run of letters as names: a known name whole, else the known names that it is made of."""
+    if word in FUNCTIONS or word in CONSTANTS or (word in symbols if symbols is not None else _is_one(word)):
+        return [word]
+    known = (symbols or frozenset()) | FUNCTIONS.keys() | CONSTANTS.keys()
+    for length in range(len(word) - 1, 0, -1):
+        if word[:length] in known:
+            return [word[:length], *_split(word[length:], symbols)]
+    raise ExpressionError(f"{word!r} is not a known symbol")
+
+
+def _is_one(word: str) -> bool:
+    """One letter with an optional index or Δ before it: x, R1, Δx."""
+    return bool(re.fullmatch(r"Δ?[^\W\d_](?:_?\d+)?", word))
+
+
+def _explicit(tokens: list[str]) -> list[str]:
+    """Write out the products: 2(l + w) is 2*(l+w); postfix ! becomes a call."""
+    found: list[str] = []
+    for token in tokens:
+        if token == "!":
+            start = _operand_start(found)
+            found[start:] = ["factorial", "(", *found[start:], ")"]
+            continue
+        if found and _ends_operand(found[-1]) and _starts_operand(token):
+            found.append("*")
+        found.append(re.sub(r"^0+(?=\d)", "", token))
+    return found
+
+
+def _operand_start(tokens: list[str]) -> int:
+    if not tokens or not _ends_operand(tokens[-1]):
+        raise ExpressionError("'!' follows nothing")
+    depth = 0
+    for at in range(len(tokens) - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(tokens[at], 0)
+        if depth == 0:
+            return at
+    raise ExpressionError("unbalanced brackets")
+
+
+def _ends_operand(token: str) -> bool:
+    return token == ")" or (token not in FUNCTIONS and token not in "+-*/^(")
+
+
+def _starts_operand(token: str) -> bool:
+    return token == "(" or token not in "+-*/^)"
+
+
+def _check(node: ast.expr) -> None:
+    match node:
+        case ast.Constant(value=int() | float()) | ast.Name():
+            if isinstance(node, ast.Name) and node.id in FUNCTIONS:
+                raise ExpressionError(f"the function {node.id} has no argument")
+        case ast.BinOp(left, ast.Add() | ast.Sub() | ast.Mult() | ast.Div() | ast.Pow(), right):
+            _check(left)
+            _check(right)
+        case ast.UnaryOp(ast.USub(), operand):
+            _check(operand)
+        case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if name in FUNCTIONS:
+            _check(argument)
+        case _:
+            raise ExpressionError(f"{ast.unparse(node)!r} is not arithmetic")
+
+
+# Writing. Every part comes with how tightly it binds, so that brackets stand where they are needed.
+
+_SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(5)
+
+
+def _render(node: ast.expr, values: Mapping[str, str] | None) -> tuple[str, int]:
+    match node:
+        case ast.Constant(value=value):
+            return str(value), _ATOM
+        case ast.Name(id=name):
+            text = "π" if name == "pi" else (values or {}).get(name, name)
+            return text, _SIGN if text.startswith("-") else _ATOM
+        case ast.UnaryOp(operand=operand):
+            return "-" + _bracketed(operand, values, _POWER), _SIGN
+        case ast.Call(func=ast.Name(id="factorial"), args=[argument]):
+            return _bracketed(argument, values, _ATOM) + "!", _ATOM
+        case ast.Call(func=ast.Name(id=name), args=[argument]):
+            return f"{name}({_render(argument, values)[0]})", _ATOM
+        case ast.BinOp(left, ast.Add(), right):
+            return f"{_bracketed(left, values, _SUM)} + {_bracketed(right, values, _PRODUCT)}", _SUM
+        case ast.BinOp(left, ast.Sub(), right):
+            return f"{_bracketed(left, values, _SUM)} - {_bracketed(right, values, _PRODUCT)}", _SUM
+        case ast.BinOp(left, ast.Mult(), right):
+            return _product(left, right, values), _PRODUCT
+        case ast.BinOp(left, ast.Div(), right):
+            above, below = _bracketed(left, values, _PRODUCT), _bracketed(right, values, _POWER)
+            spaced = values is not None and not (isinstance(left, ast.Constant) and isinstance(right, ast.Constant))
+            return f"{above} / {below}" if spaced else f"{above}/{below}", _PRODUCT
+        case ast.BinOp(left, ast.Pow(), right):
+            return f"{_bracketed(left, values, _ATOM)}^{_bracketed(right, values, _ATOM)}", _POWER
+    raise ExpressionError(f"{ast.unparse(node)!r} cannot be written")
+
+
+def _bracketed(node: ast.expr, values: Mapping[str, str] | None, least: int) -> str:
+    text, binds = _render(node, values)
+    return text if binds >= least else f"({text})"
+
+
+def _product(left: ast.expr, right: ast.expr, values: Mapping[str, str] | None) -> str:
+    before, after = _bracketed(left, values, _PRODUCT), _bracketed(right, values, _SIGN + 1)
+    if values is not None:
+        return f"{before} × {after}"
+    if isinstance(left, ast.BinOp) and isinstance(left.op, ast.Div):
+        before = f"({before})"  # (1/2)mv^2: without brackets the m would seem to stand below
+    if after[0].isdigit():
+        return f"{before} × {after}"
+    # A function name must not run into the symbol before it: r sin(θ).
+    named = isinstance(right, ast.Call) and right.func.id != "factorial"  # type: ignore[union-attr]
+    return f"{before} {after}" if named and before[-1].isalpha() else before + after

@@ -1,0 +1,182 @@
+"""What a model knows of rules: does its own answer hold the true one, and does corruption take it away?
+
+Cheap next to tracing (no site is restored): a greedy answer, one clean run and the corrupted runs per prompt.
+Results are rows of a table, written as they come, so that a stopped run goes on.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from interp.config import TraceConfig
+from interp.effects import TRACEABLE_STANDARD_ERRORS
+from interp.metrics import METRICS
+from interp.model import LanguageModel
+from interp.patching import sweep
+from interp.rules import FORMS, Rule, RuleForm
+from interp.tracing import prepare, prompts, trace_fingerprint
+
+GREEDY_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """One prompt: whether the model knows its answer, and whether a trace of it would mean anything."""
+
+    rule: str
+    form: str
+    split: str
+    known: str
+    """"yes" or "no"; empty where the rule has no true answer to compare with."""
+    answer_source: str
+    """Whose answer is scored: dataset, derived, greedy."""
+    total_effect: float
+    """Clean minus corrupted score of that answer, in nats per answer token."""
+    standard_error: float
+    traceable: bool
+    """Total effect above two standard errors of the noise samples."""
+    twin: int
+    """Which of the prompt's twins is the first with as many tokens; 0 if none has."""
+    fingerprint: str
+
+
+def holds(answer: str, truth: str) -> bool:
+    """Whether a text holds the true result: its last side, written in any spacing and with any product sign.
+
+    A number must stand alone, so that 12 is not found in 125 or in 3.12.
+
+    >>> holds(" 2 × (l + w). So", "2(l + w)"), holds(" = 125", "12"), holds("= 12.", "3 × 4 = 12")
+    (True, False, True)
+    """
+    result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
+    if re.fullmatch(r"-?\d+(\.\d+)?", result):
+        return re.search(rf"(?<![\d.]){re.escape(result)}(?!\.?\d)", answer.replace(",", "")) is not None
+    return _compact(result) in _compact(answer)
+
+
+def _compact(text: str) -> str:
+    powers = str.maketrans({c: f"^{d}" for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True)})
+    return re.sub(r"[\s*×·⋅$\\{}]+", "", text.translate(powers)).casefold()
+
+
+def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig) -> Knowledge:
+    """Knowledge of one form of a rule.
+
+    Raises:
+        ValueError: The prompt has no token to corrupt, or no answer to score.
+    """
+    encoding, _, answer, case = prepare(model, rule, form, config)
+    result = sweep(model, case, [], METRICS[config.metric][0])
+    te = result.clean - result.corrupted.mean().item()
+    se = result.corrupted.std().item() / case.samples**0.5
+    greedy = model.decode(model.generate([encoding.ids], GREEDY_TOKENS)[0])
+    truths = rule.forms[form].target_true
+    aligned = [
+        at
+        for at, twin in enumerate(rule.forms[form].twins, start=1)
+        if len(model.encode(twin.prompt).ids) == len(encoding.ids)
+    ]
+    return Knowledge(
+        rule=rule.id,
+        form=form,
+        split=rule.split or "",
+        known="" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no",
+        answer_source=answer.source,
+        total_effect=round(te, 6),
+        standard_error=round(se, 6),
+        traceable=te > 0 and te > TRACEABLE_STANDARD_ERRORS * se,
+        twin=aligned[0] if aligned else 0,
+        fingerprint=trace_fingerprint(model, rule, form, config),
+    )
+
+
+def assess_rules(
+    model: LanguageModel,
+    rules: Sequence[Rule],
+    config: TraceConfig,
+    path: Path,
+    *,
+    advance: Callable[[int], object] = lambda n: None,
+) -> list[Knowledge]:
+    """Knowledge of every form of every rule, in a CSV file that grows row by row; rows that are there are kept.
+
+    Raises:
+        ValueError: A prompt cannot be assessed (names it), or the file has other columns.
+    """
+    done = {(row.rule, row.form, row.fingerprint): row for row in read_rows(path)} if path.exists() else {}
+    every = prompts(rules)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = []
+    with path.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Knowledge)], lineterminator="\n")
+        if file.tell() == 0:
+            writer.writeheader()
+        for rule, form in every:
+            key = rule.id, form, trace_fingerprint(model, rule, form, config)
+            if key not in done:
+                try:
+                    done[key] = assess(model, rule, form, config)
+                except ValueError as error:
+                    raise ValueError(f"{rule.id}/{form}: {error}") from error
+                writer.writerow(asdict(done[key]))
+                file.flush()
+            found.append(done[key])
+            advance(1)
+    return found
+
+
+def read_rows(path: Path) -> list[Knowledge]:
+    """Rows of a file that `assess_rules` wrote; a last line that was cut off is left out.
+
+    Raises:
+        ValueError: The file has other columns.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        names = [field.name for field in fields(Knowledge)]
+        if list(reader.fieldnames or names) != names:
+            raise ValueError(f"{path} has the columns {reader.fieldnames}; needed are {names}: move it away")
+        return [_row(row) for row in reader if None not in row.values() and len(row["fingerprint"]) >= 8]
+
+
+def _row(row: dict[str, str]) -> Knowledge:
+    return Knowledge(
+        **{
+            **row,
+            "total_effect": float(row["total_effect"]),
+            "standard_error": float(row["standard_error"]),
+            "traceable": row["traceable"] == "True",
+            "twin": int(row["twin"]),
+        }  # type: ignore[arg-type]
+    )
+
+
+def table(sources: Iterable[tuple[str, Sequence[Knowledge]]]) -> str:
+    """A Markdown table: for each source and form, how much the model knows and how much can be traced."""
+    lines = [
+        "| rules | form | prompts | true answer given | known | traceable | mean total effect | twin aligns |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, rows in sources:
+        for form in FORMS:
+            some = [row for row in rows if row.form == form]
+            judged = [row for row in some if row.known]
+            known = sum(row.known == "yes" for row in judged)
+            cells = (
+                name,
+                form,
+                str(len(some)),
+                str(len(judged)),
+                _share(known, len(judged)),
+                _share(sum(row.traceable for row in some), len(some)),
+                f"{sum(row.total_effect for row in some) / len(some):.2f}" if some else "–",
+                _share(sum(row.twin > 0 for row in some), len(some)),
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} ({100 * count / of:.0f} %)" if of else "–"

@@ -1,0 +1,172 @@
+"""The commands `dmle rules …`: check, build, export and measure rule sources."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from rich.console import Console
+from rich.table import Table
+
+from interp.rules import RuleError, RuleSet, counted, dump_rules, load_rules
+
+FOUND, FAILED = 1, 2
+
+app = App(name="rules", help="Check, build, export and measure rules.")
+
+
+@app.command
+def check(
+    source: Annotated[str, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")] = "embedded",
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", help="Print the findings as JSON.", negative=())] = False,
+    strict: Annotated[bool, Parameter(help="Refuse records that need a repair.", negative=())] = False,
+    info: Annotated[bool, Parameter(help="List findings of level info one by one too.", negative=())] = False,
+) -> None:
+    """Check rules by machine: numbers, expressions, units, subjects, contamination, conflicts, duplicates.
+
+    Exits with 0 if nothing above the level info was found, with 1 if something was, with 2 if the source cannot
+    be read.
+
+    For example:
+
+        dmle rules check
+
+        dmle rules check RuleEdit-200.zip --json > findings.json
+    """
+    from interp.checks import CHECKS, check_rules, counts
+
+    rules = _load(source, strict=strict)
+    findings = check_rules(rules)
+    above = [finding for finding in findings if finding.level != "info"]
+    if as_json:
+        json.dump([finding._asdict() for finding in findings], sys.stdout, ensure_ascii=False, indent=1)
+        sys.stdout.write("\n")
+    else:
+        console = Console(highlight=False, markup=False)
+        listed = findings if info else above
+        for finding in listed:
+            said = (
+                f"{finding.level:7} {finding.check:22} {finding.where}: {finding.found} (expected: {finding.expected})"
+            )
+            console.print(said, soft_wrap=True)
+        summary = Table("level", "check", "findings", "meaning", title=f"{source}: {len(rules)} rules")
+        for (level, name), count in counts(findings).items():
+            summary.add_row(level, name, str(count), CHECKS[name][1])
+        console.print(summary)
+        if rules.repairs:
+            console.print(f"repairs: {counted(rules.repairs)}", soft_wrap=True)
+        console.print(f"{len(above)} findings above info", soft_wrap=True)
+    sys.exit(FOUND if above else 0)
+
+
+@app.command
+def build(
+    specs: Annotated[tuple[Path, ...], Parameter(help="Specification files; by default the embedded ones.")] = (),
+    *,
+    out: Annotated[Path, Parameter(help="The rule file to write.")],
+) -> None:
+    """Build a rule file from specifications.
+
+    For example:
+
+        dmle rules build my_rules.yaml --out my_rules.json
+    """
+    from interp.rulebook.build import build_files
+
+    try:
+        rules = build_files(specs or None)
+        dump_rules(rules, out)
+    except (RuleError, OSError) as error:
+        _fail(error)
+    Console(stderr=True).print(f"{len(rules)} rules in {out}. Next: dmle rules check {out}", soft_wrap=True)
+
+
+@app.command
+def export(
+    folder: Annotated[Path, Parameter(help="A new folder.")],
+    *,
+    source: Annotated[str, Parameter(help="The rules to write.")] = "embedded",
+) -> None:
+    """Write rules as RuleEdit folders, for drivers that read those.
+
+    For example:
+
+        dmle rules export ours-as-ruleedit
+
+        dmle rules export mine --source my_rules.json
+    """
+    from interp.ruleedit import write_ruleedit
+
+    rules = _load(source)
+    try:
+        lost = write_ruleedit(rules, folder)
+    except (RuleError, OSError) as error:
+        _fail(error)
+    console = Console(stderr=True, highlight=False)
+    console.print(f"{len(rules)} folders in {folder}", soft_wrap=True)
+    for line in lost:
+        console.print(f"no place in RuleEdit for {line}", soft_wrap=True)
+
+
+@app.command
+def stats(
+    sources: Annotated[tuple[str, ...], Parameter(help="Rule sources to measure side by side.")] = ("embedded",),
+    *,
+    out: Annotated[Path, Parameter(help="Markdown file for the table; the rows go beside it.")] = Path(
+        "rulebook-stats.md"
+    ),
+    model: Annotated[str, Parameter(help="Embedded name, Hugging Face folder, or hub name.")] = "smollm2-135m",
+    samples: Annotated[int, Parameter(help="Noise samples per prompt.")] = 6,
+) -> None:
+    """Measure how much of some rules a model knows, and how much of it can be traced.
+
+    Rows are written as they come: a stopped run goes on.
+
+    For example:
+
+        dmle rules stats embedded RuleEdit-200.zip --out docs/rulebook-stats.md
+    """
+    from tqdm import tqdm
+
+    from interp.config import TraceConfig
+    from interp.knowledge import GREEDY_TOKENS, assess_rules, table
+    from interp.model import load
+    from interp.tracing import prompts
+
+    read = [(source, _load(source)) for source in sources]
+    try:
+        language_model, config = load(model), TraceConfig(samples=samples)
+        found = []
+        for source, rules in read:
+            name = "embedded" if source == "embedded" else Path(source).stem
+            rows = out.with_name(f"{out.stem}-{name}.csv")
+            with tqdm(total=len(prompts(rules.rules)), desc=name, unit="prompt") as bar:
+                found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
+        out.write_text(
+            f"{table(found)}\n{language_model.name}, {samples} noise samples of {config.noise_level:g} embedding "
+            f"standard deviations on {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true result. "
+            "Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of the "
+            "prompt's counterfactual twins has as many tokens.\n",
+            encoding="utf-8",
+        )
+    except (ValueError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; run the same command again to continue")
+        sys.exit(130)
+    Console(stderr=True).print(f"table: {out}", soft_wrap=True)
+
+
+def _load(source: str, *, strict: bool = False) -> RuleSet:
+    try:
+        return load_rules(source, strict=strict)
+    except RuleError as error:
+        _fail(error)
+        raise
+
+
+def _fail(error: BaseException) -> None:
+    Console(stderr=True).print(f"error: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
+    sys.exit(FAILED)
