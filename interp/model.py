@@ -12,7 +12,6 @@ that fails is refused, since tracing and editing it would be silently wrong.
 Importing this module takes seconds (TransformerLens), so command-line code imports it late.
 """
 
-import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -86,9 +85,32 @@ class SelfCheck:
     prefix_cache: float
     """Logits with the first half of the tokens cached against all at once; infinite if not supported."""
     entry: float
-    """Logits of a run that enters at the middle block against a whole one; infinite if not supported."""
+    """Logits of a batch that grows at two later blocks against whole runs; infinite if not supported."""
     post_norm: bool
     """Whether the block normalises the MLP output before adding it (Gemma 3)."""
+
+
+class _RepeatedPrefix(DynamicCache):
+    """Keys and values of a prefix that runs continue without changing them.
+
+    A run may have several times as many rows as the prefix, and more in later blocks than in earlier ones: the
+    prefix's rows are repeated to fit.
+    """
+
+    def __init__(self, prefix: DynamicCache) -> None:
+        super().__init__()
+        self.layers, self.layer_class_to_replicate = prefix.layers, None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The prefix's keys and values followed by the run's."""
+        layer = self.layers[layer_idx]
+        times = (len(key_states) // len(layer.keys), 1, 1, 1)
+        return (
+            torch.cat([layer.keys.repeat(times), key_states], dim=-2),
+            torch.cat([layer.values.repeat(times), value_states], dim=-2),
+        )
 
 
 class LanguageModel:
@@ -137,6 +159,7 @@ class LanguageModel:
         except ValueError as error:
             raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
+        self._embedding_std: float | None = None
         self.check: SelfCheck | None = None
         if expected is not None:
             self.check = self._self_check(ids, expected)
@@ -170,7 +193,7 @@ class LanguageModel:
 
     @property
     def has_entry(self) -> bool:
-        """Whether a run can enter at a later block with given states (verified at load)."""
+        """Whether rows can join a batch at later blocks with given states (verified at load)."""
         return self.check is not None and self.check.entry <= self._tolerance
 
     # -- text ----------------------------------------------------------------------------------------------
@@ -215,8 +238,8 @@ class LanguageModel:
         keep: int | Int[Tensor, " kept"] = 0,
         hooks: Sequence[NamedHook] = (),
         prefix: DynamicCache | None = None,
-        entry: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
-    ) -> Float[Tensor, "batch kept d_vocab"]:
+        joins: Sequence[tuple[int, Float[Tensor, "_ pos d_model"]]] = (),
+    ) -> Float[Tensor, "row kept d_vocab"]:
         """Run the model.
 
         Args:
@@ -225,22 +248,26 @@ class LanguageModel:
             keep: Compute logits of the last `keep` positions only (0: all), or of these positions.
             hooks: (hook name, function) pairs, called in order with (value, hook); what one returns
                 replaces the value.
-            prefix: Keys and values of tokens before `ids` (see `prefix_cache`); the run extends it in place.
-            entry: (block, residual stream before it): run only from this block on. Hooks on earlier blocks
-                see nothing meaningful.
+            prefix: Keys and values of tokens before `ids` (see `prefix_cache`). A batch that is a multiple of
+                theirs repeats them; they are left as they are.
+            joins: (block, residual streams before it), blocks ascending: a batch that grows. Its first rows
+                enter at the first of these blocks and others join at later ones, after those that are there.
+                Give `ids` in one row, for its length alone; hooks on earlier blocks see nothing meaningful.
         """
         if isinstance(keep, int) and keep:
             # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
             keep = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
         if prefix is not None:
-            options |= {"past_key_values": prefix, "use_cache": True}
-        if entry is None:
+            options |= {"past_key_values": _RepeatedPrefix(prefix), "use_cache": True}
+        if not joins:
             return self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), **options)
-        first, state = entry
-        enter = (f"blocks.{first}.hook_resid_pre", lambda value, hook: state)
+        first, state = joins[0]
+        grow = [(f"blocks.{first}.hook_resid_pre", lambda value, hook: state)]
+        for block, more in joins[1:]:
+            grow.append((f"blocks.{block}.hook_resid_pre", lambda value, hook, more=more: torch.cat([value, more])))
         with self._without_blocks(first):
-            return self.bridge.run_with_hooks(ids, fwd_hooks=[enter, *hooks], **options)
+            return self.bridge.run_with_hooks(ids, fwd_hooks=[*grow, *hooks], **options)
 
     @contextmanager
     def _without_blocks(self, n: int) -> Iterator[None]:
@@ -286,7 +313,9 @@ class LanguageModel:
     def prefix_cache(self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = ()) -> DynamicCache:
         """Keys and values of `ids`, for runs that continue them."""
         cache = DynamicCache(config=self.config)
-        self.logits(ids, keep=1, hooks=hooks, prefix=cache)
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        with torch.no_grad():
+            self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), logits_to_keep=1, **options)
         return cache
 
     def generate(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[int, ...]]:
@@ -346,13 +375,15 @@ class LanguageModel:
         """Standard deviation of all entries of the token embeddings as the first block's hook sees them.
 
         The table's own deviation, times the factor by which the model scales embeddings (Gemma: √d_model),
-        measured at the hook.
+        measured at the hook, once: edits write no embeddings.
         """
-        ids = self._check_ids()
-        table = self._hf_model.get_input_embeddings().weight
-        seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
-        scale = (seen.float().norm() / table[ids].float().norm()).item()
-        return table.float().std().item() * scale
+        if self._embedding_std is None:
+            ids = self._check_ids()
+            table = self._hf_model.get_input_embeddings().weight
+            seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
+            scale = (seen.float().norm() / table[ids].float().norm()).item()
+            self._embedding_std = table.float().std().item() * scale
+        return self._embedding_std
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -429,24 +460,29 @@ class LanguageModel:
         return check
 
     def _entry_error(self, ids: Int[Tensor, "batch pos"]) -> float:
-        middle = self.n_layers // 2
-        name = f"blocks.{middle}.hook_resid_pre"
+        blocks = (self.n_layers // 3, 2 * self.n_layers // 3)
+        names = [f"blocks.{block}.hook_resid_pre" for block in blocks]
+        both = torch.cat([ids, ids.flip(1)])
         with torch.no_grad():
             try:
-                entered = self.logits(ids, entry=(middle, self.capture(ids, [name])[name]))
-            except (AttributeError, TypeError, ValueError, IndexError):
+                seen = self.capture(both, sorted(set(names)))
+                joins = [
+                    (block, seen[name][i : i + 1]) for i, (block, name) in enumerate(zip(blocks, names, strict=True))
+                ]
+                entered = self.logits(ids, joins=joins)
+            except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
                 return float("inf")
-            return _relative(entered, self.logits(ids))
+            return _relative(entered, self.logits(both))
 
     def _cache_error(self, ids: Int[Tensor, "batch pos"]) -> float:
         half = ids.shape[1] // 2
         with torch.no_grad():
             try:
                 cache = self.prefix_cache(ids[:, :half])
-                second = self.logits(ids[:, half:], prefix=copy.deepcopy(cache))
-            except (TypeError, ValueError, NotImplementedError):
+                second = self.logits(ids[:, half:].repeat(2, 1), prefix=cache)
+            except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError):
                 return float("inf")
-            return _relative(second, self.logits(ids)[:, half:])
+            return _relative(second, self.logits(ids)[:, half:].repeat(2, 1, 1))
 
 
 def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True) -> LanguageModel:

@@ -4,17 +4,19 @@ For a prompt whose embeddings are corrupted at some tokens, a *site* names state
 blocks, at one position) that get their clean value back. The score of the answer at each site, against the
 corrupted and the clean run, says how much of the answer those states carry (denoising).
 
-Cost. Each site is a forward pass; sites and noise samples share the batch axis. States before the restored
-position are those of the corrupted run in every block, so their keys and values are computed once per
-position and only the tokens from the restored one on are run. Blocks before the first restored one are those
-of the corrupted run as well, so a batch enters at the first block that one of its sites restores. Logits are
-computed only where the answer is predicted.
-`sweep_reference` is the definition: one full forward pass per site, no sharing.
+Cost. Three routes give the same numbers:
+
+- `sweep_reference` is the definition: one full forward pass per site and noise sample, no sharing.
+- `sweep_generic` puts sites and samples along the batch axis; hooks only, so it serves any TransformerLens model.
+- `sweep` shares what sites have in common. Before the restored position, states are those of the corrupted run in
+  every block, so their keys and values are computed once per position and only the tokens from the restored one on
+  are run. Before the first restored block, states are those of the corrupted run too, so a site joins the batch only
+  at that block: the batch grows from block to block. Logits are computed only where the answer is predicted. It is
+  taken where the model's self-check shows that it holds.
 
 Source: Meng et al. 2022 (ROME), causal tracing; Zhang & Nanda 2024 for the vocabulary.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,32 +92,53 @@ def sweep(
     """
     if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
         raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+    if not (model.has_entry and model.has_prefix_cache):
+        return sweep_generic(model, case, sites, metric, batch_size=batch_size, advance=advance)
     score = _scorer(model, case, metric)
     with torch.inference_mode():
         clean_values = _clean_values(model, case, sites)
         clean = score(1, 0, [])
-        streams: dict[str, Tensor] = {}
-        hooks = [_noise_hook(model, case, 0, case.samples)]
-        if model.has_entry:
-            hooks += [_keep(streams, f"blocks.{layer}.hook_resid_pre") for layer in range(1, model.n_layers)]
-        corrupted = score(case.samples, 0, hooks)
+        streams: dict[int, Tensor] = {}
+        noise = _noise_hook(model, case, 0, case.samples)
+        keep = [_keep(streams, layer, f"blocks.{layer}.hook_resid_pre") for layer in range(model.n_layers)]
+        corrupted = score(case.samples, 0, [noise, *(keep if sites else [])])
+        restored = torch.empty(len(sites), case.samples)
+        blocks = [_first_block(site, model.n_layers) for site in sites]
+        for position in sorted({s.position for s in sites}):
+            here = sorted((i for i, s in enumerate(sites) if s.position == position), key=lambda i: blocks[i])
+            prefix = _corrupted_prefix(model, case, position)
+            for some in _chunks(here, max(1, batch_size // case.samples)):
+                chosen = [sites[i] for i in some]
+                joins = _joins(model, chosen, [blocks[i] for i in some], streams, clean_values)
+                hooks = _restore_hooks(model, chosen, case.samples, clean_values, position, [blocks[i] for i in some])
+                scores = score(1, position, hooks, prefix, joins)
+                restored[some] = scores.view(len(some), -1).cpu()
+                advance(len(some))
+    return SweepResult(clean.item(), corrupted.cpu(), restored)
+
+
+def sweep_generic(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metric: Metric,
+    *,
+    batch_size: int = 32,
+    advance: Callable[[int], object] = lambda n: None,
+) -> SweepResult:
+    """`sweep` for any model: whole sequences through all blocks, sites and samples along the batch axis."""
+    score = _scorer(model, case, metric)
+    with torch.inference_mode():
+        clean_values = _clean_values(model, case, sites)
+        clean = score(1, 0, [])
+        corrupted = score(case.samples, 0, [_noise_hook(model, case, 0, case.samples)])
         restored = torch.empty(len(sites), case.samples)
         for position in sorted({s.position for s in sites}):
-            here = sorted(
-                (i for i, s in enumerate(sites) if s.position == position), key=lambda i: sites[i].layers.start
-            )
-            start = position if model.has_prefix_cache else 0
-            prefix = _corrupted_prefix(model, case, start)
+            here = [i for i, s in enumerate(sites) if s.position == position]
             for some in _chunks(here, max(1, batch_size // case.samples)):
                 rows = len(some) * case.samples
-                first = sites[some[0]].layers.start if model.has_entry else 0
-                hooks = _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, start)
-                entry = None
-                if first:
-                    entry = first, streams[f"blocks.{first}.hook_resid_pre"][:, start:].repeat(len(some), 1, 1)
-                else:
-                    hooks.append(_noise_hook(model, case, start, rows))
-                scores = score(rows, start, hooks, _repeat(prefix, len(some)), entry)
+                hooks = _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, 0)
+                scores = score(rows, 0, [_noise_hook(model, case, 0, rows), *hooks])
                 restored[some] = scores.view(len(some), -1).cpu()
                 advance(len(some))
     return SweepResult(clean.item(), corrupted.cpu(), restored)
@@ -159,18 +182,45 @@ def _scorer(model: LanguageModel, case: CorruptedPrompt, metric: Metric) -> Call
     """A function that runs `rows` copies of the tokens from `start` on and scores the answer in each."""
     answer = torch.tensor(case.answer, device=model.device)
 
-    def score(rows: int, start: int, hooks: Sequence[NamedHook], prefix: Any = None, entry: Any = None) -> Tensor:
+    def score(rows: int, start: int, hooks: Sequence[NamedHook], prefix: Any = None, joins: Any = ()) -> Tensor:
         ids = torch.tensor(case.ids[start:], device=model.device).expand(rows, -1)
-        return metric(model.logits(ids, keep=len(case.answer), hooks=hooks, prefix=prefix, entry=entry), answer)
+        return metric(model.logits(ids, keep=len(case.answer), hooks=hooks, prefix=prefix, joins=joins), answer)
 
     return score
 
 
-def _keep(values: dict[str, Tensor], name: str) -> NamedHook:
+def _keep(values: dict[int, Tensor], layer: int, name: str) -> NamedHook:
     def keep(value: Tensor, hook: Any) -> None:
-        values[name] = value
+        values[layer] = value
 
     return name, keep
+
+
+def _first_block(site: Site, n_layers: int) -> int:
+    """The first block that a restored run does not share with the corrupted one."""
+    after = site.component == "resid" and site.layers.start + 1 < n_layers
+    return site.layers.start + after
+
+
+def _joins(
+    model: LanguageModel,
+    sites: Sequence[Site],
+    blocks: Sequence[int],
+    streams: dict[int, Tensor],
+    clean: dict[str, Tensor],
+) -> list[tuple[int, Tensor]]:
+    """The states with which sites, ordered by their first block, join the batch there.
+
+    Those of the corrupted run; a site that restores the stream before that block has its clean state already.
+    """
+    found: dict[int, list[Tensor]] = {}
+    for site, block in zip(sites, blocks, strict=True):
+        state = streams[block][:, site.position :]
+        if block > site.layers.start:
+            state = state.clone()
+            state[:, 0] = clean[model.hook(site.component, site.layers.start)][site.position]
+        found.setdefault(block, []).append(state)
+    return [(block, torch.cat(states)) for block, states in found.items()]
 
 
 def _clean_values(
@@ -198,13 +248,22 @@ def _noise_hook(
 
 
 def _restore_hooks(
-    model: LanguageModel, sites: Sequence[Site], samples: int, clean: dict[str, Tensor], start: int
+    model: LanguageModel,
+    sites: Sequence[Site],
+    samples: int,
+    clean: dict[str, Tensor],
+    start: int,
+    blocks: Sequence[int] | None = None,
 ) -> list[NamedHook]:
-    """One hook per (component, block) that any site restores; site i has rows i·samples … (i+1)·samples."""
+    """One hook per (component, block) that any site restores; site i has rows i·samples … (i+1)·samples.
+
+    With `blocks`, what lies before a site's block is restored already.
+    """
     rows_of: dict[str, list[int]] = {}
     for i, site in enumerate(sites):
         for layer in site.layers:
-            rows_of.setdefault(model.hook(site.component, layer), []).extend(range(i * samples, (i + 1) * samples))
+            if blocks is None or layer >= blocks[i]:
+                rows_of.setdefault(model.hook(site.component, layer), []).extend(range(i * samples, (i + 1) * samples))
     position = sites[0].position
 
     def restore(value: Tensor, hook: Any, name: str) -> Tensor:
@@ -221,16 +280,6 @@ def _corrupted_prefix(model: LanguageModel, case: CorruptedPrompt, start: int) -
         return None
     ids = torch.tensor(case.ids[:start], device=model.device).expand(case.samples, -1)
     return model.prefix_cache(ids, [_noise_hook(model, case, 0, case.samples, end=start)])
-
-
-def _repeat(prefix: Any, times: int) -> Any:
-    """A copy of the cached rows, all of them `times` times over (a run extends its cache in place)."""
-    if prefix is None:
-        return None
-    rows = torch.arange(prefix.layers[0].keys.shape[0], device=prefix.layers[0].keys.device)
-    repeated = copy.deepcopy(prefix)
-    repeated.batch_select_indices(rows.repeat(times))
-    return repeated
 
 
 def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:

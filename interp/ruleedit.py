@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, model_validator
 
 from interp.schema import (
+    FORMS,
     STOP_WORDS,
     Frozen,
     LocalityProbe,
@@ -416,10 +417,10 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
 
 
 def _folder_of(number: int, rule: Rule) -> dict[str, list[dict[str, Any]]]:
-    missing = [form for form in ("formula", "description", "instance") if form not in rule.forms]
+    missing = [form for form in FORMS if form not in rule.forms]
     if missing:
         raise RuleError(f"{rule.id} has no {' and no '.join(missing)}; a RuleEdit folder needs all three forms")
-    formula, description, instance = (_record_of(number, rule, form) for form in rule.forms.values())
+    formula, description, instance = (_record_of(number, rule, form) for form in FORMS)
     formula["Rule_Understanding"] = _asked(rule, "formula", "description")
     description["Rule_Understanding"] = _asked(rule, "description", "formula")
     both = [_asked(rule, "instance", form) for form in ("formula", "description")]

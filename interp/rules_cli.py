@@ -146,9 +146,9 @@ def stats(
                 found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
         out.write_text(
             f"{table(found)}\n{language_model.name}, {samples} noise samples of {config.noise_level:g} embedding "
-            f"standard deviations on {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true result. "
-            "Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of the "
-            "prompt's counterfactual twins has as many tokens.\n",
+            f"standard deviations on {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true "
+            "result. Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of "
+            "the prompt's counterfactual twins has as many tokens.\n",
             encoding="utf-8",
         )
     except (ValueError, OSError) as error:

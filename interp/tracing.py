@@ -118,8 +118,9 @@ def trace_prompt(
             "seed": config.seed,
             "window": width,
             "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
-            "engine": f"hooks; {'cached prefix' if model.has_prefix_cache else 'whole sequence'}; "
-            f"{'from the first restored block on' if model.has_entry else 'all blocks'}",
+            "engine": "suffixes in growing batches"
+            if model.has_entry and model.has_prefix_cache
+            else "whole sequences",
             "model": model.name,
             "weight_hash": model.weight_hash,
             "dtype": str(model.dtype).removeprefix("torch."),

@@ -240,7 +240,7 @@ def test_trace_tells_what_it_did_and_skipped(
     assert code == 0
     assert "1 prompts traced" in text and "; 1 skipped" in text
     assert "skipped cube-volume/formula: rule 'cube-volume' has no true answer for its formula" in text
-    assert "engine: hooks; cached prefix; from the first restored block on; 2 noise samples" in text
+    assert "engine: suffixes in growing batches; 2 noise samples" in text
     assert "positions: subject_last last" in text
     maps = effects.load(tmp_path / "run" / "effects.nc")
     assert maps.attrs["n_skipped"] == 1 and maps["rule"].values.tolist() == ["cube-volume"]

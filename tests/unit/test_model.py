@@ -532,7 +532,7 @@ def test_load_gives_the_type_asked_for(model_folder: Path, tiny_llama: LanguageM
     assert len({double.weight_hash, half.weight_hash, tiny_llama.weight_hash}) == 3
 
 
-def test_a_run_entered_at_any_block_equals_the_whole_run(architecture: str, make_model: Callable) -> None:
+def test_rows_that_join_at_any_block_equal_whole_runs(architecture: str, make_model: Callable) -> None:
     model = make_model(architecture)
     assert model.has_entry
     ids = torch.tensor([[5, 9, 17, 3, 8, 2, 7], [1, 4, 6, 6, 2, 9, 11]])
@@ -540,9 +540,11 @@ def test_a_run_entered_at_any_block_equals_the_whole_run(architecture: str, make
     states = model.capture(ids, names)
     whole = model.logits(ids)
     for layer, name in enumerate(names):
-        entered = model.logits(ids, entry=(layer, states[name]))
-        torch.testing.assert_close(entered, whole, atol=1e-5, rtol=1e-5)
         # What the run enters with is what counts, not what the tokens are.
-        other = model.logits(ids.flip(0), entry=(layer, states[name]))
-        torch.testing.assert_close(other, whole, atol=1e-5, rtol=1e-5)
+        entered = model.logits(ids[1:], joins=[(layer, states[name])])
+        torch.testing.assert_close(entered, whole, atol=1e-5, rtol=1e-5)
+        for later in range(layer, model.n_layers):
+            joins = [(layer, states[name][:1]), (later, states[names[later]])]
+            grown = model.logits(ids[:1], joins=joins if later > layer else [(layer, states[name][[0, 0, 1]])])
+            torch.testing.assert_close(grown, whole[[0, 0, 1]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.logits(ids), whole, atol=0, rtol=0)  # all blocks run again
