@@ -26,6 +26,9 @@ LEAST_HEIGHT = 1.3
 """Least height of all rows of a figure together, inches: fewer tokens get higher rows."""
 FEW_ROWS = 12
 """Maps with fewer rows have their colour bar below, where its label has room."""
+# How `answer_source` of an effect map is said to a reader.
+ANSWER_SOURCES = {"dataset": "true", "derived": "true, derived from the formula", "greedy": "the model's own"}
+
 
 
 def draw_effect_map(
@@ -203,7 +206,8 @@ def _answer(effects: xr.Dataset, characters: int) -> str:
     text = f"answer “{style.shorten(str(effects['answer'].item()), characters)}”"
     source = effects.attrs.get("answer_source") or effects.coords.get("answer_source", None)
     if source is not None:
-        text += f" ({style.shorten(str(getattr(source, 'values', source)), 30)})"
+        said = str(getattr(source, "values", source))
+        text += f" ({ANSWER_SOURCES.get(said, style.shorten(said, 30))})"
     return text if bool(total_effect(effects)["traceable"]) else f"{text} NOT TRACEABLE: effect within noise"
 
 

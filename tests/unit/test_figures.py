@@ -165,7 +165,7 @@ def test_dollar_signs_of_tokens_and_answers_are_drawn_literally() -> None:
     ax.figure.draw_without_rendering()
     texts = [ax.get_yticklabels()[3], ax._left_title]
     assert all("$" in text.get_text() and not text.get_parse_math() for text in texts)
-    assert "“$A = x_1^2$” (dataset)" in ax.get_title(loc="left")
+    assert "“$A = x_1^2$” (true)" in ax.get_title(loc="left")
 
 
 def test_untraced_tokens_are_left_out_and_counted() -> None:
