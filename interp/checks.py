@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 import sympy
@@ -28,7 +29,7 @@ CHECKS: dict[str, tuple[Level, str]] = {
     "refused": ("error", "a record that cannot be used"),
     "repaired": ("warning", "a record that was mended while it was read"),
     "arithmetic": ("error", "an answer whose sides are not equal: 2 * 2 * 2 = 525"),
-    "operands": ("error", "an answer worked with numbers that are not those of its prompt"),
+    "operands": ("error", "an answer worked with numbers, or units, that are not those of its prompt"),
     "result": ("error", "an answer that is not what the rule's expression gives for the prompt's numbers"),
     "formula": ("error", "a formula that is not the rule's expression"),
     "edited_equals_true": ("error", "an item whose edited answer is also the true one: it cannot show an edit"),
@@ -139,7 +140,14 @@ def _operands(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     """A worked answer must use the prompt's numbers, those of its formula, and no others."""
     formula = rule.forms.get("formula")
     edited = expression_of(formula.target_new) if formula else None
+    units = {symbol.name: symbol.unit for symbol in rule.symbols}
     for form, place, prompt, new, _, values in _items(rule):
+        for name, value in values.items() if rule.expression_true else ():
+            number = f"{Decimal(repr(value)):f}".removesuffix(".0")
+            written = f"{number} {units.get(name, '')}".strip()
+            end = r"(?!\w)" if units.get(name) else r"(?!\d)"
+            if not re.search(rf"(?<![\w.]){re.escape(written)}(?!\.\d){end}", prompt):
+                yield _finding("operands", place, prompt, f"{name} as {written!r}")
         if form != "instance" or values or edited is None:
             continue
         for side in sides(new)[:-1]:
