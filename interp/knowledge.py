@@ -19,6 +19,7 @@ from interp.rules import FORMS, Rule, RuleForm
 from interp.tracing import prepare, prompts, trace_fingerprint
 
 GREEDY_TOKENS = 16
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,10 @@ class Knowledge:
     rule: str
     form: str
     split: str
+    greedy: str
+    """The model's own answer."""
     known: str
-    """"yes" or "no"; empty where the rule has no true answer to compare with."""
+    """"yes" if it holds the true one, "no" if not; empty where the rule has no true answer to compare with."""
     answer_source: str
     """Whose answer is scored: dataset, derived, greedy."""
     total_effect: float
@@ -43,22 +46,31 @@ class Knowledge:
 
 
 def holds(answer: str, truth: str) -> bool:
-    """Whether a text holds the true result: its last side, written in any spacing and with any product sign.
+    """Whether a text holds the true result: its last side, whole, in any spacing and with any product sign.
 
-    A number must stand alone, so that 12 is not found in 125 or in 3.12.
+    A number must stand alone, and an expression must not be part of a larger one.
 
     >>> holds(" 2 × (l + w). So", "2(l + w)"), holds(" = 125", "12"), holds("= 12.", "3 × 4 = 12")
     (True, False, True)
+    >>> holds(" (b^2 + bh)", "bh"), holds(" (1/2)Bh.", "Bh"), holds(" s³.", "s^3")
+    (False, False, True)
     """
     result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
     if re.fullmatch(r"-?\d+(\.\d+)?", result):
         return re.search(rf"(?<![\d.]){re.escape(result)}(?!\.?\d)", answer.replace(",", "")) is not None
-    return _compact(result) in _compact(answer)
+    between = r"[\s*×·⋅$\\{}]*"
+    letters = between.join(re.escape(c) for c in re.sub(between, "", _plain_powers(result)).casefold())
+    text = _plain_powers(answer).casefold()
+    for found in re.finditer(letters, text):
+        before, after = text[: found.start()].rstrip(" *×·⋅$\\{}"), text[found.end() :]
+        inside = before[-1:] in set("+-/^)×*·") or (before[-1:].isalnum() and before == text[: found.start()])
+        if not inside and not re.match(r"\w|\s*[-+*/^(×·]\s*\S", after):
+            return True
+    return False
 
 
-def _compact(text: str) -> str:
-    powers = str.maketrans({c: f"^{d}" for c, d in zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True)})
-    return re.sub(r"[\s*×·⋅$\\{}]+", "", text.translate(powers)).casefold()
+def _plain_powers(text: str) -> str:
+    return re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda c: "^" + c[0].translate(_SUPERSCRIPTS), text)
 
 
 def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig) -> Knowledge:
@@ -82,6 +94,7 @@ def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
         rule=rule.id,
         form=form,
         split=rule.split or "",
+        greedy=greedy,
         known="" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no",
         answer_source=answer.source,
         total_effect=round(te, 6),

@@ -15,7 +15,7 @@
 #
 # **Question.** Which layer and which token of this prompt carry the answer?
 #
-# **Method.** Add noise to the embeddings of the words that name the rule (here *perimeter* and *rectangle*):
+# **Method.** Add noise to the embeddings of the words that name the rule (here *area* and *rectangle*):
 # the answer becomes unlikely. Then give one state its clean value back and see how much of the answer returns.
 # The gain is the *indirect effect* of that state, in nats per answer token; positive means that it helps.
 
@@ -32,7 +32,7 @@ from interp.rules import load_rules
 from interp.tracing import trace_prompt
 
 model = load()
-rule = load_rules().rules[0]
+rule = load_rules(ids=["rectangle-area"]).rules[0]
 rule.forms["instance"].prompt, rule.forms["instance"].target_true
 
 # %%
@@ -56,4 +56,4 @@ draw_effect_map(effects, component="mlp").figure
 # %% [markdown]
 # **What can go wrong.** Restoring the residual stream at a corrupted token in the first layers brings the word
 # itself back, so an effect there is the token's identity, not where the rule is kept. Few noise samples make noisy
-# maps: the default is ten.
+# maps: ROME uses ten.
