@@ -57,7 +57,8 @@ def holds(answer: str, truth: str) -> bool:
     """
     result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
     if re.fullmatch(r"-?\d+(\.\d+)?", result):
-        return re.search(rf"(?<![\d.]){re.escape(result)}(?!\.?\d)", answer.replace(",", "")) is not None
+        alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*(?:π|\\?pi\b))"
+        return re.search(alone, answer.replace(",", "").replace("−", "-")) is not None
     between = r"[\s*×·⋅$\\{}]*"
     letters = between.join(re.escape(c) for c in re.sub(between, "", _plain_powers(result)).casefold())
     text = _plain_powers(answer).casefold()
@@ -70,6 +71,7 @@ def holds(answer: str, truth: str) -> bool:
 
 
 def _plain_powers(text: str) -> str:
+    text = re.sub(r"\\?\bpi\b|\\pi\b", "π", text)
     return re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda c: "^" + c[0].translate(_SUPERSCRIPTS), text)
 
 

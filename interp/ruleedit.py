@@ -436,6 +436,8 @@ def _record_of(number: int, rule: Rule, form: RuleForm) -> dict[str, Any]:
     prompt = rule.forms[form]
     if not (prompt.rephrasings and prompt.instances and prompt.neighborhood and prompt.distracting):
         raise RuleError(f"{rule.id} {form} lacks rephrasings, instances or locality, which RuleEdit needs")
+    if form != "instance" and not prompt.target_true:
+        raise RuleError(f"{rule.id} {form} has no true answer, which RuleEdit needs")
     kinds = {"neighborhood": prompt.neighborhood, "distracting": prompt.distracting}
     return {
         "case_id": number,
@@ -485,7 +487,7 @@ def _zip_members(path: Path) -> Members:
             if (total := sum(info.file_size for _, info in wanted)) > MAX_ARCHIVE_BYTES:
                 raise RuleError(f"{path} unpacks to {total} bytes, more than the {MAX_ARCHIVE_BYTES} that are read")
             return _by_number(((name, _read_member(archive, info, path)) for name, info in wanted), str(path))
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         raise RuleError(
             f"{path} is not a whole zip archive ({error}); fetch or make it again, or give the folder"
         ) from error

@@ -1,161 +1,295 @@
-"""Rules: the embedded benchmark recomputed with SymPy, and the loaders on data made here."""
+"""Rules: the embedded benchmark recomputed with SymPy's own parser, choosing among rules, and rule files."""
 
-import copy
 import json
+import math
 import re
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sympy
-from sympy.parsing.sympy_parser import implicit_multiplication, parse_expr, standard_transformations
+from sympy.parsing.sympy_parser import convert_xor, parse_expr, rationalize, standard_transformations
 
-from interp.rules import (
-    FORMS,
-    MAX_MEMBER_BYTES,
-    Probe,
-    Refusal,
-    Rule,
-    RuleError,
-    RuleForm,
-    RulePrompt,
-    dump_rules,
-    load_rules,
-)
+from interp.rules import FORMS, Probe, Rule, RuleError, RuleForm, RulePrompt, Twin, dump_rules, load_rules
 
-ARCHIVE = Path(__file__).parents[3] / "shared" / "data" / "RuleEdit-140.zip"
 EMBEDDED = load_rules().rules
-EDITS = [(rule, form) for rule in EMBEDDED for form in FORMS]
-EDIT_IDS = [f"{rule.id}-{form}" for rule, form in EDITS]
+BY_ID = {rule.id: rule for rule in EMBEDDED}
+TRANSFORMATIONS = (*standard_transformations, convert_xor, rationalize)
 
 
-# The embedded rules.
+# The embedded rules. Expressions are read by SymPy's parser, not by ours, and answers by the few lines here.
 
 
-def numeric_answers(rule: Rule) -> Iterator[tuple[str, str, dict[str, float], str]]:
-    """(prompt, expression, values, target) of every instance, true and new."""
-    instance = rule.forms["instance"]
-    items: list[Probe | RulePrompt] = [instance, *(p for form in FORMS for p in rule.forms[form].instances)]
-    for item in items:
-        assert rule.expression_true is not None and rule.expression_new is not None
-        for target in item.target_true:
-            yield item.prompt, rule.expression_true, item.values, target
-        yield item.prompt, rule.expression_new, item.values, item.target_new
+@cache
+def meaning(expression: str, symbols: frozenset[str]) -> sympy.Expr:
+    local = {name: sympy.Symbol(name) for name in symbols} | {"log": lambda x: sympy.log(x, 10)}
+    found = parse_expr(expression, local_dict=local, transformations=TRANSFORMATIONS)
+    assert {str(symbol) for symbol in found.free_symbols} <= symbols, (expression, symbols)
+    return found
 
 
-def evaluated(expression: str, values: dict[str, float]) -> sympy.Expr:
-    symbols = {name: sympy.Symbol(name) for name in values}
-    result = parse_expr(expression, local_dict=symbols)
-    assert result.free_symbols <= set(symbols.values())
-    return result.subs({symbols[name]: sympy.Rational(value) for name, value in values.items()})
+def result(rule: Rule, expression: str | None, values: dict[str, float]) -> sympy.Expr:
+    """An expression of a rule at some values, exactly."""
+    assert expression is not None
+    numbers = {sympy.Symbol(name): sympy.Rational(str(value)) for name, value in values.items()}
+    assert {symbol.name for symbol in rule.symbols} == set(values)
+    return meaning(expression, frozenset(values)).xreplace(numbers)
 
 
-def written(text: str) -> sympy.Expr:
-    """The value of an arithmetic text such as `π(3)^2` or `(1/2)(6)(4)`, with decimals read exactly."""
-    plain = text.replace("^", "**").replace("×", "*").replace("π", " pi ")
-    return sympy.nsimplify(
-        parse_expr(plain, transformations=(*standard_transformations, implicit_multiplication)), rational=True
-    )
+def number(text: str) -> sympy.Expr:
+    """The value of an answer's last side: "-76", "0.9", "49π", "π"."""
+    found = re.fullmatch(r"(-?)(\d+(?:\.\d+)?)?(π?)", text)
+    assert found and (found[2] or found[3]), text
+    value = sympy.Rational(found[2] or "1") * (sympy.pi if found[3] else 1)
+    return -value if found[1] else value
+
+
+@cache
+def working(text: str) -> float:
+    """The value of an arithmetic text such as `2 × π × 4 × (4 + 10)` or `5! / 2`, by Python's own arithmetic."""
+    plain = re.sub(r"(?<=[\d)])π", "*pi", text).replace("π", "pi").replace("^", "**").replace("×", "*")
+    plain = re.sub(r"(\([^()]*\)|\d+)!", r"factorial(\1)", plain)
+    assert set(re.findall(r"[^\W\d]+", plain)) <= {"pi", "sqrt", "factorial", "log"}, text
+    names = {"pi": math.pi, "sqrt": math.sqrt, "factorial": math.factorial, "log": math.log10}
+    return float(eval(plain, {"__builtins__": {}}, names))
+
+
+def same(first: sympy.Expr, second: sympy.Expr) -> bool:
+    return first == second or sympy.simplify(first - second) == 0
+
+
+def numeric_items(rule: Rule) -> Iterator[Probe | RulePrompt]:
+    """Everything of a rule that asks for a number: the instance edit, and the instances of every form."""
+    yield rule.forms["instance"]
+    for form in FORMS:
+        yield from rule.forms[form].instances
+
+
+def numbers_in(text: str) -> Counter[float]:
+    """Numbers of a prompt; the index of a symbol such as R1 is none."""
+    return Counter(float(found) for found in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", text))
+
+
+def occurrences(words: str, text: str) -> int:
+    return len(re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", text, re.IGNORECASE))
+
+
+def every_form() -> Iterator[tuple[Rule, RuleForm, RulePrompt]]:
+    for rule in EMBEDDED:
+        for form in FORMS:
+            yield rule, form, rule.forms[form]
 
 
 def test_embedded_has_enough_rules_with_all_forms() -> None:
-    assert len(EMBEDDED) >= 12
-    assert Counter(rule.domain for rule in EMBEDDED) == {"mathematics": 9, "physics": 5}
-    assert all(set(rule.forms) == set(FORMS) for rule in EMBEDDED)
-    assert len({rule.subject for rule in EMBEDDED}) == len(EMBEDDED)
-    assert len({rule.name for rule in EMBEDDED}) == len(EMBEDDED)
+    domains = Counter(rule.domain for rule in EMBEDDED)
+    assert len(EMBEDDED) >= 200 and domains["mathematics"] >= 120 and domains["physics"] >= 60
+    assert all(tuple(rule.forms) == FORMS for rule in EMBEDDED)
+    assert len({rule.subject.lower() for rule in EMBEDDED}) >= 120
+    assert len({rule.name.lower() for rule in EMBEDDED}) == len(EMBEDDED)
+    assert len({id_.lower() for id_ in BY_ID}) == len(EMBEDDED)  # ids name files, also where case is not told apart
+    assert all(rule.topic and rule.result and rule.symbols for rule in EMBEDDED)
 
 
 def test_embedded_splits_are_disjoint_by_subject() -> None:
-    assert Counter(rule.split for rule in EMBEDDED) == {"train": 5, "validation": 3, "test": 6}
-    subjects = {s: {rule.subject for rule in EMBEDDED if rule.split == s} for s in ("train", "validation", "test")}
-    assert not subjects["train"] & subjects["validation"]
-    assert not subjects["train"] & subjects["test"]
-    assert not subjects["validation"] & subjects["test"]
+    splits: dict[str, set[str | None]] = defaultdict(set)
+    for rule in EMBEDDED:
+        splits[rule.subject.lower()].add(rule.split)
+    assert all(len(found) == 1 for found in splits.values())
+    shares = Counter(next(iter(found)) for found in splits.values())
+    assert set(shares) == {"train", "validation", "test"}
+    # 40, 20 and 40 of 100 subjects by a hash: five standard deviations of a draw, or less.
+    for split, share in (("train", 0.4), ("validation", 0.2), ("test", 0.4)):
+        allowed = 5 * math.sqrt(len(splits) * share * (1 - share))
+        assert abs(shares[split] - len(splits) * share) < allowed, shares
 
 
-@pytest.mark.parametrize("rule", EMBEDDED, ids=lambda rule: rule.id)
-def test_instance_targets_equal_the_expressions(rule: Rule) -> None:
-    """The last number of a target, with its π if it has one, is the exact result: nothing is rounded.
-
-    A target with an equals sign must also be true as arithmetic.
-    """
-    checked = list(numeric_answers(rule))
-    assert len(checked) == 2 * (1 + 3 * 4)
-    for prompt, expression, values, target in checked:
-        last = re.findall(r"\d+(?:\.\d+)?π?", target)[-1]
-        assert target.endswith(last)
-        assert written(last) == evaluated(expression, values), (prompt, target)
-        for side in target.split(" = "):
-            assert written(side) == evaluated(expression, values), (prompt, target)
-        assert [float(number) for number in re.findall(r"\d+", prompt)] == list(values.values()), prompt
-
-
-@pytest.mark.parametrize("rule", EMBEDDED, ids=lambda rule: rule.id)
-def test_instances_of_the_instance_form_are_new_numbers(rule: Rule) -> None:
-    edited = rule.forms["instance"]
-    assert all(len(set(p.prompt for p in form.instances)) == 4 for form in rule.forms.values())
-    assert all(p.values != edited.values for form in rule.forms.values() for p in form.instances)
+def test_instance_targets_equal_the_expressions() -> None:
+    """The last side of an answer is the exact result, so nothing is rounded; its other sides equal it."""
+    for rule in EMBEDDED:
+        checked = 0
+        for item in numeric_items(rule):
+            assert item.target_true, rule.id
+            for text, expression in [
+                *((true, rule.expression_true) for true in item.target_true),
+                (item.target_new, rule.expression_new),
+            ]:
+                *sides, last = text.split(" = ")
+                assert same(result(rule, expression, item.values), number(last)), (rule.id, item.prompt, text)
+                for side in sides:
+                    assert working(side) == pytest.approx(float(number(last)), rel=1e-9), (rule.id, item.prompt, text)
+                checked += 1
+        assert checked >= 2 * (1 + 3 * 4)
 
 
-@pytest.mark.parametrize(("rule", "form"), EDITS, ids=EDIT_IDS)
-def test_edited_answer_differs_from_the_true_one(rule: Rule, form: RuleForm) -> None:
-    prompt = rule.forms[form]
-    for item in (prompt, *prompt.instances, *prompt.understanding):
-        assert item.target_true
-        assert len(set(item.target_true)) == len(item.target_true)
-        for true in item.target_true:
-            assert not true.startswith(item.target_new), "the score of one answer would contain the other's"
-            assert not item.target_new.startswith(true)
-        assert all(text == text.strip() for text in (item.prompt, item.target_new, *item.target_true))
-    for item in prompt.instances:
-        assert evaluated(str(rule.expression_true), item.values) != evaluated(str(rule.expression_new), item.values)
+def test_instance_prompts_hold_their_values_and_nothing_else_that_varies() -> None:
+    for rule in EMBEDDED:
+        left = []
+        for item in numeric_items(rule):
+            found, values = numbers_in(item.prompt), Counter(item.values.values())
+            assert values <= found, (rule.id, item.prompt)
+            left.append(found - values)
+        assert all(rest == left[0] for rest in left), rule.id
 
 
-@pytest.mark.parametrize(("rule", "form"), EDITS, ids=EDIT_IDS)
-def test_edit_prompt_names_subject_and_rule_words_once(rule: Rule, form: RuleForm) -> None:
-    prompt = rule.forms[form]
-    assert prompt.subject == rule.subject
-    assert rule.rule_words
-    for words in (rule.subject, *rule.rule_words):
-        assert len(re.findall(rf"\b{words}\b", prompt.prompt, re.IGNORECASE)) == 1
-    assert len(prompt.rephrasings) == 2
-    assert len({prompt.prompt, *prompt.rephrasings}) == 3
-    assert all(rule.subject in text for text in prompt.rephrasings)
+def test_instances_are_new_numbers() -> None:
+    for rule in EMBEDDED:
+        edited, seen = rule.forms["instance"], {}
+        for form in FORMS:
+            prompts = {probe.prompt for probe in rule.forms[form].instances}
+            assert len(prompts) == len(rule.forms[form].instances) >= 4
+            assert edited.prompt not in prompts
+            assert all(probe.values != edited.values for probe in rule.forms[form].instances)
+            seen[form] = prompts
+        assert seen["formula"] == seen["description"]
+        assert not seen["formula"] & seen["instance"], rule.id
 
 
-@pytest.mark.parametrize("rule", EMBEDDED, ids=lambda rule: rule.id)
-def test_forms_differ_before_the_subject_ends(rule: Rule) -> None:
+def factors(text: str, rule: Rule) -> str:
+    """A formula with its products written out: the longest symbols first, and nothing of our parser."""
+    known = sorted((symbol.name for symbol in rule.symbols), key=len, reverse=True)
+    text = text.replace("√", "sqrt")
+    pattern = "|".join([r"\d+(?:\.\d+)?", "sqrt", "log", "π", *map(re.escape, known), r"[-+*/^()!×]"])
+    tokens = re.findall(pattern, text)
+    assert "".join(tokens) == text.replace(" ", ""), (rule.id, text)
+    found = ""
+    for before, token in zip(["", *tokens], tokens, strict=False):
+        both_operands = before and before not in (*"-+*/^(×", "sqrt", "log") and token not in "-+*/^)!×"
+        found += ("*" if both_operands else "") + {"π": "pi", "×": "*"}.get(token, token)
+    return found
+
+
+def test_formula_targets_say_what_the_expressions_say() -> None:
+    for rule in EMBEDDED:
+        form, symbols = rule.forms["formula"], frozenset(symbol.name for symbol in rule.symbols)
+        pairs = [(form.target_new, rule.expression_new), *((t, rule.expression_true) for t in form.target_true)]
+        for text, expression in pairs:
+            read = meaning(factors(text, rule), symbols)
+            for probe in form.instances:
+                numbers = {sympy.Symbol(name): sympy.Rational(str(v)) for name, v in probe.values.items()}
+                wanted = float(result(rule, expression, probe.values))
+                assert float(read.xreplace(numbers)) == pytest.approx(wanted, rel=1e-9), (rule.id, text)
+
+
+def test_edited_answer_differs_from_the_true_one() -> None:
+    for rule, form, prompt in every_form():
+        for item in (prompt, *prompt.instances, *prompt.understanding):
+            assert item.target_true
+            assert len(set(item.target_true)) == len(item.target_true)
+            assert item.target_new not in item.target_true, (rule.id, form, item.prompt)
+            assert all(text and text == text.strip() for text in (item.prompt, item.target_new, *item.target_true))
+        for item in prompt.instances:
+            true, new = (result(rule, e, item.values) for e in (rule.expression_true, rule.expression_new))
+            assert not same(true, new) and true != 0 != new, (rule.id, item.prompt)
+
+
+def test_no_answer_begins_with_the_other() -> None:
+    """The score of one answer would contain the other's, and giving one would count as giving the other."""
+    contained = set()
+    for rule, form, prompt in every_form():
+        for item in (prompt, *prompt.instances, *prompt.understanding):
+            true, new = item.target_true[0], item.target_new
+            if true.startswith(new) or new.startswith(true):
+                contained.add((rule.id, form, true, new))
+    assert not contained
+
+
+def test_edit_prompt_names_the_subject_once_and_the_rule() -> None:
+    for rule, form, prompt in every_form():
+        assert prompt.subject == rule.subject
+        assert occurrences(rule.subject, prompt.prompt) == 1, (rule.id, form)
+        named = [word for word in rule.rule_words if occurrences(word, prompt.prompt)]
+        assert named, (rule.id, form, rule.rule_words)
+        assert len(prompt.rephrasings) == 2
+        assert len({prompt.prompt, *prompt.rephrasings}) == 3
+        assert all(occurrences(rule.subject, text) == 1 for text in prompt.rephrasings)
+    for rule in EMBEDDED:  # the description is about the rule's name and nothing more
+        words = rule.forms["description"].prompt
+        assert all(occurrences(word, words) for word in rule.rule_words), rule.id
+
+
+def test_forms_differ_before_the_subject_ends() -> None:
     """Equal text up to the subject would give equal keys there (a causal model sees only the prefix)."""
-    prefixes = {form.prompt.partition(rule.subject)[0] for form in rule.forms.values()}
-    assert len(prefixes) == 3
+    for rule in EMBEDDED:
+        assert len({form.prompt.partition(rule.subject)[0] for form in rule.forms.values()}) == 3, rule.id
 
 
-@pytest.mark.parametrize(("rule", "form"), EDITS, ids=EDIT_IDS)
-def test_understanding_wording_is_labelled_truly(rule: Rule, form: RuleForm) -> None:
-    siblings = {other.prompt: other for name, other in rule.forms.items() if name != form}
-    probes = rule.forms[form].understanding
-    assert {probe.wording for probe in probes} == {"verbatim", "paraphrase"}
-    for probe in probes:
-        assert (probe.wording == "verbatim") == (probe.prompt in siblings)
-        assert probe.prompt != rule.forms[form].prompt
-        asked = [s for s in siblings.values() if probe.prompt in (s.prompt, *s.rephrasings)]
-        assert [(s.target_new, s.target_true) for s in asked] == [(probe.target_new, probe.target_true)]
+def test_no_two_rules_edit_the_same_prompt() -> None:
+    prompts = Counter(prompt.prompt for _, _, prompt in every_form())
+    assert max(prompts.values()) == 1
 
 
-@pytest.mark.parametrize("rule", EMBEDDED, ids=lambda rule: rule.id)
-def test_locality_prompts_are_not_edited(rule: Rule) -> None:
-    edited = {text for r in EMBEDDED for f in r.forms.values() for text in (f.prompt, *f.rephrasings)}
-    for form in rule.forms.values():
-        assert len(form.neighborhood) == len(form.distracting) == 2
-        assert all(re.search(rf"\b{rule.subject}\b", probe.prompt) for probe in form.neighborhood)
-        assert not any(re.search(rf"\b{rule.subject}\b", probe.prompt) for probe in form.distracting)
-        prompts = {probe.prompt for probe in (*form.neighborhood, *form.distracting)}
-        assert len(prompts) == 4
-        assert not prompts & edited
+def test_understanding_wording_is_labelled_truly() -> None:
+    for rule, form, prompt in every_form():
+        siblings = {other.prompt: other for name, other in rule.forms.items() if name != form}
+        everywhere = {text for other in rule.forms.values() for text in (other.prompt, *other.rephrasings)}
+        wanted = {(s.target_new, s.target_true) for s in siblings.values()}
+        for wording in ("verbatim", "paraphrase"):
+            probes = [probe for probe in prompt.understanding if probe.wording == wording]
+            # Each wording asks for each of the two other forms.
+            assert {(p.target_new, p.target_true) for p in probes} == wanted and len(probes) == 2
+            for probe in probes:
+                assert (wording == "verbatim") == (probe.prompt in siblings)
+                if wording == "verbatim":
+                    asked = siblings[probe.prompt]
+                    assert (asked.target_new, asked.target_true) == (probe.target_new, probe.target_true)
+                else:
+                    assert probe.prompt not in everywhere, (rule.id, probe.prompt)
+
+
+def test_locality_is_about_other_rules() -> None:
+    edited = {text for _, _, form in every_form() for text in (form.prompt, *form.rephrasings)}
+    edited |= {probe.prompt for _, _, form in every_form() for probe in (*form.instances, *form.understanding)}
+    for rule, form, prompt in every_form():
+        probes = (*prompt.neighborhood, *prompt.distracting)
+        assert len(prompt.neighborhood) == len(prompt.distracting) == 2
+        assert len({probe.prompt for probe in probes}) == 4
+        assert not {probe.prompt for probe in probes} & edited
+        assert rule.id not in {probe.rule for probe in probes}
+        near = [BY_ID[str(probe.rule)] for probe in prompt.neighborhood]
+        assert all(other.domain == rule.domain for other in near)
+        of_subject = [other.subject == rule.subject for other in near]
+        assert of_subject == sorted(of_subject, reverse=True)
+        if form == "formula":  # an instance may have to leave one out whose number is the edited one
+            others = [o for o in EMBEDDED if o.subject == rule.subject and o.domain == rule.domain]
+            assert sum(of_subject) == min(2, len(others) - 1), rule.id
+        for probe in prompt.distracting:
+            assert not occurrences(rule.subject, probe.prompt), (rule.id, probe.prompt)
+            assert BY_ID[str(probe.rule)].topic != rule.topic
+
+
+def test_locality_answers_are_true_and_none_is_what_the_edit_wants() -> None:
+    for rule, form, prompt in every_form():
+        for probe in (*prompt.neighborhood, *prompt.distracting):
+            other = BY_ID[str(probe.rule)]
+            last = probe.answer.split(" = ")[-1]
+            assert last != prompt.target_new.split(" = ")[-1], (rule.id, probe.prompt)
+            if form == "instance":
+                assert same(result(other, other.expression_true, probe.values), number(last)), (rule.id, probe.prompt)
+                assert Counter(probe.values.values()) <= numbers_in(probe.prompt)
+            else:
+                assert probe.answer == other.forms[form].target_true[0] and not probe.values
+
+
+def twin_answer(rule: Rule, form: RuleForm, twin: Twin) -> bool:
+    """Whether the answer of a twin is that of its rule, at its own values or at those of this rule's instance."""
+    other = BY_ID[twin.rule]
+    if twin.prompt == other.forms[form].prompt:
+        return twin.answer == other.forms[form].target_true[0]
+    last = number(twin.answer.split(" = ")[-1])
+    values = rule.forms["instance"].values
+    return form == "instance" and same(result(other, other.expression_true, values), last)
+
+
+def test_twins_have_the_true_answer_of_another_rule() -> None:
+    for rule, form, prompt in every_form():
+        assert len({twin.rule for twin in prompt.twins}) == len(prompt.twins) >= 1
+        for twin in prompt.twins:
+            assert twin.rule != rule.id and twin.prompt != prompt.prompt
+            assert twin.answer not in (prompt.target_true[0], ""), (rule.id, form, twin)
+            assert twin_answer(rule, form, twin), (rule.id, form, twin)
 
 
 def test_embedded_file_is_canonical(tmp_path: Path) -> None:
@@ -164,33 +298,72 @@ def test_embedded_file_is_canonical(tmp_path: Path) -> None:
     embedded = Path(__file__).parents[2] / "interp" / "rulebook" / "rules.json"
     assert path.read_bytes() == embedded.read_bytes()
     assert load_rules(path).rules == EMBEDDED
+    assert load_rules().refused == load_rules().repairs == ()
 
 
 # Choosing.
 
 
-def test_ids_split_and_limit_filter_in_source_order() -> None:
-    ids = [rule.id for rule in EMBEDDED]
-    assert [rule.id for rule in load_rules(ids=[ids[4], ids[1]])] == [ids[1], ids[4]]
-    held_out = [rule.id for rule in EMBEDDED if rule.split == "test"]
-    assert [rule.id for rule in load_rules(split="test", limit=2)] == held_out[:2]
-    assert len(load_rules(limit=100)) == len(EMBEDDED)
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rule file of eight embedded rules, renumbered: r9 and r3 in the training split, the others in the test split."""
+    names = ("r10", "r9", "r100", "r2", "r3", "r1", "r20", "r0")
+    splits = {"r9": "train", "r3": "train"}
+    rules = [
+        EMBEDDED[at].model_copy(update={"id": name, "split": splits.get(name, "test")}) for at, name in enumerate(names)
+    ]
+    path = tmp_path_factory.mktemp("few") / "few.json"
+    dump_rules(rules, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        ({}, "r10 r9 r100 r2 r3 r1 r20 r0"),
+        ({"limit": 3}, "r10 r9 r100"),
+        ({"limit": 100}, "r10 r9 r100 r2 r3 r1 r20 r0"),
+        ({"ids": ["r1", "r9", "r100", "r9"]}, "r9 r100 r1"),
+        ({"split": "train"}, "r9 r3"),
+        ({"split": "test", "limit": 2}, "r10 r100"),
+        ({"ids": ["r3", "r2", "r9", "r0"], "split": "train", "limit": 1}, "r9"),
+    ],
+)
+def test_ids_split_and_limit_filter_in_source_order(few: Path, options: dict[str, Any], ids: str) -> None:
+    rules = load_rules(few, **options)
+    assert [rule.id for rule in rules] == ids.split()
+    assert len(rules) == len(ids.split()) and rules.source == str(few)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"limit": 0}, "limit is 0; give at least 1"),
-        ({"ids": ["no-such-rule"]}, "'no-such-rule'; its ids are body-kinetic-energy, circle-area"),
+        ({"ids": ["r1", "r5", "r4"]}, "has no usable rule 'r5', 'r4'; its ids are r0, r1, r2, r3, r9, r10, r20, r100"),
         ({"ids": []}, "at least one rule id"),
-        ({"ids": "circle-area"}, "give a list"),
-        ({"ids": ["rectangle-perimeter"], "split": "test"}, "their splits are train"),
-        ({"source": "nowhere.json"}, "nowhere.json does not exist; give 'embedded'"),
+        ({"ids": "r1"}, "give a list"),
+        ({"ids": ["r9"], "split": "test"}, "none of the 1 chosen rules is in the split 'test'; their splits are train"),
+        (
+            {"split": "validation"},
+            "none of the 8 chosen rules is in the split 'validation'; their splits are test, train",
+        ),
     ],
 )
-def test_impossible_choice_raises(options: dict[str, Any], message: str) -> None:
+def test_impossible_choice_raises(few: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(RuleError, match=re.escape(message)):
-        load_rules(**options)
+        load_rules(few, **options)
+
+
+def test_an_unknown_embedded_rule_is_answered_with_twenty_known(tmp_path: Path) -> None:
+    with pytest.raises(RuleError, match=f"'no-such-rule'; its ids are .* and {len(EMBEDDED) - 20} more$") as caught:
+        load_rules(ids=["no-such-rule"])
+    listed = str(caught.value).partition("its ids are ")[2].rpartition(" and ")[0].split(", ")
+    assert len(set(listed)) == 20 and set(listed) <= BY_ID.keys()
+
+
+def test_source_that_does_not_exist_raises() -> None:
+    with pytest.raises(RuleError, match=re.escape("nowhere.json does not exist; give 'embedded'")):
+        load_rules("nowhere.json")
 
 
 # Rule files.
@@ -254,293 +427,3 @@ def test_dump_refuses_two_rules_with_one_id(tmp_path: Path) -> None:
     with pytest.raises(RuleError, match="must be unique"):
         dump_rules([EMBEDDED[0], EMBEDDED[0]], tmp_path / "rules.json")
     assert not (tmp_path / "rules.json").exists()
-
-
-# RuleEdit data.
-
-
-def ruleedit_record(form: str, understanding: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "case_id": 7,
-        "subject": "cône",
-        "rule": "volume of cône",
-        "prompt": f"{form}: the volume of a cône is",
-        "target_new": f"{form} new ",
-        "rephrase_prompt": f"State the {form}",
-        "Rule_Understanding": understanding,
-        "Instance": {"prompt": ["i1", "i2"], "target_new": ["n1", "n2"]},
-        "locality": {
-            "neighborhood": {"prompt": ["near 1", "near 2"], "ground_truth": ["a", "b"]},
-            "distracting": {"prompt": ["far 1"], "ground_truth": ["c"]},
-        },
-    }
-
-
-def ruleedit_rule() -> dict[str, Any]:
-    def item(prompt: str) -> dict[str, Any]:
-        return {
-            "prompt": prompt,
-            "target_new": "new",
-            "ground_truth": ["t1", "t2"],
-            "rephrase_prompt": "in words",
-        }
-
-    formula = ruleedit_record("formula", item("description: the volume of a cône is"))
-    description = ruleedit_record("description", item("the formula, otherwise"))
-    formula["ground_truth"] = description["ground_truth"] = ["V = Bh/3", "(1/3)Bh"]
-    both = {"prompt": [formula["prompt"], "other"], "target_new": ["x", "y"], "ground_truth": ["s", "t"]}
-    return {"f_d.json": [formula, description], "ins.json": [ruleedit_record("instance", both)]}
-
-
-def encoded(files: dict[str, Any]) -> dict[str, bytes]:
-    return {name: json.dumps(records, ensure_ascii=False).encode() for name, records in files.items()}
-
-
-def write_folder(root: Path, folders: dict[str, dict[str, bytes]]) -> Path:
-    for number, files in folders.items():
-        (root / number).mkdir(parents=True)
-        for name, content in files.items():
-            (root / number / name).write_bytes(content)
-    return root
-
-
-def write_zip(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def test_ruleedit_record_is_mapped_key_by_key(tmp_path: Path) -> None:
-    (rule,) = load_rules(write_folder(tmp_path / "data", {"83": encoded(ruleedit_rule())})).rules
-    assert (rule.id, rule.name, rule.subject) == ("ruleedit-83", "volume of cône", "cône")
-    assert (rule.domain, rule.split, rule.expression_true) == (None, None, None)
-    formula, instance = rule.forms["formula"], rule.forms["instance"]
-    assert formula.prompt == "formula: the volume of a cône is"
-    assert formula.target_new == "formula new "
-    assert formula.target_true == ("V = Bh/3", "(1/3)Bh")
-    assert instance.target_true == ()
-    assert formula.rephrasings == ("State the formula",)
-    assert [(p.prompt, p.target_new, p.target_true) for p in formula.instances] == [
-        ("i1", "n1", ()),
-        ("i2", "n2", ()),
-    ]
-    assert [(p.prompt, p.answer) for p in formula.neighborhood] == [("near 1", "a"), ("near 2", "b")]
-    assert [(p.prompt, p.answer) for p in formula.distracting] == [("far 1", "c")]
-    assert formula.understanding == (
-        Probe(
-            prompt="description: the volume of a cône is",
-            target_new="new",
-            target_true=("t1", "t2"),
-            wording="verbatim",
-        ),
-        Probe(prompt="in words", target_new="new", target_true=("t1", "t2"), wording="paraphrase"),
-    )
-    assert [p.wording for p in rule.forms["description"].understanding] == ["paraphrase", "paraphrase"]
-    assert [(p.wording, p.target_new, p.target_true) for p in instance.understanding] == [
-        ("verbatim", "x", ("s",)),
-        ("paraphrase", "y", ("t",)),
-    ]
-
-
-def test_folder_and_zip_load_equal_in_numeric_order(tmp_path: Path) -> None:
-    content = encoded(ruleedit_rule())
-    folders = {number: content for number in ("10", "9", "100")}
-    folder = write_folder(tmp_path / "deep" / "RuleEdit-3", folders)
-    (folder / "notes").mkdir()
-    (folder / "notes" / "f_d.json").write_text("not a rule", encoding="utf-8")
-    members = {f"any/depth/{n}/{name}": data for n, files in folders.items() for name, data in files.items()}
-    archive = write_zip(tmp_path / "rules.zip", {"README.md": b"\xff", **members})
-    from_folder, from_zip = load_rules(folder.parent), load_rules(str(archive))
-    assert [rule.id for rule in from_folder] == ["ruleedit-9", "ruleedit-10", "ruleedit-100"]
-    assert from_folder.rules == from_zip.rules
-    assert from_folder.refused == from_zip.refused == ()
-    assert {path.name for path in tmp_path.iterdir()} == {"deep", "rules.zip"}
-
-
-def test_ruleedit_dump_loads_equal(tmp_path: Path) -> None:
-    rules = load_rules(write_folder(tmp_path / "data", {"83": encoded(ruleedit_rule())}))
-    dump_rules(rules, tmp_path / "rules.json")
-    text = (tmp_path / "rules.json").read_text(encoding="utf-8")
-    assert load_rules(tmp_path / "rules.json").rules == rules.rules
-    assert "cône" in text
-    assert "null" not in text
-    assert text.endswith("}\n")
-
-
-def _drop(files: dict[str, Any], file: str, *keys: Any) -> None:
-    target = files[file]
-    for key in keys[:-1]:
-        target = target[key]
-    del target[keys[-1]]
-
-
-def _rename_ground_truth(files: dict[str, Any]) -> None:
-    understanding = files["ins.json"][0]["Rule_Understanding"]
-    understanding["ground_university"] = understanding.pop("ground_truth")
-
-
-DAMAGE: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
-    ("missing key", lambda f: _drop(f, "f_d.json", 1, "target_new"), "f_d.json", "[1].target_new is missing"),
-    ("extra key", lambda f: f["ins.json"][0].update(note=1), "ins.json", "[0].note is not a known key"),
-    (
-        "instances",
-        lambda f: _drop(f, "ins.json", 0, "Instance", "target_new", 0),
-        "ins.json",
-        "[0].Instance: lists of different lengths (2 prompt, 1 target_new); each prompt needs its own answer",
-    ),
-    (
-        "locality",
-        lambda f: _drop(f, "f_d.json", 0, "locality", "neighborhood", "prompt", 0),
-        "f_d.json",
-        "[0].locality.neighborhood: lists of different lengths (1 prompt, 2 ground_truth); "
-        "each prompt needs its own answer",
-    ),
-    (
-        "understanding",
-        lambda f: _drop(f, "ins.json", 0, "Rule_Understanding", "ground_truth", 0),
-        "ins.json",
-        "[0].Rule_Understanding: lists of different lengths (2 prompt, 2 target_new, 1 ground_truth); "
-        "each prompt needs its own answer",
-    ),
-    (
-        "typo",
-        _rename_ground_truth,
-        "ins.json",
-        "[0].Rule_Understanding.ground_truth is missing; [0].Rule_Understanding.ground_university is not a known key",
-    ),
-    ("one record", lambda f: f["f_d.json"].pop(), "f_d.json", "[1] is missing"),
-    (
-        "number",
-        lambda f: f["ins.json"][0].update(subject=4),
-        "ins.json",
-        "[0].subject: expected a valid string, got 4",
-    ),
-    (
-        "subject",
-        lambda f: f["ins.json"][0].update(subject="Cône"),
-        "ins.json",
-        "the subject 'Cône' is not in the prompt 'instance: the volume of a cône is'; "
-        "tracing and editing look it up there, so write it exactly as in the prompt",
-    ),
-]
-
-
-@pytest.mark.parametrize(("damage", "file", "reason"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
-def test_damaged_folder_is_refused_whole(
-    tmp_path: Path, damage: Callable[[dict[str, Any]], object], file: str, reason: str
-) -> None:
-    damaged = copy.deepcopy(ruleedit_rule())
-    damage(damaged)
-    folder = write_folder(tmp_path / "data", {"1": encoded(ruleedit_rule()), "2": encoded(damaged)})
-    rules = load_rules(folder)
-    assert [rule.id for rule in rules] == ["ruleedit-1"]
-    assert rules.refused == (Refusal(f"ruleedit-2/{file}", reason),)
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        (b"[{]", "invalid JSON at line 1 column 3: Expecting property name enclosed in double quotes"),
-        (b'["\xe9"]', "byte 2 is not UTF-8 text; save the file as UTF-8"),
-        (None, "this file is missing"),
-    ],
-)
-def test_unreadable_member_is_refused(tmp_path: Path, content: bytes | None, reason: str) -> None:
-    broken = encoded(ruleedit_rule())
-    del broken["ins.json"]
-    broken |= {} if content is None else {"ins.json": content}
-    folder = write_folder(tmp_path / "data", {"1": encoded(ruleedit_rule()), "2": broken})
-    assert load_rules(folder).refused == (Refusal("ruleedit-2/ins.json", reason),)
-    with pytest.raises(RuleError, match=re.escape(f"ruleedit-2/ins.json was refused: {reason}")):
-        load_rules(folder, ids=["ruleedit-2"])
-    with pytest.raises(RuleError, match=re.escape(f"no usable rule (ruleedit-2/ins.json: {reason})")):
-        load_rules(folder / "2")
-
-
-@pytest.mark.parametrize("name", ["../83/f_d.json", "a/../../83/f_d.json", "/83/f_d.json", "C:\\83\\f_d.json"])
-def test_zip_member_outside_the_archive_raises(tmp_path: Path, name: str) -> None:
-    members = {f"83/{file}": data for file, data in encoded(ruleedit_rule()).items()}
-    archive = write_zip(tmp_path / "rules.zip", members | {name: b"[]"})
-    with pytest.raises(RuleError, match=r"rules\.zip has a member named .* which leaves the archive"):
-        load_rules(archive)
-
-
-def test_truncated_zip_raises(tmp_path: Path) -> None:
-    members = {f"83/{file}": data for file, data in encoded(ruleedit_rule()).items()}
-    archive = write_zip(tmp_path / "rules.zip", members)
-    archive.write_bytes(archive.read_bytes()[:-40])
-    with pytest.raises(RuleError, match=r"rules\.zip is not a whole zip archive"):
-        load_rules(archive)
-
-
-def test_zip_with_a_damaged_byte_raises(tmp_path: Path) -> None:
-    members = {f"83/{file}": data for file, data in encoded(ruleedit_rule()).items()}
-    archive = write_zip(tmp_path / "rules.zip", members)
-    content = bytearray(archive.read_bytes())
-    content[100] ^= 0xFF
-    archive.write_bytes(content)
-    with pytest.raises(RuleError, match=r"rules\.zip is not a whole zip archive"):
-        load_rules(archive)
-
-
-def test_oversized_zip_member_raises(tmp_path: Path) -> None:
-    archive = write_zip(tmp_path / "rules.zip", {"1/f_d.json": b" " * (MAX_MEMBER_BYTES + 1)})
-    with pytest.raises(RuleError, match=f"1/f_d.json has {MAX_MEMBER_BYTES + 1} bytes"):
-        load_rules(archive)
-
-
-def test_two_folders_of_one_number_raise(tmp_path: Path) -> None:
-    content = encoded(ruleedit_rule())
-    write_folder(tmp_path / "data" / "a", {"83": content})
-    write_folder(tmp_path / "data" / "b", {"83": content})
-    with pytest.raises(RuleError, match=r"two files f_d\.json of a folder 83"):
-        load_rules(tmp_path / "data")
-
-
-def test_folder_without_rules_raises(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match="holds no RuleEdit data; needed are numbered folders"):
-        load_rules(tmp_path)
-
-
-@pytest.mark.skipif(not ARCHIVE.is_file(), reason="the RuleEdit archive is not beside this repository")
-def test_archive_loads_all_but_the_known_damaged() -> None:
-    rules = load_rules(ARCHIVE)
-    lengths = "lists of different lengths ({} prompt, 4 target_new); each prompt needs its own answer"
-    advice = "; tracing and editing look it up there, so write it exactly as in the prompt"
-    assert rules.refused == (
-        Refusal("ruleedit-132/ins.json", "[0].Instance: " + lengths.format(8)),
-        Refusal(
-            "ruleedit-133/ins.json",
-            "[0].Rule_Understanding.ground_truth is missing; "
-            "[0].Rule_Understanding.ground_university is not a known key",
-        ),
-        Refusal("ruleedit-145/ins.json", "invalid JSON at line 59 column 1: Expecting ',' delimiter"),
-        Refusal("ruleedit-164/ins.json", "[0].Instance: " + lengths.format(3)),
-        Refusal(
-            "ruleedit-165/f_d.json",
-            "the subject 'Determinant' is not in the prompt "
-            f"'The value of a 2x2 determinant |a b; c d| can be calculated by:'{advice}",
-        ),
-        Refusal(
-            "ruleedit-186/ins.json",
-            "the subject 'charge' is not in the prompt "
-            f"'Evaluate the capacitance for a capacitor with 40F and a voltage of 10V:'{advice}",
-        ),
-    )
-    assert len(rules) + len(rules.refused) == 140
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        for rule in rules:
-            number = rule.id.removeprefix("ruleedit-")
-            formula, description = json.loads(archive.read(f"RuleEdit-140/{number}/f_d.json"))
-            (instance,) = json.loads(archive.read(f"RuleEdit-140/{number}/ins.json"))
-            for form, raw in zip(FORMS, (formula, description, instance), strict=True):
-                read = rule.forms[form]
-                assert (read.prompt, read.subject, read.target_new) == (
-                    raw["prompt"],
-                    raw["subject"],
-                    raw["target_new"],
-                )
-                assert list(read.target_true) == raw.get("ground_truth", [])
-                assert [p.target_new for p in read.instances] == raw["Instance"]["target_new"]
-                assert [p.answer for p in read.distracting] == raw["locality"]["distracting"]["ground_truth"]
