@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Literal
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
@@ -19,6 +20,7 @@ from interp.rules import FORMS, Rule, RuleForm
 from interp.tracing import prepare, prompts, trace_fingerprint
 
 GREEDY_TOKENS = 16
+BATCH = 16
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 
@@ -75,8 +77,17 @@ def _plain_powers(text: str) -> str:
     return re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda c: "^" + c[0].translate(_SUPERSCRIPTS), text)
 
 
-def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig) -> Knowledge:
+def assess(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, greedy: str | None = None
+) -> Knowledge:
     """Knowledge of one form of a rule.
+
+    Args:
+        model: The model.
+        rule: The rule.
+        form: Which of its forms.
+        config: Corruption, samples and metric.
+        greedy: The model's own answer, if it was generated already.
 
     Raises:
         ValueError: The prompt has no token to corrupt, or no answer to score.
@@ -85,7 +96,8 @@ def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
     result = sweep(model, case, [], METRICS[config.metric][0])
     te = result.clean - result.corrupted.mean().item()
     se = result.corrupted.std().item() / case.samples**0.5
-    greedy = model.decode(model.generate([encoding.ids], GREEDY_TOKENS)[0])
+    if greedy is None:
+        greedy = greedy_answers(model, [encoding.text])[0]
     truths = rule.forms[form].target_true
     aligned = [
         at
@@ -107,6 +119,12 @@ def assess(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
     )
 
 
+def greedy_answers(model: LanguageModel, texts: Sequence[str]) -> list[str]:
+    """The model's own answers, `GREEDY_TOKENS` long at most."""
+    generated = model.generate([model.encode(text).ids for text in texts], GREEDY_TOKENS)
+    return [model.decode(ids) for ids in generated]
+
+
 def assess_rules(
     model: LanguageModel,
     rules: Sequence[Rule],
@@ -120,26 +138,35 @@ def assess_rules(
     Raises:
         ValueError: A prompt cannot be assessed (names it), or the file has other columns.
     """
-    done = {(row.rule, row.form, row.fingerprint): row for row in read_rows(path)} if path.exists() else {}
-    every = prompts(rules)
+    held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(path)} if path.exists() else {}
+    keys = {
+        (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config)) for rule, form in prompts(rules)
+    }
+    todo = [(rule, form) for rule, form in prompts(rules) if keys[rule.id, form] not in held]
+    advance(len(keys) - len(todo))
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = []
-    with path.open("a", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Knowledge)], lineterminator="\n")
-        if file.tell() == 0:
-            writer.writeheader()
-        for rule, form in every:
-            key = rule.id, form, trace_fingerprint(model, rule, form, config)
-            if key not in done:
-                try:
-                    done[key] = assess(model, rule, form, config)
-                except ValueError as error:
-                    raise ValueError(f"{rule.id}/{form}: {error}") from error
-                writer.writerow(asdict(done[key]))
-                file.flush()
-            found.append(done[key])
+    # Rows that are of no use (cut off, or of other settings) are not carried on.
+    _write(path, [held[key] for key in keys.values() if key in held])
+    for at in range(0, len(todo), BATCH):
+        some = todo[at : at + BATCH]
+        answers = greedy_answers(model, [rule.forms[form].prompt for rule, form in some])
+        for (rule, form), greedy in zip(some, answers, strict=True):
+            try:
+                row = assess(model, rule, form, config, greedy)
+            except ValueError as error:
+                raise ValueError(f"{rule.id}/{form}: {error}") from error
+            held[keys[rule.id, form]] = row
+            _write(path, [row], mode="a")
             advance(1)
-    return found
+    return [held[key] for key in keys.values()]
+
+
+def _write(path: Path, rows: Iterable[Knowledge], mode: Literal["w", "a"] = "w") -> None:
+    with path.open(mode, encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Knowledge)], lineterminator="\n")
+        if mode == "w":
+            writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
 
 
 def read_rows(path: Path) -> list[Knowledge]:

@@ -118,7 +118,7 @@ def stats(
         "rulebook-stats.md"
     ),
     model: Annotated[str, Parameter(help="Embedded name, Hugging Face folder, or hub name.")] = "smollm2-135m",
-    samples: Annotated[int, Parameter(help="Noise samples per prompt.")] = 6,
+    samples: Annotated[int, Parameter(help="Noise samples per prompt.")] = 4,
 ) -> None:
     """Measure how much of some rules a model knows, and how much of it can be traced.
 
