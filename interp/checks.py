@@ -15,10 +15,10 @@ from typing import Literal, NamedTuple
 
 import sympy
 
-from interp.derivation import NUMBER, candidate_values, close, expression_of, number_of, sides, unify
+from interp.derivation import NUMBER, candidate_values, close, expression_of, instance_truth, number_of, sides, unify
 from interp.expressions import ExpressionError, names, parse, to_sympy, tree
 from interp.rules import FORMS, Probe, Rule, RuleForm, RulePrompt, RuleSet
-from interp.tokens import subject_spans
+from interp.spans import subject_spans
 from interp.units import UnitError, check_dimensions
 
 Level = Literal["error", "warning", "info"]
@@ -33,6 +33,7 @@ CHECKS: dict[str, tuple[Level, str]] = {
     "result": ("error", "an answer that is not what the rule's expression gives for the prompt's numbers"),
     "formula": ("error", "a formula that is not the rule's expression"),
     "edited_equals_true": ("error", "an item whose edited answer is also the true one: it cannot show an edit"),
+    "expression": ("error", "an expression that cannot be read"),
     "dimensions": ("error", "a true expression that does not give the unit of its result"),
     "subject": ("error", "an edit prompt in which the subject is not found as a word of its own, or more than once"),
     "words": ("warning", "a description that names none of the formula's operations, but others"),
@@ -181,12 +182,11 @@ def _unused(found: dict[str, str], prompt: str) -> list[str]:
 def _results(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     """Recompute every instance whose numbers are known, from the rule's expressions or its formula."""
     formula = rule.forms.get("formula")
-    edited = rule.expression_new and _parsed(rule, rule.expression_new)
-    true = rule.expression_true and _parsed(rule, rule.expression_true)
+    edited, true = _parsed(rule, rule.expression_new), _parsed(rule, rule.expression_true)
     for form, place, prompt, new, truths, values in _items(rule):
         if form != "instance":
             continue
-        if values and edited is not None and true is not None and not isinstance(edited, str):
+        if values and edited is not None and true is not None:
             shown = {name: f"{value:.12g}" for name, value in values.items()}
             yield from _compare("result", place, new, edited, shown)
             for truth in truths:
@@ -197,18 +197,33 @@ def _results(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
         for kind, probes in (("neighborhood", prompt.neighborhood), ("distracting", prompt.distracting)):
             for at, probe in enumerate(probes):
                 other = known.get(probe.rule or "")
-                if probe.values and other is not None and other.expression_true:
+                node = _parsed(other, other.expression_true) if other is not None else None
+                if probe.values and node is not None:
                     shown = {name: f"{value:.12g}" for name, value in probe.values.items()}
-                    node = _parsed(other, other.expression_true)
                     yield from _compare("result", f"{rule.id}/{form}/{kind}[{at}]", probe.answer, node, shown)
 
 
-def _parsed(rule: Rule, expression: str) -> ast.expr:
-    return tree(expression, frozenset(symbol.name for symbol in rule.symbols) or None)
+def _parsed(rule: Rule, expression: str | None) -> ast.expr | None:
+    """An expression of a rule; None if there is none, or it cannot be read (`_expressions` says so)."""
+    try:
+        return None if expression is None else tree(expression, frozenset(s.name for s in rule.symbols) or None)
+    except ExpressionError:
+        return None
+
+
+def _expressions(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
+    for field in ("expression_true", "expression_new"):
+        if (text := getattr(rule, field)) is not None and _parsed(rule, text) is None:
+            yield _finding("expression", f"{rule.id}/{field}", text, "an expression of the rule's symbols")
 
 
 def _compare(check: str, place: str, answer: str, node: ast.expr, values: dict[str, str]) -> Iterator[Finding]:
-    got, number = to_sympy(node, values), number_of(answer)
+    try:
+        got = to_sympy(node, values)
+    except ExpressionError as error:
+        yield _finding(check, place, answer, f"a result for {values}; there is none ({error})")
+        return
+    number = number_of(answer)
     if number is None or (got - number).simplify() != 0:
         yield _finding(check, place, answer, f"{got} for {values}")
 
@@ -252,8 +267,9 @@ def _angles(prompt: str, wanted: set[str]) -> _Symbolic:
 def _formulas(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     """Formula answers must say what the expressions say."""
     prompt = rule.forms.get("formula")
-    if prompt is None or not rule.expression_true or not rule.expression_new:
+    if prompt is None or _parsed(rule, rule.expression_true) is None or _parsed(rule, rule.expression_new) is None:
         return
+    assert rule.expression_true is not None and rule.expression_new is not None
     symbols = frozenset(symbol.name for symbol in rule.symbols) or None
     pairs = [("target_new", prompt.target_new, rule.expression_new)]
     pairs += [(f"target_true[{at}]", text, rule.expression_true) for at, text in enumerate(prompt.target_true)]
@@ -267,7 +283,11 @@ def _formulas(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
 
 
 def _showing(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
-    for _, place, _, new, true, _ in _items(rule):
+    formula = rule.forms.get("formula")
+    for form, place, prompt, new, true, _ in _items(rule):
+        if form == "instance" and not true and formula is not None:
+            derived = instance_truth(formula.prompt, formula.target_new, formula.target_true, prompt, new)
+            true = derived.answers if derived else ()
         if any(_same_answer(new, truth) for truth in true):
             yield _finding("edited_equals_true", place, new, "an edited answer that is not the true one")
 
@@ -284,10 +304,10 @@ def _plain(text: str) -> str:
 
 
 def _dimensions(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
-    if rule.domain in DIMENSIONAL and rule.expression_true and rule.result is not None:
+    node = _parsed(rule, rule.expression_true)
+    if rule.domain in DIMENSIONAL and node is not None and rule.result is not None:
         try:
-            units = {symbol.name: symbol.unit for symbol in rule.symbols}
-            check_dimensions(_parsed(rule, rule.expression_true), units, rule.result.unit)
+            check_dimensions(node, {symbol.name: symbol.unit for symbol in rule.symbols}, rule.result.unit)
         except UnitError as error:
             yield _finding("dimensions", f"{rule.id}/expression_true", str(error), f"{rule.result.unit or 'a number'}")
 
@@ -297,7 +317,7 @@ def _dimensions(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
 _OPERATIONS = {
     "sum": r"\b(sum|add(s|ed|ing)?|plus|summ(ing|ed)|total|more than|increased)\b",
     "difference": r"\b(difference|subtract(s|ed|ing)?|minus|less|decreased|from)\b",
-    "product": r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice|of)\b",
+    "product": r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice|two|three|four|of)\b",
     "quotient": r"\b(quotient|ratio|divid(e|ed|ing)|over|per|half|halve|third|thirds|quarter|fourth|reciprocal|inverse|"
     r"fraction|average|mean|percent)\b",
     "power": r"\b(square[ds]?|squaring|cube[ds]?|cubing|power|root|exponent|itself)\b",
@@ -472,12 +492,25 @@ def _collisions(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
 
 
 def _encoding(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
-    text = rule.model_dump_json()
-    odd = sorted({c for c in text if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") or c == "\ufffd"})
+    text = "\n".join(_texts(rule.model_dump()))
+    odd = sorted(
+        {c for c in set(text) - {"\n"} if unicodedata.category(c) in ("Cc", "Cf", "Co", "Cn") or c == "\ufffd"}
+    )
     combining = sorted({c for c in text if unicodedata.combining(c)})
     if odd or combining or unicodedata.normalize("NFC", text) != text:
         said = ", ".join(f"U+{ord(c):04X}" for c in [*odd, *combining])
         yield _finding("encoding", rule.id, said or "decomposed characters", "composed characters only")
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
 
 
 # Across rules.
@@ -487,8 +520,8 @@ def _duplicates(rules: list[Rule]) -> Iterator[Finding]:
     for check, forms in (("duplicate_rule", FORMS), ("duplicate_forms", FORMS[:2])):
         groups: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
         for rule in rules:
-            edits = tuple((rule.forms[f].prompt, rule.forms[f].target_new) for f in forms if f in rule.forms)
-            groups[edits].append(rule.id)
+            if edits := tuple((rule.forms[f].prompt, rule.forms[f].target_new) for f in forms if f in rule.forms):
+                groups[edits].append(rule.id)
         for ids in groups.values():
             if len(ids) > 1:
                 yield _finding(check, ids[0], f"the same as {', '.join(ids[1:])}", "different rules")
@@ -531,7 +564,7 @@ def _sizes(rules: list[Rule]) -> Iterator[Finding]:
 
 
 _EACH: tuple[Callable[[Rule, dict[str, Rule]], Iterator[Finding]], ...] = (
-    _arithmetic, _operands, _results, _formulas, _showing, _dimensions, _words, _replaced_result, _subjects,
-    _understanding, _instances, _locality, _collisions, _encoding,
+    _expressions, _arithmetic, _operands, _results, _formulas, _showing, _dimensions, _words, _replaced_result,
+    _subjects, _understanding, _instances, _locality, _collisions, _encoding,
 )  # fmt: skip
 _ACROSS: tuple[Callable[[list[Rule]], Iterator[Finding]], ...] = (_duplicates, _conflicts, _sizes)

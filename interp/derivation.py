@@ -10,6 +10,7 @@ import ast
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import sympy
@@ -36,17 +37,18 @@ def sides(text: str) -> list[str]:
 
 
 def expression_of(text: str) -> ast.expr | None:
-    """The right-hand side of a formula, if it is one that can be read."""
+    """The right-hand side of a formula, if it is one that can be read; ± and a constant "+ C" are left out."""
     try:
-        return tree(sides(text)[-1])
+        return tree(re.sub(r"^±|\+\s*C$", "", sides(text)[-1]).strip())
     except ExpressionError:
         return None
 
 
+@lru_cache(maxsize=16384)
 def number_of(text: str) -> sympy.Expr | None:
     """The number that an answer ends with, if its last side is one."""
     try:
-        value = to_sympy(tree(sides(text)[-1]))
+        value = to_sympy(tree(sides(text)[-1].removeprefix("±")))
     except ExpressionError:
         return None
     return value if value.is_number else None
@@ -85,8 +87,8 @@ def candidate_values(
     edited: ast.expr, true: ast.expr, formula_prompt: str, prompt: str, target_new: str
 ) -> Iterator[dict[str, str]]:
     """Numbers for the symbols of a formula, from each place where an instance may have them."""
-    named = _named(prompt, {*names(edited), *names(true)})
-    replaced = _replaced(formula_prompt, prompt, {*names(edited), *names(true)})
+    symbols = list(dict.fromkeys([*names(edited), *names(true)]))
+    named, replaced = _named(prompt, symbols), _replaced(formula_prompt, prompt, symbols)
     for side in sides(target_new):
         try:
             found = unify(edited, tree(side))
@@ -129,19 +131,24 @@ def unify(pattern: ast.expr, worked: ast.expr, found: dict[str, str] | None = No
 def _literal(node: ast.expr) -> str | None:
     if isinstance(node, ast.UnaryOp):
         inner = _literal(node.operand)
-        return None if inner is None else f"-{inner}"
+        return None if inner is None else inner[1:] if inner.startswith("-") else f"-{inner}"
     return str(node.value) if isinstance(node, ast.Constant) else None
 
 
-def _named(prompt: str, symbols: set[str]) -> dict[str, str]:
+def _named(prompt: str, symbols: Sequence[str]) -> dict[str, str]:
     """Numbers that the prompt gives by name: "μ=0.4", "a = 5"."""
     written = rf"\s*=\s*({NUMBER})(?:\s*[*×]\s*10\^(-?\d+))?"
-    found = {symbol: set(re.findall(rf"(?<!\w){re.escape(symbol)}{written}", prompt)) for symbol in symbols}
+    found = {symbol: set(re.findall(rf"{_start(symbol)}{re.escape(symbol)}{written}", prompt)) for symbol in symbols}
     single = {symbol: next(iter(numbers)) for symbol, numbers in found.items() if len(numbers) == 1}
     return {symbol: f"{number}e{power}" if power else number for symbol, (number, power) in single.items()}
 
 
-def _replaced(formula_prompt: str, prompt: str, symbols: set[str]) -> dict[str, str]:
+def _start(symbol: str) -> str:
+    """What may not stand before a symbol; one with an index (R1) may run into a word before it ("ofR1=5")."""
+    return r"(?<![A-Z\d])" if re.fullmatch(r"[A-Z]\d+", symbol) else r"(?<!\w)"
+
+
+def _replaced(formula_prompt: str, prompt: str, symbols: Sequence[str]) -> dict[str, str]:
     """Numbers that stand where the formula's prompt has symbols."""
     before, after = (re.findall(rf"{NUMBER}|\w+", text) for text in (formula_prompt, prompt))
     found: dict[str, str] = {}

@@ -7,6 +7,7 @@ of numbers, names, arithmetic and a few functions; everything else is refused, a
 
 import ast
 import re
+import unicodedata
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 
@@ -24,6 +25,7 @@ FUNCTIONS = {
 # log is to base 10, as in the decibel and the pH; ln is natural.
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
+MAX_BITS = 4096
 _WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
@@ -45,6 +47,7 @@ def tree(text: str, symbols: frozenset[str] | None = None) -> ast.expr:
     Raises:
         ExpressionError: If the text is no such expression.
     """
+    symbols = None if symbols is None else frozenset(unicodedata.normalize("NFKC", name) for name in symbols)
     if len(text) > MAX_LENGTH:
         raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are read")
     tokens = _explicit(_tokens(text, symbols))
@@ -63,42 +66,67 @@ def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> symp
     """The meaning of a tree; names in `values` are replaced, others are positive real symbols.
 
     Raises:
-        ExpressionError: If a power or factorial is too large to write out.
+        ExpressionError: If the result is too large to write out, or undefined.
     """
-    if isinstance(node, ast.Constant):
-        return sympy.Rational(str(node.value))
-    if isinstance(node, ast.Name):
-        if node.id in CONSTANTS:
-            return CONSTANTS[node.id]
-        if values is not None and node.id in values:
-            return sympy.Rational(str(values[node.id]))
-        return sympy.Symbol(node.id, positive=True)
-    if isinstance(node, ast.UnaryOp):
-        return -to_sympy(node.operand, values)
-    if isinstance(node, ast.Call):
-        assert isinstance(node.func, ast.Name)
-        argument = to_sympy(node.args[0], values)
-        if node.func.id == "factorial" and argument.is_number and not 0 <= argument <= MAX_FACTORIAL:
-            raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
-        return FUNCTIONS[node.func.id](argument)
+    known = {unicodedata.normalize("NFKC", name): value for name, value in (values or {}).items()}
+    try:
+        return _meaning(node, known)
+    except ExpressionError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise ExpressionError(f"{ast.unparse(node)!r} cannot be computed ({error})") from error
+
+
+def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
+    match node:
+        case ast.Constant(value=value):
+            return _number(str(value))
+        case ast.Name(id=name):
+            if name in CONSTANTS:
+                return CONSTANTS[name]
+            return _number(str(values[name])) if name in values else sympy.Symbol(name, positive=True)
+        case ast.UnaryOp(operand=operand):
+            return -_meaning(operand, values)
+        case ast.Call(func=ast.Name(id=name), args=[inner]):
+            argument = _meaning(inner, values)
+            counted = name == "factorial" and argument.is_number
+            if counted and not (argument.is_real and 0 <= argument <= MAX_FACTORIAL):
+                raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
+            return _bounded(FUNCTIONS[name](argument))
     assert isinstance(node, ast.BinOp)
-    left, right = to_sympy(node.left, values), to_sympy(node.right, values)
+    left, right = _meaning(node.left, values), _meaning(node.right, values)
     match node.op:
         case ast.Add():
-            return left + right
+            return _bounded(left + right)
         case ast.Sub():
-            return left - right
+            return _bounded(left - right)
         case ast.Mult():
-            return left * right
+            return _bounded(left * right)
         case ast.Div():
             if right.is_zero:
                 raise ExpressionError("division by zero")
-            return left / right
-    if right.is_number and abs(right) > MAX_EXPONENT:
+            return _bounded(left / right)
+    if right.is_number and not (right.is_real and abs(right) <= MAX_EXPONENT):
         raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
     if left.is_zero and right.is_number and right < 0:
         raise ExpressionError("division by zero")
-    return left**right
+    return _bounded(left**right)
+
+
+def _number(text: str) -> sympy.Rational:
+    found = re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", text)
+    if not found or abs(int(found[1] or 0)) > MAX_LENGTH or len(text) > MAX_LENGTH:
+        raise ExpressionError(f"{text[:40]!r} is not a number of ordinary size")
+    return sympy.Rational(text)
+
+
+def _bounded(value: sympy.Expr) -> sympy.Expr:
+    """The value, unless it is undefined or so large that going on would take for ever."""
+    if value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
+        raise ExpressionError("a value is undefined")
+    if any(max(abs(n.p), n.q).bit_length() > MAX_BITS for n in value.atoms(sympy.Rational)):
+        raise ExpressionError(f"a number of more than {MAX_BITS} binary digits")
+    return value
 
 
 def names(node: ast.expr) -> list[str]:
@@ -147,42 +175,45 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
         return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")
     if not value.is_Rational or not (value * 10**places).is_Integer:
         return None
-    return str(value) if value.is_Integer else f"{float(value):.{places}f}".rstrip("0")
+    digits = str(abs(value * 10**places)).rjust(places + 1, "0")
+    return ("-" if value < 0 else "") + f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(".")
 
 
 # Reading.
 
 
 def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
+    text = re.sub(r"√\s*(\d+(?:\.\d+)?|π|[^\W\d_]\d*)", r"sqrt(\1)", text).replace("√", "sqrt")
     for written, plain in _WRITTEN.items():
         text = text.replace(written, plain)
-    text = re.sub(r"√\s*(\d+(?:\.\d+)?|[^\W\d_])", r"sqrt(\1)", text).replace("√", "sqrt")
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: "^" + found[0].translate(_SUPERSCRIPTS), text)
-    text = text.replace("[", "(").replace("]", ")").strip()
+    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"^({found[0].translate(_SUPERSCRIPTS)})", text)
+    if odd := [c for c in text if unicodedata.decomposition(c).startswith(("<super>", "<sub>"))]:
+        raise ExpressionError(f"{odd[0]!r} is not read; write ^ or an index")
+    # Python's parser takes compatibility characters (the micro sign) for the letters they look like.
+    text = unicodedata.normalize("NFKC", text).replace("[", "(").replace("]", ")").strip()
     tokens, at = [], 0
     while at < len(text):
         found = _TOKEN.match(text, at)
         if not found:
-            raise ExpressionError(
-                f"{text!r} has {text[at:].strip()[:1]!r} where a number, a name or an operator is read"
-            )
+            odd = text[at:].strip()[:1]
+            raise ExpressionError(f"{text!r} has {odd!r} where a number, a name or an operator is read")
         number, word, operator = found.groups()
-        tokens += [number or operator] if word is None else _split(word, symbols)
+        tokens += [number or operator] if word is None else _split(word, word, symbols)
         at = found.end()
     if not tokens:
         raise ExpressionError("an empty expression")
     return tokens
 
 
-def _split(word: str, symbols: frozenset[str] | None) -> list[str]:
+def _split(word: str, whole: str, symbols: frozenset[str] | None) -> list[str]:
     """A run of letters as names: a known name whole, else the known names that it is made of."""
     if word in FUNCTIONS or word in CONSTANTS or (word in symbols if symbols is not None else _is_one(word)):
         return [word]
     known = (symbols or frozenset()) | FUNCTIONS.keys() | CONSTANTS.keys()
     for length in range(len(word) - 1, 0, -1):
         if word[:length] in known:
-            return [word[:length], *_split(word[length:], symbols)]
-    raise ExpressionError(f"{word!r} is not a known symbol")
+            return [word[:length], *_split(word[length:], whole, symbols)]
+    raise ExpressionError(f"{whole!r} is not a known symbol")
 
 
 def _is_one(word: str) -> bool:
@@ -198,7 +229,11 @@ def _explicit(tokens: list[str]) -> list[str]:
             start = _operand_start(found)
             found[start:] = ["factorial", "(", *found[start:], ")"]
             continue
+        if found and found[-1] in FUNCTIONS and token != "(":
+            raise ExpressionError(f"the function {found[-1]} has no argument in brackets")
         if found and _ends_operand(found[-1]) and _starts_operand(token):
+            if found[-1][-1].isdigit() and found[-1][0].isdigit() and token[0].isdigit():
+                raise ExpressionError(f"two numbers side by side: {found[-1]} {token}")
             found.append("*")
         found.append(re.sub(r"^0+(?=\d)", "", token))
     return found
@@ -287,4 +322,16 @@ def _product(left: ast.expr, right: ast.expr, values: Mapping[str, str] | None) 
         return f"{before} × {after}"
     # A function name must not run into the symbol before it: r sin(θ).
     named = isinstance(right, ast.Call) and right.func.id != "factorial"  # type: ignore[union-attr]
-    return f"{before} {after}" if named and before[-1].isalpha() else before + after
+    return f"{before} {after}" if (named and before[-1].isalpha()) or _runs_together(before, after) else before + after
+
+
+def _runs_together(before: str, after: str) -> bool:
+    """Whether two texts side by side would be read as something else: p and i as pi, 2 and e1 as 20."""
+    if before[-1].isdigit() and re.match(r"[eE]\d", after):
+        return True
+    head, tail = re.search(r"[^\W\d_]*$", before), re.match(r"[^\W\d_]*", after)
+    run, at = (head[0] if head else "") + (tail[0] if tail else ""), len(head[0] if head else "")
+    words = [*FUNCTIONS, *CONSTANTS]
+    return any(
+        start < at < start + len(word) for word in words for start in range(len(run)) if run.startswith(word, start)
+    )

@@ -116,7 +116,7 @@ class Rule(Frozen):
     topic: str | None = None
     split: Split | None = None
     expression_true: str | None = None
-    """The true result as an expression in the symbols of `values`, SymPy syntax: "2*(l + w)"."""
+    """The true result as an expression in the symbols of `values`, as `interp.expressions` reads it: "2*(l + w)"."""
     expression_new: str | None = None
     result: Symbol | None = None
     """The quantity that the expressions give."""

@@ -12,18 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from interp.model import Encoding
-
-Span = tuple[int, int]
-
-
-def char_spans(text: str, phrase: str, *, ignore_case: bool = False) -> list[Span]:
-    """Character ranges of every whole-word occurrence of a phrase.
-
-    >>> char_spans("A rectangle's area; rectangles", "rectangle")
-    [(2, 11)]
-    """
-    pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
-    return [m.span() for m in re.finditer(pattern, text, re.IGNORECASE if ignore_case else 0)]
+from interp.spans import Span, char_spans, subject_spans
 
 
 def token_positions(encoding: Encoding, span: Span) -> range:
@@ -36,20 +25,6 @@ def token_positions(encoding: Encoding, span: Span) -> range:
     if not found:
         raise ValueError(f"no token covers characters {span} of {encoding.text!r}")
     return range(found[0], found[-1] + 1)
-
-
-def subject_spans(text: str, subject: str) -> list[Span]:
-    """Character ranges of every mention of the subject, at least one.
-
-    Raises:
-        ValueError: The subject is not in the text (case matters).
-    """
-    spans = char_spans(text, subject)
-    if not spans and (at := text.find(subject)) >= 0:
-        spans = [(at, at + len(subject))]  # only inside a longer word ("rectangles"): that is then the mention
-    if not spans:
-        raise ValueError(f"the subject {subject!r} is not in the prompt {text!r}; write it as it stands there")
-    return spans
 
 
 def word_positions(encoding: Encoding, words: Iterable[str]) -> list[range]:

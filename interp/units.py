@@ -66,8 +66,10 @@ def measure(unit: str) -> Measure:
         return Measure()
     replaced = unit.replace("%", "rad")
     try:
+        if unknown := [word for word in re.findall(r"[^\W\d_⁰¹²³⁴⁵⁶⁷⁸⁹]+", replaced) if word not in _UNITS]:
+            raise ExpressionError(f"{unknown[0]!r} is no unit")
         return _measure(tree(replaced, frozenset(_UNITS)))
-    except ExpressionError as error:
+    except (ExpressionError, ArithmeticError, ValueError) as error:
         raise UnitError(f"the unit {unit!r} is not known ({error}); units are made of {', '.join(_UNITS)}") from error
 
 
@@ -79,14 +81,17 @@ def spoken(unit: str) -> str:
     ('kilogram meters per second squared', 'cubic meters', 'joules per kilogram per kelvin')
 
     Raises:
-        UnitError: If a symbol in it is not known.
+        UnitError: If a symbol in it is not known, or it is not one product over another.
     """
     measure(unit)
     above, _, below = unit.partition("/")
-    words = [_one(part) for part in above.split("*")] if above != "1" else []
-    named = [*(_singular(word) for word in words[:-1]), *words[-1:]]
-    for part in below.strip("()").split("*") if below else []:
-        named += ["per", _singular(_one(part, below=True))]
+    try:
+        words = [_one(part) for part in above.split("*")] if above not in ("", "1") else []
+        named = [*(_singular(word) for word in words[:-1]), *words[-1:]]
+        for part in below.strip("()").split("*") if below else []:
+            named += ["per", _singular(_one(part))]
+    except KeyError as error:
+        raise UnitError(f"the unit {unit!r} cannot be read aloud; write it as 'a*b/(c*d)' with powers") from error
     return " ".join(named)
 
 
@@ -166,7 +171,7 @@ def _quantity(node: ast.expr, units: dict[str, Measure]) -> Measure:
     raise UnitError(f"{ast.unparse(node)!r} is not arithmetic")
 
 
-def _one(part: str, *, below: bool = False) -> str:
+def _one(part: str) -> str:
     symbol, _, power = part.strip("() ").partition("^")
     word = _UNITS[symbol][0]
     if not power:
