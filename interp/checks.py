@@ -88,8 +88,8 @@ def check_rules(rules: RuleSet) -> list[Finding]:
 
 def counts(findings: Iterable[Finding]) -> dict[tuple[Level, str], int]:
     """How many findings there are of each check, worst level first."""
-    counted = Counter((finding.level, finding.check) for finding in findings)
-    return dict(sorted(counted.items(), key=lambda item: (LEVELS.index(item[0][0]), item[0][1])))
+    counted: Counter[tuple[Level, str]] = Counter((finding.level, finding.check) for finding in findings)
+    return {key: counted[key] for key in sorted(counted, key=lambda key: (LEVELS.index(key[0]), key[1]))}
 
 
 def _finding(check: str, where: str, found: str, expected: str) -> Finding:

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
@@ -113,7 +114,7 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
     return _bounded(left**right)
 
 
-def _number(text: str) -> sympy.Rational:
+def _number(text: str) -> sympy.Expr:
     found = re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", text)
     if not found or abs(int(found[1] or 0)) > MAX_LENGTH or len(text) > MAX_LENGTH:
         raise ExpressionError(f"{text[:40]!r} is not a number of ordinary size")
@@ -169,7 +170,7 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
     ('2.5', '9π', None, None)
     """
     value = sympy.nsimplify(value) if value.is_Float else value
-    over_pi = value / sympy.pi
+    over_pi: Any = value / sympy.pi
     if over_pi.is_Rational and value != 0:
         factor = exact(over_pi, places)
         return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")

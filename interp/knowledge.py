@@ -142,7 +142,7 @@ def assess_rules(
     keys = {
         (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config)) for rule, form in prompts(rules)
     }
-    todo = [(rule, form) for rule, form in prompts(rules) if keys[rule.id, form] not in held]
+    todo: list[tuple[Rule, RuleForm]] = [pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in held]
     advance(len(keys) - len(todo))
     path.parent.mkdir(parents=True, exist_ok=True)
     # Rows that are of no use (cut off, or of other settings) are not carried on.

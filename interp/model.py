@@ -16,6 +16,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ class _RepeatedPrefix(DynamicCache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """The prefix's keys and values followed by the run's."""
-        layer = self.layers[layer_idx]
+        layer: Any = self.layers[layer_idx]
         times = (len(key_states) // len(layer.keys), 1, 1, 1)
         return (
             torch.cat([layer.keys.repeat(times), key_states], dim=-2),
@@ -159,7 +160,6 @@ class LanguageModel:
         except ValueError as error:
             raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
-        self._embedding_std: float | None = None
         self.check: SelfCheck | None = None
         if expected is not None:
             self.check = self._self_check(ids, expected)
@@ -377,13 +377,15 @@ class LanguageModel:
         The table's own deviation, times the factor by which the model scales embeddings (Gemma: √d_model),
         measured at the hook, once: edits write no embeddings.
         """
-        if self._embedding_std is None:
-            ids = self._check_ids()
-            table = self._hf_model.get_input_embeddings().weight
-            seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
-            scale = (seen.float().norm() / table[ids].float().norm()).item()
-            self._embedding_std = table.float().std().item() * scale
         return self._embedding_std
+
+    @cached_property
+    def _embedding_std(self) -> float:
+        ids = self._check_ids()
+        table = self._hf_model.get_input_embeddings().weight
+        seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
+        scale = (seen.float().norm() / table[ids].float().norm()).item()
+        return table.float().std().item() * scale
 
     # -- out -----------------------------------------------------------------------------------------------
 

@@ -238,7 +238,8 @@ class _Mending:
         items = record.get("Instance")
         if not isinstance(items, dict):
             return
-        prompts, targets = items.get("prompt"), items.get("target_new")
+        prompts: Any = items.get("prompt")
+        targets: Any = items.get("target_new")
         if not (_are_texts(prompts) and _are_texts(targets)) or len(prompts) == len(targets) or not targets:
             return
         sets = [prompts[at : at + len(targets)] for at in range(0, len(prompts), len(targets))]

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from cyclopts import App, Parameter
 from rich.console import Console
@@ -164,9 +164,8 @@ def _load(source: str, *, strict: bool = False) -> RuleSet:
         return load_rules(source, strict=strict)
     except RuleError as error:
         _fail(error)
-        raise
 
 
-def _fail(error: BaseException) -> None:
+def _fail(error: BaseException) -> NoReturn:
     Console(stderr=True).print(f"error: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
     sys.exit(FAILED)

@@ -159,7 +159,7 @@ def _form(form: RuleForm, spec: RuleSpec, book: _Book) -> RulePrompt:
     case = own[0]
     of_instances = own[1 : 1 + INSTANCES] if form != "instance" else own[1 + INSTANCES : 1 + 2 * INSTANCES]
     new = _answers(form, spec, case, edited=True)
-    others = [other for other in FORMS if other != form]
+    others: list[RuleForm] = [other for other in FORMS if other != form]
     return RulePrompt(
         prompt=_prompts(form, "edit", spec, case)[0],
         subject=spec.subject,
