@@ -33,6 +33,10 @@ CHECKS: dict[str, tuple[Level, str]] = {
     "result": ("error", "an answer that is not what the rule's expression gives for the prompt's numbers"),
     "formula": ("error", "a formula that is not the rule's expression"),
     "edited_equals_true": ("error", "an item whose edited answer is also the true one: it cannot show an edit"),
+    "prefix": (
+        "warning",
+        "an edited answer with which a true one begins: a model that was not edited seems to give it",
+    ),
     "expression": ("error", "an expression that cannot be read"),
     "dimensions": ("error", "a true expression that does not give the unit of its result"),
     "subject": ("error", "an edit prompt in which the subject is not found as a word of its own, or more than once"),
@@ -290,6 +294,16 @@ def _showing(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
             true = derived.answers if derived else ()
         if any(_same_answer(new, truth) for truth in true):
             yield _finding("edited_equals_true", place, new, "an edited answer that is not the true one")
+
+
+def _prefixes(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
+    for form, prompt in rule.forms.items():
+        new = prompt.target_new.strip().rstrip(".")
+        for true in prompt.target_true:
+            if true.strip().startswith(new) and not _same_answer(new, true):
+                yield _finding(
+                    "prefix", f"{rule.id}/{form}/target_new", new, f"an answer with which {true!r} does not begin"
+                )
 
 
 def _same_answer(first: str, second: str) -> bool:
@@ -564,7 +578,7 @@ def _sizes(rules: list[Rule]) -> Iterator[Finding]:
 
 
 _EACH: tuple[Callable[[Rule, dict[str, Rule]], Iterator[Finding]], ...] = (
-    _expressions, _arithmetic, _operands, _results, _formulas, _showing, _dimensions, _words, _replaced_result,
-    _subjects, _understanding, _instances, _locality, _collisions, _encoding,
+    _expressions, _arithmetic, _operands, _results, _formulas, _showing, _prefixes, _dimensions, _words,
+    _replaced_result, _subjects, _understanding, _instances, _locality, _collisions, _encoding,
 )  # fmt: skip
 _ACROSS: tuple[Callable[[list[Rule]], Iterator[Finding]], ...] = (_duplicates, _conflicts, _sizes)

@@ -5,6 +5,7 @@ Results are rows of a table, written as they come, so that a stopped run goes on
 """
 
 import csv
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -36,7 +37,7 @@ class Knowledge:
     known: str
     """"yes" if it holds the true one, "no" if not; empty where the rule has no true answer to compare with."""
     answer_source: str
-    """Whose answer is scored: dataset, derived, greedy."""
+    """Whose answer is scored: dataset, derived, greedy; none if there is none to score."""
     total_effect: float
     """Clean minus corrupted score of that answer, in nats per answer token."""
     standard_error: float
@@ -59,21 +60,22 @@ def holds(answer: str, truth: str) -> bool:
     """
     result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
     if re.fullmatch(r"-?\d+(\.\d+)?", result):
-        alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*(?:π|\\?pi\b))"
+        alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*[/^]|\s*(?:π|\\?pi\b))"
         return re.search(alone, answer.replace(",", "").replace("−", "-")) is not None
-    between = r"[\s*×·⋅$\\{}]*"
+    between = r"[\s*×·⋅$\\{}]*"  # what may stand between the parts of a product
     letters = between.join(re.escape(c) for c in re.sub(between, "", _plain_powers(result)).casefold())
     text = _plain_powers(answer).casefold()
     for found in re.finditer(letters, text):
-        before, after = text[: found.start()].rstrip(" *×·⋅$\\{}"), text[found.end() :]
-        inside = before[-1:] in set("+-/^)×*·") or (before[-1:].isalnum() and before == text[: found.start()])
-        if not inside and not re.match(r"\w|\s*[-+*/^(×·]\s*\S", after):
+        before, after = text[: found.start()], text[found.end() :]
+        # Part of a word or number, after an operator or a factor, or the argument of a function.
+        inside = re.search(r"(\w|\d\.|[-+/^)×*·⋅√]\s*|\d\s+|(sqrt|sin|cos|tan|ln|log|exp)\()[$\\{]*$", before)
+        if not inside and not re.match(r"\w|\s*[-+*/^(×·⋅]\s*\S", after):
             return True
     return False
 
 
 def _plain_powers(text: str) -> str:
-    text = re.sub(r"\\?\bpi\b|\\pi\b", "π", text)
+    text = re.sub(r"\\?\bpi\b|\\pi\b", "π", re.sub(r"\\(?:times|cdot)\b", "×", text))
     return re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda c: "^" + c[0].translate(_SUPERSCRIPTS), text)
 
 
@@ -89,15 +91,20 @@ def assess(
         config: Corruption, samples and metric.
         greedy: The model's own answer, if it was generated already.
 
-    Raises:
-        ValueError: The prompt has no token to corrupt, or no answer to score.
+    A prompt that has no token to corrupt, or no answer to score, counts as not traceable, without numbers.
     """
-    encoding, _, answer, case = prepare(model, rule, form, config)
-    result = sweep(model, case, [], METRICS[config.metric][0])
-    te = result.clean - result.corrupted.mean().item()
-    se = result.corrupted.std().item() / case.samples**0.5
     if greedy is None:
-        greedy = greedy_answers(model, [encoding.text])[0]
+        greedy = greedy_answers(model, [rule.forms[form].prompt])[0]
+    encoding = model.encode(rule.forms[form].prompt)
+    te, se, source = math.nan, math.nan, "none"
+    try:
+        _, _, answer, case = prepare(model, rule, form, config)
+    except ValueError:
+        pass  # the row says so: no source, no numbers
+    else:
+        result = sweep(model, case, [], METRICS[config.metric][0])
+        te = result.clean - result.corrupted.mean().item()
+        se, source = result.corrupted.std().item() / case.samples**0.5, answer.source
     truths = rule.forms[form].target_true
     aligned = [
         at
@@ -110,7 +117,7 @@ def assess(
         split=rule.split or "",
         greedy=greedy,
         known="" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no",
-        answer_source=answer.source,
+        answer_source=source,
         total_effect=round(te, 6),
         standard_error=round(se, 6),
         traceable=te > 0 and te > TRACEABLE_STANDARD_ERRORS * se,
@@ -136,7 +143,7 @@ def assess_rules(
     """Knowledge of every form of every rule, in a CSV file that grows row by row; rows that are there are kept.
 
     Raises:
-        ValueError: A prompt cannot be assessed (names it), or the file has other columns.
+        ValueError: The file has other columns.
     """
     held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(path)} if path.exists() else {}
     keys = {
@@ -151,10 +158,7 @@ def assess_rules(
         some = todo[at : at + BATCH]
         answers = greedy_answers(model, [rule.forms[form].prompt for rule, form in some])
         for (rule, form), greedy in zip(some, answers, strict=True):
-            try:
-                row = assess(model, rule, form, config, greedy)
-            except ValueError as error:
-                raise ValueError(f"{rule.id}/{form}: {error}") from error
+            row = assess(model, rule, form, config, greedy)
             held[keys[rule.id, form]] = row
             _write(path, [row], mode="a")
             advance(1)
@@ -163,7 +167,9 @@ def assess_rules(
 
 def _write(path: Path, rows: Iterable[Knowledge], mode: Literal["w", "a"] = "w") -> None:
     with path.open(mode, encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Knowledge)], lineterminator="\n")
+        writer = csv.DictWriter(
+            file, [field.name for field in fields(Knowledge)], lineterminator="\n", quoting=csv.QUOTE_ALL
+        )
         if mode == "w":
             writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
@@ -175,7 +181,7 @@ def read_rows(path: Path) -> list[Knowledge]:
     Raises:
         ValueError: The file has other columns.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8", errors="replace", newline="") as file:  # a line may be cut within a character
         reader = csv.DictReader(file)
         names = [field.name for field in fields(Knowledge)]
         if list(reader.fieldnames or names) != names:
@@ -213,11 +219,15 @@ def table(sources: Iterable[tuple[str, Sequence[Knowledge]]]) -> str:
                 str(len(judged)),
                 _share(known, len(judged)),
                 _share(sum(row.traceable for row in some), len(some)),
-                f"{sum(row.total_effect for row in some) / len(some):.2f}" if some else "–",
+                _mean([row.total_effect for row in some if not math.isnan(row.total_effect)]),
                 _share(sum(row.twin > 0 for row in some), len(some)),
             )
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{sum(values) / len(values):.2f}" if values else "–"
 
 
 def _share(count: int, of: int) -> str:

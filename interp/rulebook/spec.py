@@ -69,12 +69,12 @@ class RuleSpec(BaseModel):
     symbols: dict[str, SymbolSpec] = Field(min_length=1)
     expression: str
     edited: str
-    words: str
+    words: str = Field(min_length=1)
     """The expression in words, after "take": "twice the sum of its length and width"."""
-    edited_words: str
+    edited_words: str = Field(min_length=1)
     also: tuple[str, ...] = ()
     """Other ways to write the true expression that are accepted as an answer."""
-    id: str = ""
+    id: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", validate_default=True)
     domain: str = ""
     topic: str = ""
 
@@ -95,6 +95,10 @@ class RuleSpec(BaseModel):
         used = [name for _, name, _, _ in Formatter().parse(self.phrase) if name is not None]
         if sorted(used) != sorted(self.symbols):
             raise ValueError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
+        if not self.result_symbol or self.result_symbol in self.symbols:
+            raise ValueError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
+        if self.words == self.edited_words:
+            raise ValueError(f"words and edited_words are both {self.words!r}")
         for name, symbol in self.symbols.items():
             if not symbol.values:
                 raise ValueError(f"symbol {name} has no values; give a range such as '2..9' or a list")
@@ -195,13 +199,22 @@ def _said(error: Any) -> str:
     return f"{field}: {error['msg']}" if field else error["msg"].removeprefix("Value error, ")
 
 
+def _decimal_fraction(text: str) -> Fraction:
+    number = Fraction(text)
+    decimal(number)
+    return number
+
+
 def _numbers(text: str) -> list[Fraction]:
     text = text.strip()
     if not text:
         return []
     found = _RANGE.fullmatch(text)
     if not found:
-        return [Fraction(part.strip()) for part in text.split(",")]
+        try:
+            return [_decimal_fraction(part.strip()) for part in text.split(",")]
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{text!r} is not a list of decimal numbers") from error
     low, high, step = Fraction(found["low"]), Fraction(found["high"]), Fraction(found["step"] or 1)
     if high < low or step <= 0:
         raise ValueError(f"the range {text!r} is empty")

@@ -246,6 +246,12 @@ CASES: dict[str, list[Case]] = {
             ("edited_equals_true", f"{P}/instance"),
         ),
     ],
+    "prefix": [
+        case(
+            form_fields(P, "description", target_new="twice the sum of its"),
+            ("prefix", f"{P}/description/target_new"),
+        ),
+    ],
     "expression": [
         case(rule_fields(P, expression_true="2*(l + "), ("expression", f"{P}/expression_true")),
         case(rule_fields(P, expression_new="l + q"), ("expression", f"{P}/expression_new")),
