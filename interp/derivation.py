@@ -8,6 +8,7 @@ are taken from the worked answer, from the prompt ("x = 3"), or from where the f
 
 import ast
 import difflib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -165,6 +166,8 @@ def _number_text(value: sympy.Expr) -> str | None:
     if not value.is_number or not value.is_real:
         return None
     number = float(value)
+    if not math.isfinite(number):
+        return None
     return exact(value) or (f"{number:.2f}".rstrip("0").rstrip(".") if abs(number) >= 0.1 else f"{number:.3g}")
 
 

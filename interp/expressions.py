@@ -93,6 +93,8 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
             counted = name == "factorial" and argument.is_number
             if counted and not (argument.is_real and 0 <= argument <= MAX_FACTORIAL):
                 raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
+            if name == "exp" and argument.is_number and not (argument.is_real and abs(argument) <= MAX_EXPONENT):
+                raise ExpressionError(f"exp of {argument}; exponents up to {MAX_EXPONENT} are computed")
             return _bounded(FUNCTIONS[name](argument))
     assert isinstance(node, ast.BinOp)
     left, right = _meaning(node.left, values), _meaning(node.right, values)

@@ -517,7 +517,7 @@ def _by_number(members: Iterable[tuple[PurePosixPath, bytes]], source: str) -> M
     written: dict[int, str] = {}
     for name, content in members:
         number = name.parent.name
-        if not re.fullmatch(r"[0-9]+", number):
+        if not re.fullmatch(r"[0-9]{1,9}", number):
             continue
         files = folders.setdefault(number, {})
         if written.setdefault(int(number), number) != number or name.name in files:

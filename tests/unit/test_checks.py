@@ -473,7 +473,7 @@ NO_FAULT: dict[str, Damage] = {
         form_fields(P, "formula", target_new="x of y"),
     ),
     "numbers of the prompt in the other order": answered("{w} + {l} = {sum}", values={}),
-    "a formula written otherwise": form_fields(P, "formula", **also(target_true="l + w + l + w")),
+    "a formula written otherwise": form_fields(P, "formula", **also(target_true="w + l + w + l")),
     "a formula with its left side": form_fields(P, "formula", **also(target_true="P = 2 * (w + l).")),
     "the same edit in another rule": lambda rules: twin_rule(rules, P, "description"),
     "a rule of thumb": probe_fields(P, "formula", "distracting", 0, prompt="What is a rule-based system?"),

@@ -397,13 +397,25 @@ def test_any_answer_is_kept(
     assert read_rows(path) == kept
 
 
-def test_a_prompt_that_cannot_be_assessed_is_named(
-    tiny_llama: LanguageModel, some: Sequence[Rule], tmp_path: Path
+def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
+    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="square-area/formula: no token to corrupt: span 'numbers'"):
-        assess_rules(tiny_llama, some, settings(span="numbers"), tmp_path / "rows.csv")
-    with pytest.raises(ValueError, match="cube-volume/formula: rule 'cube-volume' has no true answer"):
-        assess_rules(tiny_llama, some, settings(answer="truth"), tmp_path / "rows.csv")
+    """The formulas have no number to corrupt, and the cube's has no true answer; neither stops the others."""
+    path = tmp_path / "rows.csv"
+    for config, without in ((settings(span="numbers"), [0, 2]), (settings(answer="truth"), [2])):
+        found = assess_rules(tiny_llama, some, config, path)
+        assert [row.greedy for row in found] == [row.greedy for row in whole[0]]
+        assert [row.known for row in found] == [row.known for row in whole[0]]
+        for at, row in enumerate(found):
+            nothing = at in without
+            assert (row.answer_source == "none") == nothing
+            assert np.isnan(row.total_effect) == np.isnan(row.standard_error) == nothing
+            assert not (nothing and row.traceable)
+        text = path.read_bytes()
+        changed(path, 1, known="kept")
+        again = assess_rules(tiny_llama, some, config, path)
+        assert again[0].known == "kept" and [str(row) for row in again[1:]] == [str(row) for row in found[1:]]
+        path.write_bytes(text)
 
 
 @pytest.mark.parametrize("content", ["rule,form\nsquare-area,formula\n", "no table", "# Notes\n"])
@@ -444,6 +456,7 @@ def test_the_table_counts_each_source_and_form() -> None:
         row("description", "yes", -0.255, False, 0),
         row("instance", "", 2.0, True, 0),
         row("instance", "", 3.0, True, 1),
+        row("instance", "", float("nan"), False, 0),  # could not be assessed: in no mean
     ]
     theirs = [row("instance", "no", 0.125, False, 0)] * 8
     lines = table([("ours", ours), ("theirs", theirs)]).splitlines()
@@ -451,7 +464,7 @@ def test_the_table_counts_each_source_and_form() -> None:
     assert lines[2:] == [
         "| ours | formula | 4 | 3 | 1 (33 %) | 2 (50 %) | 0.50 | 3 (75 %) |",
         "| ours | description | 1 | 1 | 1 (100 %) | 0 (0 %) | -0.26 | 0 (0 %) |",
-        "| ours | instance | 2 | 0 | – | 2 (100 %) | 2.50 | 1 (50 %) |",
+        "| ours | instance | 3 | 0 | – | 2 (67 %) | 2.50 | 1 (33 %) |",
         "| theirs | formula | 0 | 0 | – | – | – | – |",
         "| theirs | description | 0 | 0 | – | – | – | – |",
         "| theirs | instance | 8 | 8 | 0 (0 %) | 0 (0 %) | 0.12 | 0 (0 %) |",
