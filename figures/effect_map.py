@@ -30,7 +30,6 @@ FEW_ROWS = 12
 ANSWER_SOURCES = {"dataset": "true", "derived": "true, derived from the formula", "greedy": "the model's own"}
 
 
-
 def draw_effect_map(
     effects: xr.Dataset,
     component: str = "mlp",
