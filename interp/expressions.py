@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import cast
+from typing import Any, cast
 
 import sympy
 
@@ -172,7 +172,7 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
     ('2.5', '9π', None, None)
     """
     value = sympy.nsimplify(value) if value.is_Float else value
-    over_pi = cast(sympy.Expr, value / sympy.pi)
+    over_pi: Any = cast(Any, value) / sympy.pi
     if over_pi.is_Rational and value != 0:
         factor = exact(over_pi, places)
         return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")
