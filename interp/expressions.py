@@ -10,7 +10,6 @@ import re
 import unicodedata
 from collections.abc import Collection, Mapping
 from functools import lru_cache
-from typing import Any, cast
 
 import sympy
 
@@ -172,8 +171,8 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
     ('2.5', '9π', None, None)
     """
     value = sympy.nsimplify(value) if value.is_Float else value
-    over_pi: Any = cast(Any, value) / sympy.pi
-    if over_pi.is_Rational and value != 0:
+    over_pi = value / sympy.pi
+    if over_pi.is_Rational and not value.is_zero:
         factor = exact(over_pi, places)
         return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")
     if not value.is_Rational or not (value * 10**places).is_Integer:
