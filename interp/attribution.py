@@ -1,9 +1,9 @@
 """Attribution patching: the effect of every site at once, from gradients.
 
-Restoring a state moves the score, to first order, by the gradient of the corrupted run's score times the change of
-the state. One forward and one backward pass per noise sample give the whole map, at the price of an error that
-grows with the noise. Integrated gradients average the gradient over corrupted runs with less and less of the noise,
-which follows the score on its way to the clean run.
+Exchanging a state moves the score, to first order, by the gradient of the base run's score times the change of the
+state. One forward and one backward pass per noise sample give the whole map, at the price of an error that grows
+with the corruption. Integrated gradients average the gradient over runs between base and source (their embeddings
+mixed), which follows the score on its way from the one to the other.
 
 Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated gradients); Syed et al. 2023.
 """
@@ -16,25 +16,31 @@ from torch import Tensor
 
 from interp.metrics import Metric
 from interp.model import LanguageModel, NamedHook
-from interp.patching import CorruptedPrompt, Site, SweepResult
+from interp.patching import CorruptedPrompt, Direction, Side, Site, SweepResult, target
 
 
 def attribute(
-    model: LanguageModel, case: CorruptedPrompt, sites: Sequence[Site], metric: Metric, *, steps: int = 1
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metric: Metric,
+    *,
+    direction: Direction = "denoise",
+    steps: int = 1,
 ) -> SweepResult:
     """What `interp.patching.sweep` gives, approximately.
 
     Args:
         model: The model.
-        case: The prompt, its answer and its noise.
-        sites: What to restore, each alone. A window of several blocks is the sum over its blocks, which leaves out
-            that its blocks act on one another.
-        metric: Logits and answer ids → score per row.
-        steps: Points between the corrupted and the clean run at which the gradient is taken; 1: at the corrupted
-            run alone.
+        case: The prompt, its answer and its corruption.
+        sites: What to exchange, each alone. A window of several blocks is the sum over its blocks, which leaves out
+            that its blocks act on one another. That a component is frozen behind a site is left out, too.
+        metric: Logits and target → score per row.
+        direction: See `sweep`.
+        steps: Points between the base and the source run at which the gradient is taken; 1: at the base run alone.
 
     Returns:
-        Exact clean and corrupted scores; `restored` is the corrupted score plus the approximate effect.
+        Exact clean and corrupted scores; `restored` is the base score plus the approximate change.
 
     Raises:
         ValueError: A site is outside the prompt, or `steps` is below 1.
@@ -44,46 +50,72 @@ def attribute(
     if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
         raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
-    ids = torch.tensor([case.ids], device=model.device)
-    answer = torch.tensor(case.answer, device=model.device)
+    clean, corrupted = Side.clean(case), Side.corrupted(case)
     with torch.no_grad():
-        clean = metric(model.logits(ids, keep=len(answer)), answer).item()
-    clean_values = model.capture(ids, names)
-    corrupted, values, gradients = _gradients(model, case, names, metric, 1.0)
-    if steps > 1:
-        # The noise that is left at the middle of each step from the corrupted run (1) to the clean one (0).
-        each = [_gradients(model, case, names, metric, 1 - (step + 0.5) / steps)[2] for step in range(steps)]
-        gradients = {name: torch.stack([one[name] for one in each]).mean(0) for name in names}
-    # effect[hook][sample, position] = gradient · (clean − corrupted)
-    effect = {name: ((clean_values[name] - values[name]).float() * gradients[name].float()).sum(-1) for name in names}
-    restored = torch.stack(
-        [
-            corrupted + sum((effect[model.hook(s.component, layer)][:, s.position] for layer in s.layers), 0.0)
+        clean_logits, corrupted_logits = (
+            model.logits(
+                side.tokens(model, side.rows),
+                keep=len(case.answer),
+                hooks=[*side.embedding_hooks(model, range(side.rows)), *side.watch_hooks([model.embedding_hook, *names])],
+            )
+            for side in (clean, corrupted)
+        )
+    goal = target(case, model.device, clean_logits[0].float().log_softmax(-1))
+    scores = {"clean": metric(clean_logits, goal), "corrupted": metric(corrupted_logits, goal)}
+    to_base = direction == "denoise"
+    base, source = (corrupted, clean) if to_base else (clean, corrupted)
+    start = scores["corrupted" if to_base else "clean"].expand_as(scores["corrupted"])
+
+    def gradients(share: float) -> list[dict[str, Tensor]]:
+        mixed = source.states[model.embedding_hook] + share * (
+            base.states[model.embedding_hook] - source.states[model.embedding_hook]
+        )
+        return _gradients(model, case, mixed, names, metric, goal)
+
+    # At the middle of each step from the base run (1) to the source run (0).
+    each = [gradients(1 - (step + 0.5) / steps if steps > 1 else 1.0) for step in range(steps)]
+    effects = []
+    for at in range(len(each[0])):
+        # [sample, position] of each hook: gradient · (source − base)
+        by_name = {
+            name: (torch.stack([one[at][name] for one in each]).mean(0) * _change(base, source, name)).sum(-1)
+            for name in names
+        }
+        sums = [
+            sum((by_name[model.hook(s.component, layer)][:, s.position] for layer in s.layers), torch.zeros(()))
             for s in sites
         ]
-    )
-    return SweepResult(clean, corrupted.cpu(), restored.cpu())
+        effects.append(torch.stack([total.expand(case.samples) for total in sums]))
+    # [site, sample], with the metrics' axis behind if there is one.
+    effect = torch.stack(effects, dim=-1) if start.ndim > 1 else effects[0]
+    return SweepResult(scores["clean"][0].cpu(), scores["corrupted"].cpu(), (start + effect).cpu())
+
+
+def _change(base: Side, source: Side, name: str) -> Tensor:
+    return source.states[name].float() - base.states[name].float()
 
 
 def _gradients(
-    model: LanguageModel, case: CorruptedPrompt, names: Sequence[str], metric: Metric, share: float
-) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Scores of the runs with a share of the noise, states at the hooks, and the scores' gradients there."""
+    model: LanguageModel, case: CorruptedPrompt, mixed: Tensor, names: Sequence[str], metric: Metric, goal: Any
+) -> list[dict[str, Tensor]]:
+    """Gradients of each score at the hooks in runs from given embeddings, shape (sample, pos, d)."""
     values: dict[str, Tensor] = {}
+    mixed = mixed.expand(case.samples, -1, -1).clone()
 
-    def corrupt(value: Tensor, hook: Any) -> Tensor:
-        value = value.detach().clone()
-        value[:, list(case.positions)] += share * case.noise.to(value)
-        return value.requires_grad_()
+    def embed(value: Tensor, hook: Any) -> Tensor:
+        return mixed.requires_grad_()
 
     def keep(value: Tensor, hook: Any, name: str) -> None:
         values[name] = value
 
-    hooks: list[NamedHook] = [(model.embedding_hook, corrupt)]
+    hooks: list[NamedHook] = [(model.embedding_hook, embed)]
     hooks += [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
     ids = torch.tensor([case.ids], device=model.device).expand(case.samples, -1)
-    answer = torch.tensor(case.answer, device=model.device)
     with torch.enable_grad():
-        scores = metric(model.logits(ids, keep=len(case.answer), hooks=hooks), answer)
-        gradients = torch.autograd.grad(scores.sum(), [values[name] for name in names])
-    return scores.detach(), {name: v.detach() for name, v in values.items()}, dict(zip(names, gradients, strict=True))
+        scores = metric(model.logits(ids, keep=len(case.answer), hooks=hooks), goal)
+        totals = scores.sum(0).reshape(-1)
+        found = []
+        for at, total in enumerate(totals):
+            got = torch.autograd.grad(total, [values[name] for name in names], retain_graph=at + 1 < len(totals))
+            found.append({name: value.float() for name, value in zip(names, got, strict=True)})
+    return found

@@ -106,19 +106,21 @@ def _trace(context: Context) -> str:
 
     config = context.settings(TraceConfig)
     rules, folder = traced_rules(context), context.run.path / "traces"
-    with tqdm(total=len(tracing.prompts(rules)), desc="trace", unit="prompt") as bar:
+    shape = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} prompts [{elapsed}<{remaining}]"
+    with tqdm(total=len(tracing.prompts(rules)), desc="trace", bar_format=shape) as bar:
         skipped = tracing.trace_rules(
             context.model, rules, config, folder, overwrite=context.overwrite, advance=bar.update
         )
-    joined = tracing.collect(rules, folder, skipped)
     path = context.run.path / "effects.nc"
-    effects.save(joined, path)
-    te = effects.total_effect(joined)
-    traced = int((joined["n_tokens"] > 0).sum())
+    tracing.collect(rules, folder, skipped, path)
+    with effects.opened(path) as joined:
+        te = effects.total_effect(effects.choose_metric(joined))
+        traced = int((joined["n_tokens"] > 0).sum())
     lines = [
         f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect above two standard "
         f"errors); {len(skipped)} skipped",
-        f"engine: {joined.attrs['engine']}; {config.samples} noise samples; positions: {joined.attrs['positions']}",
+        f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)}; method: {config.method}",
+        f"{config.samples} noise samples; positions: {' '.join(config.positions) if config.positions != 'all' else 'all'}",
         *(f"skipped {s.rule}/{s.form}: {s.reason}" for s in skipped),
         f"effect maps: {path}",
     ]

@@ -9,12 +9,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from interp.rules import Split
+from interp.sizes import parse_size
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
-Component = Literal["resid", "mlp", "attn"]
+Component = Literal[
+    "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
+]
+Direction = Literal["denoise", "noise"]
+MetricName = Literal[
+    "mean_log_prob", "sum_log_prob", "first_token_prob", "logit_difference", "log_prob_difference", "negative_kl"
+]
+NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
+"""How noise rules are written (see `interp.corruption`)."""
+CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
+"""Metrics that compare with the answer to a counterfactual prompt."""
 RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
 
 
@@ -64,25 +75,65 @@ class TraceConfig(Section):
     """Tokens with these roles, or "all" from the first corrupted one on (several times the cost)."""
     window: int | None = Field(default=None, ge=1)
     """Blocks restored together for mlp and attn. Default: ROME's 10 of 48, scaled to the model's depth."""
-    span: CorruptedSpan = "subject+rule"
-    """Which tokens are corrupted. Subject alone (ROME) hardly moves a rule, which its rule words name too."""
-    noise_level: float = Field(default=3.0, gt=0)
-    """Noise in standard deviations of the token embeddings."""
+    corruption: Literal["noise", "counterfactual"] = "noise"
+    """Noise on embeddings, or the same wording about another rule (a twin of the rule, with as many tokens)."""
+    direction: Direction = "denoise"
+    """`denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run."""
+    span: CorruptedSpan | tuple[str, ...] = "subject+rule"
+    """Which tokens noise corrupts: subject, subject+rule, numbers, content, or a list of words of the prompt.
+    The subject alone (ROME) hardly moves a rule, which its rule words name too."""
+    noise: str = Field(default="e3", pattern=rf"^{NOISE_RULE}$")
+    """Noise rule: e3 (3 standard deviations of all embeddings), s3 (of the subjects'), 0.1, m, t5 or u2."""
+    noise_replaces: bool = False
+    """Noise takes the place of the embedding instead of being added."""
     samples: int = Field(default=4, ge=2)
-    """Noise samples. ROME uses 10; the cost is proportional."""
+    """Noise samples. ROME uses 10; the cost is proportional. A counterfactual prompt is one sample."""
     seed: int = 0
     answer: Literal["auto", "truth", "greedy"] = "auto"
     """What is scored: the rule's true answer, the model's own greedy answer, or the former where there is one."""
     answer_tokens: int = Field(default=8, ge=1)
     """Length of a greedy answer."""
-    metric: Literal["mean_log_prob", "sum_log_prob", "first_token_prob"] = "mean_log_prob"
-    batch_size: int = Field(default=32, ge=1)
-    """Rows run together; changes memory and speed only."""
+    metrics: tuple[MetricName, ...] = Field(default=("mean_log_prob",), min_length=1)
+    """Scores of one sweep; profiles read the first, if they are not told otherwise."""
+    method: Literal["exact", "attribution", "screen"] = "exact"
+    """`attribution`: the map from gradients; `screen`: gradients first, then exact where it matters."""
+    gradient_steps: int = Field(default=1, ge=1)
+    """Integrated-gradient steps of attribution and screen."""
+    screen_share: float = Field(default=0.3, gt=0, le=1)
+    """Screen: share of the sites that is run exactly."""
+    tolerance: float = Field(default=0.01, gt=0)
+    """Screen: standard error of a site at which no more noise samples are run, as a share of the total effect."""
+    memory: str | None = None
+    """Memory that a batch may take, such as 4GiB. Default: half of an accelerator's, or what is best on a CPU."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Rows run together, whatever the memory; changes memory and speed only."""
+    route: Literal["auto", "fast", "generic"] = "auto"
+    """How sites are run (see `interp.patching`); the numbers are the same."""
+
+    @field_validator("memory")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TraceConfig":
+        if len(set(self.metrics)) < len(self.metrics) or len(set(self.components)) < len(self.components):
+            raise ValueError("metrics and components may each be named once")
+        if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
+            raise ValueError(
+                f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set corruption: "
+                "counterfactual, or choose other metrics"
+            )
+        return self
 
 
 class ProfileConfig(Section):
     """Layer profiles: averages over rules with bootstrap intervals."""
 
+    metric: MetricName | None = None
+    """Which of the traced metrics; the first, if none is named."""
     lookup_roles: tuple[RuleRole, ...] = ("subject_last", "rule_word")
     """Roles averaged into the profile that the selection reads: where editors look a rule up."""
     bootstrap: int = Field(default=1000, ge=10)

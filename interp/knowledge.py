@@ -98,13 +98,13 @@ def assess(
     encoding = model.encode(rule.forms[form].prompt)
     te, se, source = math.nan, math.nan, "none"
     try:
-        _, _, answer, case = prepare(model, rule, form, config)
+        ready = prepare(model, rule, form, config)
     except ValueError:
         pass  # the row says so: no source, no numbers
     else:
-        result = sweep(model, case, [], METRICS[config.metric][0])
-        te = result.clean - result.corrupted.mean().item()
-        se, source = result.corrupted.std().item() / case.samples**0.5, answer.source
+        result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)
+        te = (result.clean - result.corrupted.mean()).item()
+        se, source = result.corrupted.std().item() / ready.case.samples**0.5, ready.answer.source
     truths = rule.forms[form].target_true
     aligned = [
         at

@@ -310,9 +310,11 @@ class LanguageModel:
         with torch.no_grad():
             self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), attention_mask=mask, stop_at_layer=last + 1)
 
-    def prefix_cache(self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = ()) -> DynamicCache:
-        """Keys and values of `ids`, for runs that continue them."""
-        cache = DynamicCache(config=self.config)
+    def prefix_cache(
+        self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = (), cache: DynamicCache | None = None
+    ) -> DynamicCache:
+        """Keys and values of `ids`, for runs that continue them; a given cache is continued, and changed."""
+        cache = DynamicCache(config=self.config) if cache is None else cache
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         with torch.no_grad():
             self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), logits_to_keep=1, **options)
@@ -341,6 +343,25 @@ class LanguageModel:
                 ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options
             )
         return [_until(row, self._ends) for row in out[:, width:].tolist()]
+
+    def row_bytes(self, tokens: int, context: int, kept: int) -> int:
+        """An estimate from above of the memory that one more row takes in a run without gradients.
+
+        Args:
+            tokens: Tokens of the row that are run.
+            context: Tokens that they attend to.
+            kept: Positions whose logits are computed.
+        """
+        text, size = self.config.get_text_config(), self.dtype.itemsize
+        d_mlp = self.down_projection(0).weight.numel() // self.d_model
+        heads = text.num_attention_heads
+        # Stream, its normalised copy, queries and outputs; keys and values of the whole context, repeated for each
+        # head; scores and their softmax (in float32); the MLP's inner states, where the block is at its widest.
+        attention = 6 * tokens * self.d_model + 4 * context * self.d_model
+        scores = heads * tokens * context * (size + 8)
+        inner = size * (3 * tokens * self.d_model + 3 * tokens * d_mlp)
+        logits = kept * text.vocab_size * (size + 12)
+        return max(size * attention + scores, inner, logits) + size * tokens * self.d_model
 
     # -- parts ---------------------------------------------------------------------------------------------
 
@@ -386,6 +407,11 @@ class LanguageModel:
         seen = self.capture(ids, [self.embedding_hook])[self.embedding_hook]
         scale = (seen.float().norm() / table[ids].float().norm()).item()
         return table.float().std().item() * scale
+
+    def embeddings(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
+        """Embeddings of some tokens as the first block's hook sees them, in float32 on the CPU."""
+        seen = self.capture(torch.tensor([list(ids)], device=self.device), [self.embedding_hook])
+        return seen[self.embedding_hook][0].float().cpu()
 
     # -- out -----------------------------------------------------------------------------------------------
 

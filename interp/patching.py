@@ -1,71 +1,134 @@
-"""The patching engine: restore clean states in a corrupted run and score the answer.
+"""The patching engine: put states of one run into another and score the answer.
 
-For a prompt whose embeddings are corrupted at some tokens, a *site* names states (a component of some
-blocks, at one position) that get their clean value back. The score of the answer at each site, against the
-corrupted and the clean run, says how much of the answer those states carry (denoising).
+A prompt has a *clean* run and a *corrupted* one, whose embeddings are damaged by noise or which asks about something
+else (a counterfactual prompt of as many tokens). A *site* names states: a component's output in some blocks, at one
+position. Two directions:
+
+- `denoise` (the default): the corrupted run gets the clean states of a site. What returns of the answer is what those
+  states suffice for.
+- `noise`: the clean run gets the corrupted states of a site. What is lost is what they were necessary for.
+
+The run that is changed is called *base* here, the one whose states it gets *source*.
 
 Cost. Three routes give the same numbers:
 
-- `sweep_reference` is the definition: one full forward pass per site and noise sample, no sharing.
-- `sweep_generic` puts sites and samples along the batch axis; hooks only, so it serves any TransformerLens model.
-- `sweep` shares what sites have in common. Before the restored position, states are those of the corrupted run in
-  every block, so their keys and values are computed once per position and only the tokens from the restored one on
-  are run. Before the first restored block, states are those of the corrupted run too, so a site joins the batch only
-  at that block: the batch grows from block to block. Logits are computed only where the answer is predicted. It is
-  taken where the model's self-check shows that it holds.
+- `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing shared.
+- The generic route puts sites and samples along the batch axis; hooks only, so it serves any TransformerLens model.
+- The fast route shares what sites have in common. Positions before the site's are those of the base run in every
+  block: their keys and values are computed once, and only the tokens from the site's position on are run. Blocks
+  before the first that a site changes are those of the base run, too: a site joins the batch behind them, so the
+  batch grows from block to block. Logits are computed only where the answer is predicted. `sweep` takes it where the
+  model's self-check shows that it holds.
 
-Source: Meng et al. 2022 (ROME), causal tracing; Zhang & Nanda 2024 for the vocabulary.
+With T tokens and L blocks a map of T·L sites takes T passes over growing batches in place of T·L whole passes: half
+of the blocks and half of the tokens on average, hence a quarter of the block arithmetic.
+
+Source: Meng et al. 2022 (ROME §2.1), causal tracing; Zhang & Nanda 2024 for the vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.metrics import Metric
+from interp.budget import chunked, default_budget
+from interp.metrics import Metric, Target
 from interp.model import LanguageModel, NamedHook
+
+Direction = Literal["denoise", "noise"]
+Route = Literal["auto", "fast", "generic"]
 
 
 @dataclass(frozen=True)
 class Site:
-    """States to restore: one component's output in some blocks, at one token."""
+    """States to exchange: one component's output in some blocks, at one token."""
 
     component: str
+    """`resid`, `mlp` or `attn`: the stream after the block, or what MLP or attention add to it."""
     position: int
     layers: range
+    frozen: str | None = None
+    """`mlp` or `attn`: the outputs of that component at this token stay those of the base run in all later blocks,
+    so that the exchanged state cannot act through them (ROME, Fig. 3: severed MLP or attention)."""
 
 
 @dataclass(frozen=True)
 class CorruptedPrompt:
-    """A prompt with its answer and the noise on its embeddings."""
+    """A prompt with its answer, and how its corrupted run differs from the clean one.
+
+    Either `noise` on the embeddings of some tokens, or a `counterfactual` prompt.
+
+    Raises:
+        ValueError: Neither or both are given, or lengths or positions do not fit.
+    """
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     positions: tuple[int, ...]
-    """Corrupted tokens, ascending."""
-    noise: Float[Tensor, "sample corrupted d_model"]
+    """Corrupted tokens, ascending; those that differ, for a counterfactual prompt."""
+    noise: Float[Tensor, "sample corrupted d_model"] | None = None
+    replace: bool = False
+    """The noise takes the place of the embeddings instead of being added."""
+    counterfactual: tuple[int, ...] | None = None
+    """Tokens of the counterfactual prompt, as many as the prompt has."""
+    alternative: tuple[int, ...] | None = None
+    """The answer to the counterfactual prompt, for metrics that compare the two."""
+
+    def __post_init__(self) -> None:
+        n = len(self.prompt)
+        if not self.answer:
+            raise ValueError("the answer has no token; there is nothing to score")
+        if (self.noise is None) == (self.counterfactual is None):
+            raise ValueError("give noise or a counterfactual prompt: exactly one of them corrupts")
+        if list(self.positions) != sorted({p for p in self.positions if 0 <= p < n}):
+            raise ValueError(f"positions {self.positions} are not ascending positions of a prompt of {n} tokens")
+        if self.noise is not None and self.noise.shape[1] != len(self.positions):
+            raise ValueError(
+                f"noise has shape {tuple(self.noise.shape)}, expected (sample, {len(self.positions)}, d_model): "
+                "one vector per corrupted token"
+            )
+        if self.counterfactual is not None:
+            if len(self.counterfactual) != n:
+                raise ValueError(
+                    f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt {n}; states of the "
+                    "two can only be exchanged where tokens stand at equal positions: choose another"
+                )
+            differing = [i for i in range(n) if self.prompt[i] != self.counterfactual[i]]
+            if list(self.positions) != differing:
+                raise ValueError(f"positions {self.positions} are not where the prompts differ, which is {differing}")
+
+    @property
+    def continuation(self) -> tuple[int, ...]:
+        """The answer without its last token, which predicts nothing."""
+        return self.answer[:-1]
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Prompt and answer without the answer's last token: it predicts nothing."""
-        return (*self.prompt, *self.answer[:-1])
+        """Clean prompt and continuation."""
+        return (*self.prompt, *self.continuation)
 
     @property
     def samples(self) -> int:
-        """Number of noise samples."""
-        return len(self.noise)
+        """Number of corrupted runs."""
+        return 1 if self.noise is None else len(self.noise)
+
+    def take(self, samples: Sequence[int]) -> "CorruptedPrompt":
+        """The same case with some of the noise samples."""
+        return self if self.noise is None else replace(self, noise=self.noise[list(samples)])
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Scores of one prompt, in the metric's unit."""
+    """Scores of one prompt, in the metric's unit. A metric of several scores adds a last axis to each."""
 
-    clean: float
-    corrupted: Float[Tensor, " sample"]
-    restored: Float[Tensor, "site sample"]
+    clean: Float[Tensor, "*metric"]
+    corrupted: Float[Tensor, "sample *metric"]
+    restored: Float[Tensor, "site sample *metric"]
+    """Of the base run with the site's states of the source run."""
 
 
 def sweep(
@@ -74,214 +137,322 @@ def sweep(
     sites: Sequence[Site],
     metric: Metric,
     *,
-    batch_size: int = 32,
+    direction: Direction = "denoise",
+    route: Route = "auto",
+    memory: int | None = None,
+    batch_size: int | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> SweepResult:
-    """Score the clean run, the corrupted runs, and the corrupted runs restored at each site.
+    """Score the clean run, the corrupted runs, and the base run patched at each site.
 
     Args:
         model: The model.
-        case: The prompt, its answer and its noise.
-        sites: What to restore, each alone.
-        metric: Logits and answer ids → score per row.
-        batch_size: Rows (site × sample) run together; changes the cost, not the result.
+        case: The prompt, its answer and its corruption.
+        sites: What to exchange, each alone.
+        metric: Logits and target → score per row.
+        direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run.
+        route: `fast`, `generic`, or the fast one where the model's self-check allows it.
+        memory: Bytes that one batch may take (estimated). Default: see `interp.budget`. If memory runs out all the
+            same, batches are halved. Changes the cost, not the result.
+        batch_size: Rows (site × sample) run together, whatever the memory.
         advance: Called with the number of sites done.
 
     Raises:
-        ValueError: A site is outside the prompt.
+        ValueError: A site is outside the prompt, or the fast route is asked for where it does not hold.
+        MemoryError: Not even one site fits in memory.
     """
-    if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
-        raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
-    if not (model.has_entry and model.has_prefix_cache):
-        return sweep_generic(model, case, sites, metric, batch_size=batch_size, advance=advance)
-    score = _scorer(model, case, metric)
-    with torch.inference_mode():
-        clean_values = _clean_values(model, case, sites)
-        clean = score(1, 0, [])
-        streams: dict[int, Tensor] = {}
-        noise = _noise_hook(model, case, 0, case.samples)
-        keep = [_keep(streams, layer, f"blocks.{layer}.hook_resid_pre") for layer in range(model.n_layers)]
-        corrupted = score(case.samples, 0, [noise, *(keep if sites else [])])
-        restored = torch.empty(len(sites), case.samples)
-        blocks = [_first_block(site, model.n_layers) for site in sites]
-        for position in sorted({s.position for s in sites}):
-            here = sorted((i for i, s in enumerate(sites) if s.position == position), key=lambda i: blocks[i])
-            prefix = _corrupted_prefix(model, case, position)
-            for some in _chunks(here, max(1, batch_size // case.samples)):
-                chosen = [sites[i] for i in some]
-                joins = _joins(model, chosen, [blocks[i] for i in some], streams, clean_values)
-                hooks = _restore_hooks(model, chosen, case.samples, clean_values, position, [blocks[i] for i in some])
-                scores = score(1, position, hooks, prefix, joins)
-                restored[some] = scores.view(len(some), -1).cpu()
-                advance(len(some))
-    return SweepResult(clean.item(), corrupted.cpu(), restored)
+    patcher = Patcher(
+        model, case, sites, metric, direction=direction, route=route, memory=memory, batch_size=batch_size
+    )
+    restored = patcher.run(range(len(sites)), range(case.samples), advance)
+    return SweepResult(patcher.clean.cpu(), patcher.corrupted.cpu(), restored)
 
 
-def sweep_generic(
+def sweep_reference(
     model: LanguageModel,
     case: CorruptedPrompt,
     sites: Sequence[Site],
     metric: Metric,
     *,
-    batch_size: int = 32,
-    advance: Callable[[int], object] = lambda n: None,
+    direction: Direction = "denoise",
 ) -> SweepResult:
-    """`sweep` for any model: whole sequences through all blocks, sites and samples along the batch axis."""
-    score = _scorer(model, case, metric)
-    with torch.inference_mode():
-        clean_values = _clean_values(model, case, sites)
-        clean = score(1, 0, [])
-        corrupted = score(case.samples, 0, [_noise_hook(model, case, 0, case.samples)])
-        restored = torch.empty(len(sites), case.samples)
-        for position in sorted({s.position for s in sites}):
-            here = [i for i, s in enumerate(sites) if s.position == position]
-            for some in _chunks(here, max(1, batch_size // case.samples)):
-                rows = len(some) * case.samples
-                hooks = _restore_hooks(model, [sites[i] for i in some], case.samples, clean_values, 0)
-                scores = score(rows, 0, [_noise_hook(model, case, 0, rows), *hooks])
-                restored[some] = scores.view(len(some), -1).cpu()
-                advance(len(some))
-    return SweepResult(clean.item(), corrupted.cpu(), restored)
+    """The same numbers the slow and obvious way: whole forward passes, one per site and noise sample."""
+    components = ("resid", "mlp", "attn")
+    names = [model.hook(component, layer) for component in components for layer in range(model.n_layers)]
+
+    def run(corrupted: bool, sample: int, changes: Sequence[tuple[str, int, Tensor]] = ()) -> tuple[Tensor, dict]:
+        """Logits and states of one run in which the state at (hook, position) is set to a value."""
+        ids = case.counterfactual if corrupted and case.counterfactual else case.prompt
+        states: dict[str, Tensor] = {}
+
+        def embed(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            if corrupted and case.noise is not None:
+                noise = case.noise[sample].to(value)
+                at = list(case.positions)
+                value[0, at] = noise if case.replace else value[0, at] + noise
+            return value
+
+        def change(value: Tensor, hook: Any, name: str) -> Tensor:
+            value = value.clone()
+            for where, position, new in changes:
+                if where == name:
+                    value[0, position] = new
+            states[name] = value[0]
+            return value
+
+        hooks: list[NamedHook] = [(model.embedding_hook, embed)]
+        hooks += [(name, lambda value, hook, name=name: change(value, hook, name)) for name in names]
+        tokens = torch.tensor([[*ids, *case.continuation]], device=model.device)
+        logits = model.logits(tokens, hooks=hooks)[:, len(case.prompt) - 1 :]
+        return metric(logits, target(case, model.device, clean_log_probs))[0].cpu(), states
+
+    def patched(site: Site, sample: int) -> Tensor:
+        to, at = direction == "denoise", site.position
+        base, source = run(to, sample)[1], run(not to, sample)[1]
+        taken = [model.hook(site.component, layer) for layer in site.layers]
+        later = range(site.layers.stop, model.n_layers) if site.frozen else ()
+        kept = [model.hook(str(site.frozen), layer) for layer in later]
+        changes = [(name, at, source[name][at]) for name in taken] + [(name, at, base[name][at]) for name in kept]
+        return run(to, sample, changes)[0]
+
+    with torch.no_grad():
+        clean_ids = torch.tensor([case.ids], device=model.device)
+        clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
+        clean = run(False, 0)[0]
+        corrupted = torch.stack([run(True, sample)[0] for sample in range(case.samples)])
+        restored = [torch.stack([patched(site, sample) for sample in range(case.samples)]) for site in sites]
+    return SweepResult(clean, corrupted, torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape))
 
 
-def sweep_reference(model: LanguageModel, case: CorruptedPrompt, sites: Sequence[Site], metric: Metric) -> SweepResult:
-    """The same numbers the slow and obvious way: one whole forward pass per site and noise sample."""
-    ids = torch.tensor([case.ids], device=model.device)
-    answer = torch.tensor(case.answer, device=model.device)
-    names = {model.hook(s.component, layer) for s in sites for layer in s.layers}
-    clean_values = model.capture(ids, sorted(names))
+def target(case: CorruptedPrompt, device: torch.device, clean_log_probs: Tensor | None = None) -> Target:
+    """What the runs of a case are scored against."""
+    alternative = None if case.alternative is None else torch.tensor(case.alternative, device=device)
+    return Target(torch.tensor(case.answer, device=device), alternative, clean_log_probs)
 
-    def run(sample: int | None, site: Site | None) -> float:
+
+@dataclass
+class Side:
+    """One of the two runs of a case: its tokens, what is done to their embeddings, and its states."""
+
+    ids: tuple[int, ...]
+    """Prompt and continuation."""
+    rows: int
+    """How many runs there are: one per noise sample, or one."""
+    positions: tuple[int, ...] = ()
+    noise: Float[Tensor, "sample corrupted d_model"] | None = None
+    replace: bool = False
+    states: dict[str, Float[Tensor, "row pos d"]] = field(default_factory=dict)
+
+    @classmethod
+    def clean(cls, case: CorruptedPrompt) -> "Side":
+        """The clean run."""
+        return cls(case.ids, 1)
+
+    @classmethod
+    def corrupted(cls, case: CorruptedPrompt) -> "Side":
+        """The corrupted runs."""
+        ids = (*(case.counterfactual or case.prompt), *case.continuation)
+        return cls(ids, case.samples, case.positions, case.noise, case.replace)
+
+    def tokens(self, model: LanguageModel, rows: int, start: int = 0, end: int | None = None) -> Tensor:
+        """Token ids from `start` to `end`, in some rows."""
+        return torch.tensor(self.ids[start:end], device=model.device).expand(rows, -1)
+
+    def embedding_hooks(
+        self, model: LanguageModel, rows: Sequence[int], start: int = 0, end: int | None = None
+    ) -> list[NamedHook]:
+        """What corrupts the embeddings of tokens `start`…`end`; `rows` names the noise sample of each row."""
+        if self.noise is None:
+            return []
+        inside = [i for i, p in enumerate(self.positions) if p >= start and (end is None or p < end)]
+        columns = [self.positions[i] - start for i in inside]
+        noise = self.noise[list(rows)][:, inside]
+
         def corrupt(value: Tensor, hook: Any) -> Tensor:
             value = value.clone()
-            value[0, list(case.positions)] += case.noise[sample].to(value)
+            value[:, columns] = noise.to(value) if self.replace else value[:, columns] + noise.to(value)
             return value
 
-        def restore(value: Tensor, hook: Any, name: str, position: int) -> Tensor:
-            value = value.clone()
-            value[0, position] = clean_values[name][0, position]
-            return value
+        return [(model.embedding_hook, corrupt)]
 
-        hooks: list[NamedHook] = [] if sample is None else [(model.embedding_hook, corrupt)]
-        if site is not None:
-            for name in (model.hook(site.component, layer) for layer in site.layers):
-                hooks.append((name, lambda v, hook, name=name, at=site.position: restore(v, hook, name, at)))
-        with torch.no_grad():
-            logits = model.logits(ids, hooks=hooks)
-        return metric(logits[:, len(case.prompt) - 1 :], answer).item()
+    def watch_hooks(self, names: Sequence[str]) -> list[NamedHook]:
+        """Keep the states at these hooks."""
 
-    samples = range(case.samples)
-    return SweepResult(
-        run(None, None),
-        torch.tensor([run(s, None) for s in samples]),
-        torch.tensor([[run(s, site) for s in samples] for site in sites]),
-    )
+        def keep(value: Tensor, hook: Any, name: str) -> None:
+            self.states[name] = value
 
+        return [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
 
-def _scorer(model: LanguageModel, case: CorruptedPrompt, metric: Metric) -> Callable[..., Tensor]:
-    """A function that runs `rows` copies of the tokens from `start` on and scores the answer in each."""
-    answer = torch.tensor(case.answer, device=model.device)
+    def take(self, name: str, samples: Sequence[int]) -> Float[Tensor, "sample pos d"]:
+        """States at a hook, one row per noise sample."""
+        states = self.states[name]
+        if len(samples) == len(states):
+            return states if list(samples) == list(range(len(states))) else states[list(samples)]
+        return states.expand(len(samples), -1, -1) if len(states) == 1 else states[list(samples)]
 
-    def score(rows: int, start: int, hooks: Sequence[NamedHook], prefix: Any = None, joins: Any = ()) -> Tensor:
-        ids = torch.tensor(case.ids[start:], device=model.device).expand(rows, -1)
-        return metric(model.logits(ids, keep=len(case.answer), hooks=hooks, prefix=prefix, joins=joins), answer)
-
-    return score
+    def extend_cache(self, model: LanguageModel, samples: Sequence[int], cache: Any, start: int, end: int) -> Any:
+        """Keys and values of the tokens before `end`, given those before `start`; one row if all samples share it."""
+        rows = samples if self.rows > 1 else [0]
+        hooks = self.embedding_hooks(model, rows, start, end)
+        return model.prefix_cache(self.tokens(model, len(rows), start, end), hooks, cache)
 
 
-def _keep(values: dict[int, Tensor], layer: int, name: str) -> NamedHook:
-    def keep(value: Tensor, hook: Any) -> None:
-        values[layer] = value
+class Patcher:
+    """The clean and corrupted runs of a case, done and scored once, and patched runs of any of its sites.
 
-    return name, keep
-
-
-def _first_block(site: Site, n_layers: int) -> int:
-    """The first block that a restored run does not share with the corrupted one."""
-    after = site.component == "resid" and site.layers.start + 1 < n_layers
-    return site.layers.start + after
-
-
-def _joins(
-    model: LanguageModel,
-    sites: Sequence[Site],
-    blocks: Sequence[int],
-    streams: dict[int, Tensor],
-    clean: dict[str, Tensor],
-) -> list[tuple[int, Tensor]]:
-    """The states with which sites, ordered by their first block, join the batch there.
-
-    Those of the corrupted run; a site that restores the stream before that block has its clean state already.
+    Attributes:
+        clean: Score of the clean run, shape (*metric).
+        corrupted: Scores of the corrupted runs, shape (sample, *metric).
+        direction: Which of the two is patched.
     """
-    found: dict[int, list[Tensor]] = {}
-    for site, block in zip(sites, blocks, strict=True):
-        state = streams[block][:, site.position :]
-        if block > site.layers.start:
-            state = state.clone()
-            state[:, 0] = clean[model.hook(site.component, site.layers.start)][site.position]
-        found.setdefault(block, []).append(state)
-    return [(block, torch.cat(states)) for block, states in found.items()]
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        case: CorruptedPrompt,
+        sites: Sequence[Site],
+        metric: Metric,
+        *,
+        direction: Direction = "denoise",
+        route: Route = "auto",
+        memory: int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        """Do the two runs, keeping the states that the sites need. Arguments and errors: see `sweep`."""
+        if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
+            raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+        holds = model.has_entry and model.has_prefix_cache
+        if route == "fast" and not holds:
+            raise ValueError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
+        self._model, self._case, self._sites, self._metric = model, case, sites, metric
+        self.direction = direction
+        self._fast = holds and route != "generic"
+        self._memory, self._batch_size = memory or default_budget(model.device), batch_size
+        clean, corrupted = Side.clean(case), Side.corrupted(case)
+        self._base, self._source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        taken = {model.hook(s.component, layer) for s in sites for layer in s.layers}
+        kept = {model.hook(s.frozen, n) for s in sites if s.frozen for n in range(s.layers.stop, model.n_layers)}
+        if self._fast and sites:
+            kept |= {_stream(layer) for layer in range(model.n_layers)}
+            kept |= {model.hook(s.component, s.layers.start) for s in sites if s.component == "mlp"}
+        with torch.inference_mode():
+            first = self._logits(clean, kept if clean is self._base else taken)
+            self._target = target(case, model.device, first[0].float().log_softmax(-1))
+            self.clean = metric(first, self._target)[0]
+            second = self._logits(corrupted, kept if corrupted is self._base else taken)
+            self.corrupted = metric(second, self._target)
+
+    def _logits(self, side: Side, names: Iterable[str]) -> Tensor:
+        hooks = [*side.embedding_hooks(self._model, range(side.rows)), *side.watch_hooks(sorted(names))]
+        return self._model.logits(side.tokens(self._model, side.rows), keep=len(self._case.answer), hooks=hooks)
+
+    def run(
+        self, indices: Sequence[int], samples: Sequence[int], advance: Callable[[int], object] = lambda n: None
+    ) -> Float[Tensor, "site sample *metric"]:
+        """Scores of the base run patched at some of the sites, in some of the noise samples."""
+        model, case = self._model, self._case
+        scores = torch.empty(len(indices), len(samples), *self.clean.shape)
+        order = sorted(
+            range(len(indices)),
+            key=lambda i: (self._sites[indices[i]].position, _first_block(model, self._sites[indices[i]])),
+        )
+        cache: Any = None
+        done = 0
+        with torch.inference_mode():
+            for position, group in groupby(order, key=lambda i: self._sites[indices[i]].position):
+                start = position if self._fast else 0
+                if start > done:
+                    cache, done = self._base.extend_cache(model, samples, cache, done, start), start
+                row = model.row_bytes(len(case.ids) - start, len(case.ids), len(case.answer))
+
+                def work(some: list[int], start: int = start, cache: Any = cache) -> None:
+                    chosen = [self._sites[indices[i]] for i in some]
+                    got = self._patched(chosen, samples, start, cache)
+                    scores[some] = got.unflatten(0, (len(some), len(samples))).cpu()
+                    advance(len(some))
+
+                rows = self._batch_size or self._memory // row
+                chunked(list(group), max(1, rows // len(samples)), work)
+        return scores
+
+    def _patched(self, sites: Sequence[Site], samples: Sequence[int], start: int, cache: Any) -> Tensor:
+        """Scores of patched runs, rows running through the samples fastest.
+
+        On the fast route the sites are at the position `start`, ordered by their first block, and `cache` holds what
+        is before; on the generic one whole sequences go through all blocks.
+        """
+        model, answer = self._model, len(self._case.answer)
+        if self._fast:
+            blocks = [_first_block(model, site) for site in sites]
+            hooks = self._exchanges(sites, samples, start, blocks)
+            joins = self._joins(sites, samples, blocks)
+            ids = self._base.tokens(model, 1, start)
+            return self._metric(model.logits(ids, keep=answer, hooks=hooks, prefix=cache, joins=joins), self._target)
+        rows = [*samples] * len(sites)
+        hooks = [
+            *self._base.embedding_hooks(model, rows),
+            *self._exchanges(sites, samples, start, [0] * len(sites)),
+        ]
+        ids = self._base.tokens(model, len(rows))
+        return self._metric(model.logits(ids, keep=answer, hooks=hooks), self._target)
+
+    def _joins(
+        self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]
+    ) -> list[tuple[int, Tensor]]:
+        """The streams with which sites, ordered by their first block, join the batch there.
+
+        Those of the base run; what a site exchanges before that block is exchanged already.
+        """
+        found: dict[int, list[Tensor]] = {}
+        for site, block in zip(sites, blocks, strict=True):
+            stream = self._base.take(_stream(block), samples)[:, site.position :]
+            if block > site.layers.start:
+                name = self._model.hook(site.component, site.layers.start)
+                new = self._source.take(name, samples)[:, site.position]
+                if site.component == "mlp":
+                    new = stream[:, 0] - self._base.take(name, samples)[:, site.position] + new
+                stream = torch.cat([new.unsqueeze(1), stream[:, 1:]], dim=1)
+            found.setdefault(block, []).append(stream)
+        return [(block, torch.cat(streams)) for block, streams in found.items()]
+
+    def _exchanges(
+        self, sites: Sequence[Site], samples: Sequence[int], start: int, blocks: Sequence[int]
+    ) -> list[NamedHook]:
+        """Hooks that set the states of each site from its block on; columns count from `start`."""
+        changes: dict[str, list[tuple[int, int, Tensor]]] = {}
+        for i, (site, block) in enumerate(zip(sites, blocks, strict=True)):
+            later = range(site.layers.stop, self._model.n_layers) if site.frozen else ()
+            of = [(self._source, site.component, layer) for layer in site.layers if layer >= block]
+            of += [(self._base, str(site.frozen), layer) for layer in later]
+            for side, component, layer in of:
+                name = self._model.hook(component, layer)
+                new = side.take(name, samples)[:, site.position]
+                changes.setdefault(name, []).append((i, site.position - start, new))
+        return [self._exchange(name, some, len(samples)) for name, some in changes.items()]
+
+    def _exchange(self, name: str, changes: Sequence[tuple[int, int, Tensor]], n_samples: int) -> NamedHook:
+        """Set states of site i in its rows, i·samples … (i+1)·samples, at a column each."""
+        rows = [i * n_samples + k for i, _, _ in changes for k in range(n_samples)]
+        columns = [column for _, column, _ in changes for _ in range(n_samples)]
+        where = (torch.tensor(rows, device=self._model.device), torch.tensor(columns, device=self._model.device))
+        new = torch.cat([value for _, _, value in changes])
+
+        def exchange(value: Tensor, hook: Any) -> Tensor:
+            # In place: the value is a fresh output of its block, and nothing else has seen it.
+            return value.index_put_(where, new.to(value))
+
+        return name, exchange
 
 
-def _clean_values(
-    model: LanguageModel, case: CorruptedPrompt, sites: Sequence[Site]
-) -> dict[str, Float[Tensor, "pos d"]]:
-    names = sorted({model.hook(s.component, layer) for s in sites for layer in s.layers})
-    ids = torch.tensor([case.ids], device=model.device)
-    return {name: value[0] for name, value in model.capture(ids, names).items()}
+def _first_block(model: LanguageModel, site: Site) -> int:
+    """The first block that a patched run must go through.
 
-
-def _noise_hook(
-    model: LanguageModel, case: CorruptedPrompt, start: int, rows: int, end: int | None = None
-) -> NamedHook:
-    """Adds the noise to the embeddings of tokens start…end; rows run through the samples fastest."""
-    inside = [i for i, p in enumerate(case.positions) if p >= start and (end is None or p < end)]
-    columns = [case.positions[i] - start for i in inside]
-    noise = case.noise[:, inside].repeat(rows // case.samples, 1, 1)
-
-    def add(value: Tensor, hook: Any) -> Tensor:
-        value = value.clone()
-        value[:, columns] += noise.to(value)
-        return value
-
-    return model.embedding_hook, add
-
-
-def _restore_hooks(
-    model: LanguageModel,
-    sites: Sequence[Site],
-    samples: int,
-    clean: dict[str, Tensor],
-    start: int,
-    blocks: Sequence[int] | None = None,
-) -> list[NamedHook]:
-    """One hook per (component, block) that any site restores; site i has rows i·samples … (i+1)·samples.
-
-    With `blocks`, what lies before a site's block is restored already.
+    What the stream or an MLP gets exchanged in a block can be set in the stream behind that block, unless it is the
+    last one.
     """
-    rows_of: dict[str, list[int]] = {}
-    for i, site in enumerate(sites):
-        for layer in site.layers:
-            if blocks is None or layer >= blocks[i]:
-                rows_of.setdefault(model.hook(site.component, layer), []).extend(range(i * samples, (i + 1) * samples))
-    position = sites[0].position
-
-    def restore(value: Tensor, hook: Any, name: str) -> Tensor:
-        value = value.clone()
-        value[rows_of[name], position - start] = clean[name][position]
-        return value
-
-    return [(name, lambda value, hook, name=name: restore(value, hook, name)) for name in rows_of]
+    return site.layers.start + (site.component in ("resid", "mlp") and site.layers.start + 1 < model.n_layers)
 
 
-def _corrupted_prefix(model: LanguageModel, case: CorruptedPrompt, start: int) -> Any:
-    """Keys and values of the tokens before `start` in the corrupted runs, one row per sample."""
-    if start == 0:
-        return None
-    ids = torch.tensor(case.ids[:start], device=model.device).expand(case.samples, -1)
-    return model.prefix_cache(ids, [_noise_hook(model, case, 0, case.samples, end=start)])
-
-
-def _chunks(items: Sequence[int], size: int) -> Iterator[list[int]]:
-    for at in range(0, len(items), size):
-        yield list(items[at : at + size])
+def _stream(block: int) -> str:
+    return f"blocks.{block}.hook_resid_pre"

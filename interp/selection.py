@@ -172,7 +172,7 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
         "unit",
         "metric",
         "span",
-        "noise_level",
+        "noise",
         "samples",
         "window",
         "lookup_roles",

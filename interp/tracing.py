@@ -9,21 +9,23 @@ Source: ROME §2.1 (causal tracing); the corrupted span and whole-answer score f
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from interp import effects
-from interp.config import TraceConfig
-from interp.corruption import corrupted_positions, gaussian_noise
-from interp.metrics import METRICS
+from interp import corpus, corruption, effects, screening
+from interp.config import Component, TraceConfig
+from interp.corruption import NoiseRule
+from interp.metrics import METRICS, first_difference
 from interp.model import Encoding, LanguageModel
-from interp.patching import CorruptedPrompt, Site, sweep
+from interp.patching import CorruptedPrompt, Site
 from interp.provenance import fingerprint, versions
 from interp.rules import Rule, RuleForm
+from interp.sizes import parse_size
 from interp.tokens import token_roles
 from interp.windows import default_window, window
 
@@ -54,13 +56,26 @@ class StaleTraceError(ValueError):
     """A trace in the run folder was made with other settings."""
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """One form of a rule, ready to be traced."""
+
+    encoding: Encoding
+    roles: list[str]
+    answer: Answer
+    case: CorruptedPrompt
+    counterfactual: str = ""
+    """The counterfactual prompt, if one corrupts."""
+
+
 def trace_prompt(
     model: LanguageModel,
     rule: Rule,
     form: RuleForm,
     config: TraceConfig,
     *,
-    advance: Callable[[int], object] = lambda n: None,
+    noise: NoiseRule | None = None,
+    advance: Callable[[float], object] = lambda share: None,
 ) -> xr.Dataset:
     """The effect map of one form of a rule.
 
@@ -68,89 +83,160 @@ def trace_prompt(
         model: The model.
         rule: The rule.
         form: Which of its forms.
-        config: Corruption, sites, samples and metric.
-        advance: Called with the number of sites done.
+        config: Corruption, sites, samples and metrics.
+        noise: The run's noise rule. Default: that of this rule alone (see `noise_of`).
+        advance: Called with the share of the work done since the last call; the shares sum to 1.
 
     Returns:
         An effect map (see `interp.effects`). Positions before the first corrupted token are exactly zero
         effect (nothing there differs); positions that `config.positions` leaves out are NaN.
 
     Raises:
-        ValueError: The prompt has no token to corrupt, or no answer to score.
+        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt.
     """
-    encoding, roles, answer, case = prepare(model, rule, form, config)
-    corrupted, std = case.positions, model.embedding_std()
+    noise = noise or noise_of(model, config, [rule])
+    ready = prepare(model, rule, form, config, noise)
+    encoding, roles, answer, case = ready.encoding, ready.roles, ready.answer, ready.case
     width = config.window or default_window(model.n_layers)
-    positions = _traced_positions(roles, corrupted[0], config)
+    positions = _traced_positions(roles, case.positions[0], config)
     sites = [
-        Site(component, position, _restored(component, layer, width, model.n_layers))
+        site(component, layer, position, width, model.n_layers)
         for component in config.components
         for layer in range(model.n_layers)
         for position in positions
     ]
-    metric, unit = METRICS[config.metric]
-    result = sweep(model, case, sites, metric, batch_size=config.batch_size, advance=advance)
-
-    shape = (len(config.components), model.n_layers, len(positions), config.samples)
-    score = np.full((*shape[:2], len(roles), config.samples), np.nan, np.float32)
-    score[:, :, : corrupted[0]] = result.corrupted.numpy()
-    score[:, :, positions] = result.restored.numpy().reshape(shape)
+    result = screening.score_sites(
+        model,
+        case,
+        sites,
+        config.metrics,
+        method=config.method,
+        direction=config.direction,
+        route=config.route,
+        steps=config.gradient_steps,
+        share=config.screen_share,
+        tolerance=config.tolerance,
+        seed=config.seed,
+        memory=None if config.memory is None else parse_size(config.memory),
+        batch_size=config.batch_size,
+        advance=advance,
+    )
+    # The scores of a site come last there, metrics first in a map: (metric, component, layer, pos, sample).
+    grid = (len(config.components), model.n_layers, len(positions), case.samples)
+    corrupted = result.corrupted.numpy().T
+    base = corrupted if config.direction == "denoise" else np.broadcast_to(result.clean.numpy()[:, None], corrupted.shape)
+    score = np.full((len(config.metrics), *grid[:2], len(roles), case.samples), np.nan, np.float32)
+    score[..., : case.positions[0], :] = base[:, None, None, None]
+    score[..., positions, :] = np.moveaxis(result.restored.numpy(), -1, 0).reshape(-1, *grid)
+    exact = None
+    if result.exact is not None:
+        exact = np.zeros(score.shape[1:], bool)
+        exact[..., positions, :] = result.exact.numpy().reshape(grid)
+    units = {name: METRICS[name].unit for name in config.metrics}
+    several = len(units) > 1
+    how: dict[str, Any] = {} if several else {"metric": config.metrics[0], "unit": units[config.metrics[0]]}
+    if config.corruption == "counterfactual":
+        how |= {"counterfactual": ready.counterfactual}
+    else:
+        how |= {
+            "span": config.span if isinstance(config.span, str) else " ".join(config.span),
+            "noise": noise.text,
+            "noise_std": noise.std,
+            "noise_replaces": int(config.noise_replaces),
+        }
     return effects.effect_map(
-        score,
-        result.clean,
-        result.corrupted.numpy(),
+        score if several else score[0],
+        result.clean.numpy() if several else result.clean.item(),
+        corrupted if several else corrupted[0],
         components=config.components,
         tokens=model.token_texts(encoding),
         roles=roles,
-        is_corrupted=[i in corrupted for i in range(len(roles))],
+        is_corrupted=[i in case.positions for i in range(len(roles))],
         prompt=encoding.text,
         answer=answer.text,
+        metrics=units if several else None,
+        exact=exact,
         attrs={
             "rule_name": rule.name,
             "subject": rule.forms[form].subject,
             "answer_source": answer.source,
-            "metric": config.metric,
-            "unit": unit,
-            "span": config.span,
-            "noise_level": config.noise_level,
-            "embedding_std": std,
-            "samples": config.samples,
+            "corruption": config.corruption,
+            "direction": config.direction,
+            **how,
+            "embedding_std": model.embedding_std(),
+            "samples": case.samples,
             "seed": config.seed,
             "window": width,
             "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
-            "engine": "suffixes in growing batches"
-            if model.has_entry and model.has_prefix_cache
-            else "whole sequences",
+            "method": config.method,
+            "engine": engine(model, config),
+            **result.about,
             "model": model.name,
             "weight_hash": model.weight_hash,
             "dtype": str(model.dtype).removeprefix("torch."),
-            "fingerprint": trace_fingerprint(model, rule, form, config),
+            "fingerprint": trace_fingerprint(model, rule, form, config, noise),
             **versions(),
         },
     )
 
 
+def engine(model: LanguageModel, config: TraceConfig) -> str:
+    """Which route runs the sites, and why."""
+    if config.route == "generic":
+        return "generic (as asked for)"
+    if model.has_entry and model.has_prefix_cache:
+        return "fast (self-check passed)"
+    return "generic (the self-check does not allow the fast route)"
+
+
+def site(component: Component, layer: int, position: int, width: int, n_layers: int) -> Site:
+    """The states that a component of an effect map names at a layer and position.
+
+    The stream after a block holds everything before it, so one state is enough; one MLP or attention output is
+    often too little to see, so `mlp` and `attn` are windows of blocks.
+    """
+    base, _, kind = component.partition("_")
+    if base == "resid":
+        return Site("resid", position, range(layer, layer + 1), kind.removesuffix("_frozen") or None)
+    return Site(base, position, range(layer, layer + 1) if kind else window(layer, width, n_layers))
+
+
+def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -> NoiseRule:
+    """The noise rule of a run; its scale may depend on the subjects of all its rules.
+
+    Raises:
+        ValueError: It needs subjects or text that are not there.
+    """
+    subjects = [prompt.subject for rule in rules for prompt in rule.forms.values()]
+    return corruption.noise_rule(config.noise, model, subjects, lambda: corpus.paragraphs()[1])
+
+
 def prepare(
-    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
-) -> tuple[Encoding, list[str], Answer, CorruptedPrompt]:
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, noise: NoiseRule | None = None
+) -> Prepared:
     """One form of a rule as tokens, their roles, the answer to score, and the corruption.
 
     Raises:
-        ValueError: The prompt has no token to corrupt, or no answer to score.
+        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt that aligns.
     """
     encoding = model.encode(rule.forms[form].prompt)
     roles = roles_of(rule, form, encoding)
     answer = find_answer(model, rule, form, config, encoding)
-    corrupted = corrupted_positions(roles, config.span)
-    noise = gaussian_noise(
-        config.samples,
-        len(corrupted),
-        model.d_model,
-        std=config.noise_level * model.embedding_std(),
-        seed=config.seed,
-        stream=zlib.crc32(repr(encoding.ids).encode()),
-    )
-    return encoding, roles, answer, CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), noise)
+    if config.corruption == "counterfactual":
+        twins = [(twin.prompt, twin.answer) for twin in rule.forms[form].twins]
+        case, twin = corruption.counterfactual(model, encoding, answer.ids, twins, roles)
+        if set(config.metrics) & {name for name, metric in METRICS.items() if metric.needs_alternative}:
+            first_difference(case.answer, case.alternative)
+        return Prepared(encoding, roles, answer, case, twin)
+    if isinstance(config.span, str):
+        corrupted = corruption.corrupted_positions(roles, config.span)
+    else:
+        corrupted = corruption.phrase_positions(encoding, config.span)
+    rule_of_noise = noise or noise_of(model, config, [rule])
+    stream = zlib.crc32(repr(encoding.ids).encode())
+    draws = rule_of_noise.draw(config.samples, len(corrupted), model.d_model, seed=config.seed, stream=stream)
+    case = CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), draws, config.noise_replaces)
+    return Prepared(encoding, roles, answer, case)
 
 
 def trace_rules(
@@ -160,7 +246,7 @@ def trace_rules(
     folder: Path,
     *,
     overwrite: bool = False,
-    advance: Callable[[int], object] = lambda n: None,
+    advance: Callable[[float], object] = lambda prompts: None,
 ) -> list[Skipped]:
     """Trace every form of every rule into `folder`, one file per prompt, written as soon as it is done.
 
@@ -172,7 +258,7 @@ def trace_rules(
         config: Settings of the trace.
         folder: Where `<rule>-<form>.nc` files go.
         overwrite: Replace files made with other settings instead of refusing.
-        advance: Called with 1 for each prompt done, found, or skipped.
+        advance: Called with the number of prompts done, found, or skipped since the last call, in fractions.
 
     Returns:
         Prompts that could not be traced, with reasons.
@@ -181,26 +267,37 @@ def trace_rules(
         StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any run.
     """
     every = prompts(rules)
+    noise = noise_of(model, config, rules)
     todo: list[tuple[Rule, RuleForm]] = [
-        (rule, form) for rule, form in every if not _is_done(model, rule, form, config, folder, overwrite)
+        (rule, form) for rule, form in every if not _is_done(model, rule, form, config, noise, folder, overwrite)
     ]
     advance(len(every) - len(todo))
     skipped = []
     for rule, form in todo:
+        told: list[float] = []
+
+        def tell(share: float, told: list[float] = told) -> None:
+            told.append(share)
+            advance(share)
+
         try:
-            effects.save(trace_prompt(model, rule, form, config), trace_path(folder, rule.id, form))
+            item = trace_prompt(model, rule, form, config, noise=noise, advance=tell)
+            effects.save(item, trace_path(folder, rule.id, form))
         except ValueError as error:
             skipped.append(Skipped(rule.id, form, str(error)))
-        advance(1)
+        advance(1 - sum(told))
     return skipped
 
 
-def collect(rules: Sequence[Rule], folder: Path, skipped: Sequence[Skipped]) -> xr.Dataset:
-    """Join the traces of the given rules; what was skipped is counted and listed in the attributes."""
+def collect(rules: Sequence[Rule], folder: Path, skipped: Sequence[Skipped], target: Path) -> None:
+    """Join the traces of the given rules in one file; what was skipped is counted and listed in its attributes.
+
+    One trace at a time is in memory, however many there are.
+    """
     paths = {(rule.id, str(form)): trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
-    joined = effects.concat({key: effects.load(path) for key, path in paths.items() if path.is_file()})
     listed = "; ".join(f"{s.rule}/{s.form}: {s.reason}" for s in skipped)
-    return joined.assign_attrs(n_skipped=len(skipped), skipped=listed)
+    present = {key: path for key, path in paths.items() if path.is_file()}
+    effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed})
 
 
 def prompts(rules: Sequence[Rule]) -> list[tuple[Rule, RuleForm]]:
@@ -236,22 +333,24 @@ def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceC
     return Answer(ids, model.decode(ids), "greedy")
 
 
-def trace_fingerprint(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig) -> str:
+def trace_fingerprint(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, noise: NoiseRule | None = None
+) -> str:
     """Changes with everything that determines the numbers of a trace, and with nothing else."""
     prompt = rule.forms[form]
+    noise = noise or noise_of(model, config, [rule])
+    by_noise = config.corruption == "noise"
     return fingerprint(
+        schema=effects.SCHEMA,
         weights=model.weight_hash,
         dtype=str(model.dtype),
-        config=config.model_dump(exclude={"batch_size", "splits"}),
+        config=config.model_dump(exclude={"batch_size", "memory", "route", "splits"}),
+        # The scale depends on the other rules of a run; rounding keeps it the same on every machine.
+        noise=f"{noise.std:.4g}" if by_noise else "",
         prompt=[prompt.prompt, prompt.subject, prompt.target_true, sorted(prompt.values)],
+        twins=[] if by_noise else [(twin.prompt, twin.answer) for twin in prompt.twins],
         rule_words=rule.rule_words,
     )
-
-
-def _restored(component: str, layer: int, width: int, n_layers: int) -> range:
-    # The stream after a block holds everything before it, so one state is enough; one MLP or attention
-    # output is too little to see.
-    return range(layer, layer + 1) if component == "resid" else window(layer, width, n_layers)
 
 
 def _traced_positions(roles: Sequence[str], first: int, config: TraceConfig) -> list[int]:
@@ -260,12 +359,20 @@ def _traced_positions(roles: Sequence[str], first: int, config: TraceConfig) -> 
 
 
 def _is_done(
-    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, folder: Path, overwrite: bool
+    model: LanguageModel,
+    rule: Rule,
+    form: RuleForm,
+    config: TraceConfig,
+    noise: NoiseRule,
+    folder: Path,
+    overwrite: bool,
 ) -> bool:
     path = trace_path(folder, rule.id, form)
     if not path.is_file():
         return False
-    if effects.load(path).attrs.get("fingerprint") == trace_fingerprint(model, rule, form, config):
+    with effects.opened(path) as found:
+        held = found.attrs.get("fingerprint")
+    if held == trace_fingerprint(model, rule, form, config, noise):
         return True
     if overwrite:
         return False

@@ -83,7 +83,7 @@ def test_sweep_equals_its_definition(smol: LanguageModel) -> None:
     ]
     got = sweep(smol, case, sites, mean_log_prob)
     expected = sweep_reference(smol, case, sites, mean_log_prob)
-    assert got.clean == pytest.approx(expected.clean, abs=1e-4)
+    assert float(got.clean) == pytest.approx(float(expected.clean), abs=1e-4)
     torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=1e-4)
     torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=1e-4)
 

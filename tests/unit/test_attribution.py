@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interp.attribution import attribute
-from interp.metrics import mean_log_prob
+from interp.metrics import Target, mean_log_prob
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Site, sweep
 
@@ -47,7 +47,7 @@ def finite_difference(model: LanguageModel, one: CorruptedPrompt, site: Site, st
 
         with torch.no_grad():
             logits = model.logits(ids, keep=len(ANSWER), hooks=[(model.embedding_hook, corrupt), (name, move)])
-        return mean_log_prob(logits, torch.tensor(ANSWER)).item()
+        return mean_log_prob(logits, Target(torch.tensor(ANSWER))).item()
 
     return torch.tensor([(run(s, step) - run(s, -step)) / (2 * step) for s in range(one.samples)])
 
@@ -68,7 +68,7 @@ def test_error_falls_faster_than_the_noise(tiny_llama: LanguageModel) -> None:
         one, some = case(tiny_llama, scale), sites(tiny_llama)
         exact, guess = sweep(tiny_llama, one, some, mean_log_prob), attribute(tiny_llama, one, some, mean_log_prob)
         torch.testing.assert_close(guess.corrupted, exact.corrupted, rtol=0, atol=1e-5)
-        assert guess.clean == pytest.approx(exact.clean, abs=1e-5)
+        assert float(guess.clean) == pytest.approx(float(exact.clean), abs=1e-5)
         errors.append((guess.restored - exact.restored).abs().mean().item())
     assert errors[1] < errors[0] / 30, errors  # second order: a tenth of the noise, a hundredth of the error
 

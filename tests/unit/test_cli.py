@@ -240,8 +240,8 @@ def test_trace_tells_what_it_did_and_skipped(
     assert code == 0
     assert "1 prompts traced" in text and "; 1 skipped" in text
     assert "skipped cube-volume/formula: rule 'cube-volume' has no true answer for its formula" in text
-    assert "engine: suffixes in growing batches; 2 noise samples" in text
-    assert "positions: subject_last last" in text
+    assert "route: fast (self-check passed); method: exact" in text
+    assert "2 noise samples; positions: subject_last last" in text
     maps = effects.load(tmp_path / "run" / "effects.nc")
     assert maps.attrs["n_skipped"] == 1 and maps["rule"].values.tolist() == ["cube-volume"]
     assert load_rules(tmp_path / "run" / "rules.json").rules == tuple(rules[1:])

@@ -63,10 +63,10 @@ def test_parse_section_fills_in_defaults() -> None:
     ("section", "key", "hint"),
     [
         ("trace", "sample", "did you mean 'samples'?"),
-        ("trace", "noise_levle", "did you mean 'noise_level'?"),
+        ("trace", "noize", "did you mean 'noise'?"),
         ("model", "nmae", "did you mean 'name'?"),
         ("select", "witdh", "did you mean 'width'?"),
-        ("profile", "zzz", "valid are lookup_roles, bootstrap, confidence, seed"),
+        ("profile", "zzz", "valid are metric, lookup_roles, bootstrap, confidence, seed"),
     ],
 )
 def test_parse_section_names_the_nearest_valid_key(section: str, key: str, hint: str) -> None:
@@ -80,11 +80,14 @@ def test_parse_section_names_the_nearest_valid_key(section: str, key: str, hint:
     [
         ("trace", {"samples": 1}, "trace.samples = 1: Input should be greater than or equal to 2"),
         ("trace", {"samples": "many"}, "trace.samples = 'many': Input should be a valid integer"),
-        ("trace", {"noise_level": 0}, "trace.noise_level = 0: Input should be greater than 0"),
-        ("trace", {"span": "object"}, r"trace.span = 'object': Input should be 'subject', 'subject\+rule'"),
-        ("trace", {"components": ["mpl"]}, "trace.components.0 = 'mpl': Input should be 'resid', 'mlp' or 'attn'"),
+        ("trace", {"noise": "loud"}, "trace.noise = 'loud': String should match pattern"),
+        ("trace", {"span": "object"}, r"trace.span.* = 'object': Input should be 'subject', 'subject\+rule'"),
+        ("trace", {"components": ["mpl"]}, "trace.components.0 = 'mpl': Input should be 'resid', 'mlp', 'attn'"),
         ("trace", {"positions": ["verb"]}, "trace.positions.* = 'verb': Input should be 'prefix'"),
-        ("trace", {"metric": "loss"}, "trace.metric = 'loss': Input should be 'mean_log_prob'"),
+        ("trace", {"metrics": ["loss"]}, "trace.metrics.0 = 'loss': Input should be 'mean_log_prob'"),
+        ("trace", {"metrics": ["logit_difference"]}, "compare with the answer to a counterfactual prompt; set corrup"),
+        ("trace", {"metrics": ["negative_kl", "negative_kl"]}, "may each be named once"),
+        ("trace", {"memory": "lots"}, "memory 'lots': a size such as 4GiB or 512MiB is needed"),
         ("profile", {"confidence": 1}, "profile.confidence = 1: Input should be less than 1"),
         ("profile", {"lookup_roles": "last"}, "profile.lookup_roles = 'last': Input should be a valid tuple"),
         ("select", {"width": 0}, "select.width = 0: Input should be greater than or equal to 1"),

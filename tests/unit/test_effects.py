@@ -117,7 +117,7 @@ def test_effect_map_refuses_a_shape_that_the_labels_do_not_give() -> None:
     [
         (["mlp"], ["after"], [True] * 2, "got 2 tokens, 1 roles, 2 corruption flags; need one of each"),
         (["mlp"], ["after", "verb"], [True] * 2, r"unknown label \['verb'\]; known are .*subject_last"),
-        (["mpl"], ["after"] * 2, [True] * 2, r"unknown label \['mpl'\]; known are \('resid', 'mlp', 'attn'\)"),
+        (["mpl"], ["after"] * 2, [True] * 2, r"unknown label \['mpl'\]; known are \('resid', 'mlp', 'attn'"),
     ],
 )
 def test_effect_map_refuses_labels_that_do_not_fit(
@@ -173,7 +173,7 @@ def test_concat_keeps_every_value() -> None:
 def test_concat_turns_attributes_that_differ_into_coordinates() -> None:
     _, together = joined()
     assert together.attrs["model"] == "tiny" and together.attrs["seed_used"] == 1
-    assert together.attrs["schema"] == "dmle.effects/1"
+    assert together.attrs["schema"] == "dmle.effects/2"
     assert "rule_name" not in together.attrs
     assert together["rule_name"].values.tolist() == [["of b", "of b"], ["of a", ""]]
     assert together["rule_name"].dims == ("rule", "form")
@@ -205,7 +205,7 @@ def test_concat_refuses_maps_of_different_configurations() -> None:
 
 
 def test_load_gives_back_what_was_saved(tmp_path: Path) -> None:
-    for name, dataset in {"one": one_map(window=3, noise_level=3.0), "joined": joined()[1]}.items():
+    for name, dataset in {"one": one_map(window=3, noise="e3"), "joined": joined()[1]}.items():
         path = tmp_path / "deeper" / f"{name}.nc"
         effects.save(dataset, path)
         back = effects.load(path)

@@ -151,7 +151,7 @@ def test_assess_equals_plain_forward_passes(
     form: RuleForm, tiny_llama: LanguageModel, make_hf: Callable[..., "PreTrainedModel"], rule: Rule
 ) -> None:
     """The Hugging Face model itself, with the noise added to the embeddings that it is given."""
-    config, prompt = settings(samples=4, noise_level=2.0), rule.forms[form]
+    config, prompt = settings(samples=4, noise="e2"), rule.forms[form]
     encoding, hf = tiny_llama.encode(prompt.prompt), make_hf("llama")
     answer = tiny_llama.encode_continuation(prompt.target_true[0])
     (at,) = (i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "square")
@@ -180,7 +180,7 @@ def test_assess_equals_the_definition_of_the_sweep(
     metric: str, seed: int, tiny_llama: LanguageModel, rules: Sequence[Rule]
 ) -> None:
     """Of the model's own answer, where a rule has no true one."""
-    config, cube = settings(metric=metric, seed=seed, answer_tokens=3), rules[1]
+    config, cube = settings(metrics=(metric,), seed=seed, answer_tokens=3), rules[1]
     encoding = tiny_llama.encode(cube.forms["formula"].prompt)
     (at,) = (i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "cube")
     answer: list[int] = []
@@ -193,7 +193,7 @@ def test_assess_equals_the_definition_of_the_sweep(
     expected = sweep_reference(tiny_llama, case, [Site("resid", at, range(1))], METRICS[metric][0])
     row = assess(tiny_llama, cube, "formula", config, "x")
     corrupted = expected.corrupted.double().numpy()
-    assert row.total_effect == pytest.approx(expected.clean - corrupted.mean(), abs=2e-5)
+    assert row.total_effect == pytest.approx(float(expected.clean) - corrupted.mean(), abs=2e-5)
     assert row.standard_error == pytest.approx(corrupted.std(ddof=1) / 3**0.5, abs=2e-5)
     assert (row.known, row.answer_source, row.greedy) == ("", "greedy", "x")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp.metrics import METRICS, mean_log_prob, sum_log_prob
+from interp.metrics import METRICS, Target, mean_log_prob, sum_log_prob
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Site, SweepResult, sweep, sweep_reference
 from interp.windows import window
@@ -51,7 +51,7 @@ def sites(positions: Sequence[int], *, layers: Sequence[int] = (0, 2), width: in
 
 
 def check_equal(got: SweepResult, expected: SweepResult, tolerance: float = 1e-5) -> None:
-    assert got.clean == pytest.approx(expected.clean, abs=tolerance)
+    assert float(got.clean) == pytest.approx(float(expected.clean), abs=tolerance)
     torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=tolerance)
     torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=tolerance)
 
@@ -121,7 +121,7 @@ def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[S
 
     samples = range(len(one.noise))
     corrupted = torch.tensor([run(sample, None) for sample in samples])
-    return SweepResult(clean, corrupted, torch.tensor([[run(s, site) for s in samples] for site in some]))
+    return SweepResult(torch.tensor(clean), corrupted, torch.tensor([[run(s, site) for s in samples] for site in some]))
 
 
 @pytest.fixture(scope="module")
@@ -273,11 +273,11 @@ def test_an_exception_in_the_middle_leaves_no_hook(tiny_llama: LanguageModel) ->
 
     calls: list[int] = []
 
-    def stop_in_metric(values: Tensor, answer: Tensor) -> Tensor:
+    def stop_in_metric(values: Tensor, target: Target) -> Tensor:
         calls.append(len(values))
         if len(calls) == 4:
             raise StoppedError
-        return mean_log_prob(values, answer)
+        return mean_log_prob(values, target)
 
     with pytest.raises(StoppedError):
         sweep(tiny_llama, one, some, mean_log_prob, batch_size=3, advance=stop)

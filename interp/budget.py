@@ -1,0 +1,71 @@
+"""How much memory work may take, and work in chunks that shrink when memory runs out."""
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from interp.sizes import parse_size
+
+T = TypeVar("T")
+
+HOST_BUDGET = parse_size("512MiB")
+"""On a CPU larger batches do not run faster (measured: `make bench`), they only leave the cache."""
+ACCELERATOR_SHARE = 0.5
+"""Of the memory that is free; the other half is for what the estimate leaves out."""
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that one chunk of work may take on a device, if the user does not say."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or device.type != accelerator.type:
+        return HOST_BUDGET
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return int(free * ACCELERATOR_SHARE)
+
+
+def chunked(items: Sequence[T], size: int, work: Callable[[list[T]], object]) -> int:
+    """Work on items in order, `size` at a time; where memory runs out the size is halved and the chunk tried again.
+
+    Returns:
+        The size at the end.
+
+    Raises:
+        MemoryError: A single item does not fit.
+    """
+    at = 0
+    while at < len(items):
+        some = list(items[at : at + size])
+        with _out_of_memory() as failed:
+            work(some)
+        if not failed:
+            at += len(some)
+        elif len(some) == 1:
+            raise MemoryError(
+                f"one item alone does not fit in memory ({failed[0]}); use fewer noise samples, a shorter prompt, "
+                "another device, or model.dtype=bfloat16"
+            )
+        else:
+            # After the exception is gone, so that the tensors its frames held are free.
+            gc.collect()
+            if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+                torch.get_device_module(accelerator).empty_cache()
+            size = len(some) // 2
+    return size
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[list[str]]:
+    """Collects the message if memory runs out inside; other errors pass."""
+    messages: list[str] = []
+    try:
+        yield messages
+    except torch.OutOfMemoryError as error:
+        messages.append(str(error).splitlines()[0])
+    except RuntimeError as error:  # the host's allocator has no error class of its own
+        if not re.search(r"can.t allocate memory|not enough memory", str(error)):
+            raise
+        messages.append(str(error).splitlines()[0])
