@@ -12,7 +12,7 @@ from interp.sizes import parse_size
 
 T = TypeVar("T")
 
-HOST_BUDGET = parse_size("512MiB")
+HOST_BUDGET = parse_size("256MiB")
 """On a CPU larger batches do not run faster (measured: `make bench`), they only leave the cache."""
 ACCELERATOR_SHARE = 0.5
 """Of the memory that is free; the other half is for what the estimate leaves out."""

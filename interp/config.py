@@ -102,7 +102,7 @@ class TraceConfig(Section):
     screen_share: float = Field(default=0.3, gt=0, le=1)
     """Screen: share of the sites that is run exactly."""
     tolerance: float = Field(default=0.01, gt=0)
-    """Screen: standard error of a site at which no more noise samples are run, as a share of the total effect."""
+    """Screen: standard error of a site up to which a few noise samples are enough, as a share of the total effect."""
     memory: str | None = None
     """Memory that a batch may take, such as 4GiB. Default: half of an accelerator's, or what is best on a CPU."""
     batch_size: int | None = Field(default=None, ge=1)

@@ -7,8 +7,8 @@
    is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the intervals whose
    interpolation seems worst are halved, until a share of all sites has been run.
 3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is known for all of
-   them, so only the difference to it must be averaged (a control variate); samples are added until its standard
-   error is below a tolerance.
+   them, so only the difference to it must be averaged (a control variate); where its standard error is above a
+   tolerance the remaining samples are run, too.
 4. *Audit.* Sites drawn at random from those that were not run are run in full. Their error, scaled up to all sites
    that were not run, is the *missed mass*: the share of the absolute effects of the map that is wrong.
 
@@ -34,7 +34,7 @@ Method = Literal["exact", "attribution", "screen"]
 STRIDE = 6
 """Layers between the exact sites of a line at the start."""
 FIRST_SAMPLES = 4
-ROUNDS = 3
+ROUNDS = 2
 AUDIT = 0.02
 """Share of all sites that the audit runs; at least `MIN_AUDIT`."""
 MIN_AUDIT = 12
@@ -82,7 +82,8 @@ def score_sites(
         route: Fast or generic.
         steps: Integrated-gradient steps of `attribution` and `screen`.
         share: Share of the sites that `screen` runs.
-        tolerance: Standard error at which `screen` stops adding noise samples, as a share of the total effect.
+        tolerance: Standard error up to which a few noise samples are enough for `screen`, as a share of the total
+            effect.
         seed: Of the audit's draw.
         memory: Bytes of a batch.
         batch_size: Rows of a batch.
@@ -145,7 +146,7 @@ def screen(
         guess: Approximate scores of the same sites (`interp.attribution.attribute`).
         sites: The sites.
         share: Share of the sites that is run. All ends of the first grid are, even if they are more.
-        tolerance: Standard error of a site, as a share of the total effect, at which no more samples are run.
+        tolerance: Standard error of a site, as a share of the total effect, up to which a few samples are enough.
         seed: Of the audit's draw.
         advance: Called with the share of the work done since the last call.
     """
@@ -158,7 +159,9 @@ def screen(
     for turn in range(ROUNDS):
         target = first + math.ceil((wanted - first) * (turn + 1) / ROUNDS)
         work.run(_worst(lines, work, target - len(work.done)))
-        advance(1 / (ROUNDS + 1))
+        advance(1 / (ROUNDS + 2))
+    work.complete()
+    advance(1 / (ROUNDS + 2))
     correction = np.zeros((len(sites), guess.clean.numel()))
     for line in lines:
         line.interpolate(work, correction)
@@ -179,7 +182,7 @@ def screen(
         estimate[at, : len(values)] = values
         exact[at, : len(values)] = True
     exact[drawn] = True
-    advance(1 / (ROUNDS + 1))
+    advance(1 / (ROUNDS + 2))
     about = {"missed_mass": missed, "exact_share": exact.float().mean().item(), "audited_sites": len(drawn)}
     return ScoredSites(guess.clean, guess.corrupted, estimate, exact, about)
 
@@ -197,16 +200,16 @@ class _Screen:
         return list(self.values)
 
     def run(self, indices: Sequence[int]) -> None:
-        """Run sites with a few samples, then twice as many where the standard error is too large, and so on."""
-        total = len(self.guess.corrupted)
-        at, todo = 0, list(indices)
-        while todo and at < total:
-            upto = min(total, max(FIRST_SAMPLES, 2 * at))
-            got = self.patcher.run(todo, range(at, upto))
-            for i, scores in zip(todo, got, strict=True):
-                self.values[i] = torch.cat([self.values[i], scores]) if i in self.values else scores
-            at = upto
-            todo = [i for i in todo if self._standard_error(i) > self.error]
+        """Run sites with a few samples."""
+        first = range(min(FIRST_SAMPLES, len(self.guess.corrupted)))
+        self.values |= dict(zip(indices, self.patcher.run(indices, first), strict=True))
+
+    def complete(self) -> None:
+        """Run the remaining samples of the sites whose standard error is too large."""
+        rest = range(FIRST_SAMPLES, len(self.guess.corrupted))
+        if todo := [i for i in self.values if rest and self._standard_error(i) > self.error]:
+            for i, scores in zip(todo, self.patcher.run(todo, rest), strict=True):
+                self.values[i] = torch.cat([self.values[i], scores])
 
     def gap(self, i: int) -> np.ndarray:
         """Exact minus approximate score of a site, mean over the samples run, per metric."""
