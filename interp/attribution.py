@@ -56,7 +56,10 @@ def attribute(
             model.logits(
                 side.tokens(model, side.rows),
                 keep=len(case.answer),
-                hooks=[*side.embedding_hooks(model, range(side.rows)), *side.watch_hooks([model.embedding_hook, *names])],
+                hooks=[
+                    *side.embedding_hooks(model, range(side.rows)),
+                    *side.watch_hooks([model.embedding_hook, *names]),
+                ],
             )
             for side in (clean, corrupted)
         )

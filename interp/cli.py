@@ -116,11 +116,12 @@ def _trace(context: Context) -> str:
     with effects.opened(path) as joined:
         te = effects.total_effect(effects.choose_metric(joined))
         traced = int((joined["n_tokens"] > 0).sum())
+    positions = "all" if config.positions == "all" else " ".join(config.positions)
     lines = [
         f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect above two standard "
         f"errors); {len(skipped)} skipped",
         f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)}; method: {config.method}",
-        f"{config.samples} noise samples; positions: {' '.join(config.positions) if config.positions != 'all' else 'all'}",
+        f"{config.samples} noise samples; positions: {positions}",
         *(f"skipped {s.rule}/{s.form}: {s.reason}" for s in skipped),
         f"effect maps: {path}",
     ]

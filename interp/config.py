@@ -15,9 +15,7 @@ from interp.rules import Split
 from interp.sizes import parse_size
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
-Component = Literal[
-    "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
-]
+Component = Literal["resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"]
 Direction = Literal["denoise", "noise"]
 MetricName = Literal[
     "mean_log_prob", "sum_log_prob", "first_token_prob", "logit_difference", "log_prob_difference", "negative_kl"

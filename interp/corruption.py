@@ -210,4 +210,3 @@ def _some_text(model: LanguageModel, paragraphs: Iterable[str]) -> list[int]:
     if len(ids) < 2:
         raise ValueError("noise m and t take their covariance from running text, and there is none")
     return ids[:TEXT_TOKENS]
-

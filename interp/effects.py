@@ -217,8 +217,10 @@ def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str
             for name, dims in sites.items():
                 value, dtype = _EMPTY[name]
                 chunks = tuple(1 if dim in ("rule", "form") else sizes[dim] for dim in dims)
+                # A fill value that is also a value would be read as missing; unwritten integers are 0 without one.
+                fill = value if dtype is np.float32 else None
                 variable = file.create_variable(
-                    name, dims, dtype, fillvalue=value, chunks=chunks, compression="gzip", compression_opts=4
+                    name, dims, dtype, fillvalue=fill, chunks=chunks, compression="gzip", compression_opts=4
                 )
                 if dtype is np.int8:
                     variable.attrs["dtype"] = "bool"  # as xarray writes it
@@ -370,7 +372,7 @@ def _atomic(path: Path) -> Iterator[Path]:
 
 def _compressed(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
     return {
-        name: {"zlib": True, "complevel": 4}
+        str(name): {"zlib": True, "complevel": 4}
         for name, data in dataset.data_vars.items()
         if data.ndim and data.dtype.kind in "fiub"
     }

@@ -397,9 +397,7 @@ class Patcher:
         ids = self._base.tokens(model, len(rows))
         return self._metric(model.logits(ids, keep=answer, hooks=hooks), self._target)
 
-    def _joins(
-        self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]
-    ) -> list[tuple[int, Tensor]]:
+    def _joins(self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]) -> list[tuple[int, Tensor]]:
         """The streams with which sites, ordered by their first block, join the batch there.
 
         Those of the base run; what a site exchanges before that block is exchanged already.

@@ -145,7 +145,8 @@ def stats(
             with tqdm(total=len(prompts(rules.rules)), desc=name, unit="prompt") as bar:
                 found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
         out.write_text(
-            f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true "
+            f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on {config.span}. "
+            f"Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true "
             "result. Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of "
             "the prompt's counterfactual twins has as many tokens.\n",
             encoding="utf-8",

@@ -15,9 +15,11 @@
 Every entry says whether it was run or estimated.
 """
 
+import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -118,15 +120,19 @@ def score_sites(
         return found
 
     found = score(case, metric)
-    clean, corrupted, restored = found.clean, found.corrupted, found.restored
+    clean, corrupted, restored = (each.clone() for each in (found.clean, found.corrupted, found.restored))
     if contrasts and case.alternative is not None:
-        other = score(replace(case, answer=case.alternative), several([METRICS[metrics[i]].function for i in contrasts]))
+        other = score(
+            replace(case, answer=case.alternative), several([METRICS[metrics[i]].function for i in contrasts])
+        )
         clean[contrasts] -= other.clean
         corrupted[:, contrasts] -= other.corrupted
         restored[..., contrasts] -= other.restored
     if method == "exact":
         return ScoredSites(clean, corrupted, restored)
-    return ScoredSites(clean, corrupted, restored, torch.zeros(restored.shape[:2], dtype=torch.bool), {"exact_share": 0.0})
+    return ScoredSites(
+        clean, corrupted, restored, torch.zeros(restored.shape[:2], dtype=torch.bool), {"exact_share": 0.0}
+    )
 
 
 def screen(
@@ -237,15 +243,14 @@ class _Line:
         """Every `stride`-th site, and the last."""
         return [*self.sites[::stride], self.sites[-1]]
 
-    def intervals(self, work: _Screen) -> list[tuple[float, int]]:
-        """(estimated error of the interpolation, site in the middle) of the stretches that were not run."""
+    def intervals(self, work: _Screen) -> list["_Interval"]:
+        """The stretches that were not run, worst first."""
         known = [k for k, i in enumerate(self.sites) if i in work.values]
-        found = []
-        for low, high in zip(known, known[1:], strict=False):
-            if high - low > 1:
-                step = abs(float(work.gap(self.sites[high])[0] - work.gap(self.sites[low])[0]))
-                found.append((step * (high - low - 1), self.sites[(low + high) // 2]))
-        return found
+        steps = [
+            (low, high, abs(float(work.gap(self.sites[high])[0] - work.gap(self.sites[low])[0])))
+            for low, high in pairwise(known)
+        ]
+        return [_Interval(-step * (high - low - 1), self, low, high) for low, high, step in steps if high - low > 1]
 
     def interpolate(self, work: _Screen, into: np.ndarray) -> None:
         known = [k for k, i in enumerate(self.sites) if i in work.values]
@@ -255,10 +260,33 @@ class _Line:
             into[self.sites, metric] = np.interp(self.layers, at, gaps[:, metric])
 
 
+@dataclass(frozen=True, order=True)
+class _Interval:
+    """Sites between two that were run; `error` is minus the estimated error of interpolating them."""
+
+    error: float
+    line: _Line = field(compare=False)
+    low: int
+    high: int
+
+    def halves(self) -> list["_Interval"]:
+        """What is left when the middle is run: half the step over half the sites, each."""
+        middle = (self.low + self.high) // 2
+        ends = [(self.low, middle), (middle, self.high)]
+        return [_Interval(self.error / 4, self.line, low, high) for low, high in ends if high - low > 1]
+
+
 def _worst(lines: Sequence[_Line], work: _Screen, n: int) -> list[int]:
-    """The middles of the intervals whose interpolation seems worst, `n` at most."""
-    found = sorted((interval for line in lines for interval in line.intervals(work)), reverse=True)
-    return sorted(middle for _, middle in found[: max(0, n)])
+    """`n` sites whose running seems to mend the interpolation most, fewer if fewer are left."""
+    heap = [interval for line in lines for interval in line.intervals(work)]
+    heapq.heapify(heap)
+    chosen = []
+    while heap and len(chosen) < n:
+        worst = heapq.heappop(heap)
+        chosen.append(worst.line.sites[(worst.low + worst.high) // 2])
+        for half in worst.halves():
+            heapq.heappush(heap, half)
+    return sorted(chosen)
 
 
 def _middle(site: Site) -> float:

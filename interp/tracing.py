@@ -124,7 +124,9 @@ def trace_prompt(
     # The scores of a site come last there, metrics first in a map: (metric, component, layer, pos, sample).
     grid = (len(config.components), model.n_layers, len(positions), case.samples)
     corrupted = result.corrupted.numpy().T
-    base = corrupted if config.direction == "denoise" else np.broadcast_to(result.clean.numpy()[:, None], corrupted.shape)
+    base = (
+        corrupted if config.direction == "denoise" else np.broadcast_to(result.clean.numpy()[:, None], corrupted.shape)
+    )
     score = np.full((len(config.metrics), *grid[:2], len(roles), case.samples), np.nan, np.float32)
     score[..., : case.positions[0], :] = base[:, None, None, None]
     score[..., positions, :] = np.moveaxis(result.restored.numpy(), -1, 0).reshape(-1, *grid)

@@ -195,7 +195,11 @@ class Bench:
             for _ in range(10):
                 run()
             seconds = time.process_time() - start
-        return 10 * sum(2 * value.shape[0] * layer.weight.numel() for layer, value in zip(layers, inputs, strict=True)) / seconds
+        return (
+            10
+            * sum(2 * value.shape[0] * layer.weight.numel() for layer, value in zip(layers, inputs, strict=True))
+            / seconds
+        )
 
 
 def _block_weights(model: LanguageModel) -> int:
@@ -337,4 +341,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     for which in options.prompts:
         bench_prompt(which, say)
-

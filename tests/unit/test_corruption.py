@@ -1,10 +1,20 @@
-"""Noise by its statistics, corrupted tokens by hand."""
+"""Noise by its statistics, corrupted tokens by hand, counterfactual prompts by what is wrong with them."""
 
+import numpy as np
 import pytest
 import torch
 
-from interp.corruption import SPAN_ROLES, corrupted_positions, gaussian_noise
+from interp.corruption import (
+    SPAN_ROLES,
+    corrupted_positions,
+    counterfactual,
+    gaussian_noise,
+    noise_rule,
+    phrase_positions,
+)
 from interp.effects import ROLES
+from interp.model import LanguageModel
+from interp.tokens import token_roles
 
 PROMPT = ("prefix", "rule_word", "after", "subject_first", "subject_middle", "subject_last", "number", "last")
 
@@ -71,3 +81,105 @@ def test_gaussian_noise_of_other_seeds_and_streams_is_independent() -> None:
 def test_gaussian_noise_tells_large_and_negative_seeds_apart() -> None:
     draws = [gaussian_noise(1, 1, 4, std=1.0, seed=seed).flatten().tolist() for seed in (123_456_789, -1, 0)]
     assert len({tuple(draw) for draw in draws}) == 3
+
+
+def test_more_samples_begin_with_the_same_ones(tiny_llama: LanguageModel) -> None:
+    for text in ("e3", "u2", "m", "t5"):
+        rule = noise_rule(text, tiny_llama, corpus=lambda: ["The area of a square is the side times the side."])
+        few, many = (rule.draw(n, 3, 32, seed=2, stream=5) for n in (2, 7))
+        assert few.equal(many[:2]), text
+
+
+# Noise rules.
+
+
+def test_explicit_spans_are_words_of_the_prompt(tiny_llama: LanguageModel) -> None:
+    encoding = tiny_llama.encode("The area of a square is the side times the side")
+    texts = [text.strip() for text in tiny_llama.token_texts(encoding)]
+    positions = phrase_positions(encoding, ["Side", "square"])
+    assert [texts[p] for p in positions] == ["square", "side", "side"]
+    with pytest.raises(ValueError, match=r"none of the phrases \('cube',\) is in 'The area of a square"):
+        phrase_positions(encoding, ["cube"])
+
+
+def test_scales_of_noise_rules(tiny_llama: LanguageModel) -> None:
+    table = tiny_llama.parameters["model.embed_tokens.weight"].detach().numpy().astype(np.float64)
+    assert noise_rule("e3", tiny_llama).std == pytest.approx(3 * table.std(), rel=1e-4)
+    subjects = ["circle", "square", "circle"]
+    ids = [i for subject in subjects[:2] for i in tiny_llama.encode(subject).ids]
+    # ROME: torch's unbiased deviation over all entries of all tokens of all subjects.
+    assert noise_rule("s2", tiny_llama, subjects).std == pytest.approx(2 * table[ids].std(ddof=1), rel=1e-4)
+    assert noise_rule("0.25", tiny_llama).std == 0.25
+    assert noise_rule("u2", tiny_llama).std == pytest.approx(2 / 3**0.5)
+
+
+def test_uniform_noise_fills_its_interval(tiny_llama: LanguageModel) -> None:
+    draws = noise_rule("u2", tiny_llama).draw(50, 4, 100, seed=0)
+    assert -2 <= draws.min() < -1.99 and 1.99 < draws.max() <= 2
+    assert draws.mean().item() == pytest.approx(0, abs=4 * 2 / 3**0.5 / 20_000**0.5)
+
+
+TEXT = [
+    "The area of a square is the side times the side. The volume of a cube with side 3 is 27. What is it? It is 16."
+]
+
+
+@pytest.mark.parametrize("text", ["m", "t6"])
+def test_multivariate_noise_has_the_mean_and_covariance_of_running_text(text: str, tiny_llama: LanguageModel) -> None:
+    table = tiny_llama.parameters["model.embed_tokens.weight"].detach().double()
+    vectors = table[list(tiny_llama.encode(TEXT[0]).ids)]
+    rule = noise_rule(text, tiny_llama, corpus=lambda: TEXT)
+    draws = rule.draw(20_000, 1, 32, seed=3)[:, 0].double()
+    covariance = torch.cov(vectors.T)
+    deviations = covariance.diagonal().sqrt()
+    assert ((draws.mean(0) - vectors.mean(0)).abs() / deviations).max() < 5 / 20_000**0.5
+    off = (torch.cov(draws.T) - covariance).abs() / deviations.outer(deviations)
+    assert off.max() < 0.1
+    whitened = (draws - vectors.mean(0)) @ torch.linalg.pinv(covariance) * (draws - vectors.mean(0))
+    lengths = whitened.sum(1)  # chi-squared, or F-distributed for t: its tail is heavier
+    rank = int(torch.linalg.matrix_rank(covariance))
+    assert (lengths.var() > 4 * rank) == (text == "t6")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x3", "noise 'x3': give e3, s3, m, t5, u2"),
+        ("s3", "takes its scale from the rules' subjects, and there is none"),
+        ("t2", "only above 2 degrees of freedom"),
+        ("m", "take their covariance from running text, and there is none"),
+    ],
+)
+def test_noise_rules_that_cannot_be_made_say_why(text: str, message: str, tiny_llama: LanguageModel) -> None:
+    with pytest.raises(ValueError, match=message):
+        noise_rule(text, tiny_llama)
+
+
+# Counterfactual prompts.
+
+SQUARE = "The area of a square is"
+
+
+def test_the_first_twin_that_aligns_is_taken(tiny_llama: LanguageModel) -> None:
+    encoding = tiny_llama.encode(SQUARE)
+    roles = token_roles(encoding, "square", ["area"])
+    twins = [("The area of a very big circle is", "x"), ("The area of a circle is", "pi times"), (SQUARE, "y")]
+    case, prompt = counterfactual(tiny_llama, encoding, (3, 4), twins, roles)
+    assert prompt == "The area of a circle is"
+    texts = [text.strip() for text in tiny_llama.token_texts(encoding)]
+    assert [texts[p] for p in case.positions] == ["square"] and case.samples == 1
+    assert case.counterfactual == tiny_llama.encode(prompt).ids
+    assert case.alternative == tiny_llama.encode_continuation("pi times") and case.answer == (3, 4)
+
+
+def test_twins_that_do_not_align_say_why(tiny_llama: LanguageModel) -> None:
+    encoding = tiny_llama.encode(SQUARE)
+    roles = token_roles(encoding, "square", ["area"])
+    twins = [("The area of a very big circle is", "x"), (SQUARE, "y"), ("The area of the square is", "z")]
+    with pytest.raises(ValueError) as caught:
+        counterfactual(tiny_llama, encoding, (3,), twins, roles)
+    said = str(caught.value)
+    assert "tokens, not" in said and "has the same tokens" in said
+    assert "'The area of the square is' differs at tokens that name nothing (after)" in said
+    with pytest.raises(ValueError, match="it has none"):
+        counterfactual(tiny_llama, encoding, (3,), [], roles)

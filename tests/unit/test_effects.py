@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -248,3 +249,73 @@ def test_load_refuses_a_damaged_file(damage: str, tmp_path: Path) -> None:
 def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"map\.nc does not exist; run the command that writes it first"):
         effects.load(tmp_path / "map.nc")
+
+
+# Several metrics, both directions, estimated sites.
+
+
+def several_metrics(pos: int = 4, seed: int = 1, **attrs: Any) -> xr.Dataset:
+    rng = np.random.default_rng(seed)
+    return effects.effect_map(
+        rng.normal(size=(2, 2, 5, pos, 3)),
+        np.array([1.0, 0.5]),
+        rng.normal(size=(2, 3)),
+        components=["resid", "mlp"],
+        tokens=[f" t{i}" for i in range(pos)],
+        roles=["after"] * pos,
+        is_corrupted=[True] * pos,
+        prompt="p",
+        answer="a",
+        attrs=attrs,
+        metrics={"mean_log_prob": "nats per answer token", "first_token_prob": "probability"},
+        exact=rng.random((2, 5, pos, 3)) < 0.5,
+    )
+
+
+def test_choose_metric_gives_the_map_of_one() -> None:
+    whole = several_metrics()
+    one = effects.choose_metric(whole, "first_token_prob")
+    assert one.attrs["unit"] == "probability" and one.attrs["metric"] == "first_token_prob"
+    np.testing.assert_array_equal(one["score"], whole["score"][1])
+    np.testing.assert_array_equal(effects.indirect_effect(one), (whole["score"] - whole["corrupted"])[1].mean("sample"))
+    assert effects.choose_metric(whole).attrs["metric"] == "mean_log_prob"
+    alone = effects.choose_metric(one, "first_token_prob")
+    assert alone.identical(one)
+    with pytest.raises(ValueError, match=r"no metric 'negative_kl', only \['mean_log_prob', 'first_token_prob'\]"):
+        effects.choose_metric(whole, "negative_kl")
+
+
+def test_the_effect_of_noising_is_what_the_clean_run_loses() -> None:
+    item = effects.choose_metric(several_metrics(direction="noise"))
+    np.testing.assert_allclose(effects.indirect_effect(item), item["clean"] - item["score"].mean("sample"), rtol=1e-6)
+
+
+def test_one_sample_has_no_error_and_is_traceable() -> None:
+    item = effects.choose_metric(several_metrics()).isel(sample=[0])
+    te = effects.total_effect(item)
+    assert te["standard_error"] == 0 and bool(te["traceable"]) == bool(item["clean"] > item["corrupted"][0])
+
+
+@pytest.mark.parametrize("make", [one_map, several_metrics])
+def test_joining_files_gives_what_joining_in_memory_gives(make: Any, tmp_path: Path) -> None:
+    maps = {
+        ("b", "formula"): make(4, seed=1, model="tiny"),
+        ("a", "instance"): make(7, seed=2, model="tiny"),
+        ("b", "instance"): make(3, seed=3, model="other"),
+    }
+    paths = {key: tmp_path / f"{'-'.join(key)}.nc" for key in maps}
+    for key, item in maps.items():
+        effects.save(item, paths[key])
+    effects.join(paths, tmp_path / "joined.nc", {"n_skipped": 0})
+    got, wanted = effects.load(tmp_path / "joined.nc"), effects.concat(maps).assign_attrs(n_skipped=0)
+    xr.testing.assert_identical(got, wanted)
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+    with effects.opened(tmp_path / "joined.nc") as lazy:
+        xr.testing.assert_identical(
+            effects.select_map(lazy, "a", "instance").load(), effects.select_map(wanted, "a", "instance")
+        )
+
+
+def test_maps_of_different_kinds_are_not_joined() -> None:
+    with pytest.raises(ValueError, match="some maps have several metrics or estimated sites, others not"):
+        effects.concat({("a", "formula"): several_metrics(), ("b", "formula"): several_metrics().drop_vars("exact")})

@@ -109,7 +109,8 @@ def test_several_metrics_stand_side_by_side() -> None:
 
 
 @pytest.mark.parametrize(
-    ("alternative", "message"), [(None, "counterfactual answer is needed"), ([2, 1, 0], "do not differ"), ([2], "do not")]
+    ("alternative", "message"),
+    [(None, "counterfactual answer is needed"), ([2, 1, 0], "do not differ"), ([2], "do not")],
 )
 def test_answers_that_cannot_be_told_apart_are_refused(alternative: list[int] | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,7 @@
-"""The sweep against its slow definition, against raw Hugging Face models with torch hooks, and by identities."""
+"""The sweep against its slow definition, against raw Hugging Face models with torch hooks, and by identities.
+
+Conformance: every architecture, component, corruption and direction, fast and generic route.
+"""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interp.metrics import METRICS, Target, mean_log_prob, sum_log_prob
+from interp.metrics import METRICS, Target, first_token_prob, mean_log_prob, several, sum_log_prob
 from interp.model import LanguageModel
-from interp.patching import CorruptedPrompt, Site, SweepResult, sweep, sweep_reference
+from interp.patching import CorruptedPrompt, Direction, Route, Site, SweepResult, sweep, sweep_reference
 from interp.windows import window
 
 COMPONENTS = ("resid", "mlp", "attn")
@@ -139,13 +142,108 @@ def test_sweep_equals_torch_hooks_on_the_raw_model(
     assert effects[[site.position > 2 for site in some]].abs().mean() > 0.01
 
 
-def test_sweep_equals_its_definition(model: LanguageModel) -> None:
-    assert model.has_prefix_cache
-    one, some = case(samples=2), sites((0, 4, 7), layers=(1,))
-    check_equal(sweep(model, one, some, sum_log_prob, batch_size=8), sweep_reference(model, one, some, sum_log_prob))
+def counterfactual_case() -> CorruptedPrompt:
+    one = case()
+    twin = [(token + 17) % 340 if i in CORRUPTED else token for i, token in enumerate(one.prompt)]
+    return CorruptedPrompt(one.prompt, one.answer, CORRUPTED, counterfactual=tuple(twin), alternative=(9, 8))
+
+
+def every_kind_of_site(positions: Sequence[int]) -> list[Site]:
+    """All components, windows and single blocks, clipped and whole, frozen and not, in every layer."""
+    found = []
+    for position in positions:
+        for layer in range(3):
+            here = range(layer, layer + 1)
+            found += [Site("resid", position, here, frozen) for frozen in (None, "mlp", "attn")]
+            found += [Site(component, position, here) for component in ("mlp", "attn")]
+            found += [Site(component, position, window(layer, 2, 3)) for component in ("mlp", "attn")]
+    return found
+
+
+CASES = {
+    "noise": case(samples=2),
+    "replaced": CorruptedPrompt(**{**vars(case(samples=2)), "replace": True}),
+    "counterfactual": counterfactual_case(),
+}
+BOTH = several([mean_log_prob, first_token_prob])
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("corruption", CASES)
+def test_both_routes_equal_the_definition(corruption: str, direction: Direction, model: LanguageModel) -> None:
+    assert model.has_prefix_cache and model.has_entry
+    one, some = CASES[corruption], every_kind_of_site((1, 3, 7))
+    expected = sweep_reference(model, one, some, BOTH, direction=direction)
+    for route in ("fast", "generic"):
+        got = sweep(model, one, some, BOTH, direction=direction, route=route, batch_size=13)
+        for name in ("clean", "corrupted", "restored"):
+            # Log-probability within 1e-4 nats, probability within 1e-5.
+            difference = (getattr(got, name) - getattr(expected, name)).abs().reshape(-1, 2).amax(0)
+            assert difference[0] < 1e-4 and difference[1] < 1e-5, (route, name, difference)
+    base = expected.corrupted if direction == "denoise" else expected.clean
+    assert (expected.restored - base).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_both_routes_equal_the_definition_behind_a_sliding_window(
+    direction: Direction, family: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    # The prompt and answer of 10 tokens are longer than the window of 4; Gemma mixes local and global layers.
+    model = make_model(family, sliding_window=4, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
+    wide = make_model(family, sliding_window=64)
+    one, some = case(samples=2), every_kind_of_site((2, 5, 7))
+    expected = sweep_reference(model, one, some, sum_log_prob, direction=direction)
+    for route in ("fast", "generic"):
+        check_equal(sweep(model, one, some, sum_log_prob, direction=direction, route=route), expected, 1e-4)
+    assert (sweep(wide, one, [], sum_log_prob).clean - expected.clean).abs() > 1e-3  # the window matters here
 
 
 # Ways to run it.
+
+
+def test_the_fast_route_is_refused_where_it_was_not_checked(make_model: Callable[..., LanguageModel]) -> None:
+    with pytest.raises(ValueError, match="tiny-llama: the self-check does not allow the fast route"):
+        sweep(make_model("llama", check=False), case(), sites((2,)), mean_log_prob, route="fast")
+
+
+@pytest.mark.parametrize("route", ["fast", "generic"])
+def test_results_do_not_depend_on_the_memory(route: Route, tiny_llama: LanguageModel) -> None:
+    some = every_kind_of_site((1, 4))
+    results = [
+        sweep(tiny_llama, case(), some, mean_log_prob, route=route, memory=memory) for memory in (1, 10**6, 10**9)
+    ]
+    for other in results[1:]:
+        check_equal(other, results[0], tolerance=2e-6)
+
+
+@pytest.mark.parametrize("route", ["fast", "generic"])
+def test_batches_are_halved_when_memory_runs_out(route: Route, tiny_llama: LanguageModel) -> None:
+    rows: list[int] = []
+
+    def greedy(values: Tensor, target: Target) -> Tensor:
+        rows.append(len(values))
+        if len(values) > 6:
+            raise torch.OutOfMemoryError("out of memory: tried to allocate a lot")
+        return mean_log_prob(values, target)
+
+    some = every_kind_of_site((2, 4))
+    got = sweep(tiny_llama, case(), some, greedy, route=route, batch_size=60)
+    assert max(rows) == 60 and rows.count(60) <= 3
+    check_equal(got, sweep(tiny_llama, case(), some, mean_log_prob, batch_size=6), tolerance=2e-6)
+
+
+def test_memory_that_does_not_even_take_one_site_is_an_error(tiny_llama: LanguageModel) -> None:
+    calls: list[int] = []
+
+    def full(values: Tensor, target: Target) -> Tensor:
+        calls.append(len(values))
+        if len(calls) > 2:  # the clean and the corrupted run fit
+            raise torch.OutOfMemoryError("out of memory")
+        return mean_log_prob(values, target)
+
+    with pytest.raises(MemoryError, match=r"one item alone does not fit in memory \(out of memory\); use fewer noise"):
+        sweep(tiny_llama, case(), sites((2,)), full)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -204,6 +302,48 @@ def test_sweep_tells_its_progress_site_by_site(tiny_llama: LanguageModel) -> Non
 # Identities.
 
 
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("corruption", CASES)
+def test_exchanging_nothing_leaves_the_base_run(
+    corruption: str, direction: Direction, tiny_llama: LanguageModel
+) -> None:
+    one = CASES[corruption]
+    nothing = [Site(component, 4, range(1, 1)) for component in COMPONENTS]
+    result = sweep(tiny_llama, one, nothing, mean_log_prob, direction=direction, route="generic")
+    base = result.corrupted if direction == "denoise" else result.clean.expand(one.samples)
+    torch.testing.assert_close(result.restored, base.expand(3, -1), rtol=0, atol=1e-6)
+
+
+def test_restoring_everything_gives_the_clean_score(tiny_llama: LanguageModel) -> None:
+    # All that differs at the first block's input is the only corrupted token: its stream there, and all is clean.
+    one = case(positions=(PROMPT_LENGTH - 1,), answer=1)
+    everything = [Site("resid", PROMPT_LENGTH - 1, range(3)), Site("resid", PROMPT_LENGTH - 1, range(1))]
+    result = sweep(tiny_llama, one, everything, mean_log_prob)
+    np.testing.assert_allclose(result.restored, result.clean, atol=1e-5)
+
+
+def test_a_frozen_stream_cannot_act_through_what_is_frozen(tiny_llama: LanguageModel) -> None:
+    # With both frozen nothing but the stream itself goes on; at the last token that is still something. At an earlier
+    # token it reaches the answer through attention of later tokens alone, which freezing at this token leaves alone.
+    one = case(answer=1)
+    some = [Site("resid", 3, range(0, 1), frozen) for frozen in (None, "mlp", "attn")]
+    free, no_mlp, no_attn = (sweep(tiny_llama, one, some, mean_log_prob).restored - 0).unbind(0)
+    assert (free - no_mlp).abs().max() > 1e-3 and (free - no_attn).abs().max() > 1e-3
+    last = [Site("resid", 3, range(2, 3), frozen) for frozen in (None, "mlp")]
+    at_end = sweep(tiny_llama, one, last, mean_log_prob).restored  # no block behind: nothing to freeze
+    assert at_end[0].equal(at_end[1])
+
+
+def test_the_two_directions_mirror_each_other(tiny_llama: LanguageModel) -> None:
+    one = counterfactual_case()
+    mirrored = CorruptedPrompt(one.counterfactual, one.answer, CORRUPTED, counterfactual=one.prompt)
+    some = every_kind_of_site((2, 4, 7))
+    denoised = sweep(tiny_llama, one, some, mean_log_prob)
+    noised = sweep(tiny_llama, mirrored, some, mean_log_prob, direction="noise")
+    torch.testing.assert_close(denoised.restored, noised.restored, rtol=0, atol=2e-6)
+    torch.testing.assert_close(denoised.clean, noised.corrupted[0], rtol=0, atol=2e-6)
+
+
 def test_restoring_without_noise_changes_nothing(tiny_llama: LanguageModel) -> None:
     result = sweep(tiny_llama, case(noise=0.0), sites(range(8)), mean_log_prob)
     np.testing.assert_allclose(result.corrupted, result.clean, atol=1e-5)
@@ -251,7 +391,7 @@ def test_scores_of_one_noise_sample_do_not_depend_on_the_others(tiny_llama: Lang
     one, some = case(), sites((2, 4))
     every = sweep(tiny_llama, one, some, mean_log_prob)
     for sample in range(3):
-        alone = CorruptedPrompt(one.prompt, one.answer, one.positions, one.noise[[sample]])
+        alone = one.take([sample])
         result = sweep(tiny_llama, alone, some, mean_log_prob)
         torch.testing.assert_close(result.restored[:, 0], every.restored[:, sample], rtol=0, atol=2e-6)
 
@@ -292,3 +432,21 @@ def test_an_exception_in_the_middle_leaves_no_hook(tiny_llama: LanguageModel) ->
 def test_a_site_outside_the_prompt_is_refused(position: int, tiny_llama: LanguageModel) -> None:
     with pytest.raises(ValueError, match=rf"position={position}, .* is outside the prompt of 8 tokens"):
         sweep(tiny_llama, case(), [Site("mlp", position, range(1))], mean_log_prob)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"answer": ()}, "the answer has no token"),
+        ({"noise": None}, "exactly one of them corrupts"),
+        ({"counterfactual": (1,) * 8}, "exactly one of them corrupts"),
+        ({"positions": (3, 2, 5)}, "not ascending positions of a prompt of 8 tokens"),
+        ({"positions": (2, 3, 8)}, "not ascending positions of a prompt of 8 tokens"),
+        ({"positions": (2, 3)}, r"noise has shape \(3, 3, 32\), expected \(sample, 2, d_model\)"),
+        ({"noise": None, "counterfactual": (1,) * 7}, "counterfactual prompt has 7 tokens, the prompt 8"),
+        ({"noise": None, "counterfactual": (1,) * 8}, "are not where the prompts differ"),
+    ],
+)
+def test_cases_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CorruptedPrompt(**{**vars(case()), **changes})

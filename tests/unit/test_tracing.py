@@ -21,6 +21,7 @@ from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Site, sweep_reference
 from interp.rules import Rule, dump_rules
+from interp.schema import Twin
 from interp.tracing import Skipped, StaleTraceError, trace_path, trace_prompt, trace_rules
 from interp.windows import window
 
@@ -120,6 +121,92 @@ def test_traces_of_two_seeds_differ_and_of_one_are_equal(tiny_llama: LanguageMod
     first, again, other = (trace_prompt(tiny_llama, rule, "formula", settings(seed=s)) for s in (5, 5, 6))
     assert first.equals(again)
     assert first["clean"].equals(other["clean"]) and not first["corrupted"].equals(other["corrupted"])
+
+
+# Other corruptions, directions and metrics.
+
+
+def with_twins(rule: Rule, *twins: tuple[str, str]) -> Rule:
+    named = tuple(Twin(rule="other", prompt=prompt, answer=answer) for prompt, answer in twins)
+    forms = {**rule.forms, "formula": rule.forms["formula"].model_copy(update={"twins": named})}
+    return rule.model_copy(update={"forms": forms})
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_counterfactual_trace_equals_the_definition(direction: str, tiny_llama: LanguageModel, rule: Rule) -> None:
+    twin = "The area of a circle is A ="
+    twins = with_twins(rule, ("The area of a long word is A =", "no"), (twin, "pi times"))
+    metrics = ("mean_log_prob", "logit_difference", "log_prob_difference", "negative_kl")
+    config = settings(corruption="counterfactual", direction=direction, metrics=metrics, components=("resid", "mlp"))
+    item = trace_prompt(tiny_llama, twins, "formula", config)
+    ids, other = tiny_llama.encode(rule.forms["formula"].prompt).ids, tiny_llama.encode(twin).ids
+    (at,) = [i for i, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b]
+    answer, alternative = (tiny_llama.encode_continuation(text) for text in ("side squared", "pi times"))
+    case = CorruptedPrompt(ids, answer, (at,), counterfactual=other, alternative=alternative)
+    some = [Site("resid", at, range(1, 2)), Site("mlp", at + 1, window(1, 2, 3))]
+    for name in metrics:
+        got = effects.choose_metric(item, name)
+        if name == "log_prob_difference":
+            swapped = CorruptedPrompt(ids, alternative, (at,), counterfactual=other)
+            both = [
+                sweep_reference(tiny_llama, one, some, METRICS[name].function, direction=direction)
+                for one in (case, swapped)
+            ]
+            wanted = both[0].restored - both[1].restored, both[0].clean - both[1].clean
+        else:
+            result = sweep_reference(tiny_llama, case, some, METRICS[name].function, direction=direction)
+            wanted = result.restored, result.clean
+        scores = (
+            got["score"].sel(component="resid", layer=1).values[at],
+            got["score"].sel(component="mlp", layer=1).values[at + 1],
+        )
+        np.testing.assert_allclose(np.stack(scores), wanted[0], atol=2e-5)
+        assert got["clean"].item() == pytest.approx(float(wanted[1]), abs=2e-5)
+        assert (effects.indirect_effect(got).values[..., :at] == 0).all()
+    assert item.attrs["counterfactual"] == twin and item.attrs["direction"] == direction
+    assert item.attrs["samples"] == 1 and "noise" not in item.attrs
+    total = effects.total_effect(effects.choose_metric(item, "negative_kl"))
+    assert total["total_effect"] > 0 and bool(total["traceable"])
+
+
+def test_a_prompt_without_a_twin_is_skipped_and_counted(
+    tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path
+) -> None:
+    chosen = [with_twins(rules[0], ("The area of a circle is A =", "pi times")), rules[1]]
+    skipped = trace_rules(tiny_llama, chosen, settings(corruption="counterfactual", **FAST), tmp_path)
+    assert len(skipped) == 4 and all("no counterfactual prompt aligns" in s.reason for s in skipped)
+    assert set(written(tmp_path)) == {"square-area-formula.nc"}
+
+
+def test_all_components_of_a_map_are_their_sites(tiny_llama: LanguageModel, rule: Rule) -> None:
+    item = trace_prompt(tiny_llama, rule, "description", settings(components=effects.COMPONENTS, span=("square",)))
+    assert item.attrs["span"] == "square" and item.attrs["window"] == 2
+    score = item["score"]
+    at = words(tiny_llama, item).index("square")
+    assert [t for t, c in zip(words(tiny_llama, item), item["is_corrupted"].values, strict=True) if c] == ["square"]
+    # Windows of 2 at layer 0 hold block 0 alone; behind the last block nothing is left to freeze.
+    for kind in ("mlp", "attn"):
+        np.testing.assert_allclose(
+            score.sel(component=kind, layer=0), score.sel(component=f"{kind}_single", layer=0), atol=2e-6
+        )
+        difference = np.abs(score.sel(component=kind, layer=1) - score.sel(component=f"{kind}_single", layer=1))
+        assert difference.values[at:].max() > 1e-3
+        frozen = score.sel(component=f"resid_{kind}_frozen")
+        np.testing.assert_allclose(frozen.sel(layer=2), score.sel(component="resid", layer=2), atol=2e-6)
+        assert np.abs(frozen.sel(layer=0) - score.sel(component="resid", layer=0)).values[at].max() > 1e-3
+
+
+def test_screened_and_attributed_maps_say_what_was_estimated(tiny_llama: LanguageModel, rule: Rule) -> None:
+    maps = {
+        method: trace_prompt(tiny_llama, rule, "formula", settings(method=method, samples=6))
+        for method in ("exact", "attribution", "screen")
+    }
+    assert "exact" not in maps["exact"] and not maps["attribution"]["exact"].any()
+    screened = maps["screen"]
+    ran = screened["exact"].values
+    assert 0 < ran.mean() < 1 and screened.attrs["missed_mass"] >= 0
+    np.testing.assert_allclose(screened["score"].values[ran], maps["exact"]["score"].values[ran], atol=2e-6)
+    assert len({item.attrs["fingerprint"] for item in maps.values()}) == 3
 
 
 # The answer.
@@ -348,4 +435,5 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     assert len(now) == 5 and {name: now[name] for name in left} == left
     whole, continued = (effects.load(folder / "effects.nc") for folder in (tmp_path / "whole", killed))
     xr.testing.assert_identical(continued, whole)
+    assert (killed / "effects.nc").read_bytes() == (tmp_path / "whole" / "effects.nc").read_bytes()
     assert "5 prompts traced" in capfd.readouterr().err
