@@ -1,34 +1,41 @@
-"""Our engine against ROME's own causal tracing on the same model and noise (one map, every third layer)."""
+"""Our engine against ROME's own causal tracing on the same model and noise: five maps of two RuleEdit rules.
 
+Every fifth layer by default, each map another fifth; `DMLE_GOLDEN_STRIDE=1` compares every cell (about ten minutes).
+"""
+
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-STORED = Path(__file__).parents[3] / "shared" / "reference" / "trace_r0_description.npz"
+REFERENCE = Path(__file__).parents[3] / "shared" / "reference"
+NAMES = ("r0_formula", "r0_description", "r0_instance", "r1_formula", "r1_description")
+STRIDE = int(os.environ.get("DMLE_GOLDEN_STRIDE", "5"))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not STORED.is_file(), reason="the stored ROME run is not beside this checkout")
-def test_sweep_gives_romes_map_of_first_token_probabilities(smol):
+@pytest.mark.parametrize("at", range(len(NAMES)), ids=NAMES)
+@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the stored ROME runs are not beside this checkout")
+def test_sweep_gives_romes_map_of_first_token_probabilities(at, smol):
     import torch
 
     from interp.metrics import first_token_prob
     from interp.patching import CorruptedPrompt, Site, sweep
 
-    stored = np.load(STORED, allow_pickle=False)
+    stored = np.load(REFERENCE / f"trace_{NAMES[at]}.npz", allow_pickle=False)
     first, last = stored["subject_range"]
     ids = tuple(int(i) for i in stored["input_ids"])
     assert smol.encode(str(stored["prompt"])).ids == ids
     noise = torch.tensor(stored["noise_added"], dtype=torch.float32)
     case = CorruptedPrompt(ids, (int(stored["answer_id"]),), tuple(range(first, last)), noise)
-    positions, layers = range(first, len(ids)), range(0, smol.n_layers, 3)
+    positions, layers = range(first, len(ids)), range(at % STRIDE, smol.n_layers, STRIDE)
     sites = [Site("resid", p, range(layer, layer + 1)) for p in positions for layer in layers]
     result = sweep(smol, case, sites, first_token_prob)
 
-    assert result.clean == pytest.approx(float(stored["high_score"]), abs=1e-5)
+    assert float(result.clean) == pytest.approx(float(stored["high_score"]), abs=1e-5)
     assert result.corrupted.mean().item() == pytest.approx(float(stored["low_score"]), abs=1e-5)
     restored = result.restored.mean(1).view(len(positions), len(layers)).numpy()
-    np.testing.assert_allclose(restored, stored["scores"][first:, ::3], atol=1e-5)
+    np.testing.assert_allclose(restored, stored["scores"][first:, layers], atol=1e-5)
     # Nothing before the first corrupted token differs from the clean run, so restoring there changes nothing.
     np.testing.assert_allclose(stored["scores"][:first], float(stored["low_score"]), atol=1e-5)
