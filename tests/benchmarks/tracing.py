@@ -17,8 +17,8 @@ are scaled up to all sites; the scores that they give are compared with (d) site
 Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read ratios, not seconds.
 Errors are against (d): `missed` is the summed absolute error of the indirect effects over their summed absolute
 value, `rank` their Spearman correlation, `profile within` the share of the layer profile (mean over the tokens of a
-role) that lies inside the 95 % interval of (d) over its noise samples. `noise` says how far (d) itself is from the truth because its noise samples
-are ten: the summed standard errors over the summed absolute effects.
+role) that lies inside the 95 % interval of (d) over its noise samples. `noise` says how far (d) itself is from the
+truth because its noise samples are ten: the summed standard errors over the summed absolute effects.
 """
 
 import argparse
