@@ -7,6 +7,7 @@ dashed line marks tokens left out between two rows, and the caption counts them.
 """
 
 import textwrap
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -71,20 +72,21 @@ def draw_effect_map(
 
 
 @style.paper_style()
-def effect_panel(effects: xr.Dataset, rule: str) -> Figure:
+def effect_panel(effects: xr.Dataset, rule: str, components: Sequence[str] = COMPONENTS) -> Figure:
     """Draw all maps of one rule: forms as rows, components as columns, one colour scale.
 
     Args:
         effects: Joined maps (see `interp.effects.concat`).
         rule: The rule to show.
+        components: Which components, among those that were traced.
 
     Raises:
         ValueError: The rule has no map, or nothing of it was traced.
     """
     maps = _maps_of(effects, rule)
     traced = {form: traced_positions(indirect_effect(one)) for form, one in maps.items()}
-    components = [c for c in COMPONENTS if c in effects["component"].values]
-    limit = max(colour_limit(indirect_effect(one)) for one in maps.values())
+    components = [c for c in components if c in effects["component"].values]
+    limit = max(colour_limit(indirect_effect(one).sel(component=components)) for one in maps.values())
     counts = [int(rows.sum()) for rows in traced.values()]
     height = 0.75 + 0.72 * len(maps) + max(ROW_HEIGHT * sum(counts), LEAST_HEIGHT)
     fig = Figure(figsize=(style.DOUBLE_COLUMN, height), layout="constrained")

@@ -31,6 +31,8 @@ INPUTS = {
 }
 """Files read, and the command that writes each."""
 MAIN_COMPONENT = "mlp"
+PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
+"""Components that are drawn together; more columns than four are too narrow to read."""
 """Component of the main figures: the one that selection reads and editors write."""
 
 
@@ -70,7 +72,7 @@ def example_rule(effects: xr.Dataset) -> str:
 
 def _figures(run: Path, present: set[str], max_rules: int | None) -> Iterator[tuple[str, Figure]]:
     if "effects.nc" in present:
-        yield from _effect_figures(effects_schema.load(run / "effects.nc"), max_rules)
+        yield from _effect_figures(effects_schema.choose_metric(effects_schema.load(run / "effects.nc")), max_rules)
     if "profile.nc" in present:
         profile = effects_schema.load(run / "profile.nc")
         yield from _profile_figures(profile)
@@ -88,7 +90,10 @@ def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tupl
     if max_rules is not None and len(rules) > max_rules:
         log.info("drawing the effect panels of %d of %d rules", max_rules, len(rules))
     for rule in rules[:max_rules]:
-        yield f"effect-panel-{slug(rule)}", effect_map.effect_panel(effects, rule)
+        for suffix, components in PANELS.items():
+            if set(components) & set(effects["component"].values):
+                panel = effect_map.effect_panel(effects, rule, components)
+                yield f"effect-panel-{slug(rule)}{suffix}", panel
     rule = example_rule(effects)
     for form in (str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0):
         one = effects_schema.select_map(effects, rule, form)

@@ -41,7 +41,15 @@ UNTRACED_COLOUR = "0.85"
 WARNING_COLOUR = "#a33b00"
 
 FORM_STYLES: dict[str, Any] = {"formula": "-", "description": "--", "instance": "-."}
-COMPONENT_NAMES = {"resid": "residual stream", "mlp": "MLP output", "attn": "attention output"}
+COMPONENT_NAMES = {
+    "resid": "residual stream",
+    "mlp": "MLP output",
+    "attn": "attention output",
+    "mlp_single": "MLP, one layer",
+    "attn_single": "attention, one layer",
+    "resid_mlp_frozen": "stream, MLP frozen",
+    "resid_attn_frozen": "stream, attn. frozen",
+}
 ROLE_NAMES = {
     "prefix": "before the subject",
     "subject_first": "first subject token",
@@ -112,9 +120,9 @@ def unit_name(unit: str) -> str:
 
 
 def component_name(component: str, window: int | None) -> str:
-    """Component in words; `window` is the number of neighbouring layers restored together (not for resid)."""
+    """Component in words; `window` is the number of neighbouring layers restored together (mlp, attn)."""
     name = COMPONENT_NAMES.get(component, component)
-    if window is None or component == "resid":
+    if window is None or component == "resid" or "_" in component:
         return name
     return f"{name} ({window} layer{'s' if window != 1 else ''})"
 

@@ -137,8 +137,8 @@ def _profile(context: Context) -> str:
     from interp import effects
     from interp.profiles import layer_profile
 
-    maps = effects.load(context.run.need("effects.nc", "trace"))
-    result = layer_profile(maps, context.settings(ProfileConfig))
+    with effects.opened(context.run.need("effects.nc", "trace")) as maps:
+        result = layer_profile(maps, context.settings(ProfileConfig))
     path = context.run.path / "profile.nc"
     effects.save(result, path)
     te = ", ".join(

@@ -79,13 +79,14 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
     """Profile of joined effect maps (see the module).
 
     Args:
-        maps: Result of `interp.effects.concat`.
-        config: Lookup roles and bootstrap.
+        maps: Result of `interp.effects.concat`, in memory or opened from a file: one rule at a time is read.
+        config: Metric, lookup roles and bootstrap.
 
     Returns:
         The labelled profile.
     """
     config = config or ProfileConfig()
+    maps = effect_maps.choose_metric(maps, config.metric)
     te = effect_maps.total_effect(maps)
     traced = maps["n_tokens"] > 0
     traceable = te["traceable"] & traced
@@ -131,12 +132,13 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
 
 def _effects_by_role(maps: xr.Dataset, traceable: np.ndarray, names: list[tuple[str, ...]]) -> np.ndarray:
     """Shape (rule, form, component, role, layer), NaN for prompts that are not traceable."""
-    ie = effect_maps.indirect_effect(maps).transpose("rule", "form", "component", "layer", "pos").values
     roles = maps["role"].transpose("rule", "form", "pos").values
-    rules, forms, components, layers, _ = ie.shape
+    rules, forms, components, layers = (maps.sizes[dim] for dim in ("rule", "form", "component", "layer"))
     out = np.full((rules, forms, components, len(names), layers), np.nan)
-    for rule, form in zip(*np.nonzero(traceable), strict=True):
-        out[rule, form] = mean_by_role(ie[rule, form], roles[rule, form], names).transpose(0, 2, 1)
+    for rule in np.flatnonzero(traceable.any(1)):
+        ie = effect_maps.indirect_effect(maps.isel(rule=rule)).transpose("form", "component", "layer", "pos").values
+        for form in np.flatnonzero(traceable[rule]):
+            out[rule, form] = mean_by_role(ie[form], roles[rule, form], names).transpose(0, 2, 1)
     return out
 
 
