@@ -168,7 +168,8 @@ def counterfactual(
 ) -> tuple[CorruptedPrompt, str]:
     """The case of the first twin whose tokens align with the prompt's, and that twin's prompt.
 
-    Aligned means: as many tokens, and where the two differ is what names the rule: subject, rule words, numbers.
+    Aligned means: as many words, each of as many tokens as the prompt's, and among the words that differ is one that
+    names the rule (subject, rule word, number). Others may differ too, such as the symbol of the result.
 
     Args:
         model: The model.
@@ -183,15 +184,19 @@ def counterfactual(
     names = {"rule_word", "number", *SPAN_ROLES["subject"]}
     reasons = []
     for prompt, truth in twins:
-        ids = model.encode(prompt).ids
+        other = model.encode(prompt)
+        ids = other.ids
         if len(ids) != len(encoding.ids):
             reasons.append(f"{prompt!r} has {len(ids)} tokens, not {len(encoding.ids)}")
+            continue
+        if _words(other) != _words(encoding):
+            reasons.append(f"{prompt!r} has words of other lengths, so that its tokens stand against other words")
             continue
         positions = [i for i, (one, other) in enumerate(zip(encoding.ids, ids, strict=True)) if one != other]
         if not positions:
             reasons.append(f"{prompt!r} has the same tokens")
-        elif stray := sorted({roles[i] for i in positions} - names):
-            reasons.append(f"{prompt!r} differs at tokens that name nothing ({', '.join(stray)})")
+        elif not names & {roles[i] for i in positions}:
+            reasons.append(f"{prompt!r} differs at no token that names the rule")
         else:
             alternative = model.encode_continuation(truth)
             case = CorruptedPrompt(
@@ -199,6 +204,11 @@ def counterfactual(
             )
             return case, prompt
     raise ValueError(f"no counterfactual prompt aligns with {encoding.text!r}: {'; '.join(reasons) or 'it has none'}")
+
+
+def _words(encoding: Encoding) -> list[int]:
+    """The word that each token belongs to, counted by the white space before its end."""
+    return [len(encoding.text[:end].split()) for _, end in encoding.offsets]
 
 
 def _some_text(model: LanguageModel, paragraphs: Iterable[str]) -> list[int]:

@@ -180,6 +180,14 @@ def test_twins_that_do_not_align_say_why(tiny_llama: LanguageModel) -> None:
         counterfactual(tiny_llama, encoding, (3,), twins, roles)
     said = str(caught.value)
     assert "tokens, not" in said and "has the same tokens" in said
-    assert "'The area of the square is' differs at tokens that name nothing (after)" in said
+    assert "'The area of the square is' differs at no token that names the rule" in said
     with pytest.raises(ValueError, match="it has none"):
         counterfactual(tiny_llama, encoding, (3,), [], roles)
+
+
+def test_a_twin_whose_tokens_stand_against_other_words_is_refused(tiny_llama: LanguageModel) -> None:
+    encoding = tiny_llama.encode("The zebra of a square is")
+    twin = "The square of a zebra is"
+    assert len(tiny_llama.encode(twin).ids) == len(encoding.ids) > 6  # a zebra is several tokens, a square is one
+    with pytest.raises(ValueError, match="has words of other lengths"):
+        counterfactual(tiny_llama, encoding, (3,), [(twin, "x")], token_roles(encoding, "square", ["zebra"]))
