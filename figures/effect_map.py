@@ -135,8 +135,12 @@ def effect_caption(effects: xr.Dataset, rows: np.ndarray) -> str:
     samples = effects.sizes["sample"]
     value, error = float(te["total_effect"]), float(te["standard_error"])
     spread = f" ± {error:.2f}" if np.isfinite(error) else ""
+    attrs = effects.attrs
+    estimated = "exact" in effects and 1 - float(effects["exact"].values[effects["score"].notnull().values].mean())
     return "; ".join(
         (
+            *(["noising: effect = what the clean run loses"] if attrs.get("direction") == "noise" else []),
+            *([f"{estimated:.0%} of scores estimated"] if estimated else []),
             f"total effect {value:.2f}{spread} {style.unit_name(effects.attrs['unit'])}",
             f"{samples} sample{'s' if samples != 1 else ''}",
             f"{int(rows.sum())} of {rows.size} tokens traced{' (dashes: gaps)' if gaps(rows).size else ''}",

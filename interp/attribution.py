@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from interp.budget import chunked, default_budget
 from interp.metrics import Metric
 from interp.model import LanguageModel, NamedHook
 from interp.patching import CorruptedPrompt, Direction, Side, Site, SweepResult, target
@@ -27,6 +28,7 @@ def attribute(
     *,
     direction: Direction = "denoise",
     steps: int = 1,
+    memory: int | None = None,
 ) -> SweepResult:
     """What `interp.patching.sweep` gives, approximately.
 
@@ -38,12 +40,14 @@ def attribute(
         metric: Logits and target → score per row.
         direction: See `sweep`.
         steps: Points between the base and the source run at which the gradient is taken; 1: at the base run alone.
+        memory: Bytes that one backward pass may take (estimated); noise samples are taken together up to it.
 
     Returns:
         Exact clean and corrupted scores; `restored` is the base score plus the approximate change.
 
     Raises:
         ValueError: A site is outside the prompt, or `steps` is below 1.
+        MemoryError: Not even one sample fits in memory.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}; at least one gradient is needed")
@@ -73,7 +77,17 @@ def attribute(
         mixed = source.states[model.embedding_hook] + share * (
             base.states[model.embedding_hook] - source.states[model.embedding_hook]
         )
-        return _gradients(model, case, mixed, names, metric, goal)
+        mixed = mixed.expand(case.samples, -1, -1)
+        parts: list[list[dict[str, Tensor]]] = []
+        # What the backward pass needs is kept of every block.
+        row = model.row_bytes(len(case.ids), len(case.ids), len(case.answer)) * model.n_layers
+        size = max(1, (memory or default_budget(model.device)) // row)
+        chunked(
+            range(case.samples),
+            size,
+            lambda some: parts.append(_gradients(model, case, mixed[some], names, metric, goal)),
+        )
+        return [{name: torch.cat([part[at][name] for part in parts]) for name in names} for at in range(len(parts[0]))]
 
     # At the middle of each step from the base run (1) to the source run (0).
     each = [gradients(1 - (step + 0.5) / steps if steps > 1 else 1.0) for step in range(steps)]
@@ -103,7 +117,7 @@ def _gradients(
 ) -> list[dict[str, Tensor]]:
     """Gradients of each score at the hooks in runs from given embeddings, shape (sample, pos, d)."""
     values: dict[str, Tensor] = {}
-    mixed = mixed.expand(case.samples, -1, -1).clone()
+    mixed = mixed.clone()
 
     def embed(value: Tensor, hook: Any) -> Tensor:
         return mixed.requires_grad_()
@@ -113,7 +127,7 @@ def _gradients(
 
     hooks: list[NamedHook] = [(model.embedding_hook, embed)]
     hooks += [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
-    ids = torch.tensor([case.ids], device=model.device).expand(case.samples, -1)
+    ids = torch.tensor([case.ids], device=model.device).expand(len(mixed), -1)
     with torch.enable_grad():
         scores = metric(model.logits(ids, keep=len(case.answer), hooks=hooks), goal)
         totals = scores.sum(0).reshape(-1)

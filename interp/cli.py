@@ -8,20 +8,23 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import yaml
 from cyclopts import App, Parameter
 from rich.console import Console
 from tqdm import tqdm
 
-from interp.config import ConfigError, ProfileConfig, SelectConfig, TraceConfig, read_yaml
+from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
 from interp.provenance import versions
 from interp.rules import Rule, counted, dump_rules
 from interp.rules_cli import app as rules_app
 from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
 from interp.store import RunFolder
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 DEFAULT_RUN = Path("runs/default")
 FAILED, STOPPED = 2, 130
@@ -52,7 +55,13 @@ def trace(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
     positions: Annotated[str | None, Parameter(help="'all', or token roles separated by commas.")] = None,
-    span: Annotated[str | None, Parameter(help="Corrupted tokens: subject, subject+rule, numbers, content.")] = None,
+    span: Annotated[
+        str | None, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
+    ] = None,
+    corruption: Annotated[str | None, Parameter(help="noise, or counterfactual (a twin prompt).")] = None,
+    metrics: Annotated[str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")] = None,
+    method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = None,
+    memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None,
     common: Common | None = None,
 ) -> None:
     """Trace each form of each rule: which layer and token carries the answer.
@@ -66,10 +75,22 @@ def trace(
 
         dmle trace --run runs/mine --positions subject_last,rule_word,last --limit 5
 
+        dmle trace --run runs/twins --corruption counterfactual --metrics logit_difference,negative_kl
+
+        dmle trace --run runs/screened --positions all --method screen --memory 1GiB
+
         dmle trace --run runs/llama --model meta-llama/Meta-Llama-3-8B --set model.dtype=bfloat16
     """
-    roles = positions.split(",") if positions not in (None, "all") else positions
-    execute(["trace"], common, {"trace.samples": samples, "trace.positions": roles, "trace.span": span})
+    flags = {
+        "samples": samples,
+        "positions": positions.split(",") if positions not in (None, "all") else positions,
+        "span": span if span in (None, *get_args(CorruptedSpan)) else span.split(","),
+        "corruption": corruption,
+        "metrics": metrics and metrics.split(","),
+        "method": method,
+        "memory": memory,
+    }
+    execute(["trace"], common, {f"trace.{name}": value for name, value in flags.items()})
 
 
 def profile(*, common: Common | None = None) -> None:
@@ -116,16 +137,38 @@ def _trace(context: Context) -> str:
     with effects.opened(path) as joined:
         te = effects.total_effect(effects.choose_metric(joined))
         traced = int((joined["n_tokens"] > 0).sum())
+        estimated = _estimated(joined)
     positions = "all" if config.positions == "all" else " ".join(config.positions)
+    noisy = config.corruption == "noise"
+    corruption = f"{config.samples} noise samples" if noisy else "counterfactual prompts"
     lines = [
         f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect above two standard "
         f"errors); {len(skipped)} skipped",
         f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)}; method: {config.method}",
-        f"{config.samples} noise samples; positions: {positions}",
+        f"{corruption}; positions: {positions}",
+        *estimated,
         *(f"skipped {s.rule}/{s.form}: {s.reason}" for s in skipped),
         f"effect maps: {path}",
     ]
     return "\n".join(lines)
+
+
+def _estimated(joined: "xr.Dataset") -> list[str]:
+    """What a method that does less than the exact sweep says of its saving and its error, over all prompts."""
+    import numpy as np
+
+    def every(name: str) -> Any:
+        # One value for all prompts is an attribute, different ones are a coordinate of texts.
+        held = joined[name].values.ravel() if name in joined.coords else [joined.attrs.get(name, "")]
+        return np.array([float(value) for value in held if value != ""])
+
+    shares, missed = every("exact_share"), every("missed_mass")
+    if not shares.size:
+        return []
+    said = f"run exactly: {shares.mean():.0%} of the site and sample runs of the exact sweep"
+    if missed.size:
+        said += f"; absolute effects wrong by (audit): {missed.mean():.0%} on average, {missed.max():.0%} at most"
+    return [said]
 
 
 def traced_rules(context: Context) -> list[Rule]:

@@ -108,6 +108,12 @@ class TraceConfig(Section):
     route: Literal["auto", "fast", "generic"] = "auto"
     """How sites are run (see `interp.patching`); the numbers are the same."""
 
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _number_is_rule(cls, value: Any) -> Any:
+        # YAML reads a bare standard deviation as a number.
+        return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, int | float) else value
+
     @field_validator("memory")
     @classmethod
     def _is_size(cls, value: str | None) -> str | None:

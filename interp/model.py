@@ -39,6 +39,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
 HUB_TIMEOUT = 10.0
+EMBEDDED_TOGETHER = 128
 
 Hook = Callable[[Tensor, Any], Tensor | None]
 NamedHook = tuple[str, Hook]
@@ -91,6 +92,11 @@ class SelfCheck:
     """Logits of a batch that grows at two later blocks against whole runs; infinite if not supported."""
     post_norm: bool
     """Whether the block normalises the MLP output before adding it (Gemma 3)."""
+
+    def __str__(self) -> str:
+        """The errors, in one line."""
+        names = ("logits", "additivity", "projection", "prefix_cache", "entry")
+        return "relative errors " + ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):.0e}" for name in names)
 
 
 class _RepeatedPrefix(DynamicCache):
@@ -412,8 +418,10 @@ class LanguageModel:
 
     def embeddings(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """Embeddings of some tokens as the first block's hook sees them, in float32 on the CPU."""
-        seen = self.capture(torch.tensor([list(ids)], device=self.device), [self.embedding_hook])
-        return seen[self.embedding_hook][0].float().cpu()
+        # In short pieces: the run goes through the first block, whose attention grows with the square of the length.
+        pieces = torch.tensor(list(ids), device=self.device).split(EMBEDDED_TOGETHER)
+        seen = [self.capture(piece[None], [self.embedding_hook])[self.embedding_hook][0] for piece in pieces]
+        return torch.cat(seen).float().cpu()
 
     # -- out -----------------------------------------------------------------------------------------------
 

@@ -287,9 +287,9 @@ class Side:
     def take(self, name: str, samples: Sequence[int]) -> Float[Tensor, "sample pos d"]:
         """States at a hook, one row per noise sample."""
         states = self.states[name]
-        if len(samples) == len(states):
-            return states if list(samples) == list(range(len(states))) else states[list(samples)]
-        return states.expand(len(samples), -1, -1) if len(states) == 1 else states[list(samples)]
+        if self.rows == 1:
+            return states.expand(len(samples), -1, -1)
+        return states if list(samples) == list(range(self.rows)) else states[list(samples)]
 
     def extend_cache(self, model: LanguageModel, samples: Sequence[int], cache: Any, start: int, end: int) -> Any:
         """Keys and values of the tokens before `end`, given those before `start`; one row if all samples share it."""

@@ -109,13 +109,13 @@ def score_sites(
         if contrasts:
             raise ValueError("log_prob_difference takes a second sweep, which method screen has not; use exact")
         patcher = Patcher(model, case, sites, metric, **options)
-        guess = attribute(model, case, sites, metric, direction=direction, steps=steps)
+        guess = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
         return screen(patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance)
 
     def score(case: CorruptedPrompt, metric: Metric) -> SweepResult:
         if method == "exact":
             return sweep(model, case, sites, metric, advance=tell, **options)
-        found = attribute(model, case, sites, metric, direction=direction, steps=steps)
+        found = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
         tell(len(sites))
         return found
 

@@ -133,6 +133,7 @@ def trace_prompt(
     exact = None
     if result.exact is not None:
         exact = np.zeros(score.shape[1:], bool)
+        exact[..., : case.positions[0], :] = True  # nothing differs there
         exact[..., positions, :] = result.exact.numpy().reshape(grid)
     units = {name: METRICS[name].unit for name in config.metrics}
     several = len(units) > 1
@@ -204,11 +205,13 @@ def site(component: Component, layer: int, position: int, width: int, n_layers: 
 
 
 def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -> NoiseRule:
-    """The noise rule of a run; its scale may depend on the subjects of all its rules.
+    """The noise rule of a run; its scale may depend on the subjects of all its rules. None for counterfactual prompts.
 
     Raises:
         ValueError: It needs subjects or text that are not there.
     """
+    if config.corruption == "counterfactual":
+        return NoiseRule("none", 0.0)
     subjects = [prompt.subject for rule in rules for prompt in rule.forms.values()]
     return corruption.noise_rule(config.noise, model, subjects, lambda: corpus.paragraphs()[1])
 

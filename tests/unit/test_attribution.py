@@ -98,3 +98,33 @@ def test_sites_before_the_corruption_have_no_effect(tiny_llama: LanguageModel) -
 def test_wrong_requests_raise(position: int, steps: int, message: str, tiny_llama: LanguageModel) -> None:
     with pytest.raises(ValueError, match=message):
         attribute(tiny_llama, case(tiny_llama), [Site("mlp", position, range(1))], mean_log_prob, steps=steps)
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_memory_changes_no_number(direction: Any, tiny_llama: LanguageModel) -> None:
+    one, some = case(tiny_llama, samples=5), sites(tiny_llama)
+    options = {"direction": direction, "steps": 2}
+    whole = attribute(tiny_llama, one, some, mean_log_prob, **options, memory=10**9)
+    sizes: list[int] = []
+
+    def watched(logits: torch.Tensor, target: Target) -> torch.Tensor:
+        sizes.append(len(logits))
+        return mean_log_prob(logits, target)
+
+    singly = attribute(tiny_llama, one, some, watched, **options, memory=1)
+    torch.testing.assert_close(singly.restored, whole.restored, rtol=0, atol=2e-6)
+    assert sizes[2:] == [1] * 10  # after the clean and the corrupted run: two steps of five samples
+
+
+def test_noising_is_the_mirror_of_denoising(tiny_llama: LanguageModel) -> None:
+    # The two prompts of a counterfactual case change places, and with them the run that is patched.
+    other = (5, 9, 30, 3, 8, 2, 7)
+    one, mirrored = (
+        CorruptedPrompt(prompt, ANSWER, (2,), counterfactual=twin)
+        for prompt, twin in ((PROMPT, other), (other, PROMPT))
+    )
+    some = sites(tiny_llama)
+    denoised = attribute(tiny_llama, one, some, mean_log_prob, steps=2)
+    noised = attribute(tiny_llama, mirrored, some, mean_log_prob, steps=2, direction="noise")
+    torch.testing.assert_close(denoised.restored, noised.restored, rtol=0, atol=2e-6)
+    assert (denoised.restored - denoised.corrupted).abs().max() > 1e-3

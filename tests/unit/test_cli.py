@@ -252,6 +252,25 @@ def test_trace_tells_what_it_did_and_skipped(
     assert code == 0 and effects.load(tmp_path / "run" / "effects.nc").sizes["sample"] == 3
 
 
+def test_trace_says_what_screening_saved_and_missed(
+    dmle: Command, rules: Sequence[Rule], model_folder: Path, tmp_path: Path
+) -> None:
+    dump_rules(rules[:1], tmp_path / "rules.json")
+    common = ["--run", tmp_path / "run", "--model", model_folder, "--rules", tmp_path / "rules.json", "--device", "cpu"]
+    flags = ["--samples", "6", "--positions", "all", "--method", "screen", "--memory", "1MiB"]
+    code, said = dmle("trace", *common, *flags, "--metrics", "sum_log_prob,first_token_prob")
+    text = "\n".join(said)
+    assert code == 0 and "method: screen" in text
+    maps = effects.load(tmp_path / "run" / "effects.nc")
+    assert maps["metric"].values.tolist() == ["sum_log_prob", "first_token_prob"]
+    shares, missed = ([float(value) for value in maps[name].values.ravel()] for name in ("exact_share", "missed_mass"))
+    assert len(shares) == 3
+    wanted = (
+        f"run exactly: {np.mean(shares):.0%} of the site and sample runs of the exact sweep; absolute effects wrong by"
+    )
+    assert wanted in text and f"{np.mean(missed):.0%} on average, {max(missed):.0%} at most" in text
+
+
 def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> None:
     pipe = tmp_path / "settings.yaml"
     os.mkfifo(pipe)

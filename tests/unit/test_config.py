@@ -116,3 +116,8 @@ def test_settings_cannot_be_changed_afterwards() -> None:
 def test_nearest_lists_everything_when_nothing_is_near() -> None:
     assert nearest("qqq", ["alpha", "beta"]) == "valid are alpha, beta"
     assert nearest("bete", ["alpha", "beta"]) == "did you mean 'beta'?"
+
+
+@pytest.mark.parametrize(("given", "rule"), [(0.1, "0.1"), (2, "2"), ("0.1", "0.1"), ("s3", "s3"), (1e-05, "0.00001")])
+def test_a_noise_of_a_number_is_its_deviation(given: Any, rule: str) -> None:
+    assert parse_section("trace", TraceConfig, {"noise": given}) == TraceConfig(noise=rule)

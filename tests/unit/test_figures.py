@@ -520,3 +520,15 @@ def test_example_rule_is_clearest_in_its_weakest_form() -> None:
     clean |= {("b", "i"): -3.0, ("c", "f"): -1.0, ("c", "d"): -1.0, ("c", "i"): -1.0}
     maps = {key: prompt_map().assign(clean=value) for key, value in clean.items()}
     assert paper.example_rule(effects_schema.concat(maps)) == "c"
+
+
+def test_a_caption_says_what_was_estimated_and_that_a_trace_noises() -> None:
+    item = prompt_map(untraced=[2])
+    rows = effect_map.traced_positions(effects_schema.indirect_effect(item))
+    assert "estimated" not in effect_map.effect_caption(item, rows)
+    exact = np.zeros(item["score"].shape, bool)
+    exact[:, :, :1] = True  # one of the four traced tokens
+    caption = effect_map.effect_caption(
+        item.assign(exact=(item["score"].dims, exact)).assign_attrs(direction="noise"), rows
+    )
+    assert caption.startswith("noising: effect = what the clean run loses; 75% of scores estimated; total effect")

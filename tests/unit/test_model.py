@@ -548,3 +548,17 @@ def test_rows_that_join_at_any_block_equal_whole_runs(architecture: str, make_mo
             grown = model.logits(ids[:1], joins=joins if later > layer else [(layer, states[name][[0, 0, 1]])])
             torch.testing.assert_close(grown, whole[[0, 0, 1]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.logits(ids), whole, atol=0, rtol=0)  # all blocks run again
+
+
+def test_embeddings_of_many_tokens_are_the_tables(tiny_llama: LanguageModel) -> None:
+    # More tokens than the model has positions, in several pieces.
+    ids = [i % 350 for i in range(700)]
+    table = tiny_llama.parameters["model.embed_tokens.weight"].detach()
+    assert tiny_llama.embeddings(ids).equal(table[ids])
+
+
+def test_embeddings_of_more_tokens_than_positions(make_model: Callable[..., LanguageModel]) -> None:
+    # Learned positions have an end; the embeddings are those before positions are added.
+    model = make_model("gpt2")
+    ids = [i % 350 for i in range(300)]
+    torch.testing.assert_close(model.embeddings(ids), model.parameters["transformer.wte.weight"].detach()[ids])
