@@ -1,35 +1,40 @@
 """The editing steps of `dmle`: `edit` and `evaluate`."""
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from tqdm import tqdm
 
-from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
+from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig
 from interp.cli import Common, execute
-from interp.rules import Rule
+from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from editing.view import Edit
     from interp.selection import LayerSelection
 
-# MEMIT's published block for models of 28 to 32 blocks (Qwen2.5-7B, LLaMA-3-8B): layers 4 to 8.
-PUBLISHED_FIRST, PUBLISHED_WIDTH, PUBLISHED_DEPTH = 4, 5, 30
+ALL = "_all"
+"""File name of an edit of all rules."""
+SHOWN = 12
 _SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
 
 
 def edit(
     *,
     layers: Annotated[str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")] = None,
-    editors: Annotated[str | None, Parameter(help="Editors separated by commas: dmle,memit.")] = None,
+    editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas: dmle,memit,ft.")] = None,
     common: Common | None = None,
 ) -> None:
     """Edit each rule in all its forms and keep every edit as a delta; the model itself is not changed.
 
-    Every editor gets the same requests, contexts and statistics of the unedited model.
+    Editors: dmle, memit, alphaedit, emmet, rome, ft, lora, grace, ice, ike. Every one gets the same requests, contexts
+    and statistics of the unedited model. Variants are named under `edit.arms` of a configuration file.
 
     For example:
 
@@ -37,7 +42,9 @@ def edit(
 
         dmle edit --run runs/mine --layers 3,4,5/12,13,14
 
-        dmle edit --run runs/mine --editors dmle --set edit.lookup=rule_word_last
+        dmle edit --run runs/mine --editors dmle --set edit.lookup=rule_word_last --set edit.protection=joint
+
+        dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
     """
     execute(["edit"], common, {"edit.layers": layers, "edit.editors": editors.split(",") if editors else None})
 
@@ -53,54 +60,71 @@ def evaluate(*, common: Common | None = None) -> None:
 
 
 def _edit(context: Context) -> str:
-    from editing import covariance, dmle, memit
+    from editing import covariance
     from editing.contexts import sample_contexts
-    from editing.requests import requests_of
+    from editing.delta import EditDelta
+    from editing.editors import CLOSED_FORM, IN_ORDER, Resources, edit, layers_of, remarks
+    from editing.requests import EditRequest, requests_of
     from interp.provenance import fingerprint
 
     config, model = context.settings(EditConfig), context.model
-    selection = _selection(context, config)
-    block = _memit_layers(config, model.n_layers)
+    arms = {name: config.settings_of(name) for name in config.editors}
+    selected = _selected(context, arms.values())
     rules = edited_rules(context, config)
-    requests = {rule.id: requests_of(rule, config.lookup) for rule in rules}
-    needed = sorted({layer for group in selection.groups for layer in group.layers} | set(block))
-    contexts = sample_contexts(model, config.contexts, config.context_tokens, config.seed)
-    statistics = context.settings(CovarianceConfig)
-    with tqdm(total=statistics.tokens, desc="covariance", unit="token") as bar:
-        covariances = covariance.measure(model, needed, statistics, context.run.path / "covariance", advance=bar.update)
-    lines = []
-    with tqdm(total=len(rules) * len(config.editors), desc="edit", unit="edit") as bar:
-        for rule in rules:
-            for editor in config.editors:
-                plan = selection.model_dump(include={"groups"}) if editor == "dmle" else list(block)
-                settings = config.model_dump(exclude={"editors", "layers", "memit_layers", "splits", "limit"})
-                key = fingerprint(
-                    weights=model.weight_hash,
-                    plan=plan,
-                    settings=settings,
-                    requests=requests[rule.id],
-                    contexts=contexts,
-                    covariance=covariances.about,
-                )
-                path = delta_path(context, editor, rule)
-                if not _is_done(path, key):
-                    if editor == "dmle":
-                        delta = dmle.edit(model, requests[rule.id], selection, covariances, contexts, config)
-                    else:
-                        delta = memit.edit(model, requests[rule.id], block, covariances, contexts, config)
-                    delta.with_about(fingerprint=key).save(path)
-                bar.update(1)
-    for group in selection.groups:
-        lines.append(f"dmle {group.name}: layers {', '.join(map(str, group.layers))}")
-    lines.append(f"memit: layers {', '.join(map(str, block))}")
-    lines.append(f"{len(rules)} rules × {len(config.editors)} editors: {context.run.path / 'deltas'}")
+    needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
+    statistics = None
+    if needed:
+        settings = context.settings(CovarianceConfig)
+        with tqdm(total=settings.tokens, desc="covariance", unit="token") as bar:
+            folder = context.run.path / "covariance"
+            statistics = covariance.measure(model, needed, settings, folder, advance=bar.update)
+    contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
+    training = _training_rules(arms.values())
+    said: list[str] = []
+    with tqdm(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
+        for name, settings in arms.items():
+            sampled = (settings.contexts, settings.context_tokens, settings.seed)
+            if settings.editor in CLOSED_FORM and sampled not in contexts:
+                contexts[sampled] = sample_contexts(model, *sampled)
+            resources = Resources(contexts.get(sampled, ("",)), statistics, selected, training)
+            together = config.mode == "batch" or (config.mode == "sequential" and settings.editor in IN_ORDER)
+            earlier: list[EditRequest] = []
+            done = ""
+            with ExitStack() as stack:
+                for group in [rules] if together else [[rule] for rule in rules]:
+                    requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
+                    done = fingerprint(
+                        weights=model.weight_hash,
+                        plan=_plan(settings, model.n_layers, selected),
+                        settings=settings.model_dump(exclude={"layers", "block", "memory"}),
+                        requests=requests,
+                        resources=[resources.contexts, statistics.about if statistics else None],
+                        demonstrations=[rule.id for rule in training] if settings.editor == "ike" else [],
+                        earlier=done if config.mode == "sequential" else "",
+                    )
+                    path = delta_path(context, name, group[0] if len(group) == 1 else None)
+                    found = _done(path, done)
+                    if found is None:
+                        found = edit(model, requests, settings, resources, earlier=earlier)
+                        if isinstance(found, EditDelta):
+                            found = found.with_about(cast_loss=found.cast_loss(model))
+                        found = found.with_about(fingerprint=done)
+                        found.save(path)
+                    said += [f"  {name}: {line}" for line in remarks(found.about)]
+                    if config.mode == "sequential" and isinstance(found, EditDelta):
+                        stack.enter_context(found.applied(model))
+                        earlier += requests
+                    bar.update(len(group))
+    lines = [f"{name}: {_plan_text(settings, model.n_layers, selected)}" for name, settings in arms.items()]
+    if said:
+        lines += [f"{len(said)} remarks:", *said[:SHOWN], *(["  …"] if len(said) > SHOWN else [])]
+    lines.append(f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}")
     return "\n".join(lines)
 
 
 def _evaluate(context: Context) -> str:
     import pandas as pd
 
-    from editing.delta import EditDelta
     from editing.evaluation import COLUMNS, evaluate
     from interp import effects
     from interp.store import write_text
@@ -108,12 +132,9 @@ def _evaluate(context: Context) -> str:
     config = context.settings(EditConfig)
     context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
-    deltas = {
-        editor: {rule.id: EditDelta.load(context.run.need(str(_relative(editor, rule)), "edit")) for rule in rules}
-        for editor in config.editors
-    }
-    with tqdm(total=len(rules) * (1 + len(deltas)), desc="evaluate", unit="pass") as bar:
-        scores, answers = evaluate(context.model, rules, deltas, context.settings(EvaluateConfig), advance=bar.update)
+    edits = {name: _edits_of(context, config, name, rules) for name in config.editors}
+    with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
+        scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")
     table = pd.DataFrame(answers, columns=list(COLUMNS))
     write_text(context.run.path / "answers.csv", table.to_csv(index=False))
@@ -125,6 +146,22 @@ def _evaluate(context: Context) -> str:
             f"scores: {context.run.path / 'scores.nc'}; every answer: {context.run.path / 'answers.csv'}",
         ]
     )
+
+
+def _edits_of(context: Context, config: EditConfig, name: str, rules: list[Rule]) -> "dict[str, Edit]":
+    """What each rule is evaluated under: its own edit, or in batch and sequential mode all of them together."""
+    from editing.delta import EditDelta, load_edit, merge
+    from editing.editors import IN_ORDER
+
+    together = config.mode == "batch" or (config.mode == "sequential" and config.settings_of(name).editor in IN_ORDER)
+    if together:
+        one = load_edit(context.run.need(str(_relative(name, None if len(rules) > 1 else rules[0])), "edit"))
+        return {rule.id: one for rule in rules}
+    found = {rule.id: load_edit(context.run.need(str(_relative(name, rule)), "edit")) for rule in rules}
+    if config.mode == "sequential":
+        deltas = [edit for edit in found.values() if isinstance(edit, EditDelta)]
+        return dict.fromkeys(found, merge(deltas, {"editor": name, "mode": "sequential"}))
+    return found
 
 
 def score_text(scores: "xr.Dataset") -> str:
@@ -166,38 +203,56 @@ def edited_rules(context: Context, config: EditConfig) -> list[Rule]:
     return rules[: config.limit]
 
 
-def delta_path(context: Context, editor: str, rule: Rule) -> Path:
-    """File of one edit."""
+def delta_path(context: Context, editor: str, rule: Rule | None) -> Path:
+    """File of one rule's edit, or of all rules' together."""
     return context.run.path / _relative(editor, rule)
 
 
-def _relative(editor: str, rule: Rule) -> Path:
-    return Path("deltas") / editor / f"{rule.id}.safetensors"
+def _relative(editor: str, rule: Rule | None) -> Path:
+    return Path("deltas") / editor / f"{rule.id if rule else ALL}.safetensors"
 
 
-def _is_done(path: Path, key: str) -> bool:
-    from editing.delta import EditDelta
+def _done(path: Path, key: str) -> "Edit | None":
+    from editing.delta import load_edit
 
-    return path.is_file() and EditDelta.load(path).about.get("fingerprint") == key
+    if not path.is_file():
+        return None
+    found = load_edit(path)
+    return found if found.about.get("fingerprint") == key else None
 
 
-def _selection(context: Context, config: EditConfig) -> "LayerSelection":
-    from interp.selection import LayerSelection, parse_layers
+def _selected(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":
+    """The run's selection, if an arm asks for it."""
+    from interp.selection import LayerSelection
 
-    if config.layers == "auto":
+    if any(settings.editor == "dmle" and settings.layers == "auto" for settings in arms):
         return LayerSelection.load(context.run.need("selection.json", "select"))
-    if config.layers.endswith(".json"):
-        return LayerSelection.load(Path(config.layers))
-    return parse_layers(config.layers, context.model.n_layers)
+    return None
 
 
-def _memit_layers(config: EditConfig, n_layers: int) -> tuple[int, ...]:
-    from interp.selection import parse_layers
+def _plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> dict[str, list[int]]:
+    """Layers that an arm writes, by group of forms."""
+    from editing.editors import block_of, selection_of
 
-    if config.memit_layers != "auto":
-        return parse_layers(config.memit_layers, n_layers).groups[0].layers
-    first = round(PUBLISHED_FIRST * n_layers / PUBLISHED_DEPTH)
-    return tuple(range(min(first, n_layers - 1), min(first + PUBLISHED_WIDTH, n_layers)))
+    if settings.editor in ("ice", "ike"):
+        return {}
+    if settings.editor != "dmle":
+        return {"all forms": list(block_of(settings, n_layers))}
+    return {group.name: list(group.layers) for group in selection_of(settings, n_layers, selected).groups}
+
+
+def _plan_text(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> str:
+    plan = _plan(settings, n_layers, selected)
+    if not plan:
+        return "in context, no layers"
+    return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())
+
+
+def _training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
+    """The embedded rules of the training split, if an arm demonstrates with them."""
+    if all(settings.editor != "ike" for settings in arms):
+        return []
+    return list(load_rules("embedded", split="train").rules)
 
 
 def _check_edit(context: Context) -> None:
@@ -205,7 +260,8 @@ def _check_edit(context: Context) -> None:
 
     config = context.settings(EditConfig)
     for rule in edited_rules(context, config):
-        requests_of(rule, config.lookup)
+        for name in config.editors:
+            requests_of(rule, config.settings_of(name).lookup)
 
 
 EDIT = Step(

@@ -1,35 +1,57 @@
 """Settings of the `editing` steps, checked before any work starts."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, model_validator
 
-from interp.config import Section
+from editing.presets import preset
+from interp.config import Section, nearest
 from interp.rules import Split
+from interp.sizes import parse_size
 
-EditorName = Literal["dmle", "memit"]
+EditorName = Literal["dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"]
+EDITORS: tuple[EditorName, ...] = (
+    "dmle",
+    "memit",
+    "alphaedit",
+    "emmet",
+    "rome",
+    "ft",
+    "lora",
+    "grace",
+    "ice",
+    "ike",
+)
+SolverName = Literal["memit", "alphaedit", "emmet"]
 Lookup = Literal["subject_last", "rule_word_last", "last"]
+Protection = Literal["staged", "protected", "joint"]
 
 
 class CovarianceConfig(Section):
     """Second moments of keys, measured on the unedited model over plain text."""
 
     corpus: str = "embedded"
-    """"embedded" (an excerpt of Wikipedia), or a text file with one paragraph per line."""
+    """"embedded" (an excerpt of Wikipedia), a text file with one paragraph per line, or a Hugging Face dataset:
+    "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be "organisation/name"; split "train", column "text")."""
     tokens: int = Field(default=100_000, ge=1)
     max_length: int = Field(default=256, ge=2)
     """Longest piece of text run at once, in tokens."""
     batch_size: int = Field(default=8, ge=1)
+    """Texts of full length run at once (shorter ones: as many as have as many tokens)."""
+    skip_first: bool = False
+    """Leave the first token of each text out (an attention sink whose keys are unlike all others); `tokens` then
+    counts those that are left."""
+    shrinkage: Literal["none", "ledoit-wolf"] | float = "none"
+    """Pull C towards a multiple of the identity: by a given share, or by the Ledoit-Wolf estimate of the best one.
+    For corpora of fewer tokens than a few times d_mlp."""
+    identity: bool = False
+    """Use the identity in place of C (ROME's settings as EasyEdit ships them)."""
 
 
-class EditConfig(Section):
-    """Editing with MEMIT's closed form. Source of the defaults: EasyEdit's MEMIT settings for 7B models."""
+class TargetConfig(Section):
+    """Search of the target z (v* in ROME). Source of the defaults: EasyEdit's MEMIT settings for 7B models."""
 
-    editors: tuple[EditorName, ...] = ("dmle", "memit")
-    layers: str = "auto"
-    """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
-    memit_layers: str = "auto"
-    """The one block of MEMIT: "auto" (the published 4-8 of a 28 to 32 block model, scaled to the depth), or "4-8"."""
     lookup: Lookup = "subject_last"
     steps: int = Field(default=25, ge=1)
     """Gradient evaluations of the target search; the last one takes no step."""
@@ -39,16 +61,138 @@ class EditConfig(Section):
     clamp: float = Field(default=4.0, gt=0)
     """Largest norm of the change of the target, relative to the state it changes."""
     stop_loss: float = Field(default=0.05, ge=0)
+    memory: str = "1GiB"
+    """Memory that a batch of the search may take; changes memory and speed only."""
+
+    @model_validator(mode="after")
+    def _is_size(self) -> "TargetConfig":
+        parse_size(self.memory)
+        return self
+
+
+class FineTuneConfig(Section):
+    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B models."""
+
+    steps: int = Field(default=25, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    norm_constraint: float | None = Field(default=None, gt=0)
+    """Largest change of any single weight (FT-L); None: unconstrained."""
+    stop_loss: float = Field(default=1e-2, ge=0)
+
+
+class LoraConfig(Section):
+    """LoRA with peft. Source of the defaults: EasyEdit's LoRA settings for 7B models."""
+
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    steps: int = Field(default=70, ge=1)
+    learning_rate: float = Field(default=5e-3, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    targets: tuple[Literal["q", "k", "v", "o", "in", "gate", "out"], ...] = ("q", "v")
+    """Projections of every block that get an adapter."""
+
+
+class GraceConfig(Section):
+    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B models."""
+
+    steps: int = Field(default=100, ge=1)
+    learning_rate: float = Field(default=1.0, gt=0)
+    epsilon: float = Field(default=1.0, gt=0)
+    """Radius of a new key's ball, in units of the keys."""
+
+
+class InContextConfig(Section):
+    """In-context editing: ICE puts the new facts before a prompt, IKE demonstrations from training rules as well."""
+
+    demonstrations: int = Field(default=4, ge=1)
+    """IKE: training rules whose edits are demonstrated (each with an edited prompt, a rephrasing, a neighbour)."""
+
+
+class EditorSettings(TargetConfig):
+    """Everything that one editor needs to know."""
+
+    editor: EditorName = "dmle"
+    layers: str = "auto"
+    """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
+    block: str = "auto"
+    """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block model, scaled to
+    the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 27; LoRA all)."""
+    solver: SolverName = "memit"
+    """Closed form of DMLE's stages."""
+    protection: Protection = "staged"
+    """DMLE: what keeps a later stage from undoing an earlier one (see `editing.dmle`)."""
     ridge: float = Field(default=1.0, gt=0)
-    """Weight of the covariance in units of d_mlp (for keys k, the mean of k·C⁻¹k is d_mlp). MEMIT's 15000
+    """MEMIT: weight of the covariance in units of d_mlp (for keys k, the mean of k·C⁻¹k is d_mlp). MEMIT's 15000
     is 0.92 on GPT-J and 0.79 on Qwen2.5-7B."""
+    null_threshold: float = Field(default=0.02, gt=0)
+    """AlphaEdit: directions of C with a smaller singular value are free to write."""
+    null_relative: bool = False
+    """AlphaEdit: the threshold is relative to the mean singular value; the original's is absolute."""
+    l2: float = Field(default=1.0, gt=0)
+    """AlphaEdit: weight of the penalty on the update's norm (EasyEdit: 1 or 10)."""
+    damping: float = Field(default=0.1, ge=0)
+    """EMMET: how far the equality constraint gives way; 0 is exact."""
+    rome_keys: Literal["consistent", "original"] = "consistent"
+    """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
+    ft: FineTuneConfig = FineTuneConfig()
+    lora: LoraConfig = LoraConfig()
+    grace: GraceConfig = GraceConfig()
+    in_context: InContextConfig = InContextConfig()
     contexts: int = Field(default=5, ge=0)
     """Sampled texts put before a prompt, besides the bare prompt."""
     context_tokens: int = Field(default=10, ge=2)
     seed: int = 0
+    preset: str | None = None
+    """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping) or not (name := values.get("preset")):
+            return values
+        return {**preset(name, str(values.get("editor", "dmle")), str(values.get("solver", "memit"))), **values}
+
+
+class EditConfig(EditorSettings):
+    """Which editors edit which rules, and the settings that they share."""
+
+    editors: tuple[str, ...] = ("dmle", "memit")
+    """Names of editors, or of `arms`."""
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Named variants: `{early: {editor: memit, block: 2-4}}`; what an arm does not say is as for all."""
+    mode: Literal["single", "batch", "sequential"] = "single"
+    """`single`: every rule alone on the unedited model; `batch`: all rules in one edit; `sequential`: one rule
+    after the other, each on the model as the earlier ones left it."""
     splits: tuple[Split, ...] = ("test",)
     """Splits that are edited, among rules that have a split."""
     limit: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _arms_are_valid(self) -> "EditConfig":
+        for name in self.editors:
+            self.settings_of(name)
+        return self
+
+    def settings_of(self, name: str) -> EditorSettings:
+        """Settings of an editor or arm: the shared ones, and on top what the arm says.
+
+        Raises:
+            ValueError: There is no such editor or arm, or one of its settings is wrong.
+        """
+        shared = self.model_dump(include=self.model_fields_set & set(EditorSettings.model_fields))
+        if name in self.arms:
+            own = self.arms[name]
+        elif name in EDITORS:
+            own = {"editor": name}
+        else:
+            raise ValueError(f"no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
+        try:
+            return EditorSettings.model_validate({**shared, **own})
+        except ValidationError as error:
+            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ValueError(f"arm {name!r}: {said}") from error
 
 
 class EvaluateConfig(Section):

@@ -1,38 +1,140 @@
 """Second moments of keys, C = E[k kᵀ], over plain text: what an edit should leave alone.
 
-All requested blocks are measured in one pass over the corpus, always on the unedited model, accumulated in
-float64 from float32 products per batch. A file per block, keyed by everything it depends on.
+All requested blocks are measured in one pass over the corpus, always on the unedited model, from float32 products
+per batch that are summed in float64. A file per block, in a folder named by everything that C depends on. A long
+measurement saves its running sums from time to time and goes on from there when it is started again.
+
+Memory: one float64 matrix of d_mlp × d_mlp per block (19 MB for d_mlp = 1536, 2.9 GB for 18944), where the model is;
+measure the blocks of a large model in several calls if they do not fit together. The convergence report adds two
+such matrices, whatever the number of blocks, and two factorisations per block, whatever the number of tokens (as much
+time as some 2000 tokens take at d_mlp = 1536).
 
 Source: ROME/MEMIT layer_stats (uncentred, every token counts, special tokens included).
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.config import CovarianceConfig
+from editing.solvers import factorise
 from interp.corpus import paragraphs
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
 from interp.tokens import pad_right
 
+HUB = "hf:"
+PROBES = 16
+"""Texts whose last key the convergence report solves for."""
+CHECKPOINT_SECONDS = 60.0
+"""Least time between two savings of the running sums."""
+CHECKPOINT_SHARE = 20
+"""Savings take at most one part in so many of the time."""
+CHECKPOINT = "unfinished.safetensors"
+CHECKPOINT_SCHEMA = "dmle.covariance.unfinished/1"
+# k kᵀ is symmetric: products of this many columns with the columns from there on do little more than half the work.
+COLUMNS = 192
+
 
 @dataclass(frozen=True)
 class Covariances:
-    """C of some blocks of one model."""
+    """C of some blocks of one model, with what editors compute from it, once per block.
+
+    Attributes:
+        by_layer: Block → C, float32, shrunk as the settings say.
+        model_hash: Hash of the model's weights.
+        tokens: Tokens in each mean; 0 if C is the identity by decree.
+        about: What was measured: weights, corpus, settings, shrinkage, convergence; anything JSON can hold.
+        convergence: Block → relative change ‖A − B‖ / ‖B‖ of the solutions C⁻¹K when the tokens double, A at the
+            first texts that make half of the tokens, B at all of them, before shrinkage. K are the keys of the last
+            tokens of the first 16 texts (fewer if the first half has fewer). None where there is nothing to compare:
+            a single text, or C singular at half.
+    """
 
     by_layer: dict[int, Float[Tensor, "d_mlp d_mlp"]]
     model_hash: str
     tokens: int
     about: dict[str, Any]
+    convergence: dict[int, float | None] = field(default_factory=dict)
+    _computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def moment(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+        """C of a block.
+
+        Raises:
+            KeyError: The block was not measured.
+        """
+        if layer not in self.by_layer:
+            there = ", ".join(map(str, sorted(self.by_layer))) or "none"
+            raise KeyError(
+                f"no covariance of block {layer}: there are those of {there}. Measure it with the others, "
+                f"editing.covariance.measure(model, [..., {layer}], config, folder), before any edit"
+            )
+        return self.by_layer[layer]
+
+    def factor(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+        """Lower Cholesky factor of C in float64, computed once.
+
+        Raises:
+            KeyError: The block was not measured.
+            ValueError: C is not positive definite.
+        """
+        moment = self.moment(layer)
+        if ("factor", layer) not in self._computed:
+            try:
+                self._computed["factor", layer] = factorise(moment)
+            except ValueError as error:
+                raise ValueError(f"block {layer}: {error}, or set covariance.shrinkage") from error
+        return self._computed["factor", layer]
+
+    def null_space(self, layer: int, threshold: float, relative: bool) -> Float[Tensor, "d_mlp d_mlp"]:
+        """P = U₀U₀ᵀ in float64, the projector on the directions that keys hardly use (AlphaEdit).
+
+        U₀ are the eigenvectors of C with an eigenvalue (C being positive semi-definite: a singular value) below the
+        threshold. The eigendecomposition is computed once per block, P once per threshold.
+
+        Args:
+            layer: Block.
+            threshold: Eigenvalues below it count as none.
+            relative: The threshold is in units of the mean eigenvalue, tr(C)/d_mlp.
+
+        Raises:
+            KeyError: The block was not measured.
+        """
+        moment = self.moment(layer)
+        key = ("null space", layer, threshold, relative)
+        if key not in self._computed:
+            if ("eigen", layer) not in self._computed:
+                self._computed["eigen", layer] = torch.linalg.eigh(moment.double())
+            values, vectors = self._computed["eigen", layer]
+            free = vectors[:, values < threshold * (values.mean() if relative else 1)]
+            self._computed[key] = free @ free.T
+        return self._computed[key]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What one pass finds for a block."""
+
+    second: Float[Tensor, "d_mlp d_mlp"]
+    """Mean of k kᵀ, float64."""
+    fourth: float
+    """Mean of (kᵀk)² = ‖k kᵀ‖²."""
+    convergence: float | None
+    """See `Covariances.convergence`."""
+    half: int
+    """Tokens of the first half."""
 
 
 def measure(
@@ -45,92 +147,453 @@ def measure(
 ) -> Covariances:
     """Load what `folder` has for these settings and measure the rest in one pass.
 
+    A measurement that was interrupted goes on where its running sums were last saved, with the result, bit for bit,
+    of one that was not, on the same machine with the same `batch_size`. It goes on for the blocks asked for now, and
+    starts over if there are others among them.
+
     Args:
         model: The unedited model.
         layers: Blocks.
-        config: Corpus and size.
-        folder: Where `layer_<n>.safetensors` files are kept.
-        advance: Called with the number of tokens run.
+        config: Corpus, size and shrinkage. Only the corpus and what is read of it (`tokens`, `max_length`,
+            `skip_first`) say which files fit; shrinkage is applied on loading. With `skip_first`, `tokens` counts
+            the tokens in the mean, not those left out.
+        folder: Where `<settings>/layer_<n>.safetensors` files are kept.
+        advance: Called with the number of tokens run, first with those of the interrupted measurement.
 
     Raises:
-        ValueError: The corpus has fewer tokens than asked for.
+        ValueError: The model is edited, the corpus has fewer tokens than asked for or cannot be read, the shrinkage
+            is not a share, there is no such block, or a block's keys are not finite.
+        FileNotFoundError: There is no such text file.
+        ImportError: The corpus is a Hugging Face dataset, and `datasets` is not installed.
     """
-    source, texts = paragraphs(config.corpus)
+    layers = list(dict.fromkeys(layers))
+    if wrong := [layer for layer in layers if not 0 <= layer < model.n_layers]:
+        raise ValueError(f"no blocks {wrong} in {model.name}: it has {model.n_layers}, numbered from 0")
+    # Written so that NaN is refused too.
+    if not isinstance(config.shrinkage, str) and not 0 <= config.shrinkage <= 1:
+        raise ValueError(
+            f"covariance.shrinkage is {config.shrinkage}: a share from 0 (C as measured) to 1 (a multiple of the "
+            'identity) is needed, or "none", or "ledoit-wolf"'
+        )
+    if config.identity:
+        return _identities(model, layers)
+    corpus = _open(config.corpus)
     about = {
         "weights": model.weight_hash,
         "dtype": str(model.dtype),
-        "corpus": source.name,
-        "corpus_sha256": source.sha256,
+        "corpus": corpus.name,
+        **corpus.version,
         "tokens": config.tokens,
         "max_length": config.max_length,
+        "skip_first": config.skip_first,
+        # What the tokenizer puts around every text, such as a BOS token.
+        "added_tokens": list(model.encode("").ids),
     }
-    key = fingerprint(**about)
-    paths = {layer: folder / key / f"layer_{layer}.safetensors" for layer in layers}
-    missing = [layer for layer, path in paths.items() if not path.is_file()]
-    if missing:
-        moments, tokens = second_moments(model, missing, _batches(model, texts, config), advance)
-        if tokens < config.tokens:
+    place = folder / fingerprint(**about)
+    paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
+    if missing := [layer for layer, path in paths.items() if not path.is_file()]:
+        if model.current_hash() != model.weight_hash:
             raise ValueError(
-                f"the corpus {source.name} has {tokens} tokens, covariance.tokens asks for {config.tokens}; "
+                f"{model.name} is edited at the moment; covariances are those of the unedited model: revert the edit "
+                "(leave its `with` block) and measure before"
+            )
+        rows = _rows(model, corpus.texts, config)
+        if (tokens := _counted(rows, config.skip_first)) < config.tokens:
+            raise ValueError(
+                f"the corpus {corpus.name} has {tokens} tokens, covariance.tokens asks for {config.tokens}; "
                 "lower it or give a longer text with covariance.corpus"
             )
-        for layer, moment in moments.items():
-            _save(paths[layer], moment, about)
-    return Covariances({layer: _load(path) for layer, path in paths.items()}, model.weight_hash, config.tokens, about)
+        checkpoint = place / CHECKPOINT
+        found = second_moments(
+            model,
+            missing,
+            rows,
+            together=config.batch_size * config.max_length,
+            skip_first=config.skip_first,
+            checkpoint=checkpoint,
+            advance=advance,
+        )
+        for layer, moments in found.items():
+            _save(paths[layer], moments, about)
+        checkpoint.unlink(missing_ok=True)
+    return _assemble(paths, config, model.weight_hash, about)
 
 
 def second_moments(
     model: LanguageModel,
     layers: Sequence[int],
-    batches: Iterator[list[tuple[int, ...]]],
+    rows: Sequence[Sequence[int]],
+    *,
+    together: int = 2048,
+    skip_first: bool = False,
+    checkpoint: Path | None = None,
     advance: Callable[[int], object] = lambda n: None,
-) -> tuple[dict[int, Float[Tensor, "d_mlp d_mlp"]], int]:
-    """Mean of k kᵀ over all tokens of the batches, and the number of tokens."""
-    sums: dict[int, Tensor] = {}
-    count = 0
-    mask = torch.empty(0)
+) -> dict[int, Moments]:
+    """Moments of the keys of some blocks over all tokens of the texts, in one pass up to the last of the blocks.
 
-    def accumulate(value: Tensor, hook: Any, layer: int) -> None:
-        keys = value[mask.bool()].float()
-        product = (keys.T @ keys).double()
-        sums[layer] = sums[layer] + product if layer in sums else product
+    Texts run with others of about their length, so that there is little padding; the first half of the texts (by
+    tokens) runs before the second.
 
-    hooks = [
-        (model.key_hook(layer), lambda value, hook, layer=layer: accumulate(value, hook, layer)) for layer in layers
-    ]
-    for rows in batches:
-        ids, mask = pad_right(rows, model.device)
-        model.watch(ids, hooks, mask=mask)
-        count += int(mask.sum())
-        advance(int(mask.sum()))
-    return {layer: total / count for layer, total in sums.items()}, count
+    Args:
+        model: The unedited model.
+        layers: Blocks.
+        rows: Token ids of each text.
+        together: Tokens in a batch, padding included; a longer text runs alone.
+        skip_first: Leave the first token of each text out of the means.
+        checkpoint: File for the running sums, read at the start if it fits and written from time to time.
+        advance: Called with the number of tokens run.
+
+    Raises:
+        ValueError: A block's keys are not finite.
+    """
+    half = _half(rows, skip_first)
+    first = _batches(rows, range(half), together)
+    batches = [*first, *_batches(rows, range(half, len(rows)), together)]
+    sums = _Sums(model, layers, n_probes=min(PROBES, half))
+    plan = {
+        "schema": CHECKPOINT_SCHEMA,
+        "together": together,
+        "skip_first": skip_first,
+        "rows": _digest(rows),
+    }
+    if checkpoint is not None and sums.load(checkpoint, layers, plan, model.device):
+        advance(sums.tokens)
+    saved, took = time.monotonic(), 0.0
+    for number, batch in enumerate(batches[sums.batches :], sums.batches + 1):
+        advance(sums.add(model, layers, [rows[i] for i in batch], batch, skip_first))
+        if number == len(first) < len(batches):
+            sums.solve_half()
+        now = time.monotonic()
+        if checkpoint is not None and now - saved >= max(CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took):
+            sums.save(checkpoint, layers, plan)
+            saved = time.monotonic()
+            took = saved - now
+    return {layer: sums.moments(layer, model) for layer in layers}
 
 
-def _batches(model: LanguageModel, texts: Sequence[str], config: CovarianceConfig) -> Iterator[list[tuple[int, ...]]]:
-    """Token rows of at most `max_length`, exactly `tokens` tokens in all if the corpus has them."""
-    left = config.tokens
-    batch: list[tuple[int, ...]] = []
+def ledoit_wolf(second: Float[Tensor, "d d"], fourth: float, samples: int) -> float:
+    """Share s of the identity in (1−s) C + s μ I that comes nearest to the true C, as far as the samples tell.
+
+    With μ = tr(C)/d, the mean squared error over the sample is least, for independent samples, at
+
+        s = min(b², δ²) / δ²,  δ² = ‖C − μI‖² = ‖C‖² − d μ²,  b² = (mean ‖k kᵀ‖² − ‖C‖²) / n.
+
+    Tokens of one text are not independent, so that the best share is larger than this.
+
+    Args:
+        second: C, the mean of k kᵀ (the mean of k is not taken off).
+        fourth: Mean of ‖k kᵀ‖² = (kᵀk)².
+        samples: n.
+
+    Source: O. Ledoit, M. Wolf, A well-conditioned estimator for large-dimensional covariance matrices, Journal of
+    Multivariate Analysis 88 (2004) 365-411, lemmas 3.2 to 3.4, for a known mean of zero.
+    """
+    square = second.square().sum(dtype=torch.float64).item()
+    trace = second.diagonal().sum(dtype=torch.float64).item()
+    distance = square - trace**2 / len(second)
+    error = (fourth - square) / samples
+    # A multiple of the identity already: any share gives the same.
+    return min(max(error / distance, 0.0), 1.0) if distance > 0 else 0.0
+
+
+# -- corpora ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Corpus:
+    name: str
+    version: Mapping[str, str]
+    texts: Iterable[str]
+
+
+def _open(corpus: str) -> _Corpus:
+    if corpus.startswith(HUB):
+        return _dataset(corpus)
+    source, texts = paragraphs(corpus)
+    return _Corpus(source.name, {"corpus_sha256": source.sha256}, texts)
+
+
+def _dataset(corpus: str) -> _Corpus:
+    """A Hugging Face dataset, "hf:NAME" or "hf:NAME@CONFIGURATION", read as it is needed."""
+    name, _, configuration = corpus.removeprefix(HUB).partition("@")
+    try:
+        # Imported here: it is optional, and takes a second.
+        from datasets import load_dataset_builder
+    except ImportError as error:
+        raise ImportError(
+            f"covariance.corpus {corpus!r} needs the package datasets: pip install datasets. Or give a text file"
+        ) from error
+    try:
+        builder = load_dataset_builder(name, configuration or None)
+        stream: Any = builder.as_streaming_dataset(split="train")
+    except Exception as error:  # the library has no common class for a missing name, configuration, split, network
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"covariance.corpus {corpus!r} cannot be read: {reason}. Write hf:NAME or hf:NAME@CONFIGURATION, of a "
+            'dataset with a split "train"; or give a text file'
+        ) from error
+    # The commit of a dataset on the hub; of a folder, a hash of its files.
+    return _Corpus(corpus, {"corpus_revision": str(builder.hash)}, _column(corpus, stream))
+
+
+def _column(corpus: str, stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    for row in stream:
+        text = row.get("text")
+        if "text" not in row or not isinstance(text, str | None):
+            raise ValueError(
+                f'covariance.corpus {corpus!r} has no column "text" of strings; its columns are {", ".join(row)}'
+            )
+        if text and text.strip():
+            yield text.strip()
+
+
+def _rows(model: LanguageModel, texts: Iterable[str], config: CovarianceConfig) -> list[array]:
+    """Token ids of the texts, cut at `max_length`: exactly `tokens` of them count, if the corpus has so many."""
+    left, skipped = config.tokens, int(config.skip_first)
+    rows: list[array] = []
     for text in texts:
-        ids = model.encode(text).ids[: min(config.max_length, left)]
-        if ids:
-            batch.append(ids)
-            left -= len(ids)
-        if batch and (left == 0 or len(batch) == config.batch_size):
-            yield batch
-            batch = []
+        ids = model.encode(text).ids[: min(config.max_length, left + skipped)]
+        if len(ids) > skipped:
+            # Four bytes a token: a corpus may be long.
+            rows.append(array("i", ids))
+            left -= len(ids) - skipped
         if left == 0:
-            return
-    if batch:
-        yield batch
+            break
+    return rows
 
 
-def _save(path: Path, moment: Tensor, about: dict[str, Any]) -> None:
+def _counted(rows: Iterable[Sequence[int]], skip_first: bool) -> int:
+    return sum(len(row) - skip_first for row in rows)
+
+
+def _digest(rows: Iterable[Sequence[int]]) -> str:
+    digest = sha256()
+    for row in rows:
+        digest.update(f"{len(row)} ".encode() + array("i", row).tobytes())
+    return digest.hexdigest()
+
+
+def _half(rows: Sequence[Sequence[int]], skip_first: bool) -> int:
+    """How many texts, from the first, have half of the tokens."""
+    total, count = _counted(rows, skip_first), 0
+    for i, row in enumerate(rows, 1):
+        count += len(row) - skip_first
+        if 2 * count >= total:
+            return i
+    return len(rows)
+
+
+def _batches(rows: Sequence[Sequence[int]], which: Iterable[int], together: int) -> list[list[int]]:
+    """Texts to run at once, longest first, so that memory that does not suffice shows at the start."""
+    batches: list[list[int]] = []
+    for i in sorted(which, key=lambda i: -len(rows[i])):
+        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= together:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+# -- running sums ----------------------------------------------------------------------------------------------
+
+
+class _Sums:
+    """Sums over the batches so far. Of the symmetric second moments only what `COLUMNS` gives is kept."""
+
+    def __init__(self, model: LanguageModel, layers: Sequence[int], n_probes: int) -> None:
+        self.n_probes = n_probes
+        self.batches = self.tokens = self.half = 0
+        # Metal has no float64.
+        device = torch.device("cpu") if model.device.type == "mps" else model.device
+        sizes = {layer: _width(model, layer) for layer in layers}
+
+        # All at once before the first run, whose passing tensors would otherwise leave gaps between them.
+        def zeros(*size: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.second = {layer: zeros(size, size) for layer, size in sizes.items()}
+        self.fourth = {layer: zeros() for layer in layers}
+        self.probes = {layer: zeros(n_probes, size, dtype=torch.float32) for layer, size in sizes.items()}
+        self.solved: dict[int, Tensor] = {}
+
+    def add(
+        self,
+        model: LanguageModel,
+        layers: Sequence[int],
+        rows: Sequence[Sequence[int]],
+        numbers: Sequence[int],
+        skip_first: bool,
+    ) -> int:
+        """Run a batch of texts, the `numbers`-th of the corpus; the number of tokens that count."""
+        ids, mask = pad_right(rows, model.device)
+        counts = mask.bool()
+        if skip_first:
+            counts[:, 0] = False
+        kept = counts.flatten().nonzero()[:, 0]
+        everything = len(kept) == mask.numel()
+        probes = [(number, row, len(rows[row]) - 1) for row, number in enumerate(numbers) if number < self.n_probes]
+
+        def look(value: Tensor, hook: Any, layer: int) -> None:
+            keys = value.flatten(0, 1)
+            self._add(layer, (keys if everything else keys.index_select(0, kept)).float())
+            for number, row, position in probes:
+                self.probes[layer][number] = value[row, position]
+
+        hooks = [(model.key_hook(layer), lambda value, hook, layer=layer: look(value, hook, layer)) for layer in layers]
+        if max(layers) < model.n_layers - 1:
+            model.watch(ids, hooks, mask=mask)
+        else:
+            # Nothing ends a run behind the last block, and the logits of every token take more than several blocks.
+            with torch.no_grad():
+                model.logits(ids, mask=mask, keep=1, hooks=hooks)
+        self.batches += 1
+        self.tokens += len(kept)
+        return len(kept)
+
+    def _add(self, layer: int, keys: Tensor) -> None:
+        width = keys.shape[1]
+        second = self.second[layer]
+        for start in range(0, width, COLUMNS):
+            product = keys[:, start : start + COLUMNS].T @ keys[:, start:]
+            second[start : start + COLUMNS, start:] += product.to(second.device)
+        norms = torch.linalg.vector_norm(keys, dim=1).to(second.device)
+        self.fourth[layer] += norms.double().pow(4).sum()
+
+    def solve_half(self) -> None:
+        """Note the solutions for the probes at half of the tokens."""
+        self.half = self.tokens
+        self.solved = {layer: found for layer in self.second if (found := self._solution(layer)) is not None}
+
+    def _solution(self, layer: int) -> Tensor | None:
+        """C⁻¹K, (d_mlp, probe); None if C is singular."""
+        second = self.second[layer]
+        # Rounding may hide that too few samples leave C singular.
+        if self.tokens < len(second):
+            return None
+        factor, info = torch.linalg.cholesky_ex(second, upper=True)
+        if info.item():
+            return None
+        return torch.cholesky_solve(self.probes[layer].double().T, factor, upper=True).contiguous() * self.tokens
+
+    def moments(self, layer: int, model: LanguageModel) -> Moments:
+        """What the sums come to at the end; they are used up."""
+        fourth = self.fourth[layer].item() / self.tokens
+        if not fourth < float("inf"):
+            raise ValueError(
+                f"keys of block {layer} of {model.name} are not finite in {model.dtype}; load the model in float32 "
+                "or bfloat16"
+            )
+        change = None
+        if layer in self.solved and (end := self._solution(layer)) is not None:
+            change = ((self.solved[layer] - end).norm() / end.norm()).item()
+        second = self.second[layer]
+        for start in range(0, len(second), COLUMNS):
+            second[start + COLUMNS :, start : start + COLUMNS] = second[start : start + COLUMNS, start + COLUMNS :].T
+        return Moments(second.div_(self.tokens), fourth, change, self.half)
+
+    def save(self, path: Path, layers: Sequence[int], plan: Mapping[str, Any]) -> None:
+        """Write everything that another process needs to go on."""
+        kinds = {"second": self.second, "fourth": self.fourth, "probes": self.probes, "solved": self.solved}
+        tensors = {f"{kind}.{layer}": value for kind, values in kinds.items() for layer, value in values.items()}
+        numbers = {"batches": self.batches, "tokens": self.tokens, "half": self.half, "layers": list(layers)}
+        _write(path, tensors, {**plan, **numbers})
+
+    def load(self, path: Path, layers: Sequence[int], plan: Mapping[str, Any], device: torch.device) -> bool:
+        """Take over what `save` wrote, if it is of the same texts and batches and has all the blocks."""
+        if not path.is_file():
+            return False
+        place = "cpu" if device.type == "mps" else str(device)
+        try:
+            with safe_open(path, framework="pt", device=place) as file:
+                header = json.loads(file.metadata()["dmle"])
+                if any(header.get(name) != value for name, value in plan.items()):
+                    return False
+                if not set(layers) <= set(header["layers"]):
+                    return False
+                names = set(file.keys())
+                found = [
+                    {layer: file.get_tensor(f"{kind}.{layer}") for layer in layers if f"{kind}.{layer}" in names}
+                    for kind in ("second", "fourth", "probes", "solved")
+                ]
+                numbers = header["batches"], header["tokens"], header["half"]
+        except (SafetensorError, KeyError, TypeError, ValueError):  # damaged: nothing but time is lost
+            return False
+        self.second, self.fourth, self.probes, self.solved = found
+        self.batches, self.tokens, self.half = numbers
+        return True
+
+
+# -- files -----------------------------------------------------------------------------------------------------
+
+
+def _save(path: Path, moments: Moments, about: Mapping[str, Any]) -> None:
+    tensors = {
+        "second_moment": moments.second.float(),
+        "fourth_moment": torch.tensor(moments.fourth, dtype=torch.float64),
+    }
+    _write(path, tensors, {"about": about, "convergence": moments.convergence, "half": moments.half})
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write a file that is whole or not there at all, whatever interrupts it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    save_file({"second_moment": moment.float().cpu()}, partial, metadata={"dmle": json.dumps(about)})
-    partial.replace(path)
+    try:
+        plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
+        save_file(plain, partial, metadata={"dmle": json.dumps(header)})
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def _load(path: Path) -> Tensor:
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("second_moment")
+def _assemble(
+    paths: Mapping[int, Path], config: CovarianceConfig, model_hash: str, about: Mapping[str, Any]
+) -> Covariances:
+    """What the files hold, shrunk as the settings say."""
+    by_layer: dict[int, Tensor] = {}
+    convergence: dict[int, float | None] = {}
+    shares: dict[str, float] = {}
+    half = 0
+    for layer, path in paths.items():
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads(file.metadata()["dmle"])
+                second, fourth = file.get_tensor("second_moment"), file.get_tensor("fourth_moment").item()
+            convergence[layer], half = header["convergence"], header["half"]
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a readable covariance: {error}. Delete it to measure it anew") from error
+        share = _share(config.shrinkage, second, fourth, config.tokens)
+        by_layer[layer], shares[str(layer)] = _shrink(second, share), share
+    more = {
+        "shrinkage": config.shrinkage,
+        "shrinkage_shares": shares,
+        "convergence": {str(layer): change for layer, change in convergence.items()},
+        "convergence_from_tokens": half,
+    }
+    return Covariances(by_layer, model_hash, config.tokens, {**about, **more}, convergence)
+
+
+def _share(shrinkage: str | float, second: Tensor, fourth: float, samples: int) -> float:
+    if shrinkage == "none":
+        return 0.0
+    return ledoit_wolf(second, fourth, samples) if shrinkage == "ledoit-wolf" else float(shrinkage)
+
+
+def _shrink(second: Tensor, share: float) -> Tensor:
+    """(1−s) C + s tr(C)/d I, in place."""
+    if share:
+        mean = second.diagonal().double().mean().item()
+        second.mul_(1 - share).diagonal().add_(share * mean)
+    return second
+
+
+def _identities(model: LanguageModel, layers: Sequence[int]) -> Covariances:
+    """The identity for every block, without a pass."""
+    about = {"weights": model.weight_hash, "identity": True}
+    return Covariances({layer: torch.eye(_width(model, layer)) for layer in layers}, model.weight_hash, 0, about)
+
+
+def _width(model: LanguageModel, layer: int) -> int:
+    """d_mlp of a block."""
+    return model.down_projection(layer).weight.numel() // model.d_model

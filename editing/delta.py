@@ -1,33 +1,30 @@
-"""An edit as a value: which parameters change and by how much, apart from the model.
+"""An edit of weights as a value: which parameters change and by how much, apart from the model.
 
 delta = editor(model, requests, …)      # the model is as it was
-with delta.applied(model):              # edited inside
+with delta.edited(model) as view:       # edited inside
     ...
 handle = delta.apply(model)             # or by hand
 handle.revert()                         # every weight bit for bit as before
 delta.save(path); EditDelta.load(path)
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from editing import grace, in_context
 from editing.solvers import LowRank
-from interp.model import LanguageModel
+from editing.view import Edit, EditError, View, check_model, read_file, write_file
+from interp.model import LanguageModel, ModelError, Projection
 
-SCHEMA = "dmle.delta/1"
+SCHEMA = "dmle.delta/2"
 
-
-class DeltaError(ValueError):
-    """A delta does not fit the model, or its file is damaged."""
+DeltaError = EditError
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,17 @@ class Applied:
 
 @dataclass(frozen=True)
 class EditDelta:
-    """Low-rank updates of down-projections, by Hugging Face parameter name.
+    """Updates of linear maps of blocks, by Hugging Face parameter name.
 
     Attributes:
-        updates: Parameter name → update with shape (d_model, d_mlp), whatever the parameter's orientation.
+        updates: Parameter name → update with shape (d_out, d_in), whatever the parameter's orientation: two factors,
+            or the whole matrix where an editor's update has no low rank.
         layers: Parameter name → block.
         model_hash: Hash of the model the edit was made for.
         about: Editor, settings, requests, contexts, seeds; anything JSON can hold.
     """
 
-    updates: Mapping[str, LowRank]
+    updates: Mapping[str, LowRank | Tensor]
     layers: Mapping[str, int]
     model_hash: str
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -63,28 +61,17 @@ class EditDelta:
         """Add the updates to the model's weights, in place.
 
         Raises:
-            DeltaError: The model is not the one that the delta was made for, or an update does not fit its
+            EditError: The model is not the one that the delta was made for, or an update does not fit its
                 block; nothing is changed then.
         """
-        if model.weight_hash != self.model_hash:
-            raise DeltaError(
-                f"this delta is for a model with weights {self.model_hash}, {model.name!r} has {model.weight_hash}; "
-                "load the model that was edited"
-            )
+        check_model(model, self.model_hash, "delta")
         originals: dict[str, Tensor] = {}
         handle = Applied(model, originals)
         try:
-            for name, update in self.updates.items():
-                down = model.down_projection(self.layers[name])
-                change = down.orient(update.left.double() @ update.right.double().T).to(down.weight.device)
-                if down.name != name or change.shape != down.weight.shape:
-                    raise DeltaError(
-                        f"the update of {name} with shape {tuple(change.shape)} does not fit block "
-                        f"{self.layers[name]}, whose down-projection is {down.name} with shape "
-                        f"{tuple(down.weight.shape)}"
-                    )
-                originals[name] = down.weight.detach().clone()
-                _write(down.weight, (down.weight.double() + change).to(down.weight.dtype))
+            for name in self.updates:
+                place, change = self._placed(model, name)
+                originals[name] = place.weight.detach().clone()
+                _write(place.weight, _added(place.weight, change))
         except BaseException:
             handle.revert()
             raise
@@ -99,75 +86,183 @@ class EditDelta:
         finally:
             handle.revert()
 
+    @contextmanager
+    def edited(self, model: LanguageModel) -> Iterator[View]:
+        """The edited model inside a `with` block, as every edit gives it (see `editing.view`)."""
+        with self.applied(model):
+            yield View(model)
+
     def with_about(self, **more: Any) -> "EditDelta":
         """The same edit with more said about it."""
         return replace(self, about={**self.about, **more})
 
     def norms(self) -> dict[int, float]:
-        """Frobenius norm of the update of each block."""
-        return {
-            self.layers[name]: torch.linalg.matrix_norm(u.left.double() @ u.right.double().T).item()
-            for name, u in self.updates.items()
-        }
+        """Frobenius norm of the change of each block."""
+        squares: dict[int, float] = {}
+        for name, update in self.updates.items():
+            squares[self.layers[name]] = squares.get(self.layers[name], 0.0) + _norm(update) ** 2
+        return {layer: square**0.5 for layer, square in squares.items()}
+
+    def rank(self) -> dict[str, int]:
+        """Rank of each update, by parameter: of factors their columns, of a whole matrix its numerical rank."""
+        return {name: _rank(update) for name, update in self.updates.items()}
+
+    def cast_loss(self, model: LanguageModel) -> dict[str, float]:
+        """Share of each update that is lost when the weights are stored in the model's type.
+
+        ‖cast(W + Δ) − W − Δ‖ / ‖Δ‖ for the weights W as they are now. Small updates of bfloat16 and float16 models
+        round away: at 1 nothing of the update arrives. 0 for an update that is zero.
+
+        Raises:
+            EditError: As in `apply`.
+        """
+        check_model(model, self.model_hash, "delta")
+        lost = {}
+        for name in self.updates:
+            place, change = self._placed(model, name)
+            wanted = place.weight.detach().double() + change
+            norm = torch.linalg.matrix_norm(change).item()
+            missed = torch.linalg.matrix_norm(_added(place.weight, change).double() - wanted).item()
+            lost[name] = missed / norm if norm else 0.0
+        return lost
+
+    def export(self, model: LanguageModel, folder: Path) -> None:
+        """Write the edited model as a Hugging Face folder; the model itself is unedited again on return."""
+        with self.applied(model):
+            model.export(folder)
 
     def save(self, path: Path) -> None:
-        """Write safetensors (the factors) with a JSON header (everything else)."""
-        tensors = {}
+        """Write safetensors (factors, or whole matrices) with a JSON header (everything else)."""
+        tensors: dict[str, Tensor] = {}
         for name, update in self.updates.items():
-            tensors[f"{name}.left"] = update.left.contiguous().cpu()
-            tensors[f"{name}.right"] = update.right.contiguous().cpu()
+            if isinstance(update, LowRank):
+                tensors |= {f"{name}.left": update.left, f"{name}.right": update.right}
+            else:
+                tensors[f"{name}.dense"] = update
         header = {
             "schema": SCHEMA,
             "model_hash": self.model_hash,
             "layers": dict(self.layers),
             "about": dict(self.about),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(tensors, partial, metadata={"dmle": json.dumps(header, ensure_ascii=False)})
-        partial.replace(path)
+        write_file(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path) -> "EditDelta":
         """Read a delta written by `save`.
 
         Raises:
-            DeltaError: The file is missing, damaged, or no delta.
+            EditError: The file is missing, damaged, or no delta.
         """
+        what = "edit delta"
+        tensors, header = read_file(path, what, SCHEMA)
+        updates: dict[str, LowRank | Tensor] = {}
         try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["dmle"])
-                if header["schema"] != SCHEMA:
-                    raise ValueError(f"its schema is {header['schema']!r}, {SCHEMA!r} is needed")
-                updates = {
-                    name: LowRank(file.get_tensor(f"{name}.left"), file.get_tensor(f"{name}.right"))
-                    for name in header["layers"]
-                }
+            for name in header["layers"]:
+                dense = tensors.get(f"{name}.dense")
+                updates[name] = LowRank(tensors[f"{name}.left"], tensors[f"{name}.right"]) if dense is None else dense
             return cls(updates, header["layers"], header["model_hash"], header["about"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DeltaError(f"{path} is not a readable edit delta: {error}") from error
+        except (KeyError, TypeError) as error:
+            raise EditError(f"{path} is not a readable {what}: {error}") from error
+
+    def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Tensor]:
+        """Where an update goes, and the update there: float64, in the parameter's orientation.
+
+        Raises:
+            EditError: It does not fit.
+        """
+        update, layer = self.updates[name], self.layers[name]
+        try:
+            place = model.linear(name)
+        except ModelError as error:
+            raise EditError(f"the update of {name} has no place: {error}") from error
+        change = place.orient(dense(update).to(place.weight.device))
+        if place.layer != layer or change.shape != place.weight.shape:
+            raise EditError(
+                f"the update of {name} with shape {tuple(change.shape)} does not fit block {layer}: that parameter is "
+                f"of block {place.layer}, with shape {tuple(place.weight.shape)}"
+            )
+        return place, change
+
+
+def dense(update: LowRank | Tensor) -> Tensor:
+    """An update as a float64 matrix, shape (d_out, d_in)."""
+    return update.left.double() @ update.right.double().T if isinstance(update, LowRank) else update.double()
 
 
 def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
     """One delta that does what the given ones do together; updates of the same parameter add up.
 
     Raises:
-        DeltaError: They are for different models.
+        EditError: They are for different models.
     """
     if len({delta.model_hash for delta in deltas}) != 1:
-        raise DeltaError("cannot merge deltas that were made for different models")
-    updates: dict[str, LowRank] = {}
+        raise EditError("cannot merge deltas that were made for different models")
+    updates: dict[str, LowRank | Tensor] = {}
     layers: dict[str, int] = {}
     for delta in deltas:
         layers |= delta.layers
         for name, new in delta.updates.items():
-            old = updates.get(name)
-            updates[name] = (
-                new
-                if old is None
-                else LowRank(torch.cat([old.left, new.left], 1), torch.cat([old.right, new.right], 1))
-            )
+            updates[name] = _sum(updates[name], new) if name in updates else new
     return EditDelta(updates, layers, deltas[0].model_hash, about)
+
+
+@contextmanager
+def stack(deltas: Sequence[EditDelta], model: LanguageModel) -> Iterator[View]:
+    """The model with several deltas, each added to what the ones before it left (rounded in between, unlike `merge`).
+
+    They are reverted in reverse order, so the model is as before bit for bit on leaving, also by an exception.
+    """
+    with ExitStack() as entered:
+        for delta in deltas:
+            entered.enter_context(delta.applied(model))
+        yield View(model)
+
+
+def load_edit(path: Path) -> Edit:
+    """Read an edit of any kind: a delta, a codebook (`editing.grace`) or a context (`editing.in_context`).
+
+    Raises:
+        EditError: The file is missing, damaged, or of another schema.
+    """
+    readers = {
+        SCHEMA: EditDelta.load,
+        grace.SCHEMA: grace.Codebook.load,
+        in_context.SCHEMA: in_context.InContext.load,
+    }
+    _, header = read_file(path, "edit")
+    if (schema := header["schema"]) not in readers:
+        raise EditError(f"{path} is not a readable edit: its schema is {schema!r}, one of {list(readers)} is needed")
+    return readers[schema](path)
+
+
+def _sum(old: LowRank | Tensor, new: LowRank | Tensor) -> LowRank | Tensor:
+    if isinstance(old, LowRank) and isinstance(new, LowRank):
+        return LowRank(torch.cat([old.left, new.left], 1), torch.cat([old.right, new.right], 1))
+    whole = new if isinstance(old, LowRank) else old
+    assert isinstance(whole, Tensor)
+    return (dense(old).to(whole.device) + dense(new).to(whole.device)).to(whole.dtype)
+
+
+def _norm(update: LowRank | Tensor) -> float:
+    if not isinstance(update, LowRank):
+        return torch.linalg.matrix_norm(update.double()).item()
+    # ‖L Rᵀ‖ without the whole matrix: orthogonal factors leave it to the small triangles.
+    left, right = (torch.linalg.qr(factor.double(), mode="r").R for factor in (update.left, update.right))
+    return torch.linalg.matrix_norm(left @ right.T).item()
+
+
+def _rank(update: LowRank | Tensor) -> int:
+    if isinstance(update, LowRank):
+        return min(*update.left.shape, len(update.right))
+    # Rounding of the type that the update is stored in makes no rank.
+    tolerance = max(update.shape) * torch.finfo(update.dtype).eps
+    return int(torch.linalg.matrix_rank(update.double(), rtol=tolerance))
+
+
+def _added(weight: Tensor, change: Tensor) -> Tensor:
+    """The weights with a change, rounded once to their type."""
+    return (weight.detach().double() + change).to(weight.dtype)
 
 
 def _write(parameter: nn.Parameter, value: Tensor) -> None:

@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 
 from editing.config import EvaluateConfig
-from editing.delta import EditDelta
 from editing.scoring import Forced, Question, agreement, divergence, greedy_answers, teacher_forced
+from editing.view import Edit, View
 from interp.model import LanguageModel
 from interp.rules import FORMS, Rule, RuleForm
 
@@ -93,7 +93,7 @@ def items_of(rule: Rule) -> list[Item]:
 def evaluate(
     model: LanguageModel,
     rules: Sequence[Rule],
-    deltas: Mapping[str, Mapping[str, EditDelta]],
+    deltas: Mapping[str, Mapping[str, Edit]],
     config: EvaluateConfig,
     *,
     advance: Callable[[int], object] = lambda n: None,
@@ -103,7 +103,7 @@ def evaluate(
     Args:
         model: The unedited model; unedited again on return.
         rules: The edited rules.
-        deltas: Editor → rule id → delta. A rule that an editor has no delta for is NaN there.
+        deltas: Editor → rule id → edit. A rule that an editor has no edit for is NaN there.
         config: Batch size and length of shown answers.
         advance: Called with 1 for each pass over a rule's questions.
 
@@ -120,11 +120,11 @@ def evaluate(
         before, said_before = _answer(model, items, config)
         advance(1)
         for e, editor in enumerate(editors):
-            delta = deltas[editor].get(rule.id)
-            if delta is None:
+            edit = deltas[editor].get(rule.id)
+            if edit is None:
                 continue
-            with delta.applied(model):
-                after, said_after = _answer(model, items, config)
+            with edit.edited(model) as view:
+                after, said_after = _answer(view, items, config)
             advance(1)
             for item in items:
                 q = item.question
@@ -151,7 +151,7 @@ def evaluate(
 
 
 def _answer(
-    model: LanguageModel, items: Sequence[Item], config: EvaluateConfig
+    model: LanguageModel | View, items: Sequence[Item], config: EvaluateConfig
 ) -> tuple[dict[Question, Forced], dict[str, str]]:
     """Teacher-forced results and greedy answers; the same question is run once."""
     questions = list(dict.fromkeys(item.question for item in items))

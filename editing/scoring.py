@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from editing.view import View
 from interp.model import LanguageModel
 from interp.tokens import pad_right
 
@@ -51,19 +52,56 @@ class Forced:
         return self.log_probs[range(len(self.target)), list(self.target)].mean().item()
 
 
-def teacher_forced(model: LanguageModel, questions: Sequence[Question], *, batch_size: int) -> Iterator[Forced]:
+@dataclass(frozen=True)
+class Asked:
+    """Questions as one batch: each prompt followed by its target but for the last token, which predicts nothing."""
+
+    ids: Int[Tensor, "row pos"]
+    mask: Int[Tensor, "row pos"]
+    ends: Int[Tensor, " row"]
+    """Column of the last prompt token; the target's tokens are predicted from there on."""
+    kept: Int[Tensor, " kept"]
+    """Columns whose logits matter: from the first of `ends` on."""
+    targets: tuple[tuple[int, ...], ...]
+
+    def nll(self, logits: Float[Tensor, "row kept d_vocab"]) -> Float[Tensor, " row"]:
+        """−log p of each target, mean over its tokens, in nats; `logits` are those of the columns `kept`."""
+        width = max(map(len, self.targets))
+        padded = torch.tensor([[*t, *[0] * (width - len(t))] for t in self.targets], device=self.ids.device)
+        length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)[:, None]
+        step = torch.arange(width, device=self.ids.device)[None]
+        # Padding looks at the last token's place, which exists, and counts nothing.
+        places = (self.ends - self.kept[0])[:, None] + torch.minimum(step, length - 1)
+        at = logits[torch.arange(len(logits), device=logits.device)[:, None], places].float()
+        log_prob = at.log_softmax(-1).gather(-1, padded[..., None]).squeeze(-1)
+        return -(log_prob * (step < length)).sum(-1) / length.squeeze(-1)
+
+
+def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
+    """Lay questions out as one batch, padded on the right.
+
+    Raises:
+        EditError: A prompt with its target is longer than the model's context.
+    """
+    view = View.of(model)
+    targets = tuple(view.model.encode_continuation(q.target) for q in questions)
+    prompts = [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)]
+    device = view.model.device
+    ids, mask = pad_right([(*p, *t[:-1]) for p, t in zip(prompts, targets, strict=True)], device)
+    ends = torch.tensor([len(p) - 1 for p in prompts], device=device)
+    return Asked(ids, mask, ends, torch.arange(int(ends.min()), ids.shape[1], device=device), targets)
+
+
+def teacher_forced(model: LanguageModel | View, questions: Sequence[Question], *, batch_size: int) -> Iterator[Forced]:
     """Run every question once with its target appended; results in order, one batch in memory at a time."""
+    view = View.of(model)
     for at in range(0, len(questions), batch_size):
-        batch = questions[at : at + batch_size]
-        prompts = [model.encode(q.prompt).ids for q in batch]
-        targets = [model.encode_continuation(q.target) for q in batch]
-        ids, mask = pad_right([(*p, *t[:-1]) for p, t in zip(prompts, targets, strict=True)], model.device)
-        first = min(len(p) for p in prompts) - 1
-        kept = torch.arange(first, ids.shape[1], device=model.device)
+        asked = ask(view, questions[at : at + batch_size])
         with torch.no_grad():
-            log_probs = model.logits(ids, mask=mask, keep=kept).float().log_softmax(-1).cpu()
-        for row, prompt, target in zip(log_probs, prompts, targets, strict=True):
-            start = len(prompt) - 1 - first
+            logits = view.model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=view.hooks(asked.ends))
+            log_probs = logits.float().log_softmax(-1).cpu()
+        for row, end, target in zip(log_probs, asked.ends.tolist(), asked.targets, strict=True):
+            start = end - int(asked.kept[0])
             own = row[start : start + len(target)].clone()
             yield Forced(target, tuple(own.argmax(-1).tolist()), own)
 
@@ -78,10 +116,13 @@ def divergence(before: Forced, after: Forced) -> float:
     return (before.log_probs.exp() * (before.log_probs - after.log_probs)).sum(-1).mean().item()
 
 
-def greedy_answers(model: LanguageModel, prompts: Sequence[str], n_tokens: int, *, batch_size: int) -> list[str]:
+def greedy_answers(model: LanguageModel | View, prompts: Sequence[str], n_tokens: int, *, batch_size: int) -> list[str]:
     """The model's own continuations."""
+    view = View.of(model)
     out: list[str] = []
     for at in range(0, len(prompts), batch_size):
-        ids = [model.encode(prompt).ids for prompt in prompts[at : at + batch_size]]
-        out += [model.decode(answer) for answer in model.generate(ids, n_tokens)]
+        ids = [view.encode(prompt, n_tokens - 1) for prompt in prompts[at : at + batch_size]]
+        # Padded on the left, every prompt ends in the last column.
+        ends = torch.full((len(ids),), max(map(len, ids)) - 1, device=view.model.device)
+        out += [view.model.decode(answer) for answer in view.model.generate(ids, n_tokens, hooks=view.hooks(ends))]
     return out

@@ -1,8 +1,7 @@
-"""Targets z: the state of a block that makes the model give the new answer. One implementation for all editors.
+"""Targets z: the state that makes the model give the new answer. One implementation for all editors.
 
-For each request a change δ of the state at the lookup token (output of block `layer`) is found by gradient
-descent so that the target becomes likely after the prompt in every context, while what the model says about
-the subject stays as it was:
+For each request a change δ at the lookup token is found by gradient descent so that the target becomes likely
+after the prompt in every context, while what the model says about the subject stays as it was:
 
     loss = mean over contexts of −(1/n) Σ log p(target token)
          + kl_factor · KL(p_edited ‖ p_unedited) at the lookup token of "<subject> is a"
@@ -11,24 +10,35 @@ the subject stays as it was:
 with Adam, stopping when the loss is below `stop_loss` or after `steps` evaluations (the last takes no step),
 and δ kept within `clamp`·‖h‖ after each step. z = h + δ.
 
-Requests are searched in one batch; their losses are separate, so the result is that of one at a time.
+The state is the output of a block ("resid", MEMIT) or of its down-projection ("mlp", ROME, and any editor on
+models that normalise the MLP's output before adding it).
 
-Source: MEMIT compute_z; the reference's norm in the weight decay is not squared, nor is it here.
+Only what δ reaches is run at each step: the blocks above the state, from the lookup token on, on keys and values
+of the tokens before it, with logits where a target token is predicted. Rows of all requests run together, in
+batches of about equal length; their losses are separate, so the result is that of one request at a time.
+
+Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared, nor is it here.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from editing.config import EditConfig
-from editing.contexts import Row, preservation_row, rows
+from editing.config import TargetConfig
+from editing.contexts import preservation_row, rows
+from editing.keys import find_states
 from editing.requests import EditRequest
-from interp.model import LanguageModel
+from interp.model import LanguageModel, NamedHook
+from interp.sizes import parse_size
 from interp.tokens import pad_right
+
+Site = Literal["resid", "mlp"]
+PADDING = 1.15
+"""Rows are batched together as long as this many times their tokens are run."""
 
 
 class TargetSearchError(ValueError):
@@ -46,20 +56,47 @@ class Targets:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """All rows of all requests, padded: per request its contexts with the target, then its preservation row."""
+class _Row:
+    """One text of a request: a context, the prompt and its target; or the preservation prompt (no target)."""
 
-    ids: Int[Tensor, "row pos"]
-    mask: Int[Tensor, "row pos"]
+    request: int
+    ids: tuple[int, ...]
+    lookup: int
+    target: tuple[int, ...]
+
+    @property
+    def suffix(self) -> int:
+        return len(self.ids) - self.lookup
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Rows that run together, cut at the lookup token, with all that stays the same from step to step."""
+
     request: Int[Tensor, " row"]
-    lookup: Int[Tensor, " row"]
-    is_context: Tensor
-    """Rows that the target is read from, shape (row,)."""
-    predict: Int[Tensor, "row target"]
-    """Positions that predict the target's tokens; padded with 0."""
-    target: Int[Tensor, "row target"]
-    weight: Float[Tensor, "row target"]
-    """1 / (contexts · target tokens) for real target tokens, 0 for padding."""
+    prefix: Any
+    """Keys and values of the tokens before the lookup token; None if there are none or the model cannot."""
+    mask: Int[Tensor, "row all_pos"]
+    ids: Int[Tensor, "row pos"]
+    at: Int[Tensor, " row"]
+    """Where δ is added; 0 behind a prefix."""
+    entry: int
+    """Block before which the run begins."""
+    state: Float[Tensor, "row pos d_model"] | None
+    """Residual stream there; None if the model cannot begin in the middle."""
+    places: tuple[Int[Tensor, " place"], Int[Tensor, " place"]]
+    """Row and position of every prediction that counts."""
+    target: Int[Tensor, " place"]
+    """Token that should be predicted there; −1 at the lookup token of a preservation row."""
+    weight: Float[Tensor, " place"]
+    """1 / (contexts · target tokens); kl_factor for a preservation row."""
+    unedited: Float[Tensor, "kl d_vocab"] | None = None
+    """Log-probabilities at the preservation rows before any change."""
+
+
+def state_hook(model: LanguageModel, site: Site, layer: int) -> str:
+    """Hook name of the state that targets of a site are for."""
+    return model.hook("resid", layer) if site == "resid" else model.value_hook(layer)
 
 
 def find_targets(
@@ -67,67 +104,67 @@ def find_targets(
     requests: Sequence[EditRequest],
     layer: int,
     contexts: Sequence[str],
-    config: EditConfig,
+    config: TargetConfig,
+    *,
+    site: Site = "resid",
 ) -> Targets:
-    """Search the target of every request at the output of a block (see the module).
+    """Search the target of every request at a block (see the module).
 
     Args:
         model: The model as it is now (in a later stage: with the earlier stage's edits).
         requests: The requests.
-        layer: Block whose output is changed.
+        layer: Block whose state is changed.
         contexts: Texts before the prompt; the first must be empty (the bare prompt).
         config: Steps, learning rate, penalties, clamp, lookup.
+        site: Output of the block, or of its down-projection.
 
     Raises:
         TargetSearchError: The loss became NaN or infinite.
     """
     if not contexts or contexts[0]:
         raise ValueError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
-    batch = _batch(model, requests, contexts, config.lookup)
-    # Only the positions that predict something need logits.
-    kept, where = torch.unique(torch.cat([batch.predict.flatten(), batch.lookup]), return_inverse=True)
-    predict = where[: batch.predict.numel()].view_as(batch.predict)
-    lookup = where[batch.predict.numel() :]
-
-    bare = torch.tensor([i * (len(contexts) + 1) for i in range(len(requests))], device=model.device)
-    name = model.hook("resid", layer)
-    with torch.no_grad():
-        seen = model.capture(batch.ids[bare], [name], mask=batch.mask[bare])[name]
-        initial = seen[torch.arange(len(requests)), batch.lookup[bare]].float()
+    hook = state_hook(model, site, layer)
+    initial = find_states(model, requests, hook, config.lookup)
+    batches = [
+        _prepare(model, chunk, layer, site, len(contexts), config)
+        for chunk in _batched(_rows(model, requests, contexts, config), _row_bytes(model, layer), config)
+    ]
     size = initial.norm(dim=-1)
     delta = torch.zeros_like(initial, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
-    unedited: Tensor | None = None
-    done = torch.zeros(len(requests), dtype=torch.bool, device=model.device)
+    done = torch.zeros(len(requests), dtype=torch.bool, device=initial.device)
     losses: list[list[float]] = [[] for _ in requests]
-    row = torch.arange(len(batch.ids), device=model.device)
-
-    def add_delta(value: Tensor, hook: Any) -> Tensor:
-        change = torch.zeros_like(value).index_put((row, batch.lookup), delta[batch.request].to(value.dtype))
-        return value + change
 
     for step in range(config.steps):
-        with torch.enable_grad():
-            logits = model.logits(batch.ids, mask=batch.mask, keep=kept, hooks=[(name, add_delta)]).float()
-            nll = _target_nll(logits, predict, batch, len(requests))
-            preserved = ~batch.is_context
-            said = logits[preserved, lookup[preserved]].log_softmax(-1)
-            unedited = said.detach() if unedited is None else unedited
-            kl = (said.exp() * (said - unedited)).sum(-1)
-            loss = nll + config.kl_factor * kl + config.weight_decay * _norm(delta) / size**2
-        if not loss.isfinite().all():
-            worst = [requests[i].prompt for i in (~loss.isfinite()).nonzero().flatten().tolist()]
+        last = step == config.steps - 1
+        optimiser.zero_grad()
+        with torch.set_grad_enabled(not last):
+            decay = config.weight_decay * torch.linalg.vector_norm(delta, dim=-1) / size**2
+            loss = decay.detach().clone()
+            # The norm has no gradient at zero, where the search starts; torch gives zero, as in the reference.
+            if not last:
+                decay.sum().backward()
+            for b, batch in enumerate(batches):
+                part, said = _losses(model, batch, hook, delta)
+                if batch.unedited is None:
+                    batches[b] = replace(batch, unedited=said)
+                loss = loss.index_add(0, batch.request[batch.places[0]], part.detach())
+                if not last:
+                    part.sum().backward()
+        if not loss[~done].isfinite().all():
+            worst = [requests[i].prompt for i in (~loss.isfinite() & ~done).nonzero().flatten().tolist()]
             raise TargetSearchError(
                 f"the target search diverged at step {step} for {worst}; "
                 "use a smaller edit.learning_rate or edit.clamp, or model.dtype float32"
             )
         for i in (~done).nonzero().flatten().tolist():
             losses[i].append(loss[i].item())
-        done = done | (loss.detach() < config.stop_loss)
-        if bool(done.all()) or step == config.steps - 1:
+        finished = ~done & (loss < config.stop_loss)
+        done = done | finished
+        if bool(done.all()) or last:
             break
-        optimiser.zero_grad()
-        loss.sum().backward()
+        if bool(finished.any()):
+            batches = [_without(model, batch, done) for batch in batches if not bool(done[batch.request].all())]
         before = delta.detach().clone()
         optimiser.step()
         with torch.no_grad():
@@ -137,43 +174,142 @@ def find_targets(
     return Targets(initial + delta.detach(), initial, tuple(tuple(one) for one in losses))
 
 
-def _batch(model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], lookup: str) -> _Batch:
-    token_rows: list[tuple[int, ...]] = []
-    built: list[tuple[int, Row, tuple[int, ...]]] = []
+def _rows(
+    model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], config: TargetConfig
+) -> list[_Row]:
+    found: list[_Row] = []
     for i, request in enumerate(requests):
         target = model.encode_continuation(request.target_new)
-        for row in rows(model, request, contexts, lookup):
-            token_rows.append((*row.ids, *target[:-1]))
-            built.append((i, row, target))
-        row = preservation_row(model, request, lookup)
-        token_rows.append(row.ids)
-        built.append((i, row, ()))
-    ids, mask = pad_right(token_rows, model.device)
-    width = max(len(target) for _, _, target in built)
+        for row in rows(model, request, contexts, config.lookup):
+            found.append(_Row(i, (*row.ids, *target[:-1]), row.lookup, target))
+        if config.kl_factor:
+            row = preservation_row(model, request, config.lookup)
+            # Attention is causal: nothing behind the lookup token matters to what is said there.
+            found.append(_Row(i, row.ids[: row.lookup + 1], row.lookup, ()))
+    return found
 
-    def table(values: Sequence[Sequence[int | float]], dtype: torch.dtype) -> Tensor:
-        return torch.tensor([[*v, *[0] * (width - len(v))] for v in values], dtype=dtype, device=model.device)
 
+def _batched(found: Sequence[_Row], row_bytes: float, config: TargetConfig) -> Iterator[list[_Row]]:
+    """Rows in batches of similar length that fit into the memory."""
+    memory = parse_size(config.memory)
+    batch: list[_Row] = []
+    for row in sorted(found, key=lambda row: row.suffix):
+        padded = row.suffix * (len(batch) + 1)
+        real = row.suffix + sum(other.suffix for other in batch)
+        if batch and (padded > PADDING * real or padded * row_bytes > memory):
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
+
+
+def _row_bytes(model: LanguageModel, layer: int) -> float:
+    """Memory per token that a step takes for its gradients."""
+    d_mlp = model.down_projection(0).weight.numel() / model.d_model
+    # What a block keeps: streams, norms, queries, keys, values and the MLP's inner states.
+    return (model.n_layers - layer) * (12 * model.d_model + 5 * d_mlp) * 4
+
+
+def _prepare(
+    model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site, contexts: int, config: TargetConfig
+) -> _Batch:
+    device = model.device
+    middle = model.has_entry and model.has_prefix_cache
+    entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
+    cut = [row.lookup if middle else 0 for row in chunk]
+    width = max(cut)
+    ids, suffix_mask = pad_right([row.ids[c:] for row, c in zip(chunk, cut, strict=True)], device)
+    prefix, state = None, None
+    mask = suffix_mask
+    if width:
+        before = [[0] * (width - c) + [1] * c for c in cut]
+        padded = [[0] * (width - c) + list(row.ids[:c]) for row, c in zip(chunk, cut, strict=True)]
+        prefix_mask = torch.tensor(before, device=device)
+        prefix = model.prefix_cache(torch.tensor(padded, device=device), mask=prefix_mask)
+        mask = torch.cat([prefix_mask, suffix_mask], 1)
+    if middle:
+        seen: list[Tensor] = []
+        name = f"blocks.{entry}.hook_resid_pre"
+        with torch.no_grad():
+            model.logits(
+                ids, mask=mask, prefix=prefix, keep=1, hooks=[(name, lambda value, hook: seen.append(value.clone()))]
+            )
+        state = seen[0]
+    row_at, where, target, weight = [], [], [], []
+    for i, (row, c) in enumerate(zip(chunk, cut, strict=True)):
+        first = len(row.ids) - max(1, len(row.target)) - c
+        wanted = row.target or (-1,)
+        row_at += [i] * len(wanted)
+        where += range(first, first + len(wanted))
+        target += wanted
+        share = 1 / (contexts * len(wanted)) if row.target else config.kl_factor
+        weight += [share] * len(wanted)
     return _Batch(
-        ids=ids,
+        request=torch.tensor([row.request for row in chunk], device=device),
+        prefix=prefix,
         mask=mask,
-        request=torch.tensor([i for i, _, _ in built], device=model.device),
-        lookup=torch.tensor([row.lookup for _, row, _ in built], device=model.device),
-        is_context=torch.tensor([bool(target) for _, _, target in built], device=model.device),
-        predict=table([[len(row.ids) - 1 + j for j in range(len(t))] for _, row, t in built], torch.long),
-        target=table([t for _, _, t in built], torch.long),
-        weight=table([[1 / (len(contexts) * max(1, len(t)))] * len(t) for _, _, t in built], torch.float32),
+        ids=ids,
+        at=torch.tensor([row.lookup - c for row, c in zip(chunk, cut, strict=True)], device=device),
+        entry=entry,
+        state=state,
+        places=(torch.tensor(row_at, device=device), torch.tensor(where, device=device)),
+        target=torch.tensor(target, device=device),
+        weight=torch.tensor(weight, device=device),
     )
 
 
-def _target_nll(logits: Tensor, predict: Tensor, batch: _Batch, n: int) -> Float[Tensor, " request"]:
-    """−log p of the target, mean over its tokens, then over contexts."""
-    at = logits[torch.arange(len(logits), device=logits.device).unsqueeze(-1), predict]
-    log_prob = at.gather(-1, batch.target.unsqueeze(-1)).squeeze(-1) - at.logsumexp(-1)
-    per_row = -(log_prob * batch.weight).sum(-1)
-    return torch.zeros(n, device=logits.device).index_add(0, batch.request, per_row)
+def _losses(
+    model: LanguageModel, batch: _Batch, hook: str, delta: Tensor
+) -> tuple[Float[Tensor, " place"], Float[Tensor, "kl d_vocab"]]:
+    """Share of the loss at each place, and what the model says at the preservation rows."""
+    row = torch.arange(len(batch.ids), device=batch.ids.device)
+
+    def add_delta(value: Tensor, hook: Any = None) -> Tensor:
+        change = delta[batch.request].to(value.dtype)
+        return value + torch.zeros_like(value).index_put((row, batch.at), change)
+
+    layer = int(hook.split(".")[1])
+    hooks: list[NamedHook] = [(hook, add_delta)]
+    joins: list[tuple[int, Tensor]] = []
+    if batch.state is not None and batch.entry == layer:
+        joins = [(batch.entry, batch.state)]
+    elif batch.state is not None:
+        hooks, joins = [], [(batch.entry, add_delta(batch.state))]
+    # The ids have all rows, for the attention mask is made from as many.
+    logits = model.logits(batch.ids, mask=batch.mask, prefix=batch.prefix, hooks=hooks, joins=joins, only=batch.places)[
+        0
+    ].float()
+    kept = _kl_places(batch)
+    said = logits[kept].log_softmax(-1)
+    base = said.detach() if batch.unedited is None else batch.unedited
+    kl = (said.exp() * (said - base)).sum(-1)
+    wanted = logits.gather(-1, batch.target.clamp_min(0).unsqueeze(-1)).squeeze(-1)
+    nll = logits.logsumexp(-1) - wanted
+    return torch.where(kept, torch.zeros_like(nll).masked_scatter(kept, kl), nll) * batch.weight, said.detach()
 
 
-def _norm(delta: Tensor) -> Float[Tensor, " request"]:
-    # The norm has no gradient at zero, where the search starts; the reference gets zero there too.
-    return torch.linalg.vector_norm(delta, dim=-1)
+def _kl_places(batch: _Batch) -> Tensor:
+    return batch.target < 0
+
+
+def _without(model: LanguageModel, batch: _Batch, done: Tensor) -> _Batch:
+    """The batch without the rows of finished requests; some rows are left."""
+    keep = ~done[batch.request]
+    if bool(keep.all()):
+        return batch
+    kept = keep.nonzero().flatten()
+    places, number = keep[batch.places[0]], keep.cumsum(0) - 1
+    said = batch.unedited
+    return replace(
+        batch,
+        request=batch.request[kept],
+        prefix=None if batch.prefix is None else model.rows_of_cache(batch.prefix, kept),
+        mask=batch.mask[kept],
+        ids=batch.ids[kept],
+        at=batch.at[kept],
+        state=None if batch.state is None else batch.state[kept],
+        places=(number[batch.places[0][places]], batch.places[1][places]),
+        target=batch.target[places],
+        weight=batch.weight[places],
+        unedited=None if said is None else said[places[_kl_places(batch)]],
+    )

@@ -12,6 +12,7 @@ that fails is refused, since tracing and editing it would be silently wrong.
 Importing this module takes seconds (TransformerLens), so command-line code imports it late.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from huggingface_hub import HfApi, try_to_load_from_cache
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -40,6 +42,8 @@ TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
 HUB_TIMEOUT = 10.0
 EMBEDDED_TOGETHER = 128
+PARTS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "in": "mlp", "gate": "mlp", "out": "mlp"}
+"""Linear maps of a block by our names, and the component that each belongs to."""
 
 Hook = Callable[[Tensor, Any], Tensor | None]
 NamedHook = tuple[str, Hook]
@@ -73,6 +77,25 @@ class DownProjection:
 
     def orient(self, update: Float[Tensor, "d_model d_mlp"]) -> Tensor:
         """Give an update of shape (d_model, d_mlp) the orientation of the parameter."""
+        return update.T if self.transposed else update
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map of a block, of which a whole parameter is the matrix.
+
+    `transposed` is read off the module's type as in `DownProjection`.
+    """
+
+    name: str
+    weight: nn.Parameter
+    transposed: bool
+    layer: int
+    part: str
+    """One of `PARTS`."""
+
+    def orient(self, update: Float[Tensor, "d_out d_in"]) -> Tensor:
+        """Give an update of shape (d_out, d_in) the orientation of the parameter."""
         return update.T if self.transposed else update
 
 
@@ -185,6 +208,11 @@ class LanguageModel:
         return int(self.bridge.cfg.d_model)
 
     @property
+    def context_length(self) -> int:
+        """Largest number of tokens in a row that the model was made for."""
+        return int(self.config.get_text_config().max_position_embeddings)
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(iter(self.parameters.values())).device
@@ -203,6 +231,10 @@ class LanguageModel:
     def has_entry(self) -> bool:
         """Whether rows can join a batch at later blocks with given states (verified at load)."""
         return self.check is not None and self.check.entry <= self._tolerance
+
+    def current_hash(self) -> str:
+        """Hash of the parameters as they are now; `weight_hash` unless an edit is in force."""
+        return _hash(self.parameters)
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -242,17 +274,18 @@ class LanguageModel:
         self,
         ids: Int[Tensor, "batch pos"],
         *,
-        mask: Int[Tensor, "batch pos"] | None = None,
+        mask: Int[Tensor, "batch all_pos"] | None = None,
         keep: int | Int[Tensor, " kept"] = 0,
         hooks: Sequence[NamedHook] = (),
         prefix: DynamicCache | None = None,
         joins: Sequence[tuple[int, Float[Tensor, "_ pos d_model"]]] = (),
+        only: tuple[Int[Tensor, " place"], Int[Tensor, " place"]] | None = None,
     ) -> Float[Tensor, "row kept d_vocab"]:
         """Run the model.
 
         Args:
             ids: Token ids; pad on the right and give `mask`.
-            mask: 1 for tokens, 0 for padding.
+            mask: 1 for tokens, 0 for padding; with a prefix, of the prefix's tokens and then those of `ids`.
             keep: Compute logits of the last `keep` positions only (0: all), or of these positions.
             hooks: (hook name, function) pairs, called in order with (value, hook); what one returns
                 replaces the value.
@@ -260,14 +293,22 @@ class LanguageModel:
                 theirs repeats them; they are left as they are.
             joins: (block, residual streams before it), blocks ascending: a batch that grows. Its first rows
                 enter at the first of these blocks and others join at later ones, after those that are there.
-                Give `ids` in one row, for its length alone; hooks on earlier blocks see nothing meaningful.
+                Give `ids` in one row, for its length alone (or in as many as `mask` has); hooks on earlier blocks
+                see nothing meaningful.
+            only: Rows and positions whose logits are computed, one beside the other: the result has the shape
+                (1, place, d_vocab). Where rows differ in the positions that matter, this saves most of the
+                unembedding.
         """
+        if only is not None:
+            hooks = [*hooks, ("unembed.hook_in", lambda value, hook: value[only].unsqueeze(0))]
         if isinstance(keep, int) and keep:
             # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
             keep = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
         if prefix is not None:
             options |= {"past_key_values": _RepeatedPrefix(prefix), "use_cache": True}
+            if mask is not None:
+                options["position_ids"] = _positions(mask)[:, -ids.shape[1] :]
         if not joins:
             return self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), **options)
         first, state = joins[0]
@@ -316,21 +357,47 @@ class LanguageModel:
         """Run hooks for what they see, without gradients; blocks behind the last one with a hook are not run."""
         last = max((int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0)
         with torch.no_grad():
-            self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), attention_mask=mask, stop_at_layer=last + 1)
+            self.bridge.run_with_hooks(
+                ids, fwd_hooks=list(hooks), attention_mask=mask, stop_at_layer=last + 1, logits_to_keep=1
+            )
 
     def prefix_cache(
-        self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook] = (), cache: DynamicCache | None = None
+        self,
+        ids: Int[Tensor, "batch pos"],
+        hooks: Sequence[NamedHook] = (),
+        cache: DynamicCache | None = None,
+        *,
+        mask: Int[Tensor, "batch pos"] | None = None,
     ) -> DynamicCache:
-        """Keys and values of `ids`, for runs that continue them; a given cache is continued, and changed."""
+        """Keys and values of `ids`, for runs that continue them; a given cache is continued, and changed.
+
+        Prefixes of different length are padded on the *left*, with `mask`, so that what continues them is in line.
+        """
         cache = DynamicCache(config=self.config) if cache is None else cache
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+        if mask is not None:
+            options |= {"attention_mask": mask, "position_ids": _positions(mask)}
         with torch.no_grad():
             self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), logits_to_keep=1, **options)
         return cache
 
-    def generate(self, prompts: Sequence[Sequence[int]], n_tokens: int) -> list[tuple[int, ...]]:
-        """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token."""
-        return self._generate(prompts, n_tokens, do_sample=False)
+    def rows_of_cache(self, cache: DynamicCache, rows: Int[Tensor, " row"]) -> DynamicCache:
+        """Keys and values of some rows of a batch; the given cache is left as it is."""
+        chosen = copy.copy(cache)
+        chosen.layers = [copy.copy(layer) for layer in cache.layers]
+        chosen.batch_select_indices(rows)
+        return chosen
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int, *, hooks: Sequence[NamedHook] = ()
+    ) -> list[tuple[int, ...]]:
+        """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token.
+
+        Hooks act in the pass over the prompts and in no later one. Prompts are padded on the left, so the last
+        token of each is in the last column there.
+        """
+        with self.bridge.hooks(fwd_hooks=[(name, _once(hook)) for name, hook in hooks]):
+            return self._generate(prompts, n_tokens, do_sample=False, use_cache=True)
 
     def sample(self, prompt: Sequence[int], n_tokens: int, *, top_k: int, seed: int) -> tuple[int, ...]:
         """One seeded random continuation; the global random state is left as it was."""
@@ -382,6 +449,10 @@ class LanguageModel:
         """Hook name of the input of the down-projection: the keys of locate-and-edit methods."""
         return f"blocks.{layer}.mlp.hook_post"
 
+    def value_hook(self, layer: int) -> str:
+        """Hook name of the output of the down-projection, before any norm that the block puts behind the MLP."""
+        return f"blocks.{layer}.mlp.hook_out"
+
     @property
     def embedding_hook(self) -> str:
         """Hook name of the token embeddings (before positions are added)."""
@@ -399,6 +470,50 @@ class LanguageModel:
             raise ModelError(f"{self.name}: block {layer} has no dense down-projection to edit ({error})") from error
         name = self._names[id(module.weight)]
         return DownProjection(name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D")
+
+    def projection(self, layer: int, part: str) -> Projection:
+        """A linear map of a block, by our name for it (`PARTS`).
+
+        Raises:
+            ModelError: The block has none of that name, or it is fused with others into one matrix.
+        """
+        if (found := self._projections.get((layer, part))) is not None:
+            return found
+        have = [name for at, name in self._projections if at == layer]
+        raise ModelError(
+            f"{self.name}: block {layer} has no projection {part!r} with a matrix of its own; it has "
+            f"{', '.join(have) or 'none'}. A model that fuses several into one matrix (GPT-2, GPT-NeoX: queries, keys "
+            "and values) does not offer them one by one"
+        )
+
+    def linear(self, name: str) -> Projection:
+        """A linear map of a block, by the Hugging Face name of its weight.
+
+        Raises:
+            ModelError: There is no such parameter, or it is not the whole matrix of one linear map of a block.
+        """
+        if name not in self.parameters:
+            raise ModelError(f"{self.name} has no parameter {name!r}; its names are those of the Hugging Face model")
+        for projection in self._projections.values():
+            if projection.name == name:
+                return projection
+        raise ModelError(
+            f"{self.name}: {name} is not the matrix of one of the projections {', '.join(PARTS)} of a block; "
+            "embeddings, norms, biases, experts and fused matrices cannot be written"
+        )
+
+    @cached_property
+    def _projections(self) -> dict[tuple[int, str], Projection]:
+        found: dict[tuple[int, str], Projection] = {}
+        for layer, block in enumerate(self.bridge.blocks):
+            for part, owner in PARTS.items():
+                module = getattr(getattr(getattr(block, owner, None), part, None), "original_component", None)
+                # Fused matrices: the bridge runs on copies of their pieces, which have no Hugging Face name.
+                name = self._names.get(id(getattr(module, "weight", None)))
+                if name is not None:
+                    transposed = type(module).__name__ == "Conv1D"
+                    found[layer, part] = Projection(name, self.parameters[name], transposed, layer, part)
+        return found
 
     def embedding_std(self) -> float:
         """Standard deviation of all entries of the token embeddings as the first block's hook sees them.
@@ -427,18 +542,33 @@ class LanguageModel:
 
     def export(self, folder: Path) -> None:
         """Write the model as it is now (edits applied) as a Hugging Face folder, with its tokenizer."""
-        config = type(self.config)(**self.config.to_dict())
-        # Wrapping renames the modules, which breaks save_pretrained, so a fresh model takes the parameters.
-        clean = AutoModelForCausalLM.from_config(config, dtype=self.dtype)
-        state = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        missing = set(dict(clean.named_parameters())) - set(state)
-        if missing:
-            raise ModelError(f"{self.name}: cannot export, parameters without a value: {sorted(missing)[:3]}")
-        clean.load_state_dict(state, strict=False)
+        # Wrapping renames the modules, which breaks save_pretrained.
+        clean = self.clean_copy()
         folder.mkdir(parents=True, exist_ok=True)
         with _quiet():
             clean.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
+
+    def clean_copy(self) -> Any:
+        """The Hugging Face model as it was before wrapping, without hooks, on the same memory.
+
+        Its parameters are new objects without gradients that share the storage of ours: what writes one writes
+        the other, and what is added to the module (adapters) leaves ours alone. In evaluation mode.
+
+        Raises:
+            ModelError: The configuration makes a model with other parameters than this one has.
+        """
+        config = type(self.config)(**self.config.to_dict())
+        # Parameters without memory, but real buffers: those are not in the state.
+        with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
+            clean: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="eager")
+        state = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        clean.load_state_dict(state, strict=False, assign=True)
+        clean.tie_weights()
+        missing = sorted(name for name, parameter in clean.named_parameters() if parameter.is_meta)
+        if missing:
+            raise ModelError(f"{self.name}: cannot be rebuilt, parameters without a value: {missing[:3]}")
+        return clean.to(self.device).eval().requires_grad_(False)
 
     # -- self-check ----------------------------------------------------------------------------------------
 
@@ -610,6 +740,11 @@ def _hash(parameters: dict[str, nn.Parameter]) -> str:
     return digest.hexdigest()[:16]
 
 
+def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Position of each token among the real ones of its row."""
+    return (mask.cumsum(-1) - 1).clamp_min(0)
+
+
 def _relative(got: Tensor, expected: Tensor) -> float:
     got, expected = got.float(), expected.float()
     return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
@@ -620,6 +755,20 @@ def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
     named = getattr(settings, "eos_token_id", None)
     ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
     return sorted(ends)
+
+
+def _once(act: Hook) -> Hook:
+    """A hook that acts the first time only."""
+    done = False
+
+    def first(value: Tensor, hook: Any) -> Tensor | None:
+        nonlocal done
+        if done:
+            return None
+        done = True
+        return act(value, hook)
+
+    return first
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> tuple[int, ...]:

@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing import memit
+from editing import alphaedit, memit, rome
 from editing.config import EditConfig
 from editing.covariance import Covariances
 from editing.evaluation import items_of
 from editing.keys import find_keys, find_states
 from editing.requests import EditRequest
 from editing.scoring import Question, greedy_answers, teacher_forced
-from editing.solvers import factorise, ridge
+from editing.solvers import factorise, null_space, ridge
 from editing.targets import Targets, find_targets
 from interp.model import LanguageModel
 from interp.rules import FORMS, Rule, load_rules
@@ -110,7 +110,7 @@ def test_keys_and_states_are_the_references(
     smol: LanguageModel, requests: list[EditRequest], contexts: tuple[str, ...], tensors: dict[str, Tensor]
 ) -> None:
     keys = find_keys(smol, requests, 4, contexts, "subject_last")
-    states = find_states(smol, requests, 8, "subject_last")
+    states = find_states(smol, requests, smol.hook("resid", 8), "subject_last")
     for i in range(3):
         assert relative(keys[i], tensors["K.layer4"][:, i]) < 1e-4
         assert relative(states[i], tensors["cur_z.before_layer4"][:, i]) < 1e-4
@@ -137,7 +137,7 @@ def test_memit_from_the_references_targets_gives_its_updates(
 ) -> None:
     before = {layer: smol.parameters[parameter(layer)].detach().clone() for layer in LAYERS}
     z = torch.stack([tensors[f"z.{i}"] for i in range(3)])
-    targets = Targets(z, find_states(smol, requests, 8, config.lookup), ((), (), ()))
+    targets = Targets(z, find_states(smol, requests, smol.hook("resid", 8), config.lookup), ((), (), ()))
     delta = memit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
     for layer in LAYERS:
         expected = tensors[f"resid.{parameter(layer)}"] @ tensors[f"adj_k.{parameter(layer)}"].T
@@ -156,12 +156,92 @@ def test_the_target_search_follows_the_references_trace(
     config: EditConfig,
     tensors: dict[str, Tensor],
 ) -> None:
-    got = find_targets(smol, requests[:1], 8, contexts, config)
+    got = find_targets(smol, requests, 8, contexts, config)
+    for i in range(3):
+        saved = [evaluation[0] for evaluation in run["loss_traces"][i]]
+        assert len(got.losses[i]) == len(saved) == 23
+        for ours, theirs in zip(got.losses[i], saved, strict=True):
+            assert ours == pytest.approx(theirs, abs=2e-3)  # theirs is rounded to 3 decimals
+        assert relative(got.z[i], tensors[f"z.{i}"]) < 1e-3
+
+
+# AlphaEdit: the same requests with its own settings.
+
+
+@pytest.fixture(scope="module")
+def alpha() -> tuple[dict[str, Any], dict[str, Tensor], EditConfig]:
+    run = read_json("alphaedit_rule0.json")
+    given = run["hparams"]
+    config = EditConfig(
+        steps=given["v_num_grad_steps"],
+        learning_rate=given["v_lr"],
+        weight_decay=given["v_weight_decay"],
+        kl_factor=given["kl_factor"],
+        clamp=given["clamp_norm_factor"],
+        null_threshold=given["nullspace_threshold"],
+        l2=given["L2"],
+    )
+    return run, load_file(REFERENCE / "alphaedit_rule0.safetensors"), config
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_null_space_solver_gives_alphaedits_update_from_its_keys_and_states(
+    layer: int, alpha: tuple[dict[str, Any], dict[str, Tensor], EditConfig], statistics: Covariances
+) -> None:
+    _, tensors, config = alpha
+    z = torch.stack([tensors[f"z.{i}"] for i in range(3)], dim=1)
+    residual = (z - tensors[f"cur_z.before_layer{layer}"]) / (9 - layer)
+    projector = statistics.null_space(layer, config.null_threshold, relative=False)
+    update = null_space(residual, tensors[f"K.layer{layer}"], projector, config.l2)
+    # The reference decomposes and solves in float32; its own update, recomputed in float64, differs by 1.1e-5.
+    assert relative(update.dense(), tensors[f"delta.{parameter(layer)}"]) < 1e-4
+
+
+def test_alphaedit_gives_the_references_targets_and_updates(
+    smol: LanguageModel,
+    requests: list[EditRequest],
+    contexts: tuple[str, ...],
+    alpha: tuple[dict[str, Any], dict[str, Tensor], EditConfig],
+    statistics: Covariances,
+) -> None:
+    run, tensors, config = alpha
+    targets = find_targets(smol, requests, 8, contexts, config)
+    for i in range(3):
+        assert [pytest.approx(e[0], abs=2e-3) for e in run["loss_traces"][i]] == list(targets.losses[i])
+        assert relative(targets.z[i], tensors[f"z.{i}"]) < 1e-3
+    delta = alphaedit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
+    for layer in LAYERS:
+        assert relative(delta.updates[parameter(layer)].dense(), tensors[f"delta.{parameter(layer)}"]) < 1e-3
+    # Keys on the edited model: what the reference keeps of an edit for later ones.
+    with delta.applied(smol):
+        for layer in LAYERS:
+            keys = find_keys(smol, requests, layer, contexts, config.lookup)
+            assert relative(keys.T, tensors[f"K_after.layer{layer}"]) < 1e-3
+
+
+# ROME, as EasyEdit ships it: the first request alone, identity statistics, the original's two different keys.
+
+
+def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
+    run, tensors = read_json("rome_rule0.json"), load_file(REFERENCE / "rome_rule0.safetensors")
+    given, asked = run["hparams"], run["requests"][0]
+    config = EditConfig(
+        steps=given["v_num_grad_steps"],
+        learning_rate=given["v_lr"],
+        weight_decay=given["v_weight_decay"],
+        kl_factor=given["kl_factor"],
+        clamp=given["clamp_norm_factor"],
+        rome_keys="original",
+    )
+    contexts = tuple(template.removesuffix("{}") for template in run["context_templates"])
+    request = EditRequest("0", "formula", asked["prompt"], asked["subject"], (), asked["target_new"])
+    (layer,) = given["layers"]
+    identity = Covariances({layer: torch.eye(D_MLP)}, smol.weight_hash, 0, {"identity": True})
+    delta = rome.edit(smol, [request], layer, identity, contexts, config)
+    expected = torch.outer(tensors["v"], tensors["u"])
+    assert relative(delta.updates[parameter(layer)].dense(), expected) < 1e-3
     saved = [evaluation[0] for evaluation in run["loss_traces"][0]]
-    assert len(got.losses[0]) == len(saved) == 23
-    for ours, theirs in zip(got.losses[0], saved, strict=True):
-        assert ours == pytest.approx(theirs, abs=2e-3)  # theirs is rounded to 3 decimals
-    assert relative(got.z[0], tensors["z.0"]) < 1e-3
+    assert list(delta.about["losses"][0]) == [pytest.approx(loss, abs=2e-3) for loss in saved]
 
 
 # Scores of the unedited model.

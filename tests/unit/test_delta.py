@@ -12,9 +12,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
-from editing.delta import DeltaError, EditDelta, merge
+from editing.delta import DeltaError, EditDelta, load_edit, merge, stack
+from editing.grace import Codebook
+from editing.in_context import InContext
 from editing.solvers import LowRank
-from interp.model import LanguageModel
+from editing.view import Edit, View
+from interp.model import LanguageModel, load
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
@@ -224,6 +227,9 @@ def test_a_saved_delta_is_little_more_than_its_factors(
     dense = 2 * 128 * 512 * 4
     size = (tmp_path / "edit.safetensors").stat().st_size
     assert factors < size < factors + 2000 < dense / 50
+    make_delta(model, (0, 1, 2), rank=8).save(tmp_path / "more.safetensors")
+    factors = 3 * 8 * (128 + 512) * 4
+    assert factors < (tmp_path / "more.safetensors").stat().st_size < 1.1 * factors
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "no header", "no hash", "no factor", "schema"])
@@ -243,7 +249,7 @@ def test_load_refuses_a_damaged_file_and_names_it(damage: str, tiny_llama: Langu
     elif damage == "no factor":
         path.write_bytes(content.replace(b"layers.2.mlp.down_proj.weight.left", b"layers.2.mlp.down_proj.weight.lost"))
     elif damage == "schema":
-        path.write_bytes(content.replace(b"dmle.delta/1", b"dmle.delta/9"))
+        path.write_bytes(content.replace(b"dmle.delta/2", b"dmle.delta/1"))
     else:
         path.write_bytes({"empty": b"", "cut": content[:-10], "text": b"not a delta at all"}[damage])
     with pytest.raises(DeltaError, match=r"edit\.safetensors is not a readable edit delta"):
@@ -267,3 +273,195 @@ def test_an_exported_edited_model_gives_the_edited_logits_in_plain_transformers(
         logits = hf(torch.tensor([tokenizer(TEXT)["input_ids"]])).logits
     torch.testing.assert_close(logits, edited, rtol=1e-5, atol=1e-5)
     assert (logits - logits_of(model)).abs().max() > 0.1
+
+
+def tensors_of(update: LowRank | Tensor) -> list[Tensor]:
+    return [update.left, update.right] if isinstance(update, LowRank) else [update]
+
+
+def linear_names(hf: Any) -> dict[str, tuple[int, int]]:
+    """Linear maps of block 1 of a plain model: parameter → (d_out, d_in), by module type."""
+    found = {}
+    for name, module in hf.named_modules():
+        if ".1." not in name or type(module).__name__ not in ("Linear", "Conv1D"):
+            continue
+        shape = tuple(module.weight.shape)
+        found[f"{name}.weight"] = shape[::-1] if type(module).__name__ == "Conv1D" else shape
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_linear_map_of_a_block_takes_factors_and_whole_matrices(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    # d_mlp = d_model: a square matrix the wrong way round would fit.
+    sizes = SQUARE.get(family, {})
+    model, hf = make_model(family, **sizes), make_hf(family, **sizes)
+    before, unedited = snapshot(model), logits_of(model)
+    seen = 0
+    for name, (d_out, d_in) in linear_names(hf).items():
+        generator = torch.Generator().manual_seed(len(name))
+        factors = LowRank(torch.randn(d_out, 2, generator=generator), torch.randn(d_in, 2, generator=generator))
+        fused = "c_attn" in name or "query_key_value" in name
+        for update in (factors, factors.dense()):
+            delta = EditDelta({name: update}, {name: 1}, model.weight_hash)
+            if fused:
+                with pytest.raises(DeltaError, match=r"has no place.*fused"):
+                    delta.apply(model)
+                continue
+            original = hf.get_parameter(name).detach().clone()
+            change = factors.dense()
+            with torch.no_grad():
+                hf.get_parameter(name).add_(change.T if type_is_conv(hf, name) else change)
+            with delta.edited(model) as view:
+                assert view == View(model)
+                edited = logits_of(model)
+            torch.testing.assert_close(edited, plain_logits(hf, model), rtol=1e-4, atol=2e-4)
+            assert (edited - unedited).abs().max() > 0.01
+            with torch.no_grad():
+                hf.get_parameter(name).copy_(original)
+            assert_unchanged(model, before)
+            seen += 1
+    assert seen >= 6
+
+
+def type_is_conv(hf: Any, name: str) -> bool:
+    return type(hf.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D"
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "no.such.weight"])
+def test_apply_refuses_parameters_that_are_no_linear_map_of_a_block(name: str, tiny_llama: LanguageModel) -> None:
+    before = snapshot(tiny_llama)
+    delta = EditDelta({name: torch.ones(350, 32)}, {name: 0}, tiny_llama.weight_hash)
+    with pytest.raises(DeltaError, match=rf"update of {name} has no place"):
+        delta.apply(tiny_llama)
+    assert_unchanged(tiny_llama, before)
+
+
+def mixed_delta(model: LanguageModel) -> EditDelta:
+    """Factors for one weight of block 0, whole matrices for another and for block 2."""
+    low = make_delta(model, (0,))
+    generator = torch.Generator().manual_seed(3)
+    names = {"model.layers.0.self_attn.q_proj.weight": 0, "model.layers.2.mlp.down_proj.weight": 2}
+    whole = {name: torch.randn(model.parameters[name].shape, generator=generator) / 10 for name in names}
+    return EditDelta({**low.updates, **whole}, {**low.layers, **names}, model.weight_hash, {"editor": "mixed"})
+
+
+def test_whole_matrices_are_saved_merged_and_measured(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    delta, path = mixed_delta(tiny_llama), tmp_path / "mixed.safetensors"
+    delta.save(path)
+    loaded = EditDelta.load(path)
+    assert (loaded.layers, loaded.model_hash, loaded.about) == (delta.layers, delta.model_hash, delta.about)
+    for name, update in delta.updates.items():
+        for got, expected in zip(tensors_of(loaded.updates[name]), tensors_of(update), strict=True):
+            assert torch.equal(got, expected)
+    low = make_delta(tiny_llama, (0, 2), seed=5)
+    both = merge([delta, low], {})
+    with both.applied(tiny_llama):
+        together = logits_of(tiny_llama)
+    with stack([delta, low], tiny_llama) as view:
+        torch.testing.assert_close(logits_of(view.model), together, rtol=1e-4, atol=1e-5)
+    down, query, last = delta.updates
+    squares = [sum(x * x for x in dense_of(delta.updates[name]).flatten().tolist()) for name in (query, down, last)]
+    expected = {0: (squares[0] + squares[1]) ** 0.5, 2: squares[2] ** 0.5}
+    assert delta.norms() == pytest.approx(expected, rel=1e-5)
+
+
+def dense_of(update: LowRank | Tensor) -> Tensor:
+    return update.dense() if isinstance(update, LowRank) else update
+
+
+def test_rank_counts_columns_of_factors_and_independent_rows_of_matrices(tiny_llama: LanguageModel) -> None:
+    low = make_delta(tiny_llama, (0, 1), rank=3)
+    (first, second) = low.updates
+    delta = EditDelta({first: low.updates[first], second: dense_of(low.updates[second])}, low.layers, low.model_hash)
+    assert delta.rank() == {first: 3, second: 3}
+    assert make_delta(tiny_llama, (0,), rank=99).rank() == {first: 32}
+    assert EditDelta({first: torch.zeros(32, 48)}, {first: 0}, low.model_hash).rank() == {first: 0}
+
+
+def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: LanguageModel) -> None:
+    deltas = [make_delta(tiny_llama, (0, 2), seed=seed) for seed in range(4)]
+    before = snapshot(tiny_llama)
+    by_hand = {name: before[name].clone() for name in deltas[0].updates}
+    for delta in deltas:
+        for name, update in delta.updates.items():
+            by_hand[name] = (by_hand[name].double() + update.left.double() @ update.right.double().T).float()
+    with stack(deltas, tiny_llama) as view:
+        assert view.model is tiny_llama
+        assert all(torch.equal(tiny_llama.parameters[name], value) for name, value in by_hand.items())
+    assert_unchanged(tiny_llama, before)
+    with pytest.raises(KeyboardInterrupt), stack(deltas, tiny_llama):
+        raise KeyboardInterrupt
+    assert_unchanged(tiny_llama, before)
+    bad = EditDelta(deltas[0].updates, dict.fromkeys(deltas[0].layers, 1), deltas[0].model_hash)
+    with pytest.raises(DeltaError), stack([*deltas, bad], tiny_llama):
+        pytest.fail("entered")
+    assert_unchanged(tiny_llama, before)
+
+
+def test_cast_loss_is_the_share_of_the_update_that_rounding_takes(make_hf: Callable[..., Any], tokenizer: Any) -> None:
+    model = LanguageModel(make_hf("llama").to(torch.bfloat16), tokenizer, "half")
+    before = snapshot(model)
+    name = model.down_projection(1).name
+    with torch.no_grad():
+        model.parameters[name].fill_(1.0)  # bfloat16 holds 8 bits: next to 1, steps of 1/128
+    ones = torch.ones(32, 48)
+    cases = {2**-7: 0.0, 2**-12: 1.0, 1.25 * 2**-7: 0.2, 0.0: 0.0}
+    for size, expected in cases.items():
+        for update in (ones * size, LowRank(torch.ones(32, 1) * size, torch.ones(48, 1))):
+            delta = EditDelta({name: update}, {name: 1}, model.weight_hash)
+            assert delta.cast_loss(model) == {name: pytest.approx(expected, abs=1e-9)}
+    with torch.no_grad():
+        model.parameters[name].copy_(before[name])
+    assert_unchanged(model, before)
+    other = EditDelta({}, {}, "0" * 16)
+    with pytest.raises(DeltaError, match="load the model that was edited"):
+        other.cast_loss(model)
+
+
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("gemma3_text", True)])
+def test_export_writes_the_edited_model_as_a_folder_that_loads(
+    family: str, tied: bool, make_model: Callable[..., LanguageModel], tmp_path: Path
+) -> None:
+    model = make_model(family, tie_word_embeddings=tied)
+    assert ("lm_head.weight" in model.parameters) != tied
+    delta, before = make_delta(model), snapshot(model)
+    with delta.edited(model):
+        edited = logits_of(model)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    delta.export(model, tmp_path / "edited")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_unchanged(model, before)
+    again = load(str(tmp_path / "edited"), device="cpu")
+    torch.testing.assert_close(logits_of(again), edited, rtol=1e-5, atol=1e-5)
+    assert (logits_of(again) - logits_of(model)).abs().max() > 0.1
+
+
+def test_load_edit_reads_every_kind_by_its_header(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+    codebook = Codebook(1, torch.ones(2, 48), torch.ones(2, 32), torch.ones(2), ("4", "π"), tiny_llama.weight_hash)
+    edits: list[Edit] = [make_delta(tiny_llama), codebook, InContext("New Fact: π\n", tiny_llama.weight_hash)]
+    for i, edit in enumerate(edits):
+        path = tmp_path / f"{i}.safetensors"
+        edit.with_about(fingerprint="f").save(path)
+        loaded = load_edit(path)
+        assert type(loaded) is type(edit)
+        assert (loaded.model_hash, loaded.about["fingerprint"]) == (tiny_llama.weight_hash, "f")
+    for kind in (EditDelta, Codebook, InContext):
+        wrong = [i for i, edit in enumerate(edits) if not isinstance(edit, kind)]
+        for i in wrong:
+            with pytest.raises(
+                DeltaError, match=r"not a readable .* its schema is 'dmle\.\w+/\d', 'dmle\.\w+/\d' is needed"
+            ):
+                kind.load(tmp_path / f"{i}.safetensors")
+    with pytest.raises(DeltaError, match="missing"):
+        load_edit(tmp_path / "missing.safetensors")
+    for header, reason in (
+        ("[1]", "names no schema"),
+        ("{}", "names no schema"),
+        ('{"schema": "x/1"}', "'x/1', one of"),
+    ):
+        save_file({}, tmp_path / "other.safetensors", metadata={"dmle": header})
+        with pytest.raises(DeltaError, match=reason):
+            load_edit(tmp_path / "other.safetensors")

@@ -1,18 +1,21 @@
 """DMLE: equal to MEMIT run by hand once per group, each stage on the model that the earlier ones edited."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
-from editing_reference import second_moment
+from editing_reference import averaged_key, second_moment, state
 from torch import Tensor
 
-from editing import dmle, memit
+from editing import alphaedit, dmle, emmet, memit
 from editing.config import EditConfig
 from editing.covariance import Covariances
 from editing.delta import EditDelta
-from editing.requests import requests_of
+from editing.editors import remarks
+from editing.requests import EditRequest, requests_of
+from editing.targets import find_targets
 from interp.model import LanguageModel
 from interp.rules import Rule
 from interp.selection import LayerGroup, LayerSelection, parse_layers
@@ -184,3 +187,97 @@ def test_edit_records_layers_requests_and_contexts(
     assert about["layers"] == {"formula+description": [0, 1], "instance": [2]}
     assert [r["form"] for r in about["requests"]] == ["formula", "description", "instance"]
     assert about["contexts"] == list(CONTEXTS) and about["settings"]["steps"] == 5
+
+
+# Protection and other solvers.
+
+
+def outputs(model: LanguageModel, requests: Sequence[EditRequest]) -> list[Tensor]:
+    """Logits over each request's prompt and new answer."""
+    rows = [(*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new)) for r in requests]
+    return [model.logits(torch.tensor([row]))[0].clone() for row in rows]
+
+
+@pytest.mark.parametrize("solver", ["memit", "alphaedit", "emmet"])
+def test_protected_leaves_what_stage_one_says_as_it_is(
+    solver: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "last")
+    config = CONFIG.model_copy(
+        update={"protection": "protected", "solver": solver, "lookup": "last", "null_relative": True}
+    )
+    threshold = {"null_threshold": 0.5}
+    config = config.model_copy(update=threshold)
+    selection = parse_layers("0/1,2", 3)
+
+    def moved(protection: str) -> tuple[float, float]:
+        """Largest relative change that stage two makes to logits of stage one's prompts, and of its own."""
+        settings = config.model_copy(update={"protection": protection})
+        whole = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, settings)
+        first = dmle.edit(tiny_llama, requests[:2], selection, statistics, CONTEXTS, settings)
+        with first.applied(tiny_llama):
+            before = outputs(tiny_llama, requests)
+        with whole.applied(tiny_llama):
+            after = outputs(tiny_llama, requests)
+        change = [((a - b).norm() / b.norm()).item() for a, b in zip(after, before, strict=True)]
+        return max(change[:2]), change[2]
+
+    theirs, own = moved("protected")
+    assert theirs < 1e-4 and own > 1e-2
+    assert moved("staged")[0] > 1e-2
+
+
+def test_protected_says_that_a_request_with_the_same_key_cannot_be_served(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    formula = requests_of(rule, "subject_last")[0]
+    same = dataclasses.replace(formula, form="instance", target_new="12")
+    config = CONFIG.model_copy(update={"protection": "protected"})
+    got = dmle.edit(tiny_llama, [formula, same], parse_layers("0/2", 3), statistics, ("",), config)
+    second = got.about["stages"][1]
+    assert second["served"]["2"] == [pytest.approx(0, abs=1e-4)] and second["residual_left"][0] > 0.9
+    assert any("instance" in line and "left" in line for line in remarks(got.about))
+
+
+def test_joint_solves_one_ridge_problem_per_layer_over_all_forms(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances, rule: Rule
+) -> None:
+    requests, selection = requests_of(rule, "subject_last"), parse_layers("0,1/1,2", 3)
+    config = CONFIG.model_copy(update={"protection": "joint"})
+    got = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, config)
+    # The same by hand on plain modules: layer → share of what is missing, for the first two requests and the third.
+    hf = make_hf("llama")
+    early = find_targets(tiny_llama, requests[:2], 1, CONTEXTS, config).z
+    late = find_targets(tiny_llama, requests[2:], 2, CONTEXTS, config).z
+    z, last = torch.cat([early, late]), (1, 1, 2)
+    names = [tiny_llama.down_projection(layer).name for layer in range(3)]
+    for layer, shares in enumerate(((0.5, 0.5, 0.0), (1.0, 1.0, 0.5), (0.0, 0.0, 1.0))):
+        keys = torch.stack([averaged_key(hf, tiny_llama.tokenizer, r, names[layer], CONTEXTS) for r in requests])
+        now = torch.stack(
+            [state(hf, tiny_llama.tokenizer, r, names[at], at) for r, at in zip(requests, last, strict=True)]
+        )
+        residual = (z - now).double() * torch.tensor(shares).unsqueeze(1)
+        k = keys.double()
+        weight = 0.02 * 48 * statistics.by_layer[layer].double() + k.T @ k
+        expected = residual.T @ k @ torch.linalg.inv(weight)
+        update = got.updates[names[layer]].dense().double()
+        assert ((update - expected).norm() / expected.norm()).item() < 1e-3
+        with torch.no_grad():
+            hf.get_parameter(names[layer]).add_(expected.float())
+
+
+@pytest.mark.parametrize("solver", ["alphaedit", "emmet"])
+def test_stages_use_the_chosen_solver(
+    solver: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    config = CONFIG.model_copy(update={"solver": solver, "null_threshold": 0.5, "null_relative": True})
+    got = dmle.edit(tiny_llama, requests, parse_layers("0/1", 3), statistics, CONTEXTS, config)
+    module = {"alphaedit": alphaedit, "emmet": emmet}[solver]
+    first = module.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, config)
+    with first.applied(tiny_llama):
+        second = module.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, config)
+    assert_same(got, first, second)
+    memits = dmle.edit(tiny_llama, requests, parse_layers("0/1", 3), statistics, CONTEXTS, CONFIG)
+    name = tiny_llama.down_projection(0).name
+    assert not torch.allclose(got.updates[name].dense(), memits.updates[name].dense(), rtol=0.01)

@@ -13,8 +13,11 @@ import xarray as xr
 from editing.config import EvaluateConfig
 from editing.delta import EditDelta
 from editing.evaluation import COLUMNS, METRICS, MODES, PHASES, evaluate, items_of
+from editing.grace import Codebook
+from editing.in_context import InContext
 from editing.scoring import Question
 from editing.solvers import LowRank
+from editing.view import Edit
 from interp.model import LanguageModel
 from interp.rules import FORMS, LocalityProbe, Probe, Rule, RulePrompt, load_rules
 
@@ -301,3 +304,36 @@ def test_log_probs_are_negative_and_finite(tiny_llama: LanguageModel, rule: Rule
     scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
     value = score(scores, "reliability", "log_prob", "pre")
     assert math.isfinite(value) and value < 0
+
+
+def test_edits_of_every_kind_are_scored_side_by_side(tiny_llama: LanguageModel) -> None:
+    rule = asking("12")
+    at = torch.tensor([tiny_llama.encode("The area of a square is A =").ids])
+    name = tiny_llama.key_hook(1)
+    key = tiny_llama.capture(at, [name])[name][0, -1:]
+    weights = tiny_llama.weight_hash
+    edits: dict[str, Edit] = {
+        "delta": random_delta(tiny_llama),
+        "codebook": Codebook(1, key, torch.full((1, 32), 3.0), torch.tensor([1e-2]), ("12",), weights),
+        "context": InContext("New Fact: 12\nPrompt: ", weights),
+        "none": InContext("", weights),
+    }
+    deltas = {kind: {rule.id: edit} for kind, edit in edits.items()}
+    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    scores = {
+        size: evaluate(tiny_llama, [rule], deltas, EvaluateConfig(batch_size=size, answer_tokens=3))[0]["score"]
+        for size in (1, 8)
+    }
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    np.testing.assert_allclose(scores[1].values, scores[8].values, rtol=1e-4, atol=1e-4)
+    for kind, edit in edits.items():
+        alone, _ = evaluate(tiny_llama, [rule], {kind: {rule.id: edit}}, EvaluateConfig(batch_size=8, answer_tokens=3))
+        np.testing.assert_array_equal(alone["score"].sel(editor=kind).values, scores[8].sel(editor=kind).values)
+    post = scores[8].sel(phase="post", form="formula").isel(rule=0)
+    kl = post.sel(metric="locality", mode="kl")
+    assert (kl.sel(editor=["delta", "context"]) > 1e-3).all()
+    assert (kl.sel(editor=["codebook", "none"]) < 1e-6).all()  # the codebook holds the edited prompt alone
+    edited = post.sel(metric="reliability", mode="log_prob")
+    unedited = edited.sel(editor="none").item()
+    for kind in ("delta", "codebook", "context"):
+        assert abs(edited.sel(editor=kind).item() - unedited) > 1e-3, kind

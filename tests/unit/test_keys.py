@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from editing_reference import averaged_key, key, place, state, tokens_and_place
+from editing_reference import averaged_key, inputs_of, key, place, state, tokens_and_place
 
-from editing.keys import find_keys, find_states, values_at_lookup
+from editing.keys import find_keys, find_states, keys_of_prompts, values_at_lookup
 from editing.requests import EditRequest, requests_of
 from interp.model import LanguageModel
 from interp.rules import Rule
@@ -40,7 +40,9 @@ def test_find_keys_equals_the_input_of_the_down_projection(
         expected = torch.stack([averaged_key(hf, model.tokenizer, r, name, CONTEXTS) for r in requests])
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         states = torch.stack([state(hf, model.tokenizer, r, name, layer) for r in requests])
-        torch.testing.assert_close(find_states(model, requests, layer, "subject_last"), states, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            find_states(model, requests, model.hook("resid", layer), "subject_last"), states, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("lookup", ["subject_last", "rule_word_last", "last"])
@@ -91,8 +93,9 @@ def test_find_keys_weighs_the_bare_prompt_one_half(tiny_llama: LanguageModel, ru
 
 def test_find_states_gives_the_same_in_any_company(tiny_llama: LanguageModel, rule: Rule) -> None:
     requests = requests_of(rule, "subject_last")
-    together = find_states(tiny_llama, requests, 2, "subject_last")
-    alone = torch.cat([find_states(tiny_llama, [r], 2, "subject_last") for r in requests])
+    hook = tiny_llama.hook("resid", 2)
+    together = find_states(tiny_llama, requests, hook, "subject_last")
+    alone = torch.cat([find_states(tiny_llama, [r], hook, "subject_last") for r in requests])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
@@ -105,3 +108,23 @@ def test_find_keys_are_float32_for_a_half_precision_model(
     exact = find_keys(LanguageModel(make_hf("llama"), tokenizer, "whole"), requests, 1, CONTEXTS, "subject_last")
     assert keys.dtype == torch.float32
     assert ((keys - exact).norm() / exact.norm()).item() < 0.05
+
+
+def test_the_mean_of_keys_counts_every_context_alike(tiny_llama: LanguageModel, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    each = values_at_lookup(tiny_llama, requests, tiny_llama.key_hook(1), CONTEXTS, "subject_last")
+    got = find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last", "mean")
+    torch.testing.assert_close(got, each.sum(1) / 4)
+
+
+def test_keys_of_prompts_are_those_of_every_token_of_prompt_and_answer(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+) -> None:
+    requests = [request("The area of a square", "square"), request("A circle", "circle")]
+    got = keys_of_prompts(tiny_llama, requests, 1)
+    hf, name = make_hf("llama"), tiny_llama.down_projection(1).name
+    expected = []
+    for one in requests:
+        ids = tiny_llama.tokenizer(f"{one.prompt} {one.target_new}", return_tensors="pt")["input_ids"]
+        expected.append(inputs_of(hf, hf.get_submodule(name.removesuffix(".weight")), ids))
+    torch.testing.assert_close(got, torch.cat(expected), rtol=1e-4, atol=1e-5)

@@ -14,6 +14,7 @@ from editing.config import EditConfig
 from editing.covariance import Covariances
 from editing.delta import DeltaError, EditDelta
 from editing.requests import EditRequest, requests_of
+from editing.spreading import collinear_keys
 from editing.targets import Targets, TargetSearchError, find_targets
 from interp.model import LanguageModel
 from interp.rules import Rule
@@ -227,11 +228,11 @@ def pick(targets: Targets, at: list[int]) -> Targets:
 def test_equal_keys_that_want_the_same_are_not_reported() -> None:
     requests = [EditRequest("r", "formula", "A cube", "cube", (), "1")] * 2
     keys, residual = torch.ones(2, 4), torch.tensor([[1.0, 2.0]] * 2)
-    assert editor.collinear_keys(keys, residual, requests) == []
-    assert len(editor.collinear_keys(2 * keys, residual * torch.tensor([[1.0], [-1.0]]), requests)) == 1
+    assert collinear_keys(keys, residual, requests) == []
+    assert len(collinear_keys(2 * keys, residual * torch.tensor([[1.0], [-1.0]]), requests)) == 1
     # cos = 0.999 is at the limit, and opposite keys are another matter.
     apart = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.998, (1 - 0.998**2) ** 0.5, 0.0, 0.0]])
-    assert editor.collinear_keys(apart, residual * torch.tensor([[1.0], [2.0]]), requests) == []
+    assert collinear_keys(apart, residual * torch.tensor([[1.0], [2.0]]), requests) == []
 
 
 def test_edit_refuses_a_model_that_normalises_the_mlp_output(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.scoring import Forced, Question, agreement, divergence, greedy_answers, teacher_forced
+from editing.scoring import Forced, Question, agreement, ask, divergence, greedy_answers, teacher_forced
+from editing.view import EditError, View
 from interp.model import LanguageModel
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma3_text")
@@ -145,3 +146,153 @@ def test_divergence_is_zero_for_itself_and_positive_for_another_model(
             for p, lq in zip(a.log_probs.double().exp().flatten().tolist(), b.log_probs.flatten().tolist(), strict=True)
         ) / len(a.target)
         assert divergence(a, b) == pytest.approx(exact, rel=1e-4) and exact > 0
+
+
+def shifting(model: LanguageModel, size: float = 3.0) -> Callable[[Tensor], list[tuple[str, Any]]]:
+    """Hooks that shift a block's MLP output at the last prompt token, and record where they saw what."""
+
+    def hooks(ends: Tensor) -> list[tuple[str, Any]]:
+        def shift(value: Tensor, hook: Any) -> Tensor:
+            out = value.clone()
+            for row, end in enumerate(ends.tolist()):
+                out[row, end] += size * torch.linspace(-1, 1, value.shape[-1])
+            return out
+
+        return [(model.value_hook(1), shift)]
+
+    return hooks
+
+
+def down_module(hf: Any, model: LanguageModel) -> Any:
+    return hf.get_submodule(model.down_projection(1).name.removesuffix(".weight"))
+
+
+def plain_shift(hf: Any, model: LanguageModel, end: int, size: float = 3.0) -> Any:
+    """The same in a plain model, in every run: at one column of one unpadded row."""
+
+    def shift(module: Any, inputs: Any, out: Tensor) -> Tensor:
+        assert out.shape[0] == 1 and out.shape[1] > end
+        out = out.clone()
+        out[0, end] += size * torch.linspace(-1, 1, out.shape[-1])
+        return out
+
+    return down_module(hf, model).register_forward_hook(shift)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_views_hooks_act_at_the_last_prompt_token_of_every_question(
+    family: str, batch_size: int, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    view = View(model, hooks=shifting(model))
+    plain = list(teacher_forced(model, QUESTIONS, batch_size=batch_size))
+    for question, result, other in zip(
+        QUESTIONS, teacher_forced(view, QUESTIONS, batch_size=batch_size), plain, strict=True
+    ):
+        handle = plain_shift(hf, model, len(model.tokenizer(question.prompt)["input_ids"]) - 1)
+        _, expected = plain_log_probs(hf, model.tokenizer, question)
+        handle.remove()
+        torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)
+        assert (result.log_probs - other.log_probs).abs().max() > 0.1
+    again = list(teacher_forced(model, QUESTIONS, batch_size=batch_size))
+    assert all(torch.equal(a.log_probs, b.log_probs) for a, b in zip(again, plain, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_views_hooks_act_in_generation_at_the_last_prompt_token_only(
+    family: str, batch_size: int, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    prompts = [q.prompt for q in QUESTIONS[:4]]
+    plain = greedy_answers(model, prompts, 6, batch_size=batch_size)
+    got = greedy_answers(View(model, hooks=shifting(model)), prompts, 6, batch_size=batch_size)
+    assert greedy_answers(model, prompts, 6, batch_size=batch_size) == plain != got
+    for prompt, answer in zip(prompts, got, strict=True):
+        ids = model.tokenizer(prompt)["input_ids"]
+        handle, said = plain_shift(hf, model, len(ids) - 1), []
+        for _ in range(6):  # without a cache: every run computes the prompt again
+            with torch.no_grad():
+                said.append(int(hf(torch.tensor([ids + said]), use_cache=False).logits[0, -1].argmax()))
+            if said[-1] == model.tokenizer.eos_token_id:
+                break
+        handle.remove()
+        assert answer == model.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_hooks_see_one_pass_of_generation_and_are_gone_afterwards(tiny_llama: LanguageModel) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def hooks(ends: Tensor) -> list[tuple[str, Any]]:
+        def look(value: Tensor, hook: Any) -> None:
+            seen.append((*value.shape[:2], *ends.tolist()))
+
+        return [(tiny_llama.key_hook(0), look)]
+
+    prompts = ["A", "A cube with side 3 is"]
+    width = len(tiny_llama.encode(prompts[1]).ids)
+    greedy_answers(View(tiny_llama, hooks=hooks), prompts, 4, batch_size=2)
+    assert seen == [(2, width, width - 1, width - 1)]
+    greedy_answers(View(tiny_llama, hooks=hooks), ["A"], 4, batch_size=2)  # one token: as short as the later passes
+    assert seen[1:] == [(1, 1, 0)]
+    tiny_llama.generate([(5, 6)], 2)
+    assert len(seen) == 2
+
+
+def test_a_failing_hook_leaves_no_hook_behind(tiny_llama: LanguageModel) -> None:
+    def hooks(ends: Tensor) -> list[tuple[str, Any]]:
+        def fail(value: Tensor, hook: Any) -> None:
+            raise KeyboardInterrupt
+
+        return [(tiny_llama.key_hook(0), fail)]
+
+    view = View(tiny_llama, hooks=hooks)
+    expected = greedy_answers(tiny_llama, ["A cube"], 3, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        greedy_answers(view, ["A cube"], 3, batch_size=1)
+    with pytest.raises(KeyboardInterrupt):
+        list(teacher_forced(view, QUESTIONS[:1], batch_size=1))
+    assert greedy_answers(tiny_llama, ["A cube"], 3, batch_size=1) == expected
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_text_before_a_prompt_is_encoded_with_it_as_one_text(batch_size: int, tiny_llama: LanguageModel) -> None:
+    before = "New Fact: the side is 12.\nPrompt: "
+    whole = [Question(before + q.prompt, q.target) for q in QUESTIONS]
+    view = View(tiny_llama, before=before)
+    expected = teacher_forced(tiny_llama, whole, batch_size=batch_size)
+    for got, other in zip(teacher_forced(view, QUESTIONS, batch_size=batch_size), expected, strict=True):
+        assert torch.equal(got.log_probs, other.log_probs) and got.target == other.target
+    prompts = [q.prompt for q in QUESTIONS]
+    assert greedy_answers(view, prompts, 4, batch_size=batch_size) == greedy_answers(
+        tiny_llama, [before + prompt for prompt in prompts], 4, batch_size=batch_size
+    )
+
+
+def test_what_does_not_fit_the_models_context_is_refused(tiny_llama: LanguageModel) -> None:
+    prompt, limit = QUESTIONS[0].prompt, tiny_llama.context_length
+    assert limit == 128
+    n = len(tiny_llama.encode(prompt).ids)
+    (result,) = teacher_forced(tiny_llama, [Question(prompt, "12 " * 20)], batch_size=1)
+    longest = limit - n + 1
+    assert len(result.target) < longest  # the last answer token is not fed
+    greedy_answers(tiny_llama, [prompt], longest, batch_size=1)
+    with pytest.raises(EditError, match=rf"{limit + 1} tokens, tiny-llama was made for {limit}; use a shorter prompt"):
+        greedy_answers(tiny_llama, [prompt], longest + 1, batch_size=1)
+    view = View(tiny_llama, before="x" * 500)
+    with pytest.raises(EditError, match=r"500 characters put before it,.*in_context\.demonstrations"):
+        list(teacher_forced(view, QUESTIONS, batch_size=8))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nll_is_the_mean_over_each_targets_tokens(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    asked = ask(model, QUESTIONS)
+    with torch.no_grad():
+        got = asked.nll(model.logits(asked.ids, mask=asked.mask, keep=asked.kept))
+    for question, value in zip(QUESTIONS, got.tolist(), strict=True):
+        target, log_probs = plain_log_probs(hf, model.tokenizer, question)
+        assert value == pytest.approx(-log_probs[range(len(target)), target].mean().item(), rel=1e-4)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from editing_reference import search_target
+from editing_reference import place, projection_of, search_target, tokens_and_place
 
 from editing.config import EditConfig
 from editing.requests import EditRequest, requests_of
@@ -38,7 +38,7 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1
     assert ((got - expected).norm() / expected.norm()).item() < tolerance
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3", "mistral", "phi", "gemma3_text"])
 def test_find_targets_equals_the_slow_reference_step_by_step(
     family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
 ) -> None:
@@ -154,3 +154,82 @@ def test_find_targets_refuses_contexts_without_the_bare_prompt_first(
 ) -> None:
     with pytest.raises(ValueError, match="first context must be empty"):
         find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, contexts, EditConfig())
+
+
+def test_targets_at_the_last_block_equal_the_reference(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")[:1]
+    got = find_targets(tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"}))
+    z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 2, lookup="last")
+    assert got.losses[0] == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
+    assert_close(got.z[0], z)
+
+
+def test_a_model_that_cannot_begin_in_the_middle_gives_the_same_targets(
+    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
+) -> None:
+    requests, plain = requests_of(rule, "subject_last"), make_model("llama", check=False)
+    assert tiny_llama.has_entry and not plain.has_entry
+    fast = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
+    slow = find_targets(plain, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
+    assert_close(fast.z, slow.z, 1e-5)
+    for one, other in zip(fast.losses, slow.losses, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_a_sliding_window_shorter_than_the_prompt_gives_the_reference(
+    make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model, hf = make_model("mistral", sliding_window=4), make_hf("mistral", sliding_window=4)
+    requests = requests_of(rule, "last")
+    # At the end of the prompt: from the subject the window does not reach the answer, and nothing has a gradient.
+    got = find_targets(model, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"}))
+    for i, request in enumerate(requests):
+        z, _, trace = reference(hf, model, request, 1, lookup="last")
+        assert got.losses[i] == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
+        assert_close(got.z[i], z)
+
+
+@pytest.mark.parametrize("memory", ["1KiB", "100KiB", "1GiB"])
+def test_the_memory_given_changes_nothing(memory: str, tiny_llama: LanguageModel, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    expected = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
+    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS, memory=memory))
+    assert_close(got.z, expected.z, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_a_target_of_the_mlp_moves_the_stream_as_one_of_the_block_does(
+    family: str, make_model: Callable[..., LanguageModel], rule: Rule
+) -> None:
+    # Without a norm behind the MLP both changes are the same; they differ in the state that clamps them.
+    model, requests = make_model(family), requests_of(rule, "subject_last")
+    free = EditConfig(**{**SETTINGS, "weight_decay": 0.0, "clamp": 1e6})
+    block = find_targets(model, requests, 1, CONTEXTS, free)
+    mlp = find_targets(model, requests, 1, CONTEXTS, free, site="mlp")
+    assert_close(mlp.z - mlp.initial, block.z - block.initial)
+    assert ((mlp.initial - block.initial).norm() / block.initial.norm()).item() > 0.1
+
+
+def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
+    make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model, hf = make_model("gemma3_text"), make_hf("gemma3_text")
+    request = requests_of(rule, "subject_last")[0]
+    settings = EditConfig(**{**SETTINGS, "kl_factor": 0.0, "weight_decay": 0.0, "steps": 4})
+    found = find_targets(model, [request], 1, ("",), settings, site="mlp")
+    # The last loss is that of the model whose down-projection gives z at the lookup token.
+    target = model.tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
+    ids, at = tokens_and_place(model.tokenizer, request.prompt, place(request))
+    whole = torch.cat([ids, torch.tensor([target])], 1)
+
+    def put(module: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
+        out = out.clone()
+        out[0, at] = found.z[0]
+        return out
+
+    with projection_of(hf, model.down_projection(1).name).register_forward_hook(put), torch.no_grad():
+        said = hf(whole).logits[0].log_softmax(-1)
+    loss = -sum(said[ids.shape[1] - 1 + j, token] for j, token in enumerate(target)) / len(target)
+    assert found.losses[0][-1] == pytest.approx(loss.item(), rel=1e-4)
