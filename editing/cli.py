@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from interp.steps import Context, Step
 if TYPE_CHECKING:
     import xarray as xr
 
+    from editing.editors import Resources
     from editing.view import Edit
     from interp.selection import LayerSelection
 
@@ -70,6 +71,8 @@ def _edit(context: Context) -> str:
     config, model = context.settings(EditConfig), context.model
     arms = {name: config.settings_of(name) for name in config.editors}
     selected = _selected(context, arms.values())
+    # All of them before any work: a wrong layer in the last arm should not wait for the others.
+    plans = {name: _plan(settings, model.n_layers, selected) for name, settings in arms.items()}
     rules = edited_rules(context, config)
     needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
     statistics = None
@@ -95,10 +98,10 @@ def _edit(context: Context) -> str:
                     requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
                     done = fingerprint(
                         weights=model.weight_hash,
-                        plan=_plan(settings, model.n_layers, selected),
+                        plan=plans[name],
                         settings=settings.model_dump(exclude={"layers", "block", "memory"}),
                         requests=requests,
-                        resources=[resources.contexts, statistics.about if statistics else None],
+                        resources=_shared(resources) if settings.editor in CLOSED_FORM else None,
                         demonstrations=[rule.id for rule in training] if settings.editor == "ike" else [],
                         earlier=done if config.mode == "sequential" else "",
                     )
@@ -115,7 +118,7 @@ def _edit(context: Context) -> str:
                         stack.enter_context(found.applied(model))
                         earlier += requests
                     bar.update(len(group))
-    lines = [f"{name}: {_plan_text(settings, model.n_layers, selected)}" for name, settings in arms.items()]
+    lines = [f"{name}: {_plan_text(plan)}" for name, plan in plans.items()]
     if said:
         lines += [f"{len(said)} remarks:", *said[:SHOWN], *(["  …"] if len(said) > SHOWN else [])]
     lines.append(f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}")
@@ -221,6 +224,14 @@ def _done(path: Path, key: str) -> "Edit | None":
     return found if found.about.get("fingerprint") == key else None
 
 
+def _shared(resources: "Resources") -> list[Any]:
+    """What an edit by a closed form depends on, without what the statistics say of blocks of other arms."""
+    assert resources.covariances is not None
+    by_layer = ("shrinkage_shares", "convergence")
+    about = {name: value for name, value in resources.covariances.about.items() if name not in by_layer}
+    return [resources.contexts, about]
+
+
 def _selected(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":
     """The run's selection, if an arm asks for it."""
     from interp.selection import LayerSelection
@@ -241,8 +252,7 @@ def _plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | N
     return {group.name: list(group.layers) for group in selection_of(settings, n_layers, selected).groups}
 
 
-def _plan_text(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> str:
-    plan = _plan(settings, n_layers, selected)
+def _plan_text(plan: dict[str, list[int]]) -> str:
     if not plan:
         return "in context, no layers"
     return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())

@@ -169,6 +169,12 @@ class EditConfig(EditorSettings):
     """Splits that are edited, among rules that have a split."""
     limit: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, values: Any) -> Any:
+        # A preset is of one editor: each takes its own in `settings_of`, where what is said here counts as said.
+        return values
+
     @model_validator(mode="after")
     def _arms_are_valid(self) -> "EditConfig":
         for name in self.editors:

@@ -116,7 +116,13 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
         ValueError: They are outside the model, or more than one where one is needed.
     """
     if settings.block != "auto":
-        block = parse_layers(settings.block, n_layers).groups[0].layers
+        groups = parse_layers(settings.block, n_layers).groups
+        if len(groups) != 1:
+            raise ValueError(
+                f"edit.block is {settings.block!r}: {settings.editor} knows no groups of forms; give one list, such as "
+                "4-8 (layers by group are DMLE's, edit.layers)"
+            )
+        block = groups[0].layers
     elif settings.editor == "lora":
         block = tuple(range(n_layers))
     else:

@@ -37,8 +37,9 @@ from interp.sizes import parse_size
 from interp.tokens import pad_right
 
 Site = Literal["resid", "mlp"]
-PADDING = 1.15
-"""Rows are batched together as long as this many times their tokens are run."""
+PADDING, FREE_PADDING = 1.15, 40
+"""Rows are batched together as long as no more than this many times their tokens, and so many more, are run: a batch
+costs as much as some 40 tokens by its weights alone, which have to be read."""
 
 
 class TargetSearchError(ValueError):
@@ -196,7 +197,7 @@ def _batched(found: Sequence[_Row], row_bytes: float, config: TargetConfig) -> I
     for row in sorted(found, key=lambda row: row.suffix):
         padded = row.suffix * (len(batch) + 1)
         real = row.suffix + sum(other.suffix for other in batch)
-        if batch and (padded > PADDING * real or padded * row_bytes > memory):
+        if batch and (padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory):
             yield batch
             batch = []
         batch.append(row)

@@ -1,6 +1,41 @@
-"""`make bench`: see `tests/benchmarks/tracing.py`."""
+"""`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-from tests.benchmarks.tracing import main
+python -m tests.benchmarks [tracing|covariance|editing …] [--prompts 0 1 2] [--out bench.json]
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks import covariance, editing, tracing
+
+PARTS = {"covariance": covariance, "editing": editing, "tracing": tracing}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run some of the benchmarks, all by default (about an hour on one core)."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Benchmarks")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which (default: all)")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[0, 1, 2], help="tracing: which prompts (0 to 2)")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    options = parser.parse_args(arguments)
+    rows: list[dict[str, Any]] = []
+
+    def say(part: Any, row: dict[str, Any]) -> None:
+        rows.append(row)
+        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        sys.stdout.write(part.describe(row) + "\n")
+        sys.stdout.flush()
+
+    for name in options.parts or PARTS:
+        part = PARTS[name]
+        more = {"prompts": options.prompts} if name == "tracing" else {}
+        part.run(partial(say, part), **more)
+
 
 if __name__ == "__main__":  # child processes import this module again
     main()

@@ -13,7 +13,6 @@ Times are CPU-seconds of one thread in a process of its own: the machine may be 
 
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -109,12 +108,9 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _print(row: dict[str, Any]) -> None:
-    sys.stdout.write(
+def describe(row: dict[str, Any]) -> str:
+    """One line about a row."""
+    return (
         f"{row['name']:26} {row['case']}  {row['seconds']:7.1f} CPU-s  {row['ratio']:5.1f} x less than (c)  "
-        f"{row['of_forward']:5.2f} x (a)  {row['extra_mb']:5.0f} MB more\n"
+        f"{row['of_forward']:5.2f} x (a)  {row['extra_mb']:5.0f} MB more"
     )
-
-
-if __name__ == "__main__":
-    run(_print)

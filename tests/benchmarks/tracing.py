@@ -1,4 +1,4 @@
-"""Benchmarks of tracing: `make bench` prints them and writes bench.json. Takes about an hour on one core.
+"""Benchmarks of tracing. They take about 50 minutes on one core.
 
 Whole maps (resid, mlp and attn, every layer, every token from the first corrupted one) of three prompts of the
 embedded rules, ten noise samples, SmolLM2-135M:
@@ -21,15 +21,11 @@ role) that lies inside the 95 % interval of (d) over its noise samples. `noise` 
 truth because its noise samples are ten: the summed standard errors over the summed absolute effects.
 """
 
-import argparse
-import json
 import multiprocessing
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -320,29 +316,20 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmarks and write bench.json as they come."""
-    parser = argparse.ArgumentParser(description="Benchmarks of tracing")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[0, 1, 2], help="which of the prompts (0 to 2)")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    options = parser.parse_args(arguments)
-    rows: list[dict[str, Any]] = []
+def describe(row: dict[str, Any]) -> str:
+    """One line about a row."""
+    text = f"{row['name']:24} {row['case']:38} {row['seconds']:9.1f} CPU-s  {row['ratio']:6.1f} x less than (a)"
+    text += f"  {row['extra_mb']:6.0f} MB more"
+    if "missed" in row:
+        text += f"  missed {row['missed']:.3f} (noise {row['noise']:.3f})  rank {row['rank']:.3f}"
+        return text + f"  profile within {row['profile_within']:.0%}"
+    if "gflop" in row:
+        text += f"  {row['gflops']:.0f} of {row['gflops_of_plain_products']:.0f} GFLOP/s"
+        return text + f", {row['gflop'] / row['gflop_needed']:.2f} of the least arithmetic"
+    return text + f"  largest difference to (d) {row['largest_difference']:.1e}"
 
-    def say(row: dict[str, Any]) -> None:
-        rows.append(row)
-        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        text = f"{row['name']:24} {row['case']:38} {row['seconds']:9.1f} CPU-s  {row['ratio']:6.1f} x less than (a)"
-        text += f"  {row['extra_mb']:6.0f} MB more"
-        if "missed" in row:
-            text += f"  missed {row['missed']:.3f} (noise {row['noise']:.3f})  rank {row['rank']:.3f}"
-            text += f"  profile within {row['profile_within']:.0%}"
-        elif "gflop" in row:
-            text += f"  {row['gflops']:.0f} of {row['gflops_of_plain_products']:.0f} GFLOP/s"
-            text += f", {row['gflop'] / row['gflop_needed']:.2f} of the least arithmetic"
-        else:
-            text += f"  largest difference to (d) {row['largest_difference']:.1e}"
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
 
-    for which in options.prompts:
+def run(say: Callable[[dict[str, Any]], None], prompts: Sequence[int] = (0, 1, 2)) -> None:
+    """All cases of the prompts; rows as they come."""
+    for which in prompts:
         bench_prompt(which, say)

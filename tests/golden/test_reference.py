@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing import alphaedit, memit, rome
+from editing import alphaedit, dmle, memit, rome
 from editing.config import EditConfig
-from editing.covariance import Covariances
+from editing.covariance import Covariances, second_moments
 from editing.evaluation import items_of
 from editing.keys import find_keys, find_states
 from editing.requests import EditRequest
@@ -25,6 +26,7 @@ from editing.solvers import factorise, null_space, ridge
 from editing.targets import Targets, find_targets
 from interp.model import LanguageModel
 from interp.rules import FORMS, Rule, load_rules
+from interp.selection import parse_layers
 
 SHARED = Path(__file__).parents[3] / "shared"
 REFERENCE = SHARED / "reference"
@@ -165,6 +167,55 @@ def test_the_target_search_follows_the_references_trace(
         assert relative(got.z[i], tensors[f"z.{i}"]) < 1e-3
 
 
+# Statistics, and the two-stage driver.
+
+STAGES = {"two": "3,4,5/12,13,14", "block": "4-8"}
+
+
+@pytest.fixture(scope="module")
+def all_statistics(smol: LanguageModel) -> Covariances:
+    """Ours of every layer that the reference runs edit, over its corpus."""
+    layers = sorted({*LAYERS, 3, 12, 13, 14})
+    corpus = numpy.load(REFERENCE / "corpus_ids.npz")
+    ends = corpus["lengths"].cumsum()
+    rows = [corpus["ids"][end - n : end].tolist() for end, n in zip(ends, corpus["lengths"], strict=True)]
+    found = second_moments(smol, layers, rows)
+    by_layer = {layer: moments.second for layer, moments in found.items()}
+    return Covariances(by_layer, smol.weight_hash, 90_003, {"corpus": "reference"})
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_covariances_are_the_references(layer: int, all_statistics: Covariances, statistics: Covariances) -> None:
+    assert relative(all_statistics.by_layer[layer], statistics.by_layer[layer]) < 1e-5
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("kind", STAGES)
+def test_staged_dmle_gives_the_drivers_answers(
+    kind: str, number: int, smol: LanguageModel, config: EditConfig, all_statistics: Covariances
+) -> None:
+    """EasyEdit's accuracies and every locality prediction after the edit, by the published driver's logic."""
+    extra, metrics = (read_json(f"dmle_{kind}_{part}_rule{number}.json") for part in ("extra", "metrics"))
+    contexts = tuple(template.removesuffix("{}") for group in extra["templates"] for template in group)
+    asked = [record["requested_rewrite"] for record in metrics]
+    requests = [
+        EditRequest(str(number), form, r["prompt"], r["subject"], (), r["target_new"])
+        for form, r in zip(FORMS, asked, strict=True)
+    ]
+    selection = parse_layers(STAGES[kind], smol.n_layers)
+    assert [list(group.layers) for group in selection.groups] == [stage["layers"] for stage in extra["stages"]]
+    delta = dmle.edit(smol, requests, selection, all_statistics, contexts, config)
+    recorded = list(recorded_accuracies(number, kind, "post"))
+    local = recorded_locality(number, kind, "post")
+    with delta.applied(smol):
+        questions = [Question(prompt, target) for prompt, target, _ in recorded]
+        got = [result.token_accuracy for result in teacher_forced(smol, questions, batch_size=16)]
+        questions = [Question(item["prompt"], item["ground_truth"]) for item in local]
+        said = [list(result.said) for result in teacher_forced(smol, questions, batch_size=16)]
+    assert got == pytest.approx([accuracy for _, _, accuracy in recorded], abs=1e-9)
+    assert said == [item["tf_output_ids"] for item in local]
+
+
 # AlphaEdit: the same requests with its own settings.
 
 
@@ -247,10 +298,10 @@ def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
 # Scores of the unedited model.
 
 
-def recorded_accuracies(number: int) -> Iterator[tuple[str, str, float]]:
-    """(prompt, target, EasyEdit's token accuracy before the edit) of every item with a target."""
-    for record in read_json(f"dmle_two_metrics_rule{number}.json"):
-        asked, pre = record["requested_rewrite"], record["pre"]
+def recorded_accuracies(number: int, kind: str = "two", phase: str = "pre") -> Iterator[tuple[str, str, float]]:
+    """(prompt, target, EasyEdit's token accuracy before or after the edit) of every item with a target."""
+    for record in read_json(f"dmle_{kind}_metrics_rule{number}.json"):
+        asked, pre = record["requested_rewrite"], record[phase]
         yield asked["prompt"], asked["target_new"], pre["rewrite_acc"][0]
         yield asked["rephrase_prompt"], asked["target_new"], pre["rephrase_acc"][0]
         for name in ("Instance", "Rule"):
@@ -261,11 +312,11 @@ def recorded_accuracies(number: int) -> Iterator[tuple[str, str, float]]:
             yield from zip(prompts, targets, pre["portability"][f"{name}_acc"], strict=True)
 
 
-def recorded_locality(number: int) -> list[dict[str, Any]]:
-    """Every locality item: prompt, ground truth, what the model said, before the edit."""
+def recorded_locality(number: int, kind: str = "two", phase: str = "pre") -> list[dict[str, Any]]:
+    """Every locality item: prompt, ground truth, what the model said, before or after the edit."""
     return [
         item
-        for record in read_json(f"dmle_two_extra_rule{number}.json")["pre"]
+        for record in read_json(f"dmle_{kind}_extra_rule{number}.json")[phase]
         for items in record["locality"].values()
         for item in items
     ]
