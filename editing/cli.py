@@ -96,6 +96,7 @@ def _edit(context: Context) -> str:
             with ExitStack() as stack:
                 for group in [rules] if together else [[rule] for rule in rules]:
                     requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
+                    before = done if config.mode == "sequential" else ""
                     done = fingerprint(
                         weights=model.weight_hash,
                         plan=plans[name],
@@ -103,7 +104,7 @@ def _edit(context: Context) -> str:
                         requests=requests,
                         resources=_shared(resources) if settings.editor in CLOSED_FORM else None,
                         demonstrations=[rule.id for rule in training] if settings.editor == "ike" else [],
-                        earlier=done if config.mode == "sequential" else "",
+                        earlier=before,
                     )
                     path = delta_path(context, name, group[0] if len(group) == 1 else None)
                     found = _done(path, done)
@@ -111,7 +112,7 @@ def _edit(context: Context) -> str:
                         found = edit(model, requests, settings, resources, earlier=earlier)
                         if isinstance(found, EditDelta):
                             found = found.with_about(cast_loss=found.cast_loss(model))
-                        found = found.with_about(fingerprint=done)
+                        found = found.with_about(fingerprint=done, earlier=before)
                         found.save(path)
                     said += [f"  {name}: {line}" for line in remarks(found.about)]
                     if config.mode == "sequential" and isinstance(found, EditDelta):
@@ -152,15 +153,30 @@ def _evaluate(context: Context) -> str:
 
 
 def _edits_of(context: Context, config: EditConfig, name: str, rules: list[Rule]) -> "dict[str, Edit]":
-    """What each rule is evaluated under: its own edit, or in batch and sequential mode all of them together."""
+    """What each rule is evaluated under: its own edit, or in batch and sequential mode all of them together.
+
+    Raises:
+        ValueError: The edits in the folder were made of other rules, or in another mode.
+    """
     from editing.delta import EditDelta, load_edit, merge
     from editing.editors import IN_ORDER
 
     together = config.mode == "batch" or (config.mode == "sequential" and config.settings_of(name).editor in IN_ORDER)
     if together:
         one = load_edit(context.run.need(str(_relative(name, None if len(rules) > 1 else rules[0])), "edit"))
+        if list(dict.fromkeys(request["rule"] for request in one.about["requests"])) != [rule.id for rule in rules]:
+            raise ValueError(f"the edit of {name} is of other rules than those to evaluate; run `dmle edit` again")
         return {rule.id: one for rule in rules}
     found = {rule.id: load_edit(context.run.need(str(_relative(name, rule)), "edit")) for rule in rules}
+    before = ""
+    for one in found.values():
+        # Every edit of a sequence names the one before it, and one of a rule alone names none.
+        if one.about.get("earlier", "") != before:
+            raise ValueError(
+                f"the edits of {name} were not made one after the other with edit.mode={config.mode}; "
+                "run `dmle edit` again"
+            )
+        before = one.about.get("fingerprint", "") if config.mode == "sequential" else ""
     if config.mode == "sequential":
         deltas = [edit for edit in found.values() if isinstance(edit, EditDelta)]
         return dict.fromkeys(found, merge(deltas, {"editor": name, "mode": "sequential"}))

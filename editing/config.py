@@ -97,7 +97,7 @@ class LoraConfig(Section):
 class GraceConfig(Section):
     """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B models."""
 
-    steps: int = Field(default=100, ge=1)
+    steps: int = Field(default=50, ge=1)
     learning_rate: float = Field(default=1.0, gt=0)
     epsilon: float = Field(default=1.0, gt=0)
     """Radius of a new key's ball, in units of the keys."""
@@ -118,7 +118,7 @@ class EditorSettings(TargetConfig):
     """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
     block: str = "auto"
     """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block model, scaled to
-    the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 27; LoRA all)."""
+    the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
     solver: SolverName = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"

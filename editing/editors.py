@@ -19,7 +19,8 @@ from interp.model import LanguageModel
 from interp.rules import Rule
 from interp.selection import LayerSelection, parse_layers
 
-# Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21, GRACE 27.
+# Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21 (EasyEdit for LLaMA;
+# its setting for Qwen2.5-7B is the last block), GRACE 19 (its 18 of 28 for Qwen2.5-7B).
 PUBLISHED_DEPTH = 30
 PUBLISHED: dict[str, tuple[int, ...]] = {
     "memit": (4, 5, 6, 7, 8),
@@ -27,7 +28,7 @@ PUBLISHED: dict[str, tuple[int, ...]] = {
     "emmet": (4, 5, 6, 7, 8),
     "rome": (5,),
     "ft": (21,),
-    "grace": (27,),
+    "grace": (19,),
 }
 CLOSED_FORM = ("dmle", "memit", "alphaedit", "emmet", "rome")
 ONE_BLOCK = ("rome", "grace")

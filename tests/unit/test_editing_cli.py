@@ -30,6 +30,7 @@ Command = Callable[..., tuple[int, str]]
 ARMS = {"early": {"editor": "memit", "block": "0"}, "joint": {"editor": "dmle", "protection": "joint"}}
 EDIT: dict[str, Any] = {
     "layers": "0/1,2",
+    "lookup": "last",  # what the last of three blocks gives at an earlier token, nothing reads
     "steps": 2,
     "contexts": 1,
     "context_tokens": 4,
@@ -319,6 +320,23 @@ def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
     )
 
 
+def test_edits_of_another_mode_or_of_other_rules_are_not_evaluated(
+    dmle: Command, start: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    run, sequential, batch = tmp_path / "run", "edit.mode=sequential", "edit.mode=batch"
+    assert dmle("edit", *start, "--editors", "ft")[0] == 0
+    code, said = dmle("evaluate", "--run", run, "--set", sequential)
+    assert code == 2 and "edits of ft were not made one after the other with edit.mode=sequential" in said
+    assert dmle("edit", "--run", run, "--set", sequential)[0] == 0
+    code, said = dmle("evaluate", "--run", run, "--set", "edit.mode=single")
+    assert code == 2 and "edits of ft were not made one after the other with edit.mode=single" in said
+    assert dmle("edit", "--run", run, "--set", batch, "--set", "edit.editors=[ft]")[0] == 0
+    (run / "deltas" / "ft" / "_all.safetensors").rename(run / "deltas" / "ft" / "cube-volume.safetensors")
+    code, said = dmle("evaluate", "--run", run, "--set", "rules.ids=[cube-volume]")
+    assert code == 2 and "the edit of ft is of other rules than those to evaluate" in said
+    assert not (run / "scores.nc").exists()
+
+
 def dense(update: Any) -> torch.Tensor:
     return update.dense() if isinstance(update, LowRank) else update
 
@@ -338,7 +356,7 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
     config = CovarianceConfig(corpus=str(inputs / "corpus.txt"), tokens=600, shrinkage=0.05)
     statistics, contexts = measure(model, [1], config, run / "covariance"), second.about["contexts"]
     rules = load_rules(inputs / "rules.json").rules
-    earlier, requests = (requests_of(rule, "subject_last") for rule in rules)
+    earlier, requests = (requests_of(rule, "last") for rule in rules)
     with first.applied(model):
         with_them, without = (
             alphaedit.edit(model, requests, [1], statistics, contexts, settings, others=others)
@@ -404,7 +422,6 @@ def test_automatic_layers_without_a_selection_name_the_command_that_makes_one(
         (["--editors", "ft,rome", "--set", "edit.block=0-1"], "rome writes one block, edit.block gives [0, 1]"),
         (["--editors", "ft,dmle", "--layers", "0/3"], "layers '3': ascending layers within 0 to 2 are needed"),
         (["--editors", "rome", "--set", "covariance.tokens=100000"], "covariance.tokens asks for 100000"),
-        (["--set", "edit.lookup=rule_word_last"], "rule"),
     ],
 )
 def test_a_mistake_is_told_before_any_edit(
@@ -429,6 +446,7 @@ def test_the_report_says_what_collides_and_what_the_number_format_loses(
     dmle: Command, start: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     small = ["--set", "model.dtype=bfloat16", "--set", "edit.ft={steps: 1, learning_rate: 1.0e-7}"]
+    small += ["--set", "edit.lookup=subject_last", "--set", "edit.block='1'"]
     code, said = dmle("edit", *start, "--editors", "memit,ft", "--limit", "1", *small)
     assert code == 0
     assert "memit: square-area formula and square-area description share a key (cosine 1.0000)" in said

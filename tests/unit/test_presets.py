@@ -50,7 +50,7 @@ def test_dmle_takes_the_search_of_its_solver_and_no_layers() -> None:
 
 
 def test_an_unknown_model_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="no preset for 'llama-4'; there are gpt-j-6b, qwen2.5-7b, qwen2-7b, llama-3"):
+    with pytest.raises(ValueError, match=r"no preset for 'llama-4'; there are gpt-j-6b, qwen2.5-7b, qwen2-7b, llama-3"):
         preset("llama-4", "memit")
     with pytest.raises(ValidationError, match="no preset for 'llama-4'"):
         EditorSettings.model_validate({"preset": "llama-4"})
@@ -115,7 +115,7 @@ def test_a_solver_in_an_arm_chooses_its_preset() -> None:
 
 
 def test_a_shared_preset_does_not_reach_an_editor_it_is_not_published_for() -> None:
-    with pytest.raises(ValidationError, match="arm 'ft': .*no settings of ft for llama-3-8b"):
+    with pytest.raises(ValidationError, match=r"arm 'ft': .*no settings of ft for llama-3-8b"):
         EditConfig(preset="llama-3-8b", editors=("memit", "ft"))
     # Said in the arms that have one, it leaves the others alone.
     arms: dict[str, dict[str, Any]] = {"published": {"editor": "memit", "preset": "llama-3-8b"}}

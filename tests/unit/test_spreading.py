@@ -1,4 +1,4 @@
-"""The loop that closed forms share: what it asks a closed form, what it reports, and models with a norm behind the MLP."""
+"""The loop that closed forms share: what it asks one, what it reports, and models with a norm behind the MLP."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -113,7 +113,7 @@ def test_keys_of_protected_and_earlier_requests_are_read_on_the_model_as_it_is_a
             expected = averaged_key(hf, tokenizer, request, name, CONTEXTS)
             torch.testing.assert_close(got[:, 0], expected, rtol=1e-3, atol=1e-4)
         assert protected.shape == (48, length)  # every token of the prompt and its answer, without contexts
-        ids, at = tokens_and_place(tokenizer, kept.prompt, place(kept))
+        at = tokens_and_place(tokenizer, kept.prompt, place(kept))[1]
         expected = averaged_key(hf, tokenizer, kept, name, ("",))
         torch.testing.assert_close(protected[:, at], expected, rtol=1e-3, atol=1e-4)
         with torch.no_grad():
