@@ -1,5 +1,6 @@
 """The editing steps of `dmle`: `edit` and `evaluate`."""
 
+import csv
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -141,7 +142,7 @@ def _evaluate(context: Context) -> str:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")
     table = pd.DataFrame(answers, columns=list(COLUMNS))
-    write_text(context.run.path / "answers.csv", table.to_csv(index=False))
+    write_text(context.run.path / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     return "\n".join(
         [
             score_text(scores),

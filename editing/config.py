@@ -206,4 +206,4 @@ class EvaluateConfig(Section):
 
     batch_size: int = Field(default=32, ge=1)
     answer_tokens: int = Field(default=12, ge=1)
-    """Length of the greedy answers that are shown."""
+    """Length of the greedy answers that are shown; those that are scored are at least as long as their target."""

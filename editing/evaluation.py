@@ -11,9 +11,24 @@
 ``locality_correctness``      other prompts are answered correctly
 ============================  ======================================================================
 
-Modes: ``token_accuracy`` (teacher-forced share of right tokens, EasyEdit's metric), ``exact`` (the greedy
-answer starts with the target), ``log_prob`` (of the target, nats per token) and, for locality, ``kl``
-(KL(unedited ‖ edited), nats per token). Locality before the edit is 1 (and KL 0) by definition.
+Modes, all but the last two between 0 and 1:
+
+==================  ================================================================================
+``token_accuracy``  teacher-forced share of right tokens, EasyEdit's metric
+``exact``           all of them right: the greedy answer starts with the target's tokens
+``greedy_exact``    the first sentence of the greedy answer is the target, but for case and spacing
+``greedy_prefix``   the greedy answer begins with the target, likewise
+``equivalent``      it states the number or the formula of the target (`editing.equivalence`)
+``log_prob``        log-probability of the target, nats per token
+``kl``              KL(unedited ‖ edited), nats per token; locality alone
+==================  ================================================================================
+
+``equivalent`` is not asked where the target has neither number nor formula: such items count neither in the
+score nor in ``n_items``. For locality the target of the greedy modes is the first sentence of the unedited
+model's answer, and locality before the edit is 1 (and KL 0) by definition.
+
+Greedy answers have ``answer_tokens`` tokens, or as many as the longest target of the prompt and `MARGIN` more
+where that is longer and fits into the model's context.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +39,17 @@ import numpy as np
 import xarray as xr
 
 from editing.config import EvaluateConfig
-from editing.scoring import Forced, Question, agreement, divergence, greedy_answers, teacher_forced
+from editing.equivalence import equivalent, first_sentences
+from editing.scoring import (
+    Forced,
+    Question,
+    agreement,
+    divergence,
+    greedy_exact,
+    greedy_ids,
+    greedy_prefix,
+    teacher_forced,
+)
 from editing.view import Edit, View
 from interp.model import LanguageModel
 from interp.rules import FORMS, Rule, RuleForm
@@ -39,7 +64,9 @@ METRICS = (
     "locality",
     "locality_correctness",
 )
-MODES = ("token_accuracy", "exact", "log_prob", "kl")
+MODES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent", "log_prob", "kl")
+MARGIN = 8
+"""Tokens that a greedy answer may have beyond its target: to end the sentence, or to say it in more words."""
 PHASES = ("pre", "post")
 COLUMNS = (
     "editor",
@@ -51,9 +78,23 @@ COLUMNS = (
     "target_true",
     "before",
     "after",
+    "answer_before",
+    "answer_after",
     *(f"{mode}_{when}" for mode in MODES for when in ("before", "after")),
 )
-"""Columns of the table of raw answers."""
+"""Columns of the table of raw answers.
+
+`answer_before` and `answer_after` are the greedy answers that are scored, `before` and `after` their first
+`answer_tokens` tokens, to be shown.
+"""
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """A model's greedy answer to a prompt, whole and as it is shown."""
+
+    text: str
+    shown: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +145,7 @@ def evaluate(
         model: The unedited model; unedited again on return.
         rules: The edited rules.
         deltas: Editor → rule id → edit. A rule that an editor has no edit for is NaN there.
-        config: Batch size and length of shown answers.
+        config: Batch size, and the length of shown answers, which is the least length of any.
         advance: Called with 1 for each pass over a rule's questions.
 
     Returns:
@@ -128,16 +169,17 @@ def evaluate(
             advance(1)
             for item in items:
                 q = item.question
+                first, now = said_before[q.prompt], said_after[q.prompt]
                 values = {
-                    "pre": _score(item, before[q], before[q]),
-                    "post": _score(item, before[q], after[q]),
+                    "pre": _score(item, before[q], before[q]) | _judge(item, first.text, first.text),
+                    "post": _score(item, before[q], after[q]) | _judge(item, first.text, now.text),
                 }
                 where = e, r, FORMS.index(item.form), METRICS.index(item.metric)
                 for p, phase in enumerate(PHASES):
                     for mode, value in values[phase].items():
                         sums[(*where, MODES.index(mode), p)] += value
                         counts[(*where, MODES.index(mode), p)] += 1
-                answers.append(_row(editor, rule.id, item, said_before[q.prompt], said_after[q.prompt], values))
+                answers.append(_row(editor, rule.id, item, first, now, values))
     with np.errstate(invalid="ignore"):
         score = np.where(counts > 0, sums / counts, np.nan)
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
@@ -152,13 +194,23 @@ def evaluate(
 
 def _answer(
     model: LanguageModel | View, items: Sequence[Item], config: EvaluateConfig
-) -> tuple[dict[Question, Forced], dict[str, str]]:
+) -> tuple[dict[Question, Forced], dict[str, _Answer]]:
     """Teacher-forced results and greedy answers; the same question is run once."""
     questions = list(dict.fromkeys(item.question for item in items))
-    prompts = list(dict.fromkeys(q.prompt for q in questions))
     forced = dict(zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True))
-    said = greedy_answers(model, prompts, config.answer_tokens, batch_size=config.batch_size)
-    return forced, dict(zip(prompts, said, strict=True))
+    view = View.of(model)
+    lengths: dict[str, int] = {}
+    for question, result in forced.items():
+        # In-context edits leave less room, but never less than the shown answer: that is refused.
+        room = view.model.context_length + 1 - len(view.encode(question.prompt))
+        wanted = max(config.answer_tokens, min(len(result.target) + MARGIN, room))
+        lengths[question.prompt] = max(wanted, lengths.get(question.prompt, 0))
+    said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
+    decode = view.model.decode
+    return forced, {
+        prompt: _Answer(decode(ids), decode(ids[: config.answer_tokens]))
+        for prompt, ids in zip(lengths, said, strict=True)
+    }
 
 
 def _score(item: Item, unedited: Forced, now: Forced) -> dict[str, float]:
@@ -168,8 +220,19 @@ def _score(item: Item, unedited: Forced, now: Forced) -> dict[str, float]:
     return {"token_accuracy": now.token_accuracy, "exact": now.exact, "log_prob": now.log_prob}
 
 
+def _judge(item: Item, unedited: str, now: str) -> dict[str, float]:
+    """The modes of a greedy answer; one that does not apply is left out."""
+    target = first_sentences(unedited) if item.metric == "locality" else item.question.target
+    judged = {
+        "greedy_exact": greedy_exact(now, target),
+        "greedy_prefix": greedy_prefix(now, target),
+        "equivalent": equivalent(now, target),
+    }
+    return {mode: float(value) for mode, value in judged.items() if value is not None}
+
+
 def _row(
-    editor: str, rule: str, item: Item, before: str, after: str, values: dict[str, dict[str, float]]
+    editor: str, rule: str, item: Item, before: _Answer, after: _Answer, values: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "editor": editor,
@@ -179,8 +242,10 @@ def _row(
         "prompt": item.question.prompt,
         "target_new": item.question.target,
         "target_true": item.target_true,
-        "before": before,
-        "after": after,
+        "before": before.shown,
+        "after": after.shown,
+        "answer_before": before.text,
+        "answer_after": after.text,
     }
     for phase, when in zip(PHASES, ("before", "after"), strict=True):
         row |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in MODES}

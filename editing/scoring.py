@@ -3,9 +3,13 @@
 Teacher forcing feeds the target and asks at each of its tokens whether the model would have said it. That
 leaks the target's prefix and length, so the share of right tokens (EasyEdit's "accuracy", kept for
 comparison) flatters; ``exact``, all tokens right, does not: it holds exactly when greedy generation starts
-with the target.
+with the target's tokens.
+
+Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by what they mean in
+`editing.equivalence`. Case, spacing and punctuation at the end make no difference to either.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from editing.equivalence import first_sentences, sentence_count
 from editing.view import View
 from interp.model import LanguageModel
 from interp.tokens import pad_right
@@ -116,13 +121,76 @@ def divergence(before: Forced, after: Forced) -> float:
     return (before.log_probs.exp() * (before.log_probs - after.log_probs)).sum(-1).mean().item()
 
 
-def greedy_answers(model: LanguageModel | View, prompts: Sequence[str], n_tokens: int, *, batch_size: int) -> list[str]:
-    """The model's own continuations."""
+def greedy_exact(answer: str, target: str) -> bool:
+    r"""Whether the answer's first sentence is the target (its first sentences, if the target has several).
+
+    >>> greedy_exact(" The  side squared.\nAnd", "the side squared"), greedy_exact("15 cm", "15")
+    (True, False)
+    """
+    return normalised(first_sentences(answer, sentence_count(target))) == normalised(target)
+
+
+def greedy_prefix(answer: str, target: str) -> bool:
+    """Whether the answer begins with the target, as whole words and numbers: "150" and "15.5" do not with "15".
+
+    >>> greedy_prefix("15 cm, as", "15."), greedy_prefix("150", "15"), greedy_prefix("15.5", "15")
+    (True, False, False)
+    """
+    said, wanted = normalised(answer), normalised(target)
+    if not wanted:
+        return not normalised(first_sentences(answer))
+    rest = said.removeprefix(wanted)
+    return said.startswith(wanted) and not re.match(r"\w|[.,]\d", rest)
+
+
+def normalised(text: str) -> str:
+    """Text as it is compared: in lower case, spaces single, without punctuation at its end."""
+    return " ".join(text.casefold().split()).rstrip(" .,;:!?")
+
+
+def greedy_answers(
+    model: LanguageModel | View, prompts: Sequence[str], n_tokens: int | Sequence[int], *, batch_size: int
+) -> list[str]:
+    """The model's own continuations, of so many tokens each (or one number for all)."""
     view = View.of(model)
-    out: list[str] = []
-    for at in range(0, len(prompts), batch_size):
-        ids = [view.encode(prompt, n_tokens - 1) for prompt in prompts[at : at + batch_size]]
+    return [view.model.decode(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)]
+
+
+def greedy_ids(
+    model: LanguageModel | View, prompts: Sequence[str], n_tokens: int | Sequence[int], *, batch_size: int
+) -> list[tuple[int, ...]]:
+    """`greedy_answers` as tokens.
+
+    Raises:
+        EditError: A prompt with its answer is longer than the model's context.
+    """
+    view = View.of(model)
+    lengths = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
+    ids = [view.encode(prompt, n - 1) for prompt, n in zip(prompts, lengths, strict=True)]
+    out: list[tuple[int, ...]] = [()] * len(prompts)
+    for rows in _batches([len(each) for each in ids], lengths, batch_size, view.model.context_length):
         # Padded on the left, every prompt ends in the last column.
-        ends = torch.full((len(ids),), max(map(len, ids)) - 1, device=view.model.device)
-        out += [view.model.decode(answer) for answer in view.model.generate(ids, n_tokens, hooks=view.hooks(ends))]
+        ends = torch.full((len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device)
+        n = max(lengths[row] for row in rows)
+        for row, answer in zip(
+            rows, view.model.generate([ids[r] for r in rows], n, hooks=view.hooks(ends)), strict=True
+        ):
+            out[row] = answer[: lengths[row]]
     return out
+
+
+def _batches(prompts: Sequence[int], answers: Sequence[int], size: int, limit: int) -> Iterator[list[int]]:
+    """Rows that are generated together: answers of like length, as a batch runs until its longest is done.
+
+    The longest prompt of a batch with its longest answer fits into the context.
+    """
+    rows: list[int] = []
+    for row in sorted(range(len(prompts)), key=lambda row: -answers[row]):
+        more = [*rows, row]
+        if len(more) > size or max(prompts[r] for r in more) + max(answers[r] for r in more) - 1 > limit:
+            if rows:
+                yield rows
+            more = [row]
+        rows = more
+    if rows:
+        yield rows

@@ -39,10 +39,13 @@ SHORT_METRIC_NAMES = {
 MODE_NAMES = {
     "token_accuracy": "share of answer tokens right (teacher-forced)",
     "exact": "share of answers wholly right",
+    "greedy_exact": "share of greedy answers equal to the target",
+    "greedy_prefix": "share of greedy answers that begin with the target",
+    "equivalent": "share of greedy answers that state the target's number or formula",
     "log_prob": "log-probability of the answer (nats per token)",
     "kl": "KL divergence from the unedited model (nats)",
 }
-SHARES = ("token_accuracy", "exact")
+SHARES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent")
 WITHOUT_FLOOR = ("locality",)
 """Metrics that compare with the unedited model: their value before the edit is fixed by definition."""
 RESAMPLES = 2000

@@ -8,6 +8,7 @@ dashed line marks tokens left out between two rows, and the caption counts them.
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -28,7 +29,12 @@ LEAST_HEIGHT = 1.3
 FEW_ROWS = 12
 """Maps with fewer rows have their colour bar below, where its label has room."""
 # How `answer_source` of an effect map is said to a reader.
-ANSWER_SOURCES = {"dataset": "true", "derived": "true, derived from the formula", "greedy": "the model's own"}
+ANSWER_SOURCES = {
+    "dataset": "true",
+    "derived": "true, derived from the formula",
+    "greedy": "the model's own",
+    "given": "given",
+}
 
 
 def draw_effect_map(
@@ -107,6 +113,46 @@ def effect_panel(effects: xr.Dataset, rule: str, components: Sequence[str] = COM
     bar = fig.colorbar(axes[0, 0].collections[0], ax=axes, pad=0.01, aspect=45, fraction=0.03)
     _label_bar(bar, indirect_effect(next(iter(maps.values()))))
     return fig
+
+
+@style.paper_style()
+def prompt_panel(effects: xr.Dataset) -> Figure:
+    """Draw the map of one prompt: its components side by side, one colour scale; prompt and answer as the title.
+
+    Args:
+        effects: Map of one prompt and one metric.
+
+    Raises:
+        ValueError: Nothing was traced.
+    """
+    effect = indirect_effect(effects)
+    rows, components = traced_positions(effect), [str(c) for c in effects["component"].values]
+    if not rows.any():
+        raise ValueError("no token of this prompt was traced; trace it with trace.positions=all")
+    title = textwrap.fill(f"“{style.shorten(str(effects['prompt'].item()), 240)}”", 95)
+    heading = textwrap.fill(_answer(effects, 60), 95)
+    lines = title.count("\n") + heading.count("\n")
+    height = 1.45 + 0.14 * lines + max(ROW_HEIGHT * int(rows.sum()), LEAST_HEIGHT)
+    fig = Figure(figsize=(style.DOUBLE_COLUMN, height), layout="constrained")
+    axes = fig.subplots(1, len(components), squeeze=False)[0]
+    limit = colour_limit(effect)
+    for ax, component in zip(axes, components, strict=True):
+        _draw_cells(ax, effect.sel(component=component), rows, limit)
+        _label_tokens(ax, effects, rows, named=ax is axes[0])
+        ax.set_title(_component_title(effects, component), loc="left")
+    fig.suptitle(
+        f"{title}\n{heading}", x=0.01, ha="left", parse_math=False, fontsize=mpl.rcParams["axes.titlesize"],
+        color=_verdict_colour(effects),
+    )  # fmt: skip
+    style.figure_caption(fig, effect_caption(effects, rows))
+    bar = fig.colorbar(axes[0].collections[0], ax=axes, pad=0.01, aspect=25, fraction=0.03)
+    _label_bar(bar, effect)
+    return fig
+
+
+def save_prompt_panel(effects: xr.Dataset, path: Path) -> None:
+    """Draw the map of one prompt into a PNG or PDF, as the file's name says."""
+    style.save_as(prompt_panel(effects), path)
 
 
 def traced_positions(effect: xr.DataArray) -> np.ndarray:

@@ -180,24 +180,32 @@ def layer_axis(ax: Axes, layers: Iterable[int]) -> None:
 
 
 def save(fig: Figure, stem: Path) -> list[Path]:
-    """Write ``<stem>.pdf`` and ``<stem>.png``, each atomically and equal for equal figures.
-
-    Fonts are embedded as TrueType, so that text in the PDF can be searched; no dates are written.
+    """Write ``<stem>.pdf`` and ``<stem>.png`` (see `save_as`).
 
     Returns:
         The paths written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
-    for path, metadata in zip(paths, ({"CreationDate": None}, {}), strict=True):
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            with mpl.rc_context({"pdf.fonttype": 42}):
-                fig.savefig(partial, format=path.suffix[1:], dpi=PNG_DPI, metadata=metadata)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    for path in paths:
+        save_as(fig, path)
     return paths
+
+
+def save_as(fig: Figure, path: Path) -> None:
+    """Write one file, PDF or PNG by its suffix, atomically and equal for equal figures.
+
+    Fonts are embedded as TrueType, so that text in the PDF can be searched; no dates are written.
+    """
+    kind = path.suffix[1:].lower()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with mpl.rc_context({"pdf.fonttype": 42}):
+            metadata = {"CreationDate": None} if kind == "pdf" else {}
+            fig.savefig(partial, format=kind, dpi=PNG_DPI, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _colours(names: Iterable[str], known: tuple[str, ...], palette: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Settings come from the run folder's `run.yaml`, then a configuration file, then 
 them are checked before any work starts. Heavy imports happen inside the steps.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from tqdm import tqdm
 
 from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
+from interp.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
+from interp.one_prompt import PromptRequest, find_plot, report, trace_one
 from interp.provenance import versions
 from interp.rules import Rule, counted, dump_rules
 from interp.rules_cli import app as rules_app
@@ -62,14 +65,25 @@ def trace(
     metrics: Annotated[str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")] = None,
     method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = None,
     memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None,
+    prompt: Annotated[str | None, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
+    subject: Annotated[str | None, Parameter(help="What the prompt is about, as it stands there: corrupted.")] = None,
+    answer: Annotated[str | None, Parameter(help="Answer to score. Default: the model's own greedy answer.")] = None,
+    words: Annotated[str | None, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
+    plot: Annotated[Path | None, Parameter(help="Draw the prompt's effect map into this .png or .pdf.")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="NetCDF file of the prompt's effect map. Default: beside the plot, or map.nc.")
+    ] = None,
     common: Common | None = None,
 ) -> None:
-    """Trace each form of each rule: which layer and token carries the answer.
+    """Trace each form of each rule, or a prompt of your own: which layer and token carries the answer.
 
     Corrupts the tokens that name the rule, restores one state at a time, and scores the whole answer. Writes
-    one effect map per prompt as it goes (a stopped trace continues) and `effects.nc` at the end.
+    one effect map per prompt as it goes (a stopped trace continues) and `effects.nc` at the end. A prompt of your
+    own (--prompt) uses no rules and no run folder.
 
     For example:
+
+        dmle trace --prompt "The capital of France is" --subject France --plot map.png
 
         dmle trace --run runs/mine --samples 4
 
@@ -90,7 +104,12 @@ def trace(
         "method": method,
         "memory": memory,
     }
-    execute(["trace"], common, {f"trace.{name}": value for name, value in flags.items()})
+    settings = {f"trace.{name}": value for name, value in flags.items()}
+    own = {"subject": subject, "answer": answer, "words": words, "plot": plot, "out": out}
+    if prompt is not None or any(value is not None for value in own.values()):
+        _trace_own({"prompt": prompt, **own}, common or Common(), settings)
+    else:
+        execute(["trace"], common, settings)
 
 
 def profile(*, common: Common | None = None) -> None:
@@ -107,19 +126,58 @@ def profile(*, common: Common | None = None) -> None:
 
 def select(
     *,
+    strategy: Annotated[str | None, Parameter(help="window, mass, changepoint, groups or adaptive.")] = None,
     width: Annotated[int | None, Parameter(help="Layers per group of forms.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
+    export_dmle: Annotated[Path | None, Parameter(help="Also write the published driver's config.json here.")] = None,
+    export_easyedit: Annotated[
+        Path | None, Parameter(help="Also write EasyEdit's MEMIT and AlphaEdit settings into this folder.")
+    ] = None,
     common: Common | None = None,
 ) -> None:
     """Choose the layers to edit, for each group of forms, with the evidence for the choice.
+
+    The strategy adaptive also writes a selection for each rule, `selection-rules.json`.
 
     For example:
 
         dmle select --run runs/mine
 
         dmle select --run runs/mine --width 5
+
+        dmle select --run runs/mine --strategy changepoint --set select.max_width=6
+
+        dmle select --run runs/mine --export-dmle data/config.json --export-easyedit hparams
     """
-    execute(["select"], common, {"select.width": width, "select.component": component})
+    flags = {"select.strategy": strategy, "select.width": width, "select.component": component}
+    execute(["select"], common, flags)
+    if export_dmle or export_easyedit:
+        _export((common or Common()).run / "selection.json", export_dmle, export_easyedit)
+
+
+def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
+    """Write a selection into the files of other drivers."""
+    from interp.exports import METHODS
+    from interp.selection import LayerSelection
+
+    console = Console(stderr=True)
+    try:
+        selection = LayerSelection.load(path)
+        model = str(selection.provenance.get("model", "unknown"))
+        files: dict[Path, str] = {}
+        if dmle:
+            files[dmle] = json.dumps(selection.to_dmle_config(), indent=2) + "\n"
+        if easyedit:
+            for method in METHODS:
+                for group in selection.groups:
+                    name = f"{method}-{group.name.replace('+', '-')}.yaml"
+                    files[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
+        for target, text in files.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text, encoding="utf-8")
+            console.print(f"exported: {target}", soft_wrap=True, highlight=False, markup=False)
+    except (ValueError, OSError) as error:
+        _fail(console, error)
 
 
 def _trace(context: Context) -> str:
@@ -151,6 +209,61 @@ def _trace(context: Context) -> str:
         f"effect maps: {path}",
     ]
     return "\n".join(lines)
+
+
+def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> None:
+    """Trace one prompt of the user's own, without a run folder."""
+    console = Console(stderr=True)
+    try:
+        request, context = _own_prompt(own, common, flags)
+        config = context.settings(TraceConfig)
+        request.check(config, overwrite=common.overwrite)
+        model = context.model
+        from interp import effects
+
+        shape = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
+        with tqdm(total=1, desc="trace", bar_format=shape) as bar:
+            # Shares sum to 1 but for rounding, which tqdm would warn of.
+            traced = trace_one(model, request, config, advance=lambda share: bar.update(min(share, 1 - bar.n)))
+        effects.save(traced, request.map_path)
+        one = effects.choose_metric(traced)
+        lines = [*report(one), *_estimated(traced), f"effect map: {request.map_path}"]
+        if request.plot is not None:
+            find_plot().load()(one, request.plot)
+            lines.append(f"figure: {request.plot}")
+        console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was written", style="yellow")
+        sys.exit(STOPPED)
+    except (ValueError, OSError, EmbeddedFileError) as error:
+        _fail(console, error)
+
+
+def _own_prompt(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> tuple[PromptRequest, Context]:
+    """The prompt of the command line, and the settings in force.
+
+    Raises:
+        ValueError: Flags are missing or do not go together.
+    """
+    if own["prompt"] is None:
+        given = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
+        raise ConfigError(f"{given} needs --prompt, the text to trace; leave it out to trace the run's rules")
+    if own["subject"] is None:
+        raise ConfigError(
+            "--prompt needs --subject, the words of the prompt that it is about, such as --subject France"
+        )
+    unused = {"--run": common.run != DEFAULT_RUN, "--rules": common.rules, "--limit": common.limit}
+    if wrong := [flag for flag, value in unused.items() if value]:
+        raise ConfigError(
+            f"{', '.join(wrong)} does not go with --prompt, which has no rules and no run folder; leave it out, "
+            "give settings by --config or --set, and the file of the map by --out"
+        )
+    raw = _raw_settings({}, common, flags)
+    trace = raw.get("trace") or {}
+    if isinstance(trace, dict):
+        raw["trace"] = {**ONE_PROMPT_DEFAULTS, **trace}
+    words = tuple(word.strip() for word in (own["words"] or "").split(",") if word.strip())
+    return PromptRequest(**{**own, "words": words}), Context(RunFolder(common.run), parse_settings(load_steps(), raw))
 
 
 def _estimated(joined: "xr.Dataset") -> list[str]:
@@ -195,13 +308,19 @@ def _profile(context: Context) -> str:
 
 def _select(context: Context) -> str:
     from interp import effects
-    from interp.selection import select_layers
+    from interp.selection import save_for_rules, select_for_rules, select_layers
 
     profile = effects.load(context.run.need("profile.nc", "profile"))
-    selection = select_layers(profile, context.settings(SelectConfig))
+    config = context.settings(SelectConfig)
+    selection = select_layers(profile, config)
     path = context.run.path / "selection.json"
     selection.save(path)
     lines = [f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups]
+    of_rules = context.run.path / "selection-rules.json"
+    of_rules.unlink(missing_ok=True)  # of another strategy's run
+    if config.strategy == "adaptive":
+        save_for_rules(select_for_rules(profile, config), of_rules)
+        lines.append(f"selections rule by rule: {of_rules}")
     return "\n".join([*lines, f"selection: {path}"])
 
 
@@ -260,7 +379,7 @@ def execute(names: Sequence[str], common: Common | None, flags: Mapping[str, Any
     try:
         steps = load_steps()
         folder = RunFolder(common.run)
-        raw = _raw_settings(folder, common, flags)
+        raw = _raw_settings(folder.settings, common, flags)
         context = Context(folder, parse_settings(steps, raw), common.overwrite)
         folder.create()
         _check(context, [steps[name] for name in names])
@@ -303,10 +422,10 @@ def _app() -> App:
     return app
 
 
-def _raw_settings(folder: RunFolder, common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
+def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by section, unchecked: the run's own, then the file's, then the flags'."""
     raw: dict[str, Any] = {}
-    for source in (folder.settings, read_yaml(common.config) if common.config else {}):
+    for source in (held, read_yaml(common.config) if common.config else {}):
         for section, values in source.items():
             raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
     short = {"model.name": common.model, "rules.source": common.rules, "rules.limit": common.limit}
@@ -314,9 +433,9 @@ def _raw_settings(folder: RunFolder, common: Common, flags: Mapping[str, Any]) -
     for key, value in given.items():
         if value is not None:
             section, _, name = key.partition(".")
-            held = raw.get(section) or {}
-            if isinstance(held, dict):  # else the section itself is wrong, which its check says
-                raw[section] = {**held, name: value}
+            values = raw.get(section) or {}
+            if isinstance(values, dict):  # else the section itself is wrong, which its check says
+                raw[section] = {**values, name: value}
     return raw
 
 

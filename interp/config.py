@@ -146,12 +146,25 @@ class ProfileConfig(Section):
 
 
 class SelectConfig(Section):
-    """Which layers to edit."""
+    """Which layers to edit (see `interp.selection`)."""
 
+    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive"] = "window"
+    """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
+    elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
-    """Layers per group of forms (DMLE's example has 3)."""
+    """Layers per group of forms (DMLE's example has 3) of window, groups and adaptive."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Share of the positive mean effect that `mass` covers."""
+    min_width: int = Field(default=1, ge=1)
+    """Fewest layers of mass and changepoint."""
+    max_width: int | None = Field(default=None, ge=1)
+    """Most layers of mass and changepoint; as many as there are, if not given."""
+    first: int = Field(default=0, ge=0)
+    """First layer that may be chosen."""
+    last: int | None = Field(default=None, ge=0)
+    """Last layer that may be chosen; the model's last, if not given."""
     identity_blocks: int = Field(default=1, ge=0)
     """Effects that restore one of the first blocks are left out: there the clean value brings the corrupted
     word itself back, which is not where the rule is kept."""
@@ -159,8 +172,23 @@ class SelectConfig(Section):
         ("formula", "description"),
         ("instance",),
     )
+    """Forms that share layers: the paper's grouping. The strategy `groups` takes the forms, and groups them anew."""
+    level: float = Field(default=0.05, gt=0, le=1)
+    """Level of the tests: that there is an effect (1 leaves this one out), and that forms differ."""
+    min_stability: float = Field(default=0.0, ge=0, le=1)
+    """A choice that is less stable is not supported; 0 leaves this out."""
+    fallback: Literal["none", "published"] = "none"
+    """Layers of a group that the profile does not support: still the strategy's best guess, or the published 4-8 of
+    28 to 32 blocks, scaled to the depth, whatever the bounds. They are marked as not supported either way."""
     bootstrap: int = Field(default=1000, ge=10)
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "SelectConfig":
+        for low, high in (("min_width", "max_width"), ("first", "last")):
+            if (bound := getattr(self, high)) is not None and getattr(self, low) > bound:
+                raise ValueError(f"{low} is {getattr(self, low)}, above {high} = {bound}; lower it")
+        return self
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

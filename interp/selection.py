@@ -1,23 +1,60 @@
 """From a layer profile to the layers to edit, with the evidence for the choice.
 
-`select_layers` looks, for each group of forms, for the contiguous window of layers with the largest average
-indirect effect at the lookup tokens. The result says how stable that choice is (how often the same window
-wins when the rules are resampled) and whether the profile supports it at all; it never hides a weak choice.
+`select_layers` picks layers for each group of forms from the average indirect effect at the lookup tokens, by one
+of these strategies (`select.strategy`; the array core is `interp.strategies`):
 
-Reading: window scores are averages of AIE over the window's layers, in the profile's unit. Layers whose
-restored window (see `interp.windows`) holds one of the first `identity_blocks` blocks are no
-candidates: their effect is mostly that the corrupted word comes back.
+===============  ===========================================  ====================================================
+strategy         layers                                       stability: over resamples of the rules
+===============  ===========================================  ====================================================
+``window``       the contiguous window with the largest mean  share in which the same window wins
+``mass``         the fewest layers that hold a share of the   mean overlap (Jaccard index: common / either) with
+                 positive effect, contiguous or not           the layers picked from the resample
+``changepoint``  the segment that is elevated, of any width   mean overlap, as for mass
+``groups``       windows, for groups of forms found from the  as for window
+                 data: forms are merged unless they differ
+``adaptive``     windows; rule by rule (`select_for_rules`)   as for window; for a rule, share of draws from what
+                 from shrunk profiles                         is believed of its profile
+===============  ===========================================  ====================================================
+
+The result says how stable a choice is and whether the profile supports it at all; it never hides a weak choice.
+A choice is supported if there is more than one rule, its interval lies above `NEGLIGIBLE` of the total effect, the
+best pick is stronger than by chance (`interp.strategies.chance`, level `select.level`: the interval alone forgets
+that the best of many was taken) and it is as stable as `select.min_stability`. What is not supported keeps the
+best guess, or gets the published layers (`select.fallback`), and is marked.
+
+Reading: scores are averages of AIE over the chosen layers, in the profile's unit. Layers whose restored window (see
+`interp.windows`) holds one of the first `identity_blocks` blocks are no candidates: their effect is mostly that
+the corrupted word comes back.
 """
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from interp.config import SelectConfig
+from interp.exports import Method, easyedit_yaml
 from interp.profiles import LOOKUP, resample_counts
+from interp.strategies import (
+    Agreement,
+    Choice,
+    Comparison,
+    Picker,
+    chance,
+    choose,
+    mass_of,
+    merge_forms,
+    published_block,
+    roughness_variance,
+    segment_of,
+    shrink,
+    window_of,
+)
 from interp.windows import window
 
 SCHEMA = "dmle.selection/1"
@@ -41,10 +78,12 @@ class LayerGroup(_Frozen):
     lower: float | None = None
     upper: float | None = None
     stability: float | None = None
-    """Share of bootstrap resamples of the rules in which this window wins."""
+    """How often bootstrap resamples of the rules give these layers, from 0 to 1; by strategy, see the module."""
+    p_value: float | None = None
+    """How often the best pick would be as strong by chance (see `interp.strategies.chance`)."""
     n_rules: int = 0
     supported: bool = True
-    """Whether the window's effect is distinguishable from zero and not negligible."""
+    """Whether the layers' effect is distinguishable from zero, not negligible, and stable enough."""
     reason: str = ""
 
 
@@ -56,9 +95,12 @@ class LayerSelection(_Frozen):
     component: str
     role: str
     width: int
+    """Layers of the widest group."""
     n_layers: int
     first_layer: int = 0
     """Layers before this one were no candidates."""
+    last_layer: int | None = None
+    """Layers after this one were no candidates; None: all were."""
     groups: tuple[LayerGroup, ...]
     provenance: dict[str, Any] = Field(default_factory=dict)
 
@@ -77,6 +119,37 @@ class LayerSelection(_Frozen):
                 return group
         raise KeyError(f"form {form!r} is in no group; groups are {[g.name for g in self.groups]}")
 
+    def to_dmle_config(self) -> list[dict[str, Any]]:
+        """The published driver's config.json: `f_d` (formula and description), then `ins` (instance).
+
+        Raises:
+            ValueError: The groups do not map to these two stages.
+        """
+        held = {form: group.layers for group in self.groups for form in group.forms}
+        if set(held) != {"formula", "description", "instance"} or held["formula"] != held["description"]:
+            got = {group.name: list(group.layers) for group in self.groups}
+            raise ValueError(
+                "the published driver has one stage for formula and description and one for instance; the "
+                f"selection has {got}; select with --set 'select.groups=[[formula, description], [instance]]'"
+            )
+        return [{"name": "f_d", "layers": list(held["formula"])}, {"name": "ins", "layers": list(held["instance"])}]
+
+    def to_easyedit_yaml(self, group: str, model_name: str, method: Method = "MEMIT", *, tied: bool = False) -> str:
+        """EasyEdit's settings for one group's layers as YAML text (see `interp.exports.easyedit_yaml`).
+
+        Args:
+            group: Name of the group, or one of its forms.
+            model_name: Hub name or folder of the model.
+            method: Which of EasyEdit's editors.
+            tied: Whether a model without published settings ties its embeddings.
+
+        Raises:
+            KeyError: There is no such group.
+            ValueError: The named model has another depth than the selection's.
+        """
+        chosen = next((g for g in self.groups if g.name == group), None) or self.group_of(group)
+        return easyedit_yaml(chosen.layers, self.n_layers, model_name, method, tied=tied)
+
     def save(self, path: Path) -> None:
         """Write JSON."""
         path.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
@@ -94,41 +167,6 @@ class LayerSelection(_Frozen):
             raise ValueError(f"{path} is not a layer selection: {error}") from error
 
 
-def windows(n_layers: int, width: int) -> np.ndarray:
-    """Every contiguous window as a row of averaging weights, shape (n_layers - width + 1, n_layers).
-
-    >>> windows(3, 2)
-    array([[0.5, 0.5, 0. ],
-           [0. , 0.5, 0.5]])
-    """
-    out = np.zeros((n_layers - width + 1, n_layers))
-    for start in range(len(out)):
-        out[start, start : start + width] = 1 / width
-    return out
-
-
-def best_window(
-    effect: np.ndarray, width: int, *, draws: int, seed: int, first: int = 0
-) -> tuple[int, np.ndarray, float]:
-    """The window with the largest mean effect, and how firmly.
-
-    Args:
-        effect: Shape (rule, layer), no NaN.
-        width: Layers per window.
-        draws: Bootstrap resamples of the rules.
-        seed: Seed of the resampling.
-        first: First layer that a window may hold.
-
-    Returns:
-        First layer of the best window, its mean effect in each resample (shape (draws,)), and the share of
-        resamples in which the same window is best.
-    """
-    scores = effect @ windows(effect.shape[1], width)[first:].T
-    best = int(scores.mean(0).argmax())
-    resampled = resample_counts(len(effect), draws, seed) @ scores / len(effect)
-    return first + best, resampled[:, best], float((resampled.argmax(1) == best).mean())
-
-
 def first_candidate(component: str, restored: int, identity_blocks: int, n_layers: int) -> int:
     """First layer whose restored blocks are all behind the identity blocks; `n_layers` if there is none.
 
@@ -141,53 +179,80 @@ def first_candidate(component: str, restored: int, identity_blocks: int, n_layer
 
 
 def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> LayerSelection:
-    """Choose the best contiguous window of layers for each group of forms.
+    """Choose layers for each group of forms (see the module).
 
     Args:
         profile: Result of `interp.profiles.layer_profile`.
-        config: Component, width and groups.
+        config: Strategy, component, bounds and groups.
+
+    Returns:
+        The layers with the evidence. Of the strategy `adaptive`: the choice for the population of rules.
 
     Raises:
-        ValueError: A group has no traceable rule, or the model has fewer layers than a window.
+        ValueError: A group has no traceable rule, or fewer layers are candidates than are needed.
     """
     config = config or SelectConfig()
-    n_layers = profile.sizes["layer"]
-    restored = int(profile.attrs.get("window", 1))
-    first = first_candidate(config.component, restored, config.identity_blocks, n_layers)
-    if config.width > n_layers - first:
-        raise ValueError(
-            f"select.width is {config.width}, but only {n_layers - first} of the model's {n_layers} layers are "
-            f"candidates (blocks {restored} wide are restored, behind the first {config.identity_blocks}); "
-            "lower select.width, select.identity_blocks or trace.window"
-        )
-    if config.component not in profile["component"].values:
-        raise ValueError(
-            f"the profile has no component {config.component!r}, only "
-            f"{profile['component'].values.tolist()}; trace it first"
-        )
-    groups = tuple(_select_group(profile, forms, config, first) for forms in config.groups)
-    keep = (
-        "model",
-        "weight_hash",
-        "unit",
-        "metric",
-        "span",
-        "noise",
-        "samples",
-        "window",
-        "lookup_roles",
-    )
-    return LayerSelection(
-        schema=SCHEMA,
-        strategy="window",
-        component=config.component,
-        role=LOOKUP,
-        width=config.width,
-        n_layers=n_layers,
-        first_layer=first,
-        groups=groups,
-        provenance={name: _plain(profile.attrs[name]) for name in keep if name in profile.attrs},
-    )
+    bounds = _candidates(profile, config)
+    groups, found = config.groups, {}
+    if config.strategy == "groups":
+        groups, comparisons = _found_groups(profile, config, bounds)
+        found = {"grouping": [_in_words(comparison) for comparison in comparisons]}
+    chosen = tuple(_select_group(profile, forms, config, bounds) for forms in groups)
+    if found:
+        why = "; ".join(found["grouping"]) or "there is one form"
+        chosen = tuple(g.model_copy(update={"reason": f"{g.reason}; forms compared: {why}"}) for g in chosen)
+    return _selection(profile, config, bounds, chosen, found)
+
+
+def select_for_rules(profile: xr.Dataset, config: SelectConfig | None = None) -> dict[str, LayerSelection]:
+    """Choose a window for each rule from its own profile, shrunk towards the population's by how noisy it is.
+
+    A rule's deviation from the mean over rules is kept by the factor between / (between + noise), see
+    `interp.strategies.shrink`. The noise is the square of the profile's ``effect_se`` (dims as ``effect``) where it
+    stores one; without one it is estimated from the roughness of the rule's profile over layers, which misses noise
+    that layers share. What is believed of a rule is drawn from: the population mean's resamples, and the
+    noise that is left. A rule is supported if its interval clears the floor, its stability suffices, and its group
+    is supported; one that is not traceable in a group's forms gets the population's layers.
+
+    Args:
+        profile: Result of `interp.profiles.layer_profile`.
+        config: As for `select_layers`; the strategy is taken for `adaptive`.
+
+    Returns:
+        For each rule of the profile, by its id, its selection.
+
+    Raises:
+        ValueError: As `select_layers`.
+    """
+    config = (config or SelectConfig()).model_copy(update={"strategy": "adaptive"})
+    bounds = _candidates(profile, config)
+    of_rules: dict[str, list[LayerGroup]] = {str(rule): [] for rule in profile["rule"].values}
+    for forms in config.groups:
+        population = _select_group(profile, forms, config, bounds)
+        own = _rule_groups(profile, population, config, bounds)
+        for rule, groups in of_rules.items():
+            groups.append(own[rule])
+    return {
+        rule: _selection(profile, config, bounds, tuple(groups), {"rule": rule}) for rule, groups in of_rules.items()
+    }
+
+
+def save_for_rules(selections: Mapping[str, LayerSelection], path: Path) -> None:
+    """Write the selections of many rules as one JSON file, by rule."""
+    content = {rule: selection.model_dump(mode="json", by_alias=True) for rule, selection in selections.items()}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def load_for_rules(path: Path) -> dict[str, LayerSelection]:
+    """Read JSON written by `save_for_rules`.
+
+    Raises:
+        ValueError: The file is missing or holds something else.
+    """
+    try:
+        return TypeAdapter(dict[str, LayerSelection]).validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise ValueError(f"{path} holds no layer selections by rule: {error}") from error
 
 
 def parse_layers(text: str, n_layers: int) -> LayerSelection:
@@ -216,44 +281,310 @@ def parse_layers(text: str, n_layers: int) -> LayerSelection:
     )
 
 
-def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectConfig, first: int) -> LayerGroup:
-    name = "+".join(forms)
+@dataclass(frozen=True)
+class _Bounds:
+    """Candidate layers, both ends included."""
+
+    first: int
+    last: int
+    n_layers: int
+
+    @property
+    def layers(self) -> slice:
+        return slice(self.first, self.last + 1)
+
+    @property
+    def words(self) -> str:
+        end = "on" if self.last == self.n_layers - 1 else f"to {self.last}"
+        return f"from layer {self.first} {end}"
+
+
+def _candidates(profile: xr.Dataset, config: SelectConfig) -> _Bounds:
+    n_layers = profile.sizes["layer"]
+    restored = int(profile.attrs.get("window", 1))
+    first = max(config.first, first_candidate(config.component, restored, config.identity_blocks, n_layers))
+    last = n_layers - 1 if config.last is None else min(config.last, n_layers - 1)
+    windowed = config.strategy not in ("mass", "changepoint")
+    name, needed = ("width", config.width) if windowed else ("min_width", config.min_width)
+    have = max(0, last - first + 1)
+    # A segment needs a layer beside it that is lower, unless there is one candidate alone.
+    most = have - 1 if config.strategy == "changepoint" and have > 1 else have
+    if needed > most:
+        outside = " and a segment needs one outside it" if most < have else ""
+        raise ValueError(
+            f"select.{name} is {needed}, but only {have} of the model's {n_layers} layers are "
+            f"candidates{outside} (blocks {restored} wide are restored, behind the first {config.identity_blocks}; "
+            f"bounds {config.first} to {last}); lower select.{name}, select.identity_blocks or trace.window, or "
+            "widen select.first and select.last"
+        )
+    if config.component not in profile["component"].values:
+        raise ValueError(
+            f"the profile has no component {config.component!r}, only "
+            f"{profile['component'].values.tolist()}; trace it first"
+        )
+    return _Bounds(first, last, n_layers)
+
+
+def _selection(
+    profile: xr.Dataset,
+    config: SelectConfig,
+    bounds: _Bounds,
+    groups: tuple[LayerGroup, ...],
+    found: Mapping[str, Any],
+) -> LayerSelection:
+    keep = (
+        "model",
+        "weight_hash",
+        "unit",
+        "metric",
+        "span",
+        "noise",
+        "samples",
+        "window",
+        "lookup_roles",
+    )
+    return LayerSelection(
+        schema=SCHEMA,
+        strategy=config.strategy,
+        component=config.component,
+        role=LOOKUP,
+        width=max(len(group.layers) for group in groups),
+        n_layers=bounds.n_layers,
+        first_layer=bounds.first,
+        last_layer=None if bounds.last == bounds.n_layers - 1 else bounds.last,
+        groups=groups,
+        provenance={**{name: _plain(profile.attrs[name]) for name in keep if name in profile.attrs}, **found},
+    )
+
+
+def _picker(config: SelectConfig) -> tuple[Picker, Agreement]:
+    if config.strategy == "mass":
+        return mass_of(config.share, config.min_width, config.max_width), "overlap"
+    if config.strategy == "changepoint":
+        return segment_of(config.min_width, config.max_width), "overlap"
+    return window_of(config.width), "same"
+
+
+def _effects(profile: xr.Dataset, forms: tuple[str, ...], component: str, name: str = "effect") -> np.ndarray:
+    """Shape (form, rule, layer), of the forms that the profile has; NaN where a rule is not traceable in a form."""
     known = [form for form in forms if form in profile["form"].values]
-    values = profile["effect"].sel(form=known, component=config.component, role=LOOKUP)
+    values = profile[name].sel(form=known, component=component, role=LOOKUP)
+    return values.transpose("form", "rule", "layer").values
+
+
+def _mean_of_forms(effects: np.ndarray) -> np.ndarray:
+    """Mean over the forms that a rule is traceable in, shape (rule, layer); NaN if there is none."""
+    present = ~np.isnan(effects)
+    count = present.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(count > 0, np.where(present, effects, 0.0).sum(0) / count, np.nan)
+
+
+def _floor(profile: xr.Dataset, forms: tuple[str, ...]) -> float:
+    known = [form for form in forms if form in profile["form"].values]
+    return NEGLIGIBLE * float(profile["te"].sel(form=known).mean())
+
+
+def _untraceable(forms: tuple[str, ...]) -> ValueError:
+    return ValueError(
+        f"no rule is traceable in its {' or '.join(forms)} form (total effect above two standard errors); "
+        "use more noise samples, a wider corrupted span, or rules that the model knows"
+    )
+
+
+def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectConfig, bounds: _Bounds) -> LayerGroup:
     # A rule counts if any of the group's forms is traceable for it.
-    per_rule = values.mean("form", skipna=True).transpose("rule", "layer").values
+    per_rule = _mean_of_forms(_effects(profile, forms, config.component))
     per_rule = per_rule[~np.isnan(per_rule).any(1)]
     if not len(per_rule):
-        raise ValueError(
-            f"no rule is traceable in its {' or '.join(forms)} form (total effect above two standard errors); "
-            "use more noise samples, a wider corrupted span, or rules that the model knows"
-        )
-    start, draws, stability = best_window(per_rule, config.width, draws=config.bootstrap, seed=config.seed, first=first)
+        raise _untraceable(forms)
+    pick, agreement = _picker(config)
+    candidates = per_rule[:, bounds.layers]
+    choice = choose(candidates, pick, draws=config.bootstrap, seed=config.seed, agreement=agreement)
+    p_value = chance(candidates, pick, draws=config.bootstrap, seed=config.seed)
+    lower, upper = _interval(choice.draws)
+    against = _objections(choice, lower, len(per_rule), _floor(profile, forms), config)
+    if p_value > config.level:
+        least = f"; {len(per_rule)} rules are too few" if 0.5 ** len(per_rule) > config.level else ""
+        against.append(f"not stronger than chance at select.level = {config.level:g}{least}")
+    reason = _reason(choice, candidates, config, bounds)
+    group = LayerGroup(
+        name="+".join(forms),
+        forms=forms,
+        layers=tuple(bounds.first + layer for layer in choice.layers),
+        score=choice.score,
+        lower=lower,
+        upper=upper,
+        stability=choice.stability,
+        p_value=p_value,
+        n_rules=len(per_rule),
+        supported=not against,
+        reason=f"{reason}; as strong by chance in {p_value:.1%} of cases",
+    )
+    return group if group.supported else _unsupported(group, against, config, bounds, per_rule)
+
+
+def _interval(draws: np.ndarray) -> tuple[float, float]:
     tail = 100 * (1 - CONFIDENCE) / 2
     lower, upper = np.percentile(draws, [tail, 100 - tail])
-    score = float((per_rule @ windows(per_rule.shape[1], config.width)[start]).mean())
-    floor = NEGLIGIBLE * float(profile["te"].sel(form=known).mean())
-    supported = bool(len(per_rule) > 1 and lower > floor)
-    layers = tuple(range(start, start + config.width))
-    reason = (
-        f"largest mean {config.component} effect from layer {first} on over {len(per_rule)} rules: {score:.3f} "
-        f"({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}); the same window wins in {stability:.0%} of resamples"
+    return float(lower), float(upper)
+
+
+def _objections(choice: Choice, lower: float, n_rules: int, floor: float, config: SelectConfig) -> list[str]:
+    """What speaks against a choice, apart from chance."""
+    against = []
+    if n_rules < 2:
+        against.append("there is only one rule")
+    if not lower > floor:
+        against.append(f"the interval reaches {NEGLIGIBLE:.0%} of the total effect")
+    if choice.stability < config.min_stability:
+        against.append(f"stability {choice.stability:.2f} is below select.min_stability = {config.min_stability:g}")
+    return against
+
+
+def _reason(choice: Choice, candidates: np.ndarray, config: SelectConfig, bounds: _Bounds) -> str:
+    lower, upper = _interval(choice.draws)
+    said = f"{choice.score:.3f} ({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f})"
+    where = f"{bounds.words} over {len(candidates)} rules"
+    if config.strategy == "mass":
+        mean = candidates.mean(0)
+        total = np.clip(mean, 0, None).sum()
+        held = np.clip(mean[list(choice.layers)], 0, None).sum() / total if total > 0 else 0.0
+        return (
+            f"fewest layers for {config.share:.0%} of the positive mean {config.component} effect {where}: "
+            f"{len(choice.layers)} hold {held:.0%}, mean effect {said}; resamples overlap by {choice.stability:.0%}"
+        )
+    if config.strategy == "changepoint":
+        outside = np.delete(candidates.mean(0), choice.layers)
+        beside = f"against {outside.mean():.3f} outside, " if len(outside) else ""
+        return (
+            f"elevated segment of the mean {config.component} effect {where}: {beside}{said} inside; resamples "
+            f"overlap by {choice.stability:.0%}"
+        )
+    return (
+        f"largest mean {config.component} effect {where}: {said}; "
+        f"the same window wins in {choice.stability:.0%} of resamples"
     )
-    if not supported:
-        why = f"the interval reaches {NEGLIGIBLE:.0%} of the total effect, or there is only one rule"
-        reason = f"not supported by the profile ({why}): {reason}"
-    return LayerGroup(
-        name=name,
-        forms=forms,
-        layers=layers,
-        score=score,
-        lower=float(lower),
-        upper=float(upper),
-        stability=stability,
-        n_rules=len(per_rule),
-        supported=supported,
-        reason=reason,
+
+
+def _unsupported(
+    group: LayerGroup, against: list[str], config: SelectConfig, bounds: _Bounds, per_rule: np.ndarray
+) -> LayerGroup:
+    """A group marked as not supported, with the fallback's layers if there is one; scores are of the layers given."""
+    reason = f"not supported by the profile ({'; '.join(against)}): {group.reason}"
+    if config.fallback == "none":
+        return group.model_copy(update={"supported": False, "reason": reason})
+    layers = published_block(bounds.n_layers)
+    resampled = resample_counts(len(per_rule), config.bootstrap, config.seed) @ per_rule / len(per_rule)
+    lower, upper = _interval(resampled[:, list(layers)].mean(1))
+    return group.model_copy(
+        update={
+            "supported": False,
+            "layers": layers,
+            "score": float(per_rule[:, list(layers)].mean()),
+            "lower": lower,
+            "upper": upper,
+            "stability": None,
+            "reason": f"fallback, the published layers 4-8 of 28 to 32 blocks scaled to {bounds.n_layers}, since the "
+            f"choice of layers {', '.join(map(str, group.layers))} is {reason}",
+        }
     )
+
+
+def _found_groups(
+    profile: xr.Dataset, config: SelectConfig, bounds: _Bounds
+) -> tuple[tuple[tuple[str, ...], ...], list[tuple[tuple[str, ...], tuple[str, ...], Comparison]]]:
+    """Groups of forms found from the data, and the comparisons made.
+
+    A form that no rule is traceable in has no profile to compare; it goes where the given grouping has it.
+    """
+    forms = [form for group in config.groups for form in group if form in profile["form"].values]
+    effects = {form: _effects(profile, (form,), config.component)[0][:, bounds.layers] for form in forms}
+    traced = [form for form in forms if not np.isnan(effects[form]).any(1).all()]
+    if not traced:
+        raise _untraceable(tuple(forms))
+    at, made = merge_forms(
+        np.stack([effects[form] for form in traced]), level=config.level, draws=config.bootstrap, seed=config.seed
+    )
+    groups = [[traced[i] for i in group] for group in at]
+    for baseline in config.groups:
+        for form in (form for form in baseline if form not in traced):
+            partner = next((other for other in baseline if other in traced), None)
+            if partner is None:
+                raise _untraceable((form,))
+            next(group for group in groups if partner in group).append(form)
+    named = [(tuple(traced[i] for i in c.first), tuple(traced[i] for i in c.second), c) for c in made]
+    return tuple(tuple(group) for group in groups), named
+
+
+def _in_words(named: tuple[tuple[str, ...], tuple[str, ...], Comparison]) -> str:
+    first, second, made = named
+    verdict = "merged" if made.merged else "kept apart"
+    evidence = f"correlation {made.correlation:.2f}, difference p = {made.p_value:.3f}, {made.n_rules} rules"
+    return f"{'+'.join(first)} and {'+'.join(second)} {verdict} ({evidence})"
+
+
+def _rule_groups(
+    profile: xr.Dataset, population: LayerGroup, config: SelectConfig, bounds: _Bounds
+) -> dict[str, LayerGroup]:
+    """The group of one set of forms for every rule."""
+    effects = _effects(profile, population.forms, config.component)
+    per_rule = _mean_of_forms(effects)
+    with_map = np.asarray(~np.isnan(per_rule).any(axis=1))
+    effect = per_rule[with_map][:, bounds.layers]
+    if "effect_se" in profile:
+        errors = _effects(profile, population.forms, config.component, "effect_se")[..., bounds.layers]
+        # The mean of f independent forms: the sum of their variances over f².
+        count = (~np.isnan(effects[..., bounds.layers])).sum(0)
+        variance = (np.nansum(errors**2, axis=0)[with_map] / count[with_map] ** 2).mean(1)
+        source = "its standard error"
+    else:
+        variance, source = roughness_variance(effect), "its roughness over layers"
+    shrunk, factors = shrink(effect, variance)
+    left = np.where(factors > 0, factors * np.where(factors > 0, variance, 0.0), 0.0)
+    means = resample_counts(len(effect), config.bootstrap, config.seed) @ effect / len(effect)
+    pick, _ = _picker(config)
+    own = iter(range(len(effect)))
+    groups: dict[str, LayerGroup] = {}
+    for rule, known in zip(profile["rule"].values, with_map.tolist(), strict=True):
+        if not known:
+            reason = f"the rule is not traceable here, so the population's: {population.reason}"
+            groups[str(rule)] = population.model_copy(update={"reason": reason})
+            continue
+        i = next(own)
+        noise = np.random.default_rng([config.seed, 2, i]).standard_normal(means.shape)
+        believed = (1 - factors[i]) * means + factors[i] * effect[i] + np.sqrt(left[i]) * noise
+        chosen = pick(shrunk[i][None])[0][0]
+        layers = np.flatnonzero(chosen)
+        choice = Choice(
+            tuple(int(layer) for layer in layers),
+            float(shrunk[i, layers].mean()),
+            believed[:, layers].mean(1),
+            float((pick(believed)[0] == chosen).all(1).mean()),
+        )
+        lower, upper = _interval(choice.draws)
+        against = _objections(choice, lower, len(effect), _floor(profile, population.forms), config)
+        if not population.supported:
+            against.append("the group of rules is not supported")
+        group = population.model_copy(
+            update={
+                "layers": tuple(bounds.first + layer for layer in choice.layers),
+                "score": choice.score,
+                "lower": lower,
+                "upper": upper,
+                "stability": choice.stability,
+                "n_rules": 1,
+                "supported": not against,
+                "reason": f"largest {config.component} effect {bounds.words} of the rule's own profile, of whose "
+                f"deviation from the mean over {len(effect)} rules {factors[i]:.0%} is kept by {source}: "
+                f"{choice.score:.3f} ({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}); the same window wins in "
+                f"{choice.stability:.0%} of draws",
+            }
+        )
+        groups[str(rule)] = (
+            group if group.supported else _unsupported(group, against, config, bounds, per_rule[with_map][i : i + 1])
+        )
+    return groups
 
 
 def _layers(text: str, n_layers: int) -> tuple[int, ...]:

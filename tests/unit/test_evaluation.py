@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,26 @@ import xarray as xr
 
 from editing.config import EvaluateConfig
 from editing.delta import EditDelta
-from editing.evaluation import COLUMNS, METRICS, MODES, PHASES, evaluate, items_of
+from editing.equivalence import equivalent
+from editing.evaluation import COLUMNS, MARGIN, METRICS, MODES, PHASES, evaluate, items_of
 from editing.grace import Codebook
 from editing.in_context import InContext
 from editing.scoring import Question
 from editing.solvers import LowRank
 from editing.view import Edit
+from interp import effects
 from interp.model import LanguageModel
 from interp.rules import FORMS, LocalityProbe, Probe, Rule, RulePrompt, load_rules
 
 CONFIG = EvaluateConfig(batch_size=4, answer_tokens=3)
+GREEDY = ("greedy_exact", "greedy_prefix", "equivalent")
+
+
+def applies(mode: str, metric: str, target: str) -> bool:
+    """Whether a mode has a value for an item; for locality "equivalent" hangs on the unedited answer."""
+    if mode == "equivalent":
+        return equivalent("", target) is not None
+    return mode != ("log_prob" if metric == "locality" else "kl")
 
 
 def empty(model: LanguageModel) -> EditDelta:
@@ -66,7 +77,7 @@ def test_evaluate_gives_the_schema(tiny_llama: LanguageModel, rules: tuple[Rule,
     scores, _ = evaluate(tiny_llama, rules, deltas, CONFIG, advance=passes.append)
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
     for name in ("score", "n_items"):
-        assert scores[name].dims == dims and scores[name].shape == (2, 2, 3, 7, 4, 2)
+        assert scores[name].dims == dims and scores[name].shape == (2, 2, 3, 7, 7, 2)
     labels = (("a", "b"), tuple(rule.id for rule in rules), FORMS, METRICS, MODES, PHASES)
     for dim, names in zip(dims, labels, strict=True):
         assert tuple(scores[dim].values) == names
@@ -119,14 +130,23 @@ def test_items_of_the_embedded_rules_classify_understanding_as_the_rules_say() -
     assert set(seen) == {"verbatim", "paraphrase"}
 
 
-def test_n_items_are_the_questions_and_metrics_without_one_are_nan(tiny_llama: LanguageModel, rule: Rule) -> None:
+@pytest.mark.parametrize("target", ["4 side", "2s", "12."])
+def test_n_items_are_the_questions_and_metrics_without_one_are_nan(tiny_llama: LanguageModel, target: str) -> None:
+    rule = asking(target)
     scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
-    counts = Counter((item.form, item.metric) for item in items_of(rule))
+    counts = Counter(
+        (item.form, item.metric, mode)
+        for item in items_of(rule)
+        for mode in MODES
+        if applies(mode, item.metric, item.question.target)
+    )
+    assert counts["formula", "reliability", "equivalent"] == (target != "4 side")
     for form in FORMS:
         for metric in METRICS:
             for mode in MODES:
-                has = mode != ("log_prob" if metric == "locality" else "kl")
-                expected = counts[(form, metric)] if has else 0
+                if (metric, mode) == ("locality", "equivalent"):
+                    continue  # its target is what the unedited model says
+                expected = counts[(form, metric, mode)]
                 where = {"form": form, "metric": metric, "mode": mode}
                 assert (scores["n_items"].isel(editor=0, rule=0).sel(where).values == expected).all(), where
                 assert (np.isnan(scores["score"].isel(editor=0, rule=0).sel(where).values) == (expected == 0)).all()
@@ -184,7 +204,7 @@ def test_scores_equal_plain_means_over_single_questions(
                 values["exact"].append(right.min().item())
                 values["log_prob"].append(now[range(len(target)), target].mean().item())
                 values["kl"].append((unedited.exp() * (unedited - now)).sum(-1).mean().item())
-            for mode in MODES:
+            for mode in ("token_accuracy", "exact", "log_prob", "kl"):
                 if mode != ("log_prob" if metric == "locality" else "kl"):
                     expected = sum(values[mode]) / len(asked)
                     got = score(scores, metric, mode, phase, form=form)
@@ -206,6 +226,10 @@ def test_a_model_that_answers_right_scores_one_and_one_that_does_not_zero(
                 # The unedited model is right about itself whatever the answer is.
                 right = 1.0 if metric == "locality" else expected
                 assert score(scores, metric, mode, "post") == right, (metric, mode)
+            assert score(scores, metric, "greedy_prefix", "post") == right, metric
+            # It never ends its sentence.
+            assert score(scores, metric, "greedy_exact", "post") == float(metric == "locality"), metric
+            assert math.isnan(score(scores, metric, "equivalent", "post"))
         assert {row["after"] for row in answers} == {" side side side"}
     half = asking("side cube")
     scores, _ = evaluate(model, [half], {"none": {half.id: empty(model)}}, CONFIG)
@@ -241,9 +265,13 @@ def test_raw_answers_are_complete(tiny_llama: LanguageModel, rule: Rule) -> None
         assert (row["editor"], row["rule"], row["form"], row["metric"]) == ("a", rule.id, item.form, item.metric)
         assert (row["prompt"], row["target_new"]) == (item.question.prompt, item.question.target)
         for mode in MODES:
-            empty_mode = mode == ("log_prob" if item.metric == "locality" else "kl")
+            target = row["target_new"]
+            if (item.metric, mode) == ("locality", "equivalent"):
+                target = row["answer_before"]
             for when in ("before", "after"):
-                assert (row[f"{mode}_{when}"] == "") == empty_mode
+                assert (row[f"{mode}_{when}"] != "") == applies(mode, item.metric, target), (item, mode)
+        for when in ("before", "after"):
+            assert row[f"answer_{when}"].startswith(row[when])
     formula = answers[0]
     assert (formula["target_new"], formula["target_true"]) == ("4 side", "side squared")
     # The means of the rows are the scores.
@@ -337,3 +365,93 @@ def test_edits_of_every_kind_are_scored_side_by_side(tiny_llama: LanguageModel) 
     unedited = edited.sel(editor="none").item()
     for kind in ("delta", "codebook", "context"):
         assert abs(edited.sel(editor=kind).item() - unedited) > 1e-3, kind
+
+
+@pytest.mark.parametrize(("wanted", "mode"), [("5.", "equivalent"), ("5.", "greedy_exact"), ("s", "equivalent")])
+def test_a_model_that_always_says_the_answer_scores_one_in_every_mode(
+    wanted: str, mode: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    model = saying(make_model, wanted)
+    for target, expected in ((wanted, 1.0), ("7." if wanted == "5." else "2s", 0.0)):
+        rule = asking(target)
+        scores, answers = evaluate(model, [rule], {"none": {rule.id: empty(model)}}, CONFIG)
+        assert {row["answer_after"].strip()[: len(wanted)] for row in answers} == {wanted}
+        for metric in METRICS:
+            if metric == "locality":
+                continue
+            for each in ("greedy_exact", "greedy_prefix", "equivalent", "token_accuracy", "exact"):
+                got = score(scores, metric, each, "post")
+                if expected == 0 and each == "token_accuracy":
+                    assert got < 1
+                else:
+                    assert got == expected, (metric, each, answers[0])
+        for each in (*GREEDY, "token_accuracy", "exact"):
+            assert score(scores, "locality", each, "pre") == score(scores, "locality", each, "post") == 1.0
+        assert (scores["n_items"].sel(form="formula", metric="reliability", mode=mode) == 1).all()
+
+
+def saying(make_model: Callable[..., LanguageModel], text: str) -> LanguageModel:
+    """A model that continues a prompt with a text and then with ends of lines: what comes next hangs on one token."""
+    model = make_model("gptj")
+    tokens = model.encode_continuation(text)
+    (newline,) = model.tokenizer("\n", add_special_tokens=False)["input_ids"]
+    assert len(set(tokens)) == len(tokens)
+    embedding, head = model.parameters["transformer.wte.weight"], model.parameters["lm_head.weight"]
+    with torch.no_grad():
+        for name, parameter in model.parameters.items():
+            parameter.fill_(float(name == "transformer.ln_f.weight"))  # the blocks add nothing
+        embedding[:, 0] = 1.0
+        for place, (token, after) in enumerate(zip(tokens, (*tokens[1:], newline), strict=True), start=1):
+            embedding[token] = torch.eye(len(embedding[0]))[place]
+            head[after, place] = 1.0
+        embedding[newline] = embedding[tokens[-1]]
+        head[tokens[0], 0] = 1.0
+    return model
+
+
+def test_greedy_answers_are_as_long_as_the_longest_target_and_a_margin(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+) -> None:
+    rule = asking("twice the sum of the length and the width of it")
+    n = len(tiny_llama.encode_continuation("twice the sum of the length and the width of it"))
+    _, answers = evaluate(tiny_llama, [rule], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
+    hf, tokenizer = make_hf("llama"), tiny_llama.tokenizer
+    for row in answers[:2]:
+        ids = tokenizer(row["prompt"])["input_ids"]
+        said: list[int] = []
+        while len(said) < n + MARGIN:
+            with torch.no_grad():
+                said.append(int(hf(torch.tensor([ids + said])).logits[0, -1].argmax()))
+            if said[-1] == tokenizer.eos_token_id:
+                break
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        assert row["answer_after"] == tokenizer.decode(said, **options)
+        assert row["after"] == tokenizer.decode(said[:3], **options)
+
+
+def test_near_the_end_of_the_context_the_margin_gives_way(tiny_llama: LanguageModel) -> None:
+    rule = asking("12")
+    long = "A " * 200
+    size = next(n for n in range(1, 200) if len(tiny_llama.encode(long[: 2 * n]).ids) == tiny_llama.context_length - 4)
+    prompt = rule.forms["formula"].model_copy(update={"prompt": long[: 2 * size], "understanding": ()})
+    edge = rule.model_copy(update={"forms": {"formula": prompt}})
+    _, answers = evaluate(tiny_llama, [edge], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)
+    assert len(answers[0]["answer_after"]) < len(answers[1]["answer_after"])
+
+
+def test_the_batch_size_changes_no_score_and_no_answer(tiny_llama: LanguageModel, rule: Rule) -> None:
+    found = []
+    for size in (1, 3, 32):
+        config = EvaluateConfig(batch_size=size, answer_tokens=3)
+        found.append(evaluate(tiny_llama, [rule], {"a": {rule.id: random_delta(tiny_llama)}}, config))
+    for scores, answers in found[1:]:
+        np.testing.assert_allclose(scores["score"].values, found[0][0]["score"].values, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(scores["n_items"].values, found[0][0]["n_items"].values)
+        for key in ("before", "after", "answer_before", "answer_after"):
+            assert [row[key] for row in answers] == [row[key] for row in found[0][1]]
+
+
+def test_scores_are_saved_and_read_back(tiny_llama: LanguageModel, rule: Rule, tmp_path: Path) -> None:
+    scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: random_delta(tiny_llama)}}, CONFIG)
+    effects.save(scores, tmp_path / "scores.nc")
+    xr.testing.assert_identical(effects.load(tmp_path / "scores.nc"), scores)

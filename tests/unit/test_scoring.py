@@ -1,6 +1,7 @@
 """Scoring: against one unpadded forward pass per question in a plain model, and the model's real greedy answers."""
 
 import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.scoring import Forced, Question, agreement, ask, divergence, greedy_answers, teacher_forced
+from editing.scoring import (
+    Forced,
+    Question,
+    agreement,
+    ask,
+    divergence,
+    greedy_answers,
+    greedy_exact,
+    greedy_ids,
+    greedy_prefix,
+    teacher_forced,
+)
 from editing.view import EditError, View
 from interp.model import LanguageModel
 
@@ -116,6 +128,63 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time(
     for batch_size in (1, 2, 3):
         assert greedy_answers(tiny_llama, prompts, 6, batch_size=batch_size) == expected
     assert greedy_answers(tiny_llama, [], 6, batch_size=2) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "target", "exact", "prefix"),
+    [
+        (" 15.", "15", True, True),
+        (" 15", "15.", True, True),
+        (" The  Side\tsquared.\nThe", "the side squared", True, True),
+        (" the side squared of it", "the side squared.", False, True),
+        (" 15 cm", "15", False, True),
+        (" 150", "15", False, False),
+        (" 15.5", "15", False, False),
+        (" 1,500", "1", False, False),
+        (" 15, then", "15", False, True),
+        (" the sides", "the side", False, False),
+        (" A = 15", "15", False, False),
+        ("", "15", False, False),
+        ("\n\n15\n16", "15", True, True),
+        (" It is. Or not. Who", "It is. Or not.", True, True),
+        (" It is. Who", "It is. Or not.", False, False),
+        ("", "", True, True),
+        (".\nAnd", ".", True, True),
+        (" x", "", False, False),
+        (" n! / 2", "n!/2", False, False),
+        (" 0.5. So", "0.5", True, True),
+    ],
+)
+def test_greedy_answers_as_text_by_hand(answer: str, target: str, exact: bool, prefix: bool) -> None:
+    assert greedy_exact(answer, target) is exact
+    assert greedy_prefix(answer, target) is prefix
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_answers_of_different_lengths_are_those_of_one_prompt_at_a_time(
+    batch_size: int, make_model: Callable[..., LanguageModel]
+) -> None:
+    for family in FAMILIES:
+        model = make_model(family)
+        prompts, lengths = [q.prompt for q in QUESTIONS[:4]], [3, 9, 1, 6]
+        expected = [greedy_ids(model, [p], n, batch_size=1)[0] for p, n in zip(prompts, lengths, strict=True)]
+        assert greedy_ids(model, prompts, lengths, batch_size=batch_size) == expected
+
+
+def test_a_long_prompt_and_a_long_answer_that_fit_alone_need_not_fit_together(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    model = make_model("gpt2")  # its positions end with the context
+    long = "A " * 200
+    sizes = [(n, len(model.encode(long[: 2 * n]).ids)) for n in range(1, 200)]
+    size, taken = max((n, taken) for n, taken in sizes if taken < model.context_length)
+    room = model.context_length + 1 - taken
+    assert 2 <= room < 10
+    prompts, lengths = ["A cube", long[: 2 * size], "A"], [20, room, 20]
+    got = greedy_ids(model, prompts, lengths, batch_size=8)
+    assert got == [greedy_ids(model, [p], n, batch_size=1)[0] for p, n in zip(prompts, lengths, strict=True)]
+    with pytest.raises(EditError, match="was made for"):
+        greedy_ids(model, prompts, [20, room + 1, 20], batch_size=8)
 
 
 def test_agreement_is_the_share_of_places_with_the_same_likeliest_token() -> None:
@@ -296,3 +365,10 @@ def test_nll_is_the_mean_over_each_targets_tokens(
     for question, value in zip(QUESTIONS, got.tolist(), strict=True):
         target, log_probs = plain_log_probs(hf, model.tokenizer, question)
         assert value == pytest.approx(-log_probs[range(len(target)), target].mean().item(), rel=1e-4)
+
+
+def test_long_answers_are_judged_quickly() -> None:
+    for answer in (" " * 100_000 + "x", "." * 100_000 + "x", ". " * 50_000, "\n" * 100_000 + "x", "?!" * 50_000 + "x"):
+        start = time.process_time()
+        assert not greedy_exact(answer, "15") and not greedy_prefix(answer, "15")
+        assert time.process_time() - start < 0.2

@@ -14,11 +14,12 @@ from interp.profiles import LOOKUP, resample_counts
 from interp.selection import (
     LayerGroup,
     LayerSelection,
-    best_window,
     first_candidate,
+    load_for_rules,
     parse_layers,
+    save_for_rules,
+    select_for_rules,
     select_layers,
-    windows,
 )
 
 FORMS = ("formula", "description", "instance")
@@ -59,36 +60,6 @@ def profile(
 
 def planted(rules: int = RULES, **attrs: int) -> xr.Dataset:
     return profile({"formula": (3, 4, 5), "description": (3, 4, 5), "instance": (6, 7)}, rules=rules, **attrs)
-
-
-# The array core.
-
-
-def test_windows_average_contiguous_layers() -> None:
-    matrix = windows(6, 4)
-    assert matrix.shape == (3, 6)
-    values = np.arange(6.0) ** 2
-    np.testing.assert_allclose(matrix @ values, [values[i : i + 4].mean() for i in range(3)])
-
-
-@pytest.mark.parametrize("first", [0, 2])
-def test_best_window_equals_resampling_written_out(first: int) -> None:
-    effect = np.random.default_rng(1).normal(size=(5, 7)) + np.array([2, 1, 0, 0.1, 0.3, 0.2, 0])
-    best, draws, stability = best_window(effect, 2, draws=200, seed=9, first=first)
-
-    def winner(rows: np.ndarray) -> int:
-        scores = {start: rows[:, start : start + 2].mean() for start in range(first, 6)}
-        return max(scores, key=lambda start: scores[start])
-
-    assert best == winner(effect)
-    wins, means = [], []
-    for counts in resample_counts(5, 200, 9):
-        rows = np.repeat(effect, counts.astype(int), axis=0)
-        wins.append(winner(rows) == best)
-        means.append(rows[:, best : best + 2].mean())
-    np.testing.assert_allclose(draws, means, rtol=1e-12)
-    assert stability == pytest.approx(np.mean(wins))
-    assert 0 < stability < 1 or first == 0
 
 
 @pytest.mark.parametrize(
@@ -180,9 +151,230 @@ def test_select_layers_takes_another_component_when_told() -> None:
     assert 8 in select_layers(planted(), SelectConfig(component="attn", width=1)).layers_of("formula")
 
 
+# Other strategies.
+
+
+def test_mass_selects_scattered_layers_by_hand() -> None:
+    data = profile({"formula": (2, 5, 6, 9), "description": (2, 5, 6, 9), "instance": (7,)}, noise=0.01)
+    data["effect"][:, :2, 1, 1, [2, 9]] += 1  # 2, 2, 1, 1 of 6
+    selection = select_layers(data, SelectConfig(strategy="mass", share=0.6))
+    first, second = selection.groups
+    assert first.layers == (2, 9) and second.layers == (7,) and selection.width == 2
+    assert first.score == pytest.approx(2, abs=0.02) and first.stability == 1 and first.supported
+    assert "2 hold 6" in first.reason and "fewest layers for 60%" in first.reason
+    most = select_layers(data, SelectConfig(strategy="mass", share=0.6, max_width=1))
+    assert len(most.layers_of("formula")) == 1 and most.layers_of("formula")[0] in (2, 9)
+    assert len(select_layers(data, SelectConfig(strategy="mass", min_width=4)).layers_of("instance")) == 4
+
+
+def test_changepoint_finds_segments_of_any_width() -> None:
+    data = profile({"formula": (2, 3, 4, 5, 6), "description": (2, 3, 4, 5, 6), "instance": (8, 9)})
+    selection = select_layers(data, SelectConfig(strategy="changepoint"))
+    first, second = selection.groups
+    assert first.layers == (2, 3, 4, 5, 6) and second.layers == (8, 9) and selection.width == 5
+    assert first.supported and first.stability is not None and first.stability > 0.95
+    assert "outside" in first.reason
+    bounded = select_layers(data, SelectConfig(strategy="changepoint", max_width=3, min_width=3))
+    assert [len(group.layers) for group in bounded.groups] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("where", "groups"),
+    [
+        ((3, 3, 6), [("formula", "description"), ("instance",)]),
+        ((3, 6, 6), [("formula",), ("description", "instance")]),
+        ((3, 7, 3), [("formula", "instance"), ("description",)]),
+        ((5, 5, 5), [("formula", "description", "instance")]),
+        ((1, 4, 7), [("formula",), ("description",), ("instance",)]),
+    ],
+)
+def test_groups_are_found_from_the_data(where: tuple[int, ...], groups: list[tuple[str, ...]]) -> None:
+    data = profile({form: (at, at + 1, at + 2) for form, at in zip(FORMS, where, strict=True)}, rules=10)
+    selection = select_layers(data, SelectConfig(strategy="groups", level=0.01))
+    assert [group.forms for group in selection.groups] == groups
+    for form, at in zip(FORMS, where, strict=True):
+        assert selection.layers_of(form) == (at, at + 1, at + 2)
+    words = selection.provenance["grouping"]
+    assert words and all("correlation" in line for line in words) and words[0] in selection.groups[0].reason
+
+
+def test_groups_puts_a_form_without_a_profile_where_the_given_grouping_has_it() -> None:
+    data = planted()
+    data["effect"][:, 1] = np.nan
+    selection = select_layers(data, SelectConfig(strategy="groups"))
+    assert [group.forms for group in selection.groups] == [("formula", "description"), ("instance",)]
+    data["effect"][:, 2] = np.nan
+    with pytest.raises(ValueError, match="no rule is traceable in its instance form"):
+        select_layers(data, SelectConfig(strategy="groups"))
+
+
+# Rule by rule.
+
+
+def two_kinds(noise: float, rules: int = 12) -> xr.Dataset:
+    """Half of the rules have their effect in layers 2-4, the others in 6-8."""
+    data = profile({}, rules=rules, noise=noise)
+    data["effect"][: rules // 2, :, 1, 1, 2:5] += 1
+    data["effect"][rules // 2 :, :, 1, 1, 6:9] += 1.2
+    return data
+
+
+def test_adaptive_gives_each_rule_its_own_layers_where_maps_are_clear() -> None:
+    data = two_kinds(0.05)
+    config = SelectConfig(strategy="adaptive")
+    own = select_for_rules(data, config)
+    assert list(own) == data["rule"].values.tolist()
+    for i, selection in enumerate(own.values()):
+        expected = (2, 3, 4) if i < 6 else (6, 7, 8)
+        assert all(group.layers == expected and group.supported for group in selection.groups)
+        assert all(group.n_rules == 1 and (group.stability or 0) > 0.9 for group in selection.groups)
+        assert selection.strategy == "adaptive" and selection.provenance["rule"] == f"rule{i}"
+        assert "deviation from the mean over 12 rules" in selection.groups[0].reason
+    population = select_layers(data, config)
+    assert population.layers_of("formula") == (6, 7, 8) and population.strategy == "adaptive"
+
+
+def test_adaptive_believes_the_standard_errors_that_the_profile_stores() -> None:
+    data = two_kinds(0.05)
+    population = select_layers(data)
+    noisy = data.assign(effect_se=data["effect"] * 0 + 1e6)
+    for selection in select_for_rules(noisy).values():
+        assert [g.layers for g in selection.groups] == [g.layers for g in population.groups]
+        assert "0% is kept by its standard error" in selection.groups[0].reason
+    exact = data.assign(effect_se=data["effect"] * 0)
+    for i, selection in enumerate(select_for_rules(exact).values()):
+        scores = data["effect"].isel(rule=i).sel(component="mlp", role=LOOKUP, form=["formula", "description"])
+        assert selection.groups[0].score == pytest.approx(float(scores.mean("form")[2:5].mean() if i < 6 else
+                                                                scores.mean("form")[6:9].mean()))  # fmt: skip
+
+
+def test_adaptive_shrinks_a_noisy_rule_more() -> None:
+    data = two_kinds(0.05)
+    errors = data["effect"] * 0 + 0.05
+    errors[0] = 100.0
+    own = select_for_rules(data.assign(effect_se=errors))
+    assert own["rule0"].layers_of("formula") == select_layers(data).layers_of("formula") == (6, 7, 8)
+    assert own["rule1"].layers_of("formula") == (2, 3, 4)
+
+
+def test_adaptive_gives_a_rule_without_a_map_the_population_s_layers() -> None:
+    data = two_kinds(0.05)
+    data["effect"][0, 2] = np.nan
+    own = select_for_rules(data)["rule0"]
+    assert own.layers_of("formula") == (2, 3, 4)
+    assert own.layers_of("instance") == select_layers(data).layers_of("instance")
+    assert own.group_of("instance").reason.startswith("the rule is not traceable here")
+
+
+def test_selections_by_rule_are_equal_after_saving_and_loading(tmp_path: Path) -> None:
+    own = select_for_rules(two_kinds(0.1))
+    save_for_rules(own, tmp_path / "rules.json")
+    assert load_for_rules(tmp_path / "rules.json") == own
+    (tmp_path / "rules.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no layer selections by rule"):
+        load_for_rules(tmp_path / "rules.json")
+
+
+# Undecided.
+
+
+def drawn(seed: int, effect: float, rules: int = 10, layers: int = 20) -> xr.Dataset:
+    """One form, noise of 1 in every layer and rule, `effect` in layers 9-11."""
+    rng = np.random.default_rng([seed, rules])
+    values = rng.normal(size=(rules, 1, 1, 1, layers))
+    values[..., 9:12] += effect
+    return xr.Dataset(
+        {"effect": (("rule", "form", "component", "role", "layer"), values), "te": ("form", [2.0])},
+        coords={
+            "rule": [str(i) for i in range(rules)],
+            "form": ["formula"],
+            "component": ["mlp"],
+            "role": [LOOKUP],
+            "layer": np.arange(layers),
+        },
+    )
+
+
+# Groups and adaptive are windows for one group of forms.
+@pytest.mark.parametrize("rules", [10, 30])
+@pytest.mark.parametrize("strategy", ["window", "mass", "changepoint"])
+def test_noise_is_undecided_and_what_is_planted_is_found(strategy: str, rules: int) -> None:
+    config = SelectConfig.model_validate({"strategy": strategy, "groups": [["formula"]], "bootstrap": 300})
+    noise = [select_layers(drawn(seed, 0, rules), config).groups[0].supported for seed in range(200)]
+    assert np.mean(noise) <= 0.1
+    found = [select_layers(drawn(seed, 2, rules), config).groups[0] for seed in range(200)]
+    assert np.mean([group.supported and set(group.layers) & {9, 10, 11} != set() for group in found]) >= 0.95
+    if strategy != "mass":  # noise elsewhere holds a share of the effect too
+        assert np.mean([10 in group.layers for group in found]) >= 0.95
+
+
+def test_few_rules_are_undecided_since_no_test_could_tell() -> None:
+    for rules, supported in ((4, False), (5, True)):
+        group = select_layers(planted(rules=rules)).groups[0]
+        assert group.supported == supported and group.p_value == 0.5**rules
+        assert ("4 rules are too few" in group.reason) == (not supported)
+    assert select_layers(planted(rules=4), SelectConfig(level=0.1)).groups[0].supported
+    assert select_layers(planted(rules=2), SelectConfig(level=1)).groups[0].supported
+
+
+def test_min_stability_makes_an_unstable_choice_undecided() -> None:
+    data = profile({form: range(3, 8) for form in FORMS}, noise=0.3)
+    assert select_layers(data).groups[0].supported
+    group = select_layers(data, SelectConfig(min_stability=0.999)).groups[0]
+    assert not group.supported and "below select.min_stability = 0.999" in group.reason
+    assert group.layers == select_layers(data).groups[0].layers  # still the best guess
+
+
+def test_the_fallback_takes_the_published_layers_and_says_so() -> None:
+    data = planted(rules=3)
+    chosen = select_layers(data, SelectConfig(fallback="published"))
+    for group in chosen.groups:
+        assert group.layers == (1, 2, 3, 4, 5) and not group.supported and group.stability is None
+        assert group.reason.startswith("fallback, the published layers 4-8 of 28 to 32 blocks scaled to 10")
+        assert "not supported by the profile (not stronger than chance" in group.reason
+    values = data["effect"].sel(component="mlp", role=LOOKUP, form="instance", layer=[1, 2, 3, 4, 5])
+    assert chosen.groups[1].score == pytest.approx(float(values.mean()))
+    assert "choice of layers 3, 4, 5 is" in chosen.groups[0].reason
+    # What is supported does not fall back.
+    assert select_layers(planted(), SelectConfig(fallback="published")).layers_of("formula") == (3, 4, 5)
+    of_rules = select_for_rules(data, SelectConfig(fallback="published"))
+    assert all(s.layers_of("formula") == (1, 2, 3, 4, 5) for s in of_rules.values())
+
+
+# Bounds.
+
+
+@pytest.mark.parametrize("strategy", ["window", "mass", "changepoint", "groups", "adaptive"])
+def test_bounds_hold_for_every_strategy(strategy: str) -> None:
+    data = profile({form: (1, 2, 5, 8, 9) for form in FORMS}, rules=10)
+    config = SelectConfig.model_validate({"strategy": strategy, "first": 3, "last": 7, "width": 2})
+    for selection in (select_layers(data, config), *select_for_rules(data, config).values()):
+        assert (selection.first_layer, selection.last_layer) == (3, 7)
+        for group in selection.groups:
+            assert 5 in group.layers and set(group.layers) <= {3, 4, 5, 6, 7}
+            assert "from layer 3 to 7" in group.reason
+
+
+@pytest.mark.parametrize(("low", "high"), [("first", "last"), ("min_width", "max_width")])
+def test_bounds_that_cross_are_refused(low: str, high: str) -> None:
+    with pytest.raises(ValueError, match=f"{low} is 5, above {high} = 4; lower it"):
+        SelectConfig.model_validate({low: 5, high: 4})
+
+
+def test_one_candidate_layer_and_one_rule_are_enough_for_every_strategy() -> None:
+    data = planted(rules=1).isel(layer=slice(3, 4))
+    for strategy in ("window", "mass", "changepoint", "groups", "adaptive"):
+        config = SelectConfig.model_validate({"strategy": strategy, "width": 1, "identity_blocks": 0})
+        assert all(g.layers == (0,) and not g.supported for g in select_layers(data, config).groups)
+    assert select_for_rules(data, SelectConfig(width=1, identity_blocks=0))["rule0"].layers_of("instance") == (0,)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (SelectConfig(first=6, last=7), "select.width is 3, but only 2 of .* candidates .*bounds 6 to 7"),
+        (SelectConfig(strategy="mass", min_width=10), "select.min_width is 10, but only 9 of"),
+        (SelectConfig(strategy="changepoint", min_width=9), "only 9 .* candidates and a segment needs one outside it"),
         (SelectConfig(width=11), "select.width is 11, but only 9 of the model's 10 layers are candidates"),
         (SelectConfig(identity_blocks=20), "only 0 of the model's 10 layers are candidates .* select.identity_blocks"),
         (SelectConfig(component="resid"), r"the profile has no component 'resid', only \['attn', 'mlp'\]; trace it"),

@@ -1,0 +1,218 @@
+"""Tracing a prompt of one's own: what `dmle trace --prompt` checks, runs and says. Torch is imported late.
+
+A prompt is traced as a rule of one form whose name is the given rule words; it needs no rulebook and no run folder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from interp.config import TraceConfig
+from interp.rules import Rule, RulePrompt
+from interp.spans import char_spans, subject_spans
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.model import LanguageModel
+
+PLOT_SUFFIXES = (".png", ".pdf")
+DEFAULT_MAP = Path("map.nc")
+DEFAULTS: dict[str, Any] = {"positions": "all", "answer_tokens": 4}
+"""Trace settings that differ for a single prompt: all its tokens can be afforded, and a fact is a short answer."""
+STRONGEST = 3
+"""Tokens that are listed for each component."""
+FORM = "description"
+"""Rules have forms and a prompt has none; the name is written nowhere."""
+SAID_OF_SOURCE = {"given": "given", "greedy": "the model's own greedy answer"}
+
+
+@dataclass(frozen=True)
+class PromptRequest:
+    """A prompt to trace, and where its map and its figure go."""
+
+    prompt: str
+    subject: str
+    """Corrupted wherever it stands in the prompt."""
+    answer: str | None = None
+    """What is scored. Default: the model's own greedy answer, up to the end of its first line."""
+    words: tuple[str, ...] = ()
+    """Further words of the prompt that name what is asked; corrupted with the subject."""
+    plot: Path | None = None
+    out: Path | None = None
+
+    @property
+    def map_path(self) -> Path:
+        """Where the effect map goes: `out`, or beside the figure, or `map.nc` here."""
+        return self.out or (self.plot.with_suffix(".nc") if self.plot else DEFAULT_MAP)
+
+    @property
+    def rule(self) -> Rule:
+        """The prompt as a rule."""
+        answers = () if self.answer is None else (self.answer,)
+        prompt = RulePrompt(prompt=self.prompt, subject=self.subject, target_new="-", target_true=answers)
+        return Rule(id="prompt", name=" ".join(self.words) or self.subject, subject=self.subject, forms={FORM: prompt})
+
+    def check(self, config: TraceConfig, *, overwrite: bool = False) -> None:
+        """See that the prompt can be traced and the files can be written, as far as that shows without a model.
+
+        Raises:
+            ValueError: It cannot; says what was given, what is needed, and how to mend it.
+        """
+        self._check_text(config)
+        if self.plot is not None:
+            if self.plot.suffix.lower() not in PLOT_SUFFIXES:
+                raise ValueError(f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png or .pdf")
+            find_plot()
+        if self.map_path.suffix.lower() in PLOT_SUFFIXES:
+            raise ValueError(f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending in .nc")
+        for flag, path in (("--plot", self.plot), ("--out", self.map_path)):
+            if path is not None and not path.parent.is_dir():
+                raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it, or give another")
+            if path is not None and path.is_dir():
+                raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+        if self.map_path.exists() and not overwrite:
+            _check_replaceable(self.map_path)
+
+    def _check_text(self, config: TraceConfig) -> None:
+        given = (("--prompt", self.prompt), ("--subject", self.subject), ("--answer", self.answer))
+        for flag, text in given:
+            if text is not None and not text.strip():
+                raise ValueError(f"{flag} is {text!r}; text is needed")
+        subject_spans(self.prompt, self.subject)
+        for word in self.words:
+            if not char_spans(self.prompt, word, ignore_case=True):
+                raise ValueError(
+                    f"--words: {word!r} is no word of the prompt {self.prompt!r}; write it as it stands there"
+                )
+            if word.lower() not in self.rule.rule_words:
+                raise ValueError(
+                    f"--words: {word!r} names nothing (a stop word, a single letter, part of the subject, or several "
+                    f"words); choose another, or corrupt exactly what you like by --span WORD,WORD"
+                )
+        if config.corruption == "counterfactual":
+            raise ValueError(
+                "trace.corruption is counterfactual, which takes another rule's prompt from a rulebook; a single "
+                "prompt is corrupted by noise: leave --corruption out, or trace rules instead of --prompt"
+            )
+        if not isinstance(config.span, str):
+            spans = [char_spans(self.prompt, phrase, ignore_case=True) for phrase in config.span]
+            if not any(spans):
+                raise ValueError(f"trace.span: none of {', '.join(config.span)} is in the prompt {self.prompt!r}")
+
+
+def find_plot() -> EntryPoint:
+    """What draws the map of one prompt into a file: the entry point `prompt` of `dmle.plots`.
+
+    Raises:
+        ValueError: No installed package has it.
+    """
+    found = list(entry_points(group="dmle.plots", name="prompt"))
+    if not found:
+        raise ValueError("--plot: no installed package draws effect maps; install this one again (pip install -e .)")
+    return found[0]
+
+
+def trace_one(
+    model: "LanguageModel",
+    request: PromptRequest,
+    config: TraceConfig,
+    *,
+    advance: Callable[[float], object] = lambda share: None,
+) -> "xr.Dataset":
+    """The effect map of the prompt (see `interp.effects`).
+
+    Args:
+        model: The model.
+        request: The prompt.
+        config: Settings of the trace; which answer is scored is up to the request.
+        advance: Called with the share of the work done since the last call.
+
+    Raises:
+        ValueError: The prompt has no token to corrupt, or the model's own answer is empty.
+    """
+    from interp.tracing import trace_prompt
+
+    if request.answer is not None:
+        changes: dict[str, Any] = {"answer": "truth"}
+    else:
+        ids = model.generate([model.encode(request.prompt).ids], config.answer_tokens)[0]
+        line = first_line([model.decode(ids[: n + 1]) for n in range(len(ids))])
+        changes = {"answer": "greedy", "answer_tokens": max(1, line)}
+    traced = trace_prompt(model, request.rule, FORM, config.model_copy(update=changes), advance=advance)
+    source = "greedy" if request.answer is None else "given"
+    traced = traced.assign_attrs(answer_source=source)
+    del traced.attrs["rule_name"]  # it has none
+    return traced
+
+
+def first_line(texts: list[str]) -> int:
+    r"""How many tokens the first line of an answer has; `texts[i]` is the text of its first i + 1 tokens.
+
+    What a model says after a line break is mostly about something else. Leading line breaks belong to the line.
+
+    >>> first_line([" Paris", " Paris.", " Paris.\n\n", " Paris.\n\nThe"]), first_line(["\n", "\nParis"])
+    (2, 2)
+    """
+    return next((i for i, text in enumerate(texts) if "\n" in text.lstrip()), len(texts))
+
+
+def report(effects: "xr.Dataset") -> list[str]:
+    """What the map of one prompt (and one metric) shows, in a few lines."""
+    from interp.effects import TRACEABLE_STANDARD_ERRORS, indirect_effect, total_effect
+
+    te = total_effect(effects)
+    total, error = float(te["total_effect"]), float(te["standard_error"])
+    marks = zip(effects["token"].values, effects["is_corrupted"].values, strict=True)
+    unit, attrs = str(effects.attrs["unit"]), effects.attrs
+    lines = [
+        f"tokens (* corrupted): {' '.join(f'{str(token)!r}' + '*' * bool(corrupted) for token, corrupted in marks)}",
+        f"answer: {str(effects['answer'].item())!r} ({SAID_OF_SOURCE[attrs['answer_source']]})",
+        f"score: clean {float(effects['clean']):.3f}, corrupted {float(effects['corrupted'].mean()):.3f}; total effect "
+        f"{total:.3f} ± {error:.3f} {unit} (standard error over {effects.sizes['sample']} noise samples)",
+    ]
+    bound = f"{TRACEABLE_STANDARD_ERRORS:g} standard errors"
+    if bool(te["traceable"]):
+        lines.append(f"traceable: yes, the total effect is above {bound}")
+    else:
+        lines.append(
+            f"traceable: NO, the total effect is not above {bound}, so the map means nothing; corrupt more of what "
+            "names the answer (--words), or take more samples (--samples)"
+        )
+    effect = indirect_effect(effects)
+    lines.append(f"strongest cells (indirect effect in {unit}; the best layer of each token):")
+    for component in effect["component"].values:
+        wide = component in ("mlp", "attn") and attrs["window"] > 1
+        name = f"{component} (windows of {attrs['window']} layers around)" if wide else str(component)
+        lines.append(f"  {name}: {'; '.join(_strongest(effect.sel(component=component)))}")
+    return lines
+
+
+def _strongest(effect: "xr.DataArray") -> list[str]:
+    """The largest effects of one component, one for each token."""
+    of_token = effect.max("layer")  # tokens that were not traced are NaN, those before the corrupted ones 0
+    listed = []
+    for pos in np.argsort(-of_token.values, kind="stable")[:STRONGEST]:
+        if of_token.values[pos] > 0:
+            column = effect.isel(pos=pos)
+            token, mark = str(column["token"].item()), "*" * bool(column["is_corrupted"].item())
+            layer = int(column["layer"].values[int(column.argmax("layer"))])
+            listed.append(f"layer {layer} at {token!r}{mark} {of_token.values[pos]:+.3f}")
+    return listed or ["none helps"]
+
+
+def _check_replaceable(path: Path) -> None:
+    """A map of one prompt may be replaced; other files are somebody's work."""
+    import xarray as xr
+
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as found:
+            if str(found.attrs.get("schema", "")).startswith("dmle.effects") and "rule" not in found.dims:
+                return
+    except (OSError, KeyError, ValueError):
+        pass
+    raise ValueError(f"{path} is there and is no effect map of one prompt; give another by --out, or --overwrite it")
