@@ -71,9 +71,9 @@ def _edit(context: Context) -> str:
 
     config, model = context.settings(EditConfig), context.model
     arms = {name: config.settings_of(name) for name in config.editors}
-    selected = _selected(context, arms.values())
+    selected = selected_layers(context, arms.values())
     # All of them before any work: a wrong layer in the last arm should not wait for the others.
-    plans = {name: _plan(settings, model.n_layers, selected) for name, settings in arms.items()}
+    plans = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
     rules = edited_rules(context, config)
     needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
     statistics = None
@@ -83,7 +83,7 @@ def _edit(context: Context) -> str:
             folder = context.run.path / "covariance"
             statistics = covariance.measure(model, needed, settings, folder, advance=bar.update)
     contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
-    training = _training_rules(arms.values())
+    training = training_rules(arms.values())
     said: list[str] = []
     with tqdm(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
         for name, settings in arms.items():
@@ -96,7 +96,9 @@ def _edit(context: Context) -> str:
             done = ""
             with ExitStack() as stack:
                 for group in [rules] if together else [[rule] for rule in rules]:
-                    requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
+                    requests = [
+                        r for rule in group for r in requests_of(rule, settings.lookup, rewordings=settings.rewordings)
+                    ]
                     before = done if config.mode == "sequential" else ""
                     done = fingerprint(
                         weights=model.weight_hash,
@@ -249,7 +251,7 @@ def _shared(resources: "Resources") -> list[Any]:
     return [resources.contexts, about]
 
 
-def _selected(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":
+def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":
     """The run's selection, if an arm asks for it."""
     from interp.selection import LayerSelection
 
@@ -258,7 +260,7 @@ def _selected(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelecti
     return None
 
 
-def _plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> dict[str, list[int]]:
+def layer_plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> dict[str, list[int]]:
     """Layers that an arm writes, by group of forms."""
     from editing.editors import block_of, selection_of
 
@@ -275,7 +277,7 @@ def _plan_text(plan: dict[str, list[int]]) -> str:
     return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())
 
 
-def _training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
+def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
     """The embedded rules of the training split, if an arm demonstrates with them."""
     if all(settings.editor != "ike" for settings in arms):
         return []
@@ -288,7 +290,8 @@ def _check_edit(context: Context) -> None:
     config = context.settings(EditConfig)
     for rule in edited_rules(context, config):
         for name in config.editors:
-            requests_of(rule, config.settings_of(name).lookup)
+            settings = config.settings_of(name)
+            requests_of(rule, settings.lookup, rewordings=settings.rewordings)
 
 
 EDIT = Step(

@@ -24,7 +24,7 @@ EDITORS: tuple[EditorName, ...] = (
     "ike",
 )
 SolverName = Literal["memit", "alphaedit", "emmet"]
-Lookup = Literal["subject_last", "rule_word_last", "last"]
+Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]
 
 
@@ -144,6 +144,8 @@ class EditorSettings(TargetConfig):
     """Sampled texts put before a prompt, besides the bare prompt."""
     context_tokens: int = Field(default=10, ge=2)
     seed: int = 0
+    rewordings: bool = False
+    """Ask for each request in the wordings of `editing.requests` too, made from its own subject and rule words."""
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
 
@@ -207,3 +209,51 @@ class EvaluateConfig(Section):
     batch_size: int = Field(default=32, ge=1)
     answer_tokens: int = Field(default=12, ge=1)
     """Length of the greedy answers that are shown; those that are scored are at least as long as their target."""
+    greedy: bool = True
+    """Ask for greedy answers and score them; they are most of the cost. Without, their modes have no items."""
+
+
+class CompareConfig(Section):
+    """A comparison of arms (see `editing.comparison`)."""
+
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Each rule is edited once with each; scores are means over them."""
+    reference: str | None = None
+    """Arm that the others are compared with in pairs; the first, if none is named."""
+    few: tuple[str, ...] = ()
+    """Arms that are run on the first `few_rules` rules only."""
+    few_rules: int = Field(default=6, ge=1)
+    resamples: int = Field(default=10_000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    bystanders: int = Field(default=2, ge=0)
+    """Other rules whose answers are compared before and after each edit; 0 leaves side effects and fluency out."""
+
+    @model_validator(mode="after")
+    def _seeds_differ(self) -> "CompareConfig":
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"compare.seeds names a seed twice: {list(self.seeds)}")
+        return self
+
+
+class TuneConfig(Section):
+    """A grid of one editor's settings, tried on training rules."""
+
+    editor: EditorName = "dmle"
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1)
+    """Settings of the editor, each with the values to try; every combination is tried."""
+    mode: Literal["token_accuracy", "exact", "greedy_exact", "greedy_prefix"] = "token_accuracy"
+    metrics: tuple[str, ...] = (
+        "reliability",
+        "generality",
+        "instance_portability",
+        "rule_understanding_paraphrase",
+        "locality",
+    )
+    """The setting with the highest mean of these is chosen."""
+
+    @model_validator(mode="after")
+    def _values(self) -> "TuneConfig":
+        for name, values in self.grid.items():
+            if not values:
+                raise ValueError(f"tune.grid.{name} has no values")
+        return self

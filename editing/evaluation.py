@@ -152,44 +152,73 @@ def evaluate(
         EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw answers,
         one row per question and editor (`COLUMNS`).
     """
-    editors = list(deltas)
-    shape = (len(editors), len(rules), len(FORMS), len(METRICS), len(MODES), len(PHASES))
-    sums, counts = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     answers: list[dict[str, Any]] = []
-    for r, rule in enumerate(rules):
-        items = items_of(rule)
-        before, said_before = _answer(model, items, config)
+    for rule in rules:
+        floor = unedited(model, rule, config)
         advance(1)
-        for e, editor in enumerate(editors):
-            edit = deltas[editor].get(rule.id)
-            if edit is None:
-                continue
-            with edit.edited(model) as view:
-                after, said_after = _answer(view, items, config)
-            advance(1)
-            for item in items:
-                q = item.question
-                first, now = said_before[q.prompt], said_after[q.prompt]
-                values = {
-                    "pre": _score(item, before[q], before[q]) | _judge(item, first.text, first.text),
-                    "post": _score(item, before[q], after[q]) | _judge(item, first.text, now.text),
-                }
-                where = e, r, FORMS.index(item.form), METRICS.index(item.metric)
-                for p, phase in enumerate(PHASES):
-                    for mode, value in values[phase].items():
-                        sums[(*where, MODES.index(mode), p)] += value
-                        counts[(*where, MODES.index(mode), p)] += 1
-                answers.append(_row(editor, rule.id, item, first, now, values))
+        for editor in deltas:
+            if (edit := deltas[editor].get(rule.id)) is not None:
+                answers += evaluate_edit(model, editor, rule, edit, floor, config)
+                advance(1)
+    return edit_scores(answers, list(deltas), [rule.id for rule in rules], model), answers
+
+
+@dataclass(frozen=True)
+class Unedited:
+    """A rule's questions as the unedited model answers them: the floor of every editor, run once for all."""
+
+    items: Sequence[Item]
+    forced: Mapping[Question, Forced]
+    said: Mapping[str, _Answer]
+
+
+def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
+    """Ask the unedited model all of a rule's questions."""
+    items = items_of(rule)
+    return Unedited(items, *_answer(model, items, config))
+
+
+def evaluate_edit(
+    model: LanguageModel, editor: str, rule: Rule, edit: Edit, floor: Unedited, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """One edit against the floor: a row for every question (`COLUMNS`)."""
+    with edit.edited(model) as view:
+        after, said_after = _answer(view, floor.items, config)
+    rows = []
+    for item in floor.items:
+        q = item.question
+        was, first, now = floor.forced[q], floor.said[q.prompt], said_after[q.prompt]
+        values = {"pre": _score(item, was, was), "post": _score(item, was, after[q])}
+        if config.greedy:
+            values["pre"] |= _judge(item, first.text, first.text)
+            values["post"] |= _judge(item, first.text, now.text)
+        rows.append(_row(editor, rule.id, item, first, now, values))
+    return rows
+
+
+def edit_scores(
+    answers: Sequence[Mapping[str, Any]], editors: Sequence[str], rules: Sequence[str], model: LanguageModel
+) -> xr.Dataset:
+    """EditScores of raw answers (see `evaluate`): the mean over the items of each form and metric."""
+    labels = (editors, rules, FORMS, METRICS, MODES, PHASES)
+    places = [{name: i for i, name in enumerate(each)} for each in labels]
+    sums = np.zeros([len(each) for each in labels])
+    counts = np.zeros(sums.shape, dtype=np.int64)
+    for row in answers:
+        where = tuple(places[i][row[key]] for i, key in enumerate(("editor", "rule", "form", "metric")))
+        for m, mode in enumerate(MODES):
+            for p, when in enumerate(("before", "after")):
+                if (value := row[f"{mode}_{when}"]) != "":
+                    sums[(*where, m, p)] += value
+                    counts[(*where, m, p)] += 1
     with np.errstate(invalid="ignore"):
         score = np.where(counts > 0, sums / counts, np.nan)
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
-    labels = (editors, [rule.id for rule in rules], FORMS, METRICS, MODES, PHASES)
-    scores = xr.Dataset(
+    return xr.Dataset(
         {"score": (dims, score), "n_items": (dims, counts)},
         coords={dim: np.array(list(names), dtype=object) for dim, names in zip(dims, labels, strict=True)},
         attrs={"schema": SCHEMA, "model": model.name, "weight_hash": model.weight_hash},
     )
-    return scores, answers
 
 
 def _answer(
@@ -199,6 +228,8 @@ def _answer(
     questions = list(dict.fromkeys(item.question for item in items))
     forced = dict(zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True))
     view = View.of(model)
+    if not config.greedy:
+        return forced, {q.prompt: _Answer("", "") for q in questions}
     lengths: dict[str, int] = {}
     for question, result in forced.items():
         # In-context edits leave less room, but never less than the shown answer: that is refused.

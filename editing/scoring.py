@@ -12,15 +12,19 @@ Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by w
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.equivalence import first_sentences, sentence_count
-from editing.view import View
+from editing.view import View, no_hooks
 from interp.model import LanguageModel
 from interp.tokens import pad_right
+
+WORTH_SHARING = 64
+"""Tokens that a shared beginning must save: the pass over it costs as much as some 40, by reading the weights."""
 
 
 @dataclass(frozen=True)
@@ -89,26 +93,66 @@ def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
         EditError: A prompt with its target is longer than the model's context.
     """
     view = View.of(model)
-    targets = tuple(view.model.encode_continuation(q.target) for q in questions)
-    prompts = [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)]
-    device = view.model.device
+    return _laid_out(*_encoded(view, questions), view.model.device)
+
+
+def _encoded(view: View, questions: Sequence[Question]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Token ids of the prompts and of the targets."""
+    targets = [view.model.encode_continuation(q.target) for q in questions]
+    return [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)], targets
+
+
+def _laid_out(prompts: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], device: torch.device) -> Asked:
     ids, mask = pad_right([(*p, *t[:-1]) for p, t in zip(prompts, targets, strict=True)], device)
     ends = torch.tensor([len(p) - 1 for p in prompts], device=device)
-    return Asked(ids, mask, ends, torch.arange(int(ends.min()), ids.shape[1], device=device), targets)
+    return Asked(ids, mask, ends, torch.arange(int(ends.min()), ids.shape[1], device=device), tuple(targets))
 
 
 def teacher_forced(model: LanguageModel | View, questions: Sequence[Question], *, batch_size: int) -> Iterator[Forced]:
-    """Run every question once with its target appended; results in order, one batch in memory at a time."""
+    """Run every question once with its target appended; results in order, one batch in memory at a time.
+
+    Tokens that all prompts begin with (the text that an in-context edit puts before them) are run once for all.
+
+    Raises:
+        EditError: A prompt with its target is longer than the model's context; before anything is run.
+    """
     view = View.of(model)
+    prompts, targets = _encoded(view, questions)
+    shared = _shared(view, prompts)
+    prefix = None
+    if shared:
+        prefix = view.model.prefix_cache(torch.tensor([prompts[0][:shared]], device=view.model.device))
     for at in range(0, len(questions), batch_size):
-        asked = ask(view, questions[at : at + batch_size])
+        asked = _laid_out(prompts[at : at + batch_size], targets[at : at + batch_size], view.model.device)
         with torch.no_grad():
-            logits = view.model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=view.hooks(asked.ends))
+            logits = view.model.logits(
+                asked.ids[:, shared:],
+                mask=asked.mask,
+                keep=asked.kept - shared,
+                hooks=view.hooks(asked.ends),
+                prefix=prefix,
+            )
             log_probs = logits.float().log_softmax(-1).cpu()
         for row, end, target in zip(log_probs, asked.ends.tolist(), asked.targets, strict=True):
             start = end - int(asked.kept[0])
             own = row[start : start + len(target)].clone()
             yield Forced(target, tuple(own.argmax(-1).tolist()), own)
+
+
+def _shared(view: View, prompts: Sequence[tuple[int, ...]]) -> int:
+    """Number of tokens at the beginning of all prompts that are run once for all; 0 where that saves too little.
+
+    Token ids are compared, not texts: what is put before a prompt is encoded with it, and its last token may be
+    another one for each. The last token of a prompt is never shared, for its logits are asked for.
+    """
+    # Hooks address columns of whole rows.
+    if len(prompts) < 2 or view.hooks is not no_hooks or not view.model.has_prefix_cache:
+        return 0
+    # What the least and the greatest of sorted rows share, all share.
+    first, last = min(prompts), max(prompts)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    shared = min(same, min(map(len, prompts)) - 1)
+    return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
 
 
 def agreement(before: Forced, after: Forced) -> float:

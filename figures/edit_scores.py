@@ -6,8 +6,7 @@ counts once. Intervals are bootstrap intervals over rules, with the same resampl
 it is agreement with the unedited model itself.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from figures import style
+from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
 
 METRIC_NAMES = {
     "reliability": "reliability\n(edited prompts)",
@@ -26,15 +26,6 @@ METRIC_NAMES = {
     "rule_understanding_paraphrase": "rule understanding\n(paraphrases)",
     "locality": "locality\n(unchanged behaviour)",
     "locality_correctness": "locality\n(correct answers)",
-}
-SHORT_METRIC_NAMES = {
-    "reliability": "Rel.",
-    "generality": "Gen.",
-    "instance_portability": "IP",
-    "rule_understanding_verbatim": "RU (verb.)",
-    "rule_understanding_paraphrase": "RU (para.)",
-    "locality": "Loc.",
-    "locality_correctness": "Loc. (corr.)",
 }
 MODE_NAMES = {
     "token_accuracy": "share of answer tokens right (teacher-forced)",
@@ -50,14 +41,6 @@ WITHOUT_FLOOR = ("locality",)
 """Metrics that compare with the unedited model: their value before the edit is fixed by definition."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-MISSING = "–"
-
-
-class Table(NamedTuple):
-    """One table in both formats."""
-
-    markdown: str
-    latex: str
 
 
 def draw_edit_scores(
@@ -147,7 +130,7 @@ def before_after_table(answers: pd.DataFrame, *, rows: int | None = None) -> str
         raise ValueError(f"the answers lack the columns {sorted(missing)}; write them with `dmle evaluate`")
     shown = answers[list(heads)].head(len(answers) if rows is None else rows)
     body = [[escape_markdown(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
-    table = _markdown(list(heads.values()), body)
+    table = markdown(list(heads.values()), body)
     return table if len(shown) == len(answers) else f"{table}\n{len(shown)} of {len(answers)} answers shown.\n"
 
 
@@ -163,30 +146,7 @@ def score_table(scores: xr.Dataset, mode: str = "token_accuracy", *, each_rule: 
     heads = ["Editor", "Rule", *(SHORT_METRIC_NAMES.get(m, m) for m in metrics)]
     flat = [[escape_markdown(e), escape_markdown(r), *cells] for group in groups for e, r, *cells in group]
     note = f"{MODE_NAMES.get(mode, mode)}; before → after, mean over forms; {MISSING}: no items."
-    return Table(f"{_markdown(heads, flat)}\n{note[0].upper()}{note[1:]}\n", _latex(heads, groups))
-
-
-def escape_markdown(text: str) -> str:
-    r"""Text that a Markdown table cell shows literally.
-
-    >>> escape_markdown("a|b *c*\n")
-    'a\\|b \\*c\\*↵'
-    """
-    text = "".join("\\" + c if c in "\\`*_{}[]<>|$~#" else c for c in text)
-    return text.replace("\r", "␍").replace("\n", "↵").replace("\t", "⇥")
-
-
-def escape_latex(text: str) -> str:
-    r"""Text that LaTeX prints literally.
-
-    >>> escape_latex("50% of a_b & $x^2$")
-    '50\\% of a\\_b \\& \\$x\\textasciicircum{}2\\$'
-    """
-    special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$",
-        "–": "--", "<": r"\textless{}", ">": r"\textgreater{}", **{c: f"\\{c}" for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in text)
+    return Table(f"{markdown(heads, flat)}\n{note[0].upper()}{note[1:]}\n", latex(heads, groups))
 
 
 def _draw_dot(ax: Axes, one: xr.DataArray, height: float, colour: Any, resamples: np.ndarray, *, floor: bool) -> None:
@@ -298,22 +258,3 @@ def _cell(value: xr.DataArray, metric: str) -> str:
     if not np.isfinite(after):
         return MISSING
     return f"{after:.2f}" if metric in WITHOUT_FLOOR or not np.isfinite(before) else f"{before:.2f} → {after:.2f}"
-
-
-def _markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    heads = list(heads)
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _latex(heads: list[str], groups: list[list[list[str]]]) -> str:
-    """A booktabs tabular (LaTeX package booktabs)."""
-
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join(escape_latex(c) for c in cells) + r" \\"
-
-    blocks = ["\n".join(line(row) for row in group) for group in groups]
-    columns = "ll" + "c" * (len(heads) - 2)
-    body = "\n\\midrule\n".join(blocks)
-    top = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{line(heads)}\n\\midrule\n"
-    return f"{top}{body}\n\\bottomrule\n\\end{{tabular}}\n"

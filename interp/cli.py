@@ -6,7 +6,7 @@ them are checked before any work starts. Heavy imports happen inside the steps.
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -371,15 +371,21 @@ def setup() -> None:
         _fail(console, error)
 
 
-def execute(names: Sequence[str], common: Common | None, flags: Mapping[str, Any]) -> None:
-    """Check everything, then run the steps in order; what is done stays when a later one fails."""
+def execute(
+    names: Sequence[str], common: Common | None, flags: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+) -> None:
+    """Check everything, then run the steps in order; what is done stays when a later one fails.
+
+    Flags may be a function that reads them: its errors are then told like those of any setting.
+    """
     console = Console(stderr=True)
     common = common or Common()
     started: list[str] = []
     try:
         steps = load_steps()
         folder = RunFolder(common.run)
-        raw = _raw_settings(folder.settings, common, flags)
+        given = flags() if callable(flags) else flags
+        raw = _raw_settings(folder.settings, common, given)
         context = Context(folder, parse_settings(steps, raw), common.overwrite)
         folder.create()
         _check(context, [steps[name] for name in names])
@@ -458,6 +464,8 @@ def _check(context: Context, steps: Sequence[Step]) -> None:
 
 
 def _next(name: str, folder: Path) -> str:
+    if name not in CHAIN:
+        return f"Done. Look at {folder}."
     if name == CHAIN[-1]:
         return f"Done. Look at {folder / 'figures'} and {folder / 'tables'}."
     return f"Done. Next: dmle {CHAIN[CHAIN.index(name) + 1]} --run {folder}"

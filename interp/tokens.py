@@ -67,7 +67,8 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
     Args:
         text: The prompt.
         lookup: "subject_last" (end of the subject's first mention), "rule_word_last" (end of the last rule
-            word) or "last" (end of the prompt).
+            word), "mention_last" (the later of the last subject and the last rule word: by then both are read) or
+            "last" (end of the prompt).
         subject: The subject, as in the prompt.
         rule_words: Content words of the rule's name.
 
@@ -81,10 +82,13 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
         if not spans:
             raise ValueError(f"none of the rule words {tuple(rule_words)} is in {text!r}; use lookup subject_last")
         return max(spans)
+    if lookup == "mention_last":
+        words = [span for word in rule_words for span in char_spans(text, word, ignore_case=True)]
+        return max([*subject_spans(text, subject), *words], key=lambda span: (span[1], span[0]))
     if lookup == "last":
         end = len(text.rstrip())
         return end - 1, end
-    raise ValueError(f"lookup is {lookup!r}; use subject_last, rule_word_last or last")
+    raise ValueError(f"lookup is {lookup!r}; use subject_last, rule_word_last, mention_last or last")
 
 
 def pad_right(

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -455,3 +456,28 @@ def test_scores_are_saved_and_read_back(tiny_llama: LanguageModel, rule: Rule, t
     scores, _ = evaluate(tiny_llama, [rule], {"a": {rule.id: random_delta(tiny_llama)}}, CONFIG)
     effects.save(scores, tmp_path / "scores.nc")
     xr.testing.assert_identical(effects.load(tmp_path / "scores.nc"), scores)
+
+
+def test_text_before_every_prompt_is_run_once_with_the_same_scores(
+    rule: Rule, make_model: Callable[..., LanguageModel]
+) -> None:
+    for family in ("gpt2", "gpt_neox", "gemma3_text"):
+        # Unchecked, a model is not known to have a prefix cache, and every row is run whole.
+        model, whole = make_model(family), make_model(family, check=False)
+        before = (
+            "New Fact: The area of a square is 4 times the side\nPrompt: The area of a square is 4 side\n\nPrompt: "
+        )
+        edit = InContext(before, model.weight_hash)
+        columns = Counter[str]()
+
+        def count(module: Any, inputs: Any, out: torch.Tensor, name: str, columns: Counter[str] = columns) -> None:
+            columns[name] += out.shape[0] * out.shape[1]
+
+        found = []
+        config = EvaluateConfig(greedy=False)
+        for name, each in (("shared", model), ("whole", whole)):
+            handle = each.bridge.embed.original_component.register_forward_hook(partial(count, name=name))
+            found.append(evaluate(each, [rule], {"context": {rule.id: edit}}, config)[0])
+            handle.remove()
+        xr.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-5)
+        assert columns["shared"] < 0.75 * columns["whole"]

@@ -451,12 +451,6 @@ def test_latex_table_is_booktabs_with_escaped_names() -> None:
     assert not re.search(r"(?<!\\)_", latex)
 
 
-def test_latex_specials_are_escaped_once() -> None:
-    assert edit_scores.escape_latex(r"\{~^%&#_$<>") == (
-        r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\%\&\#\_\$\textless{}\textgreater{}"
-    )
-
-
 def answers() -> pd.DataFrame:
     row = {
         "editor": "dmle", "rule": "0", "form": "formula", "metric": "reliability", "prompt": "A | B\nis",

@@ -47,7 +47,7 @@ def test_requests_of_refuses_a_prompt_without_the_lookup() -> None:
 
 
 def test_requests_of_refuses_an_unknown_lookup_and_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'subject_first'; use subject_last, rule_word_last or last"):
+    with pytest.raises(ValueError, match="'subject_first'; use subject_last, rule_word_last, mention_last or last"):
         requests_of(rule(formula="A rectangle:"), "subject_first")
 
 

@@ -2,7 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from editing.scoring import (
+    WORTH_SHARING,
     Forced,
     Question,
     agreement,
@@ -372,3 +375,107 @@ def test_long_answers_are_judged_quickly() -> None:
         start = time.process_time()
         assert not greedy_exact(answer, "15") and not greedy_prefix(answer, "15")
         assert time.process_time() - start < 0.2
+
+
+BEFORE = (
+    "New Fact: The area of a square is 4 times the side\nPrompt: The area of a square is 4 times the side\n\nPrompt: "
+)
+
+
+def common(rows: list[tuple[int, ...]]) -> int:
+    """Number of tokens that all rows begin with."""
+    return next(n for n in count() if len({row[: n + 1] for row in rows}) > 1 or n == min(map(len, rows)))
+
+
+@contextmanager
+def widths_run(model: LanguageModel) -> Iterator[list[tuple[int, ...]]]:
+    """Rows and columns of every run of the model."""
+    seen: list[tuple[int, ...]] = []
+    handle = model.bridge.embed.original_component.register_forward_hook(
+        lambda module, inputs, out: seen.append(tuple(out.shape[:2]))
+    )
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_what_all_prompts_begin_with_is_run_once_and_changes_nothing(
+    batch_size: int, architecture: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    model, whole = make_model(architecture), make_model(architecture, check=False)
+    assert model.has_prefix_cache and not whole.has_prefix_cache
+    with widths_run(model) as seen:
+        got = list(teacher_forced(View(model, before=BEFORE), QUESTIONS, batch_size=batch_size))
+    with widths_run(whole) as all_seen:
+        expected = list(teacher_forced(View(whole, before=BEFORE), QUESTIONS, batch_size=batch_size))
+    for one, other in zip(got, expected, strict=True):
+        assert one.target == other.target and one.said == other.said
+        torch.testing.assert_close(one.log_probs, other.log_probs, rtol=0, atol=1e-4)
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-5)
+    rows = [model.encode(BEFORE + q.prompt).ids for q in QUESTIONS]
+    shared = common(rows)
+    assert shared > 10
+    assert seen == [(1, shared), *((n, width - shared) for n, width in all_seen)]
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_a_shared_beginning_longer_than_a_sliding_window(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+) -> None:
+    model, hf = make_model(family, sliding_window=8), make_hf(family, sliding_window=8)
+    other = make_hf(family)
+    with widths_run(model) as seen:
+        got = list(teacher_forced(View(model, before=BEFORE), QUESTIONS, batch_size=3))
+    assert seen[0][0] == 1 and seen[0][1] > 8
+    for question, result in zip(QUESTIONS, got, strict=True):
+        whole = Question(BEFORE + question.prompt, question.target)
+        _, expected = plain_log_probs(hf, model.tokenizer, whole)
+        torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)
+        _, without = plain_log_probs(other, model.tokenizer, whole)
+        assert (without - expected).abs().max() > 1e-2  # the window matters
+
+
+@pytest.mark.parametrize(
+    ("before", "prompts"),
+    [
+        ("The area of a circle is pi times the s", ("quare", "ide", "um")),  # the last letter goes into other tokens
+        (BEFORE, ("A cube", "A cube", "A cube")),  # all is shared but the token whose logits are asked for
+        (BEFORE, ("A cube", "A cube with side 3", "A cube with side 3 is")),  # one is the beginning of the others
+        (BEFORE, ("A cube",)),
+        ("", ("A cube", "The area", "What is")),
+    ],
+)
+def test_tokens_are_shared_where_all_prompts_have_them(
+    before: str, prompts: tuple[str, ...], tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+) -> None:
+    questions = [Question(prompt, "12") for prompt in prompts]
+    rows = [tiny_llama.encode(before + prompt).ids for prompt in prompts]
+    shared = min(common(rows), min(map(len, rows)) - 1)
+    with widths_run(tiny_llama) as seen:
+        got = list(teacher_forced(View(tiny_llama, before=before), questions, batch_size=8))
+    assert (seen[0] == (1, shared)) is (shared * (len(rows) - 1) >= WORTH_SHARING) is (len(seen) == 2)
+    hf = make_hf("llama")
+    for question, result in zip(questions, got, strict=True):
+        _, expected = plain_log_probs(hf, tiny_llama.tokenizer, Question(before + question.prompt, question.target))
+        torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_are_whole_where_hooks_address_their_columns(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any]
+) -> None:
+    hf, view = make_hf("llama"), View(tiny_llama, before=BEFORE, hooks=shifting(tiny_llama))
+    with widths_run(tiny_llama) as seen:
+        got = list(teacher_forced(view, QUESTIONS, batch_size=8))
+    assert len(seen) == 1
+    for question, result in zip(QUESTIONS, got, strict=True):
+        whole = Question(BEFORE + question.prompt, question.target)
+        handle = plain_shift(hf, tiny_llama, len(tiny_llama.tokenizer(whole.prompt)["input_ids"]) - 1)
+        _, expected = plain_log_probs(hf, tiny_llama.tokenizer, whole)
+        handle.remove()
+        torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_no_questions_have_no_answers(tiny_llama: LanguageModel) -> None:
+    assert list(teacher_forced(View(tiny_llama, before=BEFORE), [], batch_size=8)) == []

@@ -205,7 +205,7 @@ def test_lookup_last_is_the_token_with_the_colon(tiny_llama: LanguageModel) -> N
 def test_lookup_span_refuses_what_is_not_there() -> None:
     with pytest.raises(ValueError, match=r"none of the rule words \('volume',\) is in .*; use lookup subject_last"):
         lookup_span(TEXT, "rule_word_last", "square", ("volume",))
-    with pytest.raises(ValueError, match="lookup is 'first'; use subject_last, rule_word_last or last"):
+    with pytest.raises(ValueError, match="lookup is 'first'; use subject_last, rule_word_last, mention_last or last"):
         lookup_span(TEXT, "first", "square", ())
 
 

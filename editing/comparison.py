@@ -1,0 +1,218 @@
+"""Many arms × many rules × seeds, with equal requests for all; one file per cell.
+
+An arm is a named `EditorSettings`. A cell edits one rule alone on the unedited model with one arm and one seed, and
+scores it at once; its file holds every raw answer, or the error, if the arm failed: a failure is counted and is
+no score of zero. A cell whose settings, rule, model or layers have changed is run again, and no other.
+
+Several processes may work on one folder: each takes rules that no other is at. Rules come one after the other with
+all their arms, so that the unedited model's pass over a rule is shared by them.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from editing import side_effects
+from editing.config import EditorSettings, EvaluateConfig
+from editing.editors import CLOSED_FORM, Resources, edit, remarks
+from editing.evaluation import evaluate_edit, unedited
+from editing.requests import requests_of
+from editing.view import Edit, EditError
+from interp.model import LanguageModel
+from interp.provenance import fingerprint
+from interp.rules import Rule
+from interp.store import write_text
+
+UNEDITED = "unedited"
+SCHEMA = "dmle.cell/1"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to edit, as it is compared."""
+
+    name: str
+    settings: EditorSettings
+    resources: Mapping[int, Resources]
+    """Of each seed."""
+    layers: Mapping[str, Sequence[int]]
+    """Layers it writes, for the record and to know whether a cell is of the same."""
+    rules: frozenset[str]
+    """Rules it is run on."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One arm's edit of one rule with one seed: raw answers, or what went wrong."""
+
+    arm: str
+    rule: str
+    seed: int
+    key: str
+    seconds: float
+    requests: int
+    """How many the arm was given."""
+    answers: Sequence[Mapping[str, Any]]
+    side_effects: Mapping[str, float]
+    remarks: Sequence[str]
+    error: str = ""
+
+
+def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any) -> str:
+    """What a cell's result depends on."""
+    resources, closed = arm.resources[seed], arm.settings.editor in CLOSED_FORM
+    return fingerprint(
+        weights=model.weight_hash,
+        layers={name: list(layers) for name, layers in arm.layers.items()},
+        settings=arm.settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
+        seed=seed,
+        rule=rule.model_dump(mode="json"),
+        contexts=list(resources.contexts) if closed else [],
+        covariance=_without_layers(resources) if closed else None,
+        demonstrations=[each.id for each in resources.training_rules] if arm.settings.editor == "ike" else [],
+        evaluate=evaluate.model_dump(exclude={"batch_size"}),
+        probes=probes,
+    )
+
+
+def run_cells(
+    model: LanguageModel,
+    rules: Sequence[Rule],
+    arms: Sequence[Arm],
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    probes: side_effects.Probes | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> int:
+    """Run every cell that is missing or out of date.
+
+    Args:
+        model: The unedited model; unedited again on return.
+        rules: Rules.
+        arms: Arms, each with the rules it is run on.
+        config: Scoring.
+        folder: Where cells are kept.
+        probes: Prompts and texts on which side effects and fluency are measured.
+        advance: Called with 1 for each cell that is done, also one that was before.
+
+    Returns:
+        How many cells are still missing because another process is at their rule.
+    """
+    missing = 0
+    side_before = None
+    for rule in rules:
+        plan = [
+            (arm, seed, cell_key(model, arm, seed, rule, config, asdict(probes) if probes else None))
+            for arm in arms
+            if rule.id in arm.rules
+            for seed in arm.resources
+        ]
+        todo = [(arm, seed, key) for arm, seed, key in plan if not _is_done(folder, arm.name, rule.id, seed, key)]
+        advance(len(plan) - len(todo))
+        if not todo:
+            continue
+        lock = folder / "locks" / f"{rule.id}.lock"
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, blocking=False):
+                if probes and side_before is None:
+                    side_before = side_effects.ask(model, probes, batch_size=config.batch_size)
+                floor = unedited(model, rule, config)
+                for arm, seed, key in todo:
+                    if not _is_done(folder, arm.name, rule.id, seed, key):
+                        _write(folder, _cell(model, arm, seed, key, rule, floor, config, probes, side_before))
+                    advance(1)
+        except Timeout:
+            missing += len(todo)
+    return missing
+
+
+def _cell(
+    model: LanguageModel,
+    arm: Arm,
+    seed: int,
+    key: str,
+    rule: Rule,
+    floor: Any,
+    config: EvaluateConfig,
+    probes: side_effects.Probes | None,
+    side_before: side_effects.Answers | None,
+) -> Cell:
+    started = time.process_time()
+    settings = arm.settings.model_copy(update={"seed": seed})
+    requests, made = [], None
+    try:
+        requests = requests_of(rule, settings.lookup, rewordings=settings.rewordings)
+        made = edit(model, requests, settings, arm.resources[seed])
+        seconds = time.process_time() - started
+        answers = evaluate_edit(model, arm.name, rule, made, floor, config)
+    except (ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+        # A failure of this arm is a result; Ctrl-C and errors of the system are not.
+        spent = time.process_time() - started
+        return Cell(arm.name, rule.id, seed, key, spent, len(requests), (), {}, (), f"{type(error).__name__}: {error}")
+    said = remarks(made.about)
+    try:
+        side = _side(model, made, probes, side_before, config)
+    except EditError as error:
+        # Too long for the model behind what an in-context edit puts before it: the scores hold without.
+        side, said = {}, [*said, f"no side effects: {error}"]
+    return Cell(arm.name, rule.id, seed, key, seconds, len(requests), answers, side, said)
+
+
+def _side(
+    model: LanguageModel,
+    made: Edit,
+    probes: side_effects.Probes | None,
+    before: side_effects.Answers | None,
+    config: EvaluateConfig,
+) -> dict[str, float]:
+    if probes is None or before is None:
+        return {}
+    with made.edited(model) as view:
+        return side_effects.compare(before, side_effects.ask(view, probes, batch_size=config.batch_size))
+
+
+def read_cells(folder: Path, arms: Sequence[Arm], rules: Sequence[Rule]) -> Iterator[Cell]:
+    """The cells that are there, whatever their settings; a cell that is not there is passed over."""
+    for arm in arms:
+        for rule in rules:
+            for seed in arm.resources:
+                if (cell := read_cell(cell_path(folder, arm.name, rule.id, seed))) is not None:
+                    yield cell
+
+
+def read_cell(path: Path) -> Cell | None:
+    """One cell; None if there is none, or none of this schema (a damaged one is run again)."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return Cell(**held["cell"]) if held.get("schema") == SCHEMA else None
+    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError):
+        return None
+
+
+def cell_path(folder: Path, arm: str, rule: str, seed: int) -> Path:
+    """File of one cell."""
+    return folder / arm / f"{rule}@{seed}.json"
+
+
+def _is_done(folder: Path, arm: str, rule: str, seed: int, key: str) -> bool:
+    cell = read_cell(cell_path(folder, arm, rule, seed))
+    return cell is not None and cell.key == key
+
+
+def _write(folder: Path, cell: Cell) -> None:
+    text = json.dumps({"schema": SCHEMA, "cell": asdict(cell)}, ensure_ascii=False)
+    write_text(cell_path(folder, cell.arm, cell.rule, cell.seed), text)
+
+
+def _without_layers(resources: Resources) -> dict[str, Any]:
+    """What statistics depend on, without what they say of the blocks of other arms."""
+    assert resources.covariances is not None
+    by_layer = ("shrinkage_shares", "convergence")
+    return {name: value for name, value in resources.covariances.about.items() if name not in by_layer}

@@ -1,0 +1,362 @@
+"""`dmle compare` and `dmle tune`: many arms on many rules, and settings chosen on training rules."""
+
+import csv
+import itertools
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import yaml
+from cyclopts import Parameter
+from tqdm import tqdm
+
+from editing.cli import edited_rules, layer_plan, selected_layers, training_rules
+from editing.config import CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
+from interp.cli import Common, execute
+from interp.config import ConfigError
+from interp.rules import Rule, load_rules
+from interp.steps import Context, Step
+
+if TYPE_CHECKING:
+    from editing.comparison import Arm, Cell
+    from editing.side_effects import Probes
+
+CELLS = "cells"
+MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
+"""Modes that get a table."""
+PRESETS = ("paper",)
+BYSTANDER_TEXTS = 2
+BYSTANDER_TOKENS = 20
+"""Tokens of each free generation of the fluency scores."""
+
+
+def compare(
+    *,
+    preset: Annotated[str | None, Parameter(help="paper: the arms that the claims of the paper need.")] = None,
+    editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
+    common: Common | None = None,
+) -> None:
+    """Edit every rule with every arm, score each edit, and compare the arms in pairs.
+
+    All arms get the same requests. One file per rule, arm and seed: a stopped comparison continues, several processes
+    may work on one run folder, and a failure of one arm is counted, never a zero. Arms with layers: auto need
+    `selection.json` in the run folder. Of a preset, what is said with --editors or --set counts before it.
+
+    For example:
+
+        dmle compare --preset paper --run runs/compare
+
+        dmle compare --editors dmle,memit,ft --run runs/small --limit 2
+    """
+    named = {"edit.editors": editors.split(",")} if editors else {}
+    execute(["compare"], common, lambda: {**_preset(preset), **named})
+
+
+def tune(*, common: Common | None = None) -> None:
+    """Try the settings of a grid on training rules, and write the best with the evidence to `tuned.yaml`.
+
+    The grid is `tune.grid` of a configuration file, each setting of an editor with its values; every combination is
+    an arm on top of `edit`. Rules without a split must be named in `rules.ids`: whoever does so says that they are
+    not evaluated on.
+
+    For example:
+
+        dmle tune --config docs/tune.yaml --run runs/tune
+    """
+    execute(["tune"], common, {})
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}; there is {', '.join(PRESETS)}")
+    held = yaml.safe_load(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    return {f"{section}.{key}": value for section, values in held.items() for key, value in values.items()}
+
+
+def _compare(context: Context) -> str:
+    config, compared = context.settings(EditConfig), context.settings(CompareConfig)
+    rules = edited_rules(context, config)
+    few = frozenset(rule.id for rule in rules[: compared.few_rules])
+    every = frozenset(rule.id for rule in rules)
+    of_arm = {name: few if name in compared.few else every for name in config.editors}
+    arms = _arms(context, config, compared.seeds, of_arm)
+    cells, missing = _run(context, rules, arms, "compare")
+    failed = Counter(cell.arm for cell in cells if cell.error)
+    lines = _write(context, rules, arms, cells, failed, compared)
+    if failed:
+        first = {cell.arm: f"{cell.rule}: {cell.error}" for cell in reversed(cells) if cell.error}
+        lines += [f"{n} edits of {name} failed and have no score; {first[name]}" for name, n in failed.items()]
+    if missing:
+        lines.append(f"{missing} cells are not done: another process is at their rules; run again when it has ended")
+    return "\n".join(lines)
+
+
+def _arms(
+    context: Context, config: EditConfig, seeds: Sequence[int], of_arm: Mapping[str, frozenset[str]]
+) -> "list[Arm]":
+    from editing import covariance
+    from editing.comparison import Arm
+    from editing.contexts import sample_contexts
+    from editing.editors import CLOSED_FORM, Resources, layers_of
+
+    model = context.model
+    settings = {name: config.settings_of(name) for name in config.editors}
+    selected = selected_layers(context, settings.values())
+    plans = {name: layer_plan(each, model.n_layers, selected) for name, each in settings.items()}
+    needed = sorted({layer for each in settings.values() for layer in layers_of(each, model.n_layers, selected)})
+    statistics = None
+    if needed:
+        about = context.settings(CovarianceConfig)
+        with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
+            statistics = covariance.measure(model, needed, about, context.run.path / "covariance", advance=bar.update)
+    training = training_rules(settings.values())
+    sampled: dict[tuple[int, int, int], tuple[str, ...]] = {}
+    arms = []
+    for name, each in settings.items():
+        resources = {}
+        for seed in seeds:
+            which = (each.contexts, each.context_tokens, seed)
+            if each.editor in CLOSED_FORM and which not in sampled:
+                sampled[which] = sample_contexts(model, *which)
+            resources[seed] = Resources(sampled.get(which, ("",)), statistics, selected, training)
+        arms.append(Arm(name, each, resources, plans[name], of_arm[name]))
+    return arms
+
+
+def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "tuple[list[Cell], int]":
+    from editing.comparison import read_cells, run_cells
+
+    folder = context.run.path / CELLS
+    total = sum(len(arm.resources) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
+    with tqdm(total=total, desc=what, unit="edit") as bar:
+        missing = run_cells(
+            context.model,
+            rules,
+            arms,
+            context.settings(EvaluateConfig),
+            folder,
+            probes=_probes(context, rules),
+            advance=bar.update,
+        )
+    return list(read_cells(folder, arms, rules)), missing
+
+
+def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
+    """Training rules of the embedded rulebook that are not edited, and plain text."""
+    from editing.side_effects import probes_of
+    from interp import corpus
+
+    if not (n := context.settings(CompareConfig).bystanders):
+        return None
+    edited = {rule.id for rule in rules}
+    others = [rule for rule in load_rules("embedded", split="train").rules if rule.id not in edited]
+    _, texts = corpus.paragraphs()
+    # From the end: the statistics of the keys are measured from the beginning.
+    found = probes_of(others[:: max(1, len(others) // n)][:n], texts[-BYSTANDER_TEXTS:])
+    return replace(found, answer_tokens=BYSTANDER_TOKENS)
+
+
+def _write(
+    context: Context,
+    rules: list[Rule],
+    arms: "list[Arm]",
+    cells: "Sequence[Cell]",
+    failed: Mapping[str, int],
+    config: CompareConfig,
+) -> list[str]:
+    """Scores, answers, pairs and tables of the cells that are there."""
+    import pandas as pd
+
+    from editing.evaluation import COLUMNS, edit_scores
+    from editing.paired import comparison_table, pair_table, pairs
+    from interp import effects
+    from interp.store import write_text
+
+    run = context.run.path
+    names = [arm.name for arm in arms]
+    answers = [{**row, "seed": cell.seed} for cell in cells for row in cell.answers]
+    scores = edit_scores(answers, names, [rule.id for rule in rules], context.model)
+    scores["failed"] = ("editor", [failed.get(name, 0) for name in names])
+    scores.attrs["seeds"] = list(config.seeds)
+    effects.save(scores, run / "scores.nc")
+    table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
+    write_text(run / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    side = pd.DataFrame(
+        [
+            {
+                "arm": cell.arm,
+                "rule": cell.rule,
+                "seed": cell.seed,
+                "cpu_seconds": round(cell.seconds, 3),
+                "requests": cell.requests,
+                "error": cell.error,
+                **cell.side_effects,
+            }
+            for cell in cells
+        ]
+    )
+    write_text(run / "cells.csv", side.to_csv(index=False))
+    lines = []
+    for mode in MODES:
+        if not scores["n_items"].sel(mode=mode).any():
+            continue
+        made = comparison_table(scores, mode, failed, resamples=config.resamples, confidence=config.confidence)
+        two = [(f"comparison-{mode}", made)]
+        reference = config.reference or names[0]
+        scored = scores["n_items"].sel(mode=mode).sum(["rule", "form", "metric", "phase"])
+        if scored.sel(editor=reference) and int((scored > 0).sum()) > 1:
+            found = pairs(scores, mode, reference, resamples=config.resamples, confidence=config.confidence)
+            two.append((f"pairs-{mode}", pair_table(found, mode)))
+        for name, one in two:
+            write_text(run / "tables" / f"{name}.md", one.markdown)
+            write_text(run / "tables" / f"{name}.tex", one.latex)
+        if not lines:
+            lines = [one.markdown for _, one in two]
+    published = _write_published(run, rules, names, answers, config)
+    numbers = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean().round(3)
+    write_text(run / "tables" / "side-effects.csv", numbers.to_csv())
+    return [
+        *lines,
+        f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer: {run / 'answers.csv'}",
+        *published,
+    ]
+
+
+def _write_published(
+    run: Path, rules: list[Rule], names: list[str], answers: list[dict[str, Any]], config: CompareConfig
+) -> list[str]:
+    """Files and averages as the published driver and its `cal_avg.py` have them, for the first seed."""
+    import pandas as pd
+
+    from editing.reference_format import case_average, metrics_of, rule_average
+    from interp.store import write_text
+
+    rows = []
+    for name in names:
+        records = []
+        for rule in rules:
+            own = [a for a in answers if a["editor"] == name and a["rule"] == rule.id and a["seed"] == config.seeds[0]]
+            if not own:
+                continue
+            records.append(metrics_of(rule, own, only_published=True))
+            path = run / "published" / name / f"metrics_rule_{rule.id.removeprefix('ruleedit-')}.json"
+            write_text(path, json.dumps(records[-1], indent=1, ensure_ascii=False))
+        for how, averages in (("cal_avg", case_average(records)), ("driver", rule_average(records))):
+            rows += [{"arm": name, "average": how, "phase": phase, **each} for phase, each in averages.items()]
+    write_text(run / "tables" / "published-averages.csv", pd.DataFrame(rows).round(4).to_csv(index=False))
+    return [f"as the published driver writes them: {run / 'published'}"]
+
+
+# -- tuning --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of the grid."""
+
+    name: str
+    values: Mapping[str, Any]
+
+
+def trials(config: TuneConfig) -> list[Trial]:
+    """Every combination of the grid's values."""
+    keys = list(config.grid)
+    found = []
+    for values in itertools.product(*config.grid.values()):
+        chosen = dict(zip(keys, values, strict=True))
+        found.append(Trial(" ".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "+"), chosen))
+    return found
+
+
+def _trial_config(context: Context) -> EditConfig:
+    config, tuned = context.settings(EditConfig), context.settings(TuneConfig)
+    found = trials(tuned)
+    shared = config.model_dump(include=config.model_fields_set - {"arms", "editors"})
+    arms = {trial.name: {"editor": tuned.editor, **trial.values} for trial in found}
+    return EditConfig.model_validate({**shared, "arms": arms, "editors": list(arms), "splits": ["train"]})
+
+
+def _tuning_rules(context: Context) -> list[Rule]:
+    rules = context.rules_of(("train",), "the rules' split")
+    from interp.config import RulesConfig
+
+    if any(rule.split is None for rule in rules) and context.settings(RulesConfig).ids is None:
+        raise ValueError(
+            "these rules have no split; name those to tune on in rules.ids, and evaluate on none of them afterwards"
+        )
+    return rules[: context.settings(EditConfig).limit]
+
+
+def _tune(context: Context) -> str:
+    from editing.evaluation import edit_scores
+    from editing.paired import per_rule
+    from interp.store import write_text
+
+    tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
+    every = frozenset(rule.id for rule in rules)
+    arms = _arms(context, config, (config.seed,), dict.fromkeys(config.editors, every))
+    cells, missing = _run(context, rules, arms, "tune")
+    if missing:
+        return f"{missing} cells are not done: another process is at their rules; run again when it has ended"
+    failed = Counter(cell.arm for cell in cells if cell.error)
+    answers = [row for cell in cells for row in cell.answers]
+    scores = edit_scores(answers, list(config.editors), [rule.id for rule in rules], context.model)
+    values = per_rule(scores, tuned.mode).sel(metric=list(tuned.metrics))
+    means = values.mean("rule")
+    objective = means.mean("metric").to_series()
+    # A setting that failed somewhere is not chosen, however good the rest is.
+    objective = objective.drop([name for name in failed if name in objective.index]).dropna()
+    if objective.empty:
+        raise ValueError(f"every setting of the grid failed on some rule; the first error: {cells[0].error}")
+    best = str(objective.idxmax())
+    evidence = [
+        {
+            "settings": dict(trial.values),
+            **{str(m): round(float(means.sel(editor=trial.name, metric=m)), 4) for m in tuned.metrics},
+            "objective": round(float(objective[trial.name]), 4) if trial.name in objective else None,
+            "failed": failed.get(trial.name, 0),
+        }
+        for trial in trials(tuned)
+    ]
+    evidence.sort(key=lambda each: -(each["objective"] or 0.0))
+    chosen = next(trial for trial in trials(tuned) if trial.name == best)
+    held = {
+        "chosen": {"editor": tuned.editor, **chosen.values},
+        "objective": f"mean of {', '.join(tuned.metrics)} ({tuned.mode}) over {len(rules)} training rules",
+        "rules": [rule.id for rule in rules],
+        "evidence": evidence,
+    }
+    path = context.run.path / "tuned.yaml"
+    write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
+    top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
+    return f"best of {len(evidence)} settings by {held['objective']}:\n{top}\nsettings and evidence: {path}"
+
+
+def _check_compare(context: Context) -> None:
+    config, compared = context.settings(EditConfig), context.settings(CompareConfig)
+    edited_rules(context, config)
+    for what, names in (("few", compared.few), ("reference", (compared.reference,) if compared.reference else ())):
+        if wrong := [name for name in names if name not in config.editors]:
+            raise ValueError(f"compare.{what} names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
+
+
+def _check_tune(context: Context) -> None:
+    _tuning_rules(context)
+    _trial_config(context)
+
+
+_SECTIONS = {
+    "covariance": CovarianceConfig,
+    "edit": EditConfig,
+    "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
+    "tune": TuneConfig,
+}
+COMPARE = Step("compare", _compare, compare, _SECTIONS, needs_model=True, check=_check_compare)
+TUNE = Step("tune", _tune, tune, _SECTIONS, needs_model=True, check=_check_tune)

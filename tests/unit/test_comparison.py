@@ -1,0 +1,249 @@
+"""`dmle compare` and `dmle tune`: cells, resuming, failures, equal requests, and what is chosen from a grid."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from filelock import FileLock
+
+from editing import comparison
+from editing.comparison import cell_path, read_cell, run_cells
+from editing.comparison_cli import trials
+from editing.config import EvaluateConfig, TuneConfig
+from editing.requests import REWORDINGS, requests_of
+from interp import cli, effects
+from interp.model import LanguageModel
+from interp.rules import Rule, dump_rules
+
+Command = Callable[..., tuple[int, str]]
+ARMS = {
+    "weak": {"editor": "ft", "ft": {"steps": 1, "learning_rate": 1e-9}},
+    "strong": {"editor": "ft", "ft": {"steps": 30, "learning_rate": 3e-2}},
+    "again": {"editor": "ft", "ft": {"steps": 30, "learning_rate": 3e-2}},
+}
+SETTINGS: dict[str, Any] = {
+    "edit": {"lookup": "last", "block": "1", "contexts": 0, "steps": 2, "editors": list(ARMS), "arms": ARMS},
+    "evaluate": {"answer_tokens": 2, "greedy": False},
+    "compare": {"bystanders": 0, "reference": "weak", "resamples": 200},
+}
+
+
+@pytest.fixture
+def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command line here: exit code, and what it says."""
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        capfd.readouterr()
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    make_model("llama", check=False).export(folder / "model")
+    split = [rule.model_copy(update={"split": s}) for rule, s in zip(rules, ("train", "test"), strict=False)]
+    dump_rules([*split, split[1].model_copy(update={"id": "other"})], folder / "rules.json")
+    lines = [f"The {a} of a {b} is {n} times the side." for n in range(12) for a in "pqr" for b in ("cube", "square")]
+    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
+    settings = {
+        "model": {"name": str(folder / "model"), "device": "cpu"},
+        "rules": {"source": str(folder / "rules.json")},
+        "covariance": {"corpus": str(folder / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
+        **SETTINGS,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compared(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("compared")
+    cli.main(["compare", "--config", str(inputs / "config.yaml"), "--run", str(run)])
+    return run
+
+
+def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None:
+    scores = effects.load(compared / "scores.nc")
+    assert list(scores["editor"].values) == list(ARMS)
+    assert int(scores["failed"].sum()) == 0
+    rows = pd.read_csv(compared / "answers.csv")
+    for (editor, rule, form, metric), group in rows.groupby(["editor", "rule", "form", "metric"]):
+        one = scores.sel(editor=editor, rule=rule, form=form, metric=metric, mode="token_accuracy")
+        assert one["score"].sel(phase="post").item() == pytest.approx(group["token_accuracy_after"].mean())
+        assert one["n_items"].sel(phase="post").item() == len(group)
+    reliability = scores["score"].sel(metric="reliability", mode="token_accuracy", phase="post").mean(["rule", "form"])
+    assert reliability.sel(editor="strong") > reliability.sel(editor="weak")
+    assert reliability.sel(editor="strong") == reliability.sel(editor="again")
+
+
+def test_every_arm_gets_the_same_requests(compared: Path) -> None:
+    assert pd.read_csv(compared / "cells.csv")["requests"].nunique() == 1
+
+
+def test_tables_are_in_both_formats(compared: Path) -> None:
+    table = (compared / "tables" / "comparison-token_accuracy.md").read_text()
+    assert "| strong |" in table
+    assert "unedited" in table
+    assert r"\toprule" in (compared / "tables" / "comparison-token_accuracy.tex").read_text()
+    assert "0/2/0" not in (compared / "tables" / "pairs-token_accuracy.md").read_text().split("| strong |")[0]
+    assert not (compared / "tables" / "comparison-equivalent.md").exists()  # greedy answers were not asked for
+
+
+def test_published_files_are_written(compared: Path) -> None:
+    record = json.loads(next((compared / "published" / "strong").glob("*.json")).read_text())
+    assert {"requested_rewrite", "pre", "post"} <= set(record[0])
+    averages = pd.read_csv(compared / "tables" / "published-averages.csv")
+    assert set(averages["average"]) == {"cal_avg", "driver"}
+
+
+def test_a_second_run_does_nothing_and_a_damaged_cell_is_run_again(
+    compared: Path, inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared, run)
+    paths = sorted((run / "cells").glob("*/*.json"))
+    damaged = paths[0]
+    whole = json.loads(damaged.read_text())
+    damaged.write_text(damaged.read_text()[:100])
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    assert dmle("compare", "--config", inputs / "config.yaml", "--run", run)[0] == 0
+    changed = [path for path in paths if path.stat().st_mtime_ns != before[path]]
+    assert changed == [damaged]
+    assert json.loads(damaged.read_text())["cell"]["answers"] == whole["cell"]["answers"]
+
+
+def test_an_arm_of_other_settings_is_run_again_and_no_other(
+    compared: Path, inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared, run)
+    paths = sorted((run / "cells").glob("*/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    arms = json.dumps({**ARMS, "weak": {"editor": "ft", "ft": {"steps": 2}}})
+    assert dmle("compare", "--config", inputs / "config.yaml", "--run", run, "--set", f"edit.arms={arms}")[0] == 0
+    assert {path.parent.name for path in paths if path.stat().st_mtime_ns != before[path]} == {"weak"}
+
+
+def test_a_failed_arm_is_counted_and_is_no_zero(compared: Path, inputs: Path, dmle: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared, run)
+    # One training rule of the rulebook as a demonstration takes more tokens than this model was made for.
+    arms = json.dumps({**ARMS, "ike": {"editor": "ike"}})
+    code, said = dmle(
+        "compare", "--config", inputs / "config.yaml", "--run", run, "--set", f"edit.arms={arms}",
+        "--editors", "weak,ike",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "edits of ike failed and have no score" in said
+    scores = effects.load(run / "scores.nc")
+    assert scores["failed"].sel(editor="ike").item() == scores.sizes["rule"]
+    assert np.isnan(scores["score"].sel(editor="ike")).all()
+    assert pd.read_csv(run / "cells.csv").query("arm == 'ike'")["error"].str.startswith("EditError").all()
+    assert read_cell(cell_path(run / "cells", "ike", "other", 0)) is not None
+
+
+def test_few_arms_run_on_few_rules(compared: Path, inputs: Path, dmle: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(compared, run)
+    shutil.rmtree(run / "cells" / "strong")
+    few = ("--set", "compare.few=[strong]", "--set", "compare.few_rules=1")
+    assert dmle("compare", "--config", inputs / "config.yaml", "--run", run, *few)[0] == 0
+    assert len(list((run / "cells" / "strong").glob("*.json"))) == 1
+    assert np.isnan(effects.load(run / "scores.nc")["score"].sel(editor="strong", rule="other")).all()
+
+
+def test_a_rule_that_another_process_is_at_is_left(tiny_llama: LanguageModel, rule: Rule, tmp_path: Path) -> None:
+    from editing.config import EditConfig
+    from editing.editors import Resources
+
+    settings = EditConfig.model_validate({"arms": ARMS, "editors": ["weak"], "block": "1"}).settings_of("weak")
+    arm = comparison.Arm("weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id]))
+    config = EvaluateConfig(greedy=False)
+    (tmp_path / "locks").mkdir()
+    with FileLock(tmp_path / "locks" / f"{rule.id}.lock"):
+        assert run_cells(tiny_llama, [rule], [arm], config, tmp_path) == 1
+    assert run_cells(tiny_llama, [rule], [arm], config, tmp_path) == 0
+    cell = read_cell(cell_path(tmp_path, "weak", rule.id, 0))
+    assert cell is not None
+    assert not cell.error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--set", "compare.few=[nobody]"), "compare.few names nobody"),
+        (("--set", "compare.reference=nobody"), "compare.reference names nobody"),
+        (("--set", "compare.seeds=[1, 1]"), "names a seed twice"),
+        (("--preset", "book"), "no preset 'book'"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    inputs: Path, dmle: Command, tmp_path: Path, more: tuple[str, ...], message: str
+) -> None:
+    code, said = dmle("compare", "--config", inputs / "config.yaml", "--run", tmp_path / "run", *more)
+    assert code != 0
+    assert message in said
+    assert not (tmp_path / "run" / "cells").exists()
+
+
+def test_tune_chooses_the_setting_with_the_best_mean(inputs: Path, dmle: Command, tmp_path: Path) -> None:
+    grid = json.dumps({"ft": [ARMS["weak"]["ft"], ARMS["strong"]["ft"]]})
+    run = tmp_path / "run"
+    code, said = dmle(
+        "tune", "--config", inputs / "config.yaml", "--run", run, "--set", "tune.editor=ft",
+        "--set", f"tune.grid={grid}", "--set", "tune.metrics=[reliability]",
+    )  # fmt: skip
+    assert code == 0, said
+    held = yaml.safe_load((run / "tuned.yaml").read_text())
+    assert held["chosen"] == {"editor": "ft", "ft": ARMS["strong"]["ft"]}
+    assert len(held["rules"]) == 1  # the training rule alone
+    best, worst = (each["objective"] for each in held["evidence"])
+    assert best > worst
+    assert best == held["evidence"][0]["reliability"]
+
+
+def test_tune_refuses_rules_without_a_split(
+    inputs: Path, dmle: Command, rules: tuple[Rule, ...], tmp_path: Path
+) -> None:
+    dump_rules([rule.model_copy(update={"split": None}) for rule in rules], tmp_path / "rules.json")
+    common = ("tune", "--config", inputs / "config.yaml", "--run", tmp_path / "run", "--rules", tmp_path / "rules.json")
+    code, said = dmle(*common)
+    assert code == 2
+    assert "name those to tune on in rules.ids" in said
+
+
+def test_trials_are_all_combinations() -> None:
+    found = trials(TuneConfig(grid={"ridge": (1, 2), "lookup": ("last", "mention_last")}))
+    assert [dict(trial.values) for trial in found] == [
+        {"ridge": 1, "lookup": "last"},
+        {"ridge": 1, "lookup": "mention_last"},
+        {"ridge": 2, "lookup": "last"},
+        {"ridge": 2, "lookup": "mention_last"},
+    ]
+
+
+def test_rewordings_ask_for_the_same_answers(rule: Rule) -> None:
+    plain, more = requests_of(rule, "mention_last"), requests_of(rule, "mention_last", rewordings=True)
+    assert [r for r in more if r in plain] == plain
+    assert len(more) > len(plain)
+    for form in rule.forms:
+        texts = {r.prompt for r in more if r.form == form}
+        assert {r.target_new for r in more if r.form == form} == {rule.forms[form].target_new}
+        assert len(texts) <= 1 + len(REWORDINGS[form])
+        held_out = {*rule.forms[form].rephrasings, *(probe.prompt for probe in rule.forms[form].understanding)}
+        assert not (texts - {r.prompt for r in plain}) & held_out
