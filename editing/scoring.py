@@ -212,13 +212,18 @@ def greedy_ids(
     lengths = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
     ids = [view.encode(prompt, n - 1) for prompt, n in zip(prompts, lengths, strict=True)]
     out: list[tuple[int, ...]] = [()] * len(prompts)
+    prefix = None
+    # Padding behind the prefix counts as distance: it must not push tokens out of a sliding window.
+    window = getattr(view.model.config.get_text_config(), "sliding_window", None) or view.model.context_length
+    fits = max(map(len, ids), default=0) + max(lengths, default=0) - 1 <= window
+    if fits and (shared := _shared(view, ids)):
+        prefix = view.model.prefix_cache(torch.tensor([ids[0][:shared]], device=view.model.device))
     for rows in _batches([len(each) for each in ids], lengths, batch_size, view.model.context_length):
         # Padded on the left, every prompt ends in the last column.
         ends = torch.full((len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device)
         n = max(lengths[row] for row in rows)
-        for row, answer in zip(
-            rows, view.model.generate([ids[r] for r in rows], n, hooks=view.hooks(ends)), strict=True
-        ):
+        answers = view.model.generate([ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix)
+        for row, answer in zip(rows, answers, strict=True):
             out[row] = answer[: lengths[row]]
     return out
 

@@ -389,15 +389,28 @@ class LanguageModel:
         return chosen
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], n_tokens: int, *, hooks: Sequence[NamedHook] = ()
+        self,
+        prompts: Sequence[Sequence[int]],
+        n_tokens: int,
+        *,
+        hooks: Sequence[NamedHook] = (),
+        prefix: DynamicCache | None = None,
     ) -> list[tuple[int, ...]]:
         """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token.
 
         Hooks act in the pass over the prompts and in no later one. Prompts are padded on the left, so the last
         token of each is in the last column there.
+
+        Args:
+            prompts: Token ids; with a prefix, with the tokens of the prefix, and at least one more.
+            n_tokens: Largest number of tokens of an answer.
+            hooks: (hook name, function) pairs.
+            prefix: Keys and values of one row of tokens that all prompts begin with (see `prefix_cache`); left as it
+                is. Prompts of different length then need a model without sliding windows: padding stands behind the
+                prefix, where it counts as distance.
         """
         with self.bridge.hooks(fwd_hooks=[(name, _once(hook)) for name, hook in hooks]):
-            return self._generate(prompts, n_tokens, do_sample=False, use_cache=True)
+            return self._generate(prompts, n_tokens, prefix, do_sample=False, use_cache=True)
 
     def sample(self, prompt: Sequence[int], n_tokens: int, *, top_k: int, seed: int) -> tuple[int, ...]:
         """One seeded random continuation; the global random state is left as it was."""
@@ -405,14 +418,23 @@ class LanguageModel:
             torch.manual_seed(seed)
             return self._generate([prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0)[0]
 
-    def _generate(self, prompts: Sequence[Sequence[int]], n_tokens: int, **options: Any) -> list[tuple[int, ...]]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int, prefix: DynamicCache | None = None, **options: Any
+    ) -> list[tuple[int, ...]]:
         pad = (
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
         width = max(len(p) for p in prompts)
         # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
-        ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self.device)
+        n = 0
+        if prefix is not None:
+            n = prefix.get_seq_length()
+            rows = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
+            options["past_key_values"] = self.rows_of_cache(prefix, rows)
+        ids = torch.tensor([[*p[:n], *[pad] * (width - len(p)), *p[n:]] for p in prompts], device=self.device)
+        mask = torch.tensor(
+            [[1] * n + [0] * (width - len(p)) + [1] * (len(p) - n) for p in prompts], device=self.device
+        )
         with torch.no_grad():
             out = self._hf_model.generate(
                 ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options

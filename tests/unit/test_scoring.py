@@ -479,3 +479,19 @@ def test_rows_are_whole_where_hooks_address_their_columns(
 
 def test_no_questions_have_no_answers(tiny_llama: LanguageModel) -> None:
     assert list(teacher_forced(View(tiny_llama, before=BEFORE), [], batch_size=8)) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_greedy_answers_run_a_shared_beginning_once(
+    batch_size: int, architecture: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    model, whole = make_model(architecture), make_model(architecture, check=False)
+    prompts, lengths = [q.prompt for q in QUESTIONS], [3, 9, 1, 6, 12]
+    with widths_run(model) as seen:
+        got = greedy_ids(View(model, before=BEFORE), prompts, lengths, batch_size=batch_size)
+    with widths_run(whole) as all_seen:
+        want = greedy_ids(View(whole, before=BEFORE), prompts, lengths, batch_size=batch_size)
+    assert got == want
+    shared = common([model.encode(BEFORE + p).ids for p in prompts])
+    assert seen[0] == (1, shared), seen
+    assert seen[1:] == [(n, w - shared if w > 1 else w) for n, w in all_seen]
