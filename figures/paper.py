@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
-from figures import edit_scores, effect_map, layer_profile, layer_selection, style
+from figures import edit_scores, effect_map, layer_profile, layer_selection, style, trade_off
 from interp import effects as effects_schema
 from interp.profiles import LOOKUP
 from interp.selection import LayerSelection
@@ -30,6 +31,8 @@ INPUTS = {
     "answers.csv": "dmle evaluate",
 }
 """Files read, and the command that writes each."""
+TRADE_OFF_ARMS = 3
+"""Fewer arms than this make no curve."""
 MAIN_COMPONENT = "mlp"
 PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
@@ -83,6 +86,10 @@ def _figures(run: Path, present: set[str], max_rules: int | None) -> Iterator[tu
         scores = effects_schema.load(run / "scores.nc")
         for mode in modes_with_scores(scores):
             yield f"edit-scores-{slug(mode)}", _figure(edit_scores.draw_edit_scores(scores, mode))
+        points = trade_off.points_of(scores)
+        for gain in trade_off.GAINS:
+            if len(points) >= TRADE_OFF_ARMS and any(np.isfinite(one[gain]) for one in points.values()):
+                yield f"trade-off-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain))
 
 
 def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tuple[str, Figure]]:

@@ -1,0 +1,74 @@
+"""What an edit costs elsewhere against what it brings: locality against portability and understanding."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import seaborn as sns
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from figures import style
+from figures.edit_scores import METRIC_NAMES, MODE_NAMES, per_rule
+
+GAINS = ("instance_portability", "rule_understanding_paraphrase")
+"""Metrics on the vertical axis; the paraphrased prompts are the ones that were not edited."""
+COST = "locality"
+
+
+def points_of(scores: xr.Dataset, mode: str = "token_accuracy") -> dict[str, dict[str, float]]:
+    """Each editor's mean over rules of locality and of the gains, after the edit."""
+    means = per_rule(scores, mode).sel(phase="post").mean("rule", skipna=True)
+    return {
+        str(editor): {metric: float(means.sel(editor=editor, metric=metric)) for metric in (COST, *GAINS)}
+        for editor in means["editor"].values
+    }
+
+
+def draw_trade_off(
+    points: Mapping[str, Mapping[str, float]], gain: str, mode: str = "token_accuracy", ax: Axes | None = None
+) -> Axes:
+    """One numbered dot for each arm; up and to the right is better, and arms that no other beats in both are joined.
+
+    Args:
+        points: Arm → metric → score, as of `points_of`; arms without one of the two scores are left out.
+        gain: Metric on the vertical axis.
+        mode: Scoring mode, for the labels.
+        ax: Axes to draw into; new ones by default.
+
+    Raises:
+        ValueError: No arm has both scores.
+    """
+    held = {name: (one[COST], one[gain]) for name, one in points.items() if np.isfinite([one[COST], one[gain]]).all()}
+    if not held:
+        raise ValueError(f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`")
+    ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * len(held))) if ax is None else ax
+    best = front(held)
+    along = sorted((held[name] for name in best), key=lambda point: point[0])
+    ax.plot(*zip(*along, strict=True), color="0.6", linewidth=0.8, zorder=1)
+    colours = sns.color_palette("colorblind")
+    handles = []
+    for number, (name, (x, y)) in enumerate(held.items(), start=1):
+        colour = colours[0] if name in best else "0.45"
+        ax.plot(x, y, "o", color=colour, markersize=3, zorder=2)
+        ax.annotate(str(number), (x, y), (2, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
+        handles.append(Line2D([], [], linestyle="", marker=f"${number}$", color=colour, label=style.visible(name)))
+    ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
+    ax.set_ylabel(METRIC_NAMES[gain])
+    ax.set_title(MODE_NAMES[mode], loc="left")
+    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.2)
+    sns.despine(ax=ax)
+    return ax
+
+
+def front(points: Mapping[str, tuple[float, float]]) -> set[str]:
+    """Names of the points that no other is at least as good as in both, and better in one.
+
+    >>> sorted(front({"a": (0.9, 0.5), "b": (0.8, 0.7), "c": (0.8, 0.6)}))
+    ['a', 'b']
+    """
+    return {
+        name
+        for name, (x, y) in points.items()
+        if not any(u >= x and v >= y and (u > x or v > y) for u, v in points.values())
+    }
