@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from tqdm import tqdm
 
 from editing.cli import edited_rules, layer_plan, selected_layers, training_rules
-from editing.config import CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
+from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
 from interp.config import ConfigError
 from interp.rules import Rule, load_rules
@@ -341,9 +341,12 @@ def _tune(context: Context) -> str:
 def _check_compare(context: Context) -> None:
     config, compared = context.settings(EditConfig), context.settings(CompareConfig)
     edited_rules(context, config)
-    for what, names in (("few", compared.few), ("reference", (compared.reference,) if compared.reference else ())):
-        if wrong := [name for name in names if name not in config.editors]:
-            raise ValueError(f"compare.{what} names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
+    # Few may name arms that are not run this time.
+    known = {*config.editors, *config.arms, *EDITORS}
+    if wrong := [name for name in compared.few if name not in known]:
+        raise ValueError(f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
+    if compared.reference and compared.reference not in config.editors:
+        raise ValueError(f"compare.reference names {compared.reference}; the arms are {', '.join(config.editors)}")
 
 
 def _check_tune(context: Context) -> None:

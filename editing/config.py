@@ -134,6 +134,9 @@ class EditorSettings(TargetConfig):
     """AlphaEdit: weight of the penalty on the update's norm (EasyEdit: 1 or 10)."""
     damping: float = Field(default=0.1, ge=0)
     """EMMET: how far the equality constraint gives way; 0 is exact."""
+    rounds: int = Field(default=1, ge=1)
+    """Closed forms: edit so many times, each time from the model as the round before left it. What the requests did to
+    one another in a round is mended in the next; a request that is served takes part with next to nothing."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()

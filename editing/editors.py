@@ -5,6 +5,7 @@ What editors share (contexts, statistics of the unedited model, selected layers,
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from editing import alphaedit, dmle, emmet, finetune, grace, in_context, lora, memit, rome
 from editing.config import EditorSettings
 from editing.covariance import Covariances
+from editing.delta import EditDelta, merge
 from editing.requests import EditRequest
 from editing.spreading import Others
 from editing.view import Edit
@@ -69,6 +71,27 @@ def edit(
     Raises:
         ValueError: A resource that the editor needs is missing, or the model or a request does not suit it.
     """
+    if settings.editor not in CLOSED_FORM or settings.rounds == 1:
+        return _edit(model, requests, settings, resources, earlier)
+    parts: list[EditDelta] = []
+    with ExitStack() as stack:
+        for _ in range(settings.rounds):
+            part = _edit(model, requests, settings, resources, earlier)
+            assert isinstance(part, EditDelta)
+            parts.append(part)
+            stack.enter_context(part.applied(model))
+    # What is said of an edit is what the last round leaves; the searches of all are kept.
+    return merge(parts, {**parts[-1].about, "rounds": [dict(part.about) for part in parts[:-1]]})
+
+
+def _edit(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: EditorSettings,
+    resources: Resources,
+    earlier: Sequence[EditRequest],
+) -> Edit:
+    """One round of an editor."""
     name = settings.editor
     if name in CLOSED_FORM:
         covariances, contexts = _need(resources.covariances, name), resources.contexts

@@ -394,3 +394,24 @@ def test_a_good_edit_needs_no_remark(
 
 def test_published_layers_are_those_of_a_model_of_thirty_blocks() -> None:
     assert editors.PUBLISHED_DEPTH == 30 and set(editors.PUBLISHED) == set(BLOCKS) - {"lora"}
+
+
+@pytest.mark.parametrize("editor", ["dmle", "memit", "rome"])
+def test_rounds_are_edits_one_after_the_other(
+    tiny_llama: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...], editor: str
+) -> None:
+    resources, settings = make_resources(tiny_llama, rules[1:]), settings_of(editor)
+    requests = requests_of(rules[0], settings.lookup)
+    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    got = edit(tiny_llama, requests, settings.model_copy(update={"rounds": 2}), resources)
+    assert all(parameter.equal(before[name]) for name, parameter in tiny_llama.parameters.items())
+    first = edit(tiny_llama, requests, settings, resources)
+    with first.edited(tiny_llama):
+        second = edit(tiny_llama, requests, settings, resources)
+        with second.edited(tiny_llama):
+            want = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    with got.edited(tiny_llama):
+        for name, parameter in tiny_llama.parameters.items():
+            torch.testing.assert_close(parameter, want[name], atol=1e-5, rtol=1e-5)
+    assert len(got.about["rounds"]) == 1
+    assert got.about["rounds"][0]["editor"] == editor

@@ -216,3 +216,15 @@ def test_pad_right_pads_to_the_longest_row() -> None:
     ids, mask = pad_right([(5, 6, 7), (8,)], torch.device("cpu"), pad=9)
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [
+        ("The side area of a square is", (19, 25)),  # the subject comes later
+        ("A square has sides. Its area is", (24, 28)),  # the rule word does
+        ("A square, and one more square, has", (23, 29)),  # no rule word: the last mention of the subject
+    ],
+)
+def test_mention_last_is_where_subject_and_rule_words_are_read(text: str, span: tuple[int, int]) -> None:
+    assert lookup_span(text, "mention_last", "square", ("area",)) == span
