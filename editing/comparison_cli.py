@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import yaml
 from cyclopts import Parameter
 from tqdm import tqdm
@@ -219,8 +220,8 @@ def _write(
         if not lines:
             lines = [one.markdown for _, one in two]
     published = _write_published(run, rules, names, answers, config)
-    numbers = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean().round(3)
-    write_text(run / "tables" / "side-effects.csv", numbers.to_csv())
+    means = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean()
+    write_text(run / "tables" / "side-effects.csv", pd.DataFrame(means).to_csv(float_format="%.3f"))
     return [
         *lines,
         f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer: {run / 'answers.csv'}",
@@ -307,19 +308,18 @@ def _tune(context: Context) -> str:
     failed = Counter(cell.arm for cell in cells if cell.error)
     answers = [row for cell in cells for row in cell.answers]
     scores = edit_scores(answers, list(config.editors), [rule.id for rule in rules], context.model)
-    values = per_rule(scores, tuned.mode).sel(metric=list(tuned.metrics))
-    means = values.mean("rule")
-    objective = means.mean("metric").to_series()
+    means = per_rule(scores, tuned.mode).sel(metric=list(tuned.metrics)).mean("rule")
+    values = zip(means["editor"].values, means.mean("metric").values, strict=True)
     # A setting that failed somewhere is not chosen, however good the rest is.
-    objective = objective.drop([name for name in failed if name in objective.index]).dropna()
-    if objective.empty:
+    objective = {str(name): float(value) for name, value in values if name not in failed and np.isfinite(value)}
+    if not objective:
         raise ValueError(f"every setting of the grid failed on some rule; the first error: {cells[0].error}")
-    best = str(objective.idxmax())
+    best = max(objective, key=objective.__getitem__)
     evidence = [
         {
             "settings": dict(trial.values),
             **{str(m): round(float(means.sel(editor=trial.name, metric=m)), 4) for m in tuned.metrics},
-            "objective": round(float(objective[trial.name]), 4) if trial.name in objective else None,
+            "objective": round(objective[trial.name], 4) if trial.name in objective else None,
             "failed": failed.get(trial.name, 0),
         }
         for trial in trials(tuned)
