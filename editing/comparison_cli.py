@@ -149,14 +149,14 @@ def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "
 
 
 def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
-    """Training rules of the embedded rulebook that are not edited, and plain text."""
+    """Validation rules of the embedded rulebook that are not edited, and plain text."""
     from editing.side_effects import probes_of
     from interp import corpus
 
     if not (n := context.settings(CompareConfig).bystanders):
         return None
     edited = {rule.id for rule in rules}
-    others = [rule for rule in load_rules("embedded", split="train").rules if rule.id not in edited]
+    others = [rule for rule in load_rules("embedded", split="validation").rules if rule.id not in edited]
     _, texts = corpus.paragraphs()
     # From the end: the statistics of the keys are measured from the beginning.
     found = probes_of(others[:: max(1, len(others) // n)][:n], texts[-BYSTANDER_TEXTS:])

@@ -32,7 +32,8 @@ class CovarianceConfig(Section):
     """Second moments of keys, measured on the unedited model over plain text."""
 
     corpus: str = "embedded"
-    """"embedded" (an excerpt of Wikipedia), a text file with one paragraph per line, or a Hugging Face dataset:
+    """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules between its
+    paragraphs, see `editing.rule_text`), a text file with one paragraph per line, or a Hugging Face dataset:
     "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be "organisation/name"; split "train", column "text")."""
     tokens: int = Field(default=100_000, ge=1)
     max_length: int = Field(default=256, ge=2)

@@ -28,12 +28,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.config import CovarianceConfig
+from editing.rule_text import mixed, sentences
 from editing.solvers import factorise
-from interp.corpus import paragraphs
+from interp.corpus import paragraphs, paragraphs_sha256
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
+from interp.rules import load_rules
 from interp.tokens import pad_right
 
+WITH_RULES = "embedded+rules"
 HUB = "hf:"
 PROBES = 16
 """Texts whose last key the convergence report solves for."""
@@ -309,8 +312,12 @@ class _Corpus:
 def _open(corpus: str) -> _Corpus:
     if corpus.startswith(HUB):
         return _dataset(corpus)
-    source, texts = paragraphs(corpus)
-    return _Corpus(source.name, {"corpus_sha256": source.sha256}, texts)
+    if corpus != WITH_RULES:
+        source, texts = paragraphs(corpus)
+        return _Corpus(source.name, {"corpus_sha256": source.sha256}, texts)
+    source, texts = paragraphs()
+    both = list(mixed(texts, sentences(load_rules("embedded", split="train").rules)))
+    return _Corpus(f"{source.name}, with training rules", {"corpus_sha256": paragraphs_sha256(both)}, both)
 
 
 def _dataset(corpus: str) -> _Corpus:
