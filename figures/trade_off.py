@@ -19,6 +19,7 @@ COST = "locality"
 def points_of(scores: xr.Dataset, mode: str = "token_accuracy") -> dict[str, dict[str, float]]:
     """Each editor's mean over rules of locality and of the gains, after the edit."""
     means = per_rule(scores, mode).sel(phase="post").mean("rule", skipna=True)
+    means = means.reindex(metric=[COST, *GAINS])  # a metric that was not scored is NaN
     return {
         str(editor): {metric: float(means.sel(editor=editor, metric=metric)) for metric in (COST, *GAINS)}
         for editor in means["editor"].values

@@ -47,3 +47,6 @@ def test_points_are_means_over_rules_of_means_over_forms() -> None:
     assert points["dmle"]["locality"] == pytest.approx(0.6)
     assert points["dmle"]["instance_portability"] == pytest.approx(0.6)
     assert np.isnan(points["dmle"]["rule_understanding_paraphrase"])
+    without = points_of(xr.Dataset({"score": (dims, score)}, coords=coords).drop_sel(metric=list(GAINS)))
+    assert without["dmle"]["locality"] == pytest.approx(0.6)
+    assert np.isnan(without["dmle"]["instance_portability"])
