@@ -25,7 +25,7 @@ def context(tmp_path: Path, rules: Sequence[Rule], **settings: Any) -> Context:
 
 def test_the_chain_is_registered_in_order() -> None:
     steps = load_steps()
-    assert tuple(steps) == CHAIN
+    assert tuple(steps) == (*CHAIN, "compare", "tune")
     for name, step in steps.items():
         assert step.name == name and step.command.__doc__
     assert [name for name, step in steps.items() if step.needs_model] == ["trace", "edit", "evaluate"]
