@@ -28,7 +28,9 @@ def test_the_chain_is_registered_in_order() -> None:
     assert tuple(steps) == (*CHAIN, "compare", "tune")
     for name, step in steps.items():
         assert step.name == name and step.command.__doc__
-    assert [name for name, step in steps.items() if step.needs_model] == ["trace", "edit", "evaluate"]
+    assert [name for name, step in steps.items() if step.needs_model] == [
+        "trace", "edit", "evaluate", "compare", "tune",
+    ]  # fmt: skip
 
 
 def test_no_two_steps_mean_different_settings_by_one_section() -> None:
