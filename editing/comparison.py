@@ -10,7 +10,7 @@ all their arms, so that the unedited model's pass over a rule is shared by them.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,6 @@ from interp.provenance import fingerprint
 from interp.rules import Rule
 from interp.store import write_text
 
-UNEDITED = "unedited"
 SCHEMA = "dmle.cell/1"
 
 
@@ -89,7 +88,7 @@ def run_cells(
     *,
     probes: side_effects.Probes | None = None,
     advance: Callable[[int], object] = lambda n: None,
-) -> int:
+) -> tuple[list[Cell], int]:
     """Run every cell that is missing or out of date.
 
     Args:
@@ -102,8 +101,10 @@ def run_cells(
         advance: Called with 1 for each cell that is done, also one that was before.
 
     Returns:
-        How many cells are still missing because another process is at their rule.
+        The cells as they now are, none of other settings; and how many are still missing because another process is at
+        their rule.
     """
+    cells: list[Cell] = []
     missing = 0
     side_before = None
     for rule in rules:
@@ -113,7 +114,12 @@ def run_cells(
             if rule.id in arm.rules
             for seed in arm.resources
         ]
-        todo = [(arm, seed, key) for arm, seed, key in plan if not _is_done(folder, arm.name, rule.id, seed, key)]
+        todo = []
+        for arm, seed, key in plan:
+            if (cell := _done(folder, arm.name, rule.id, seed, key)) is not None:
+                cells.append(cell)
+            else:
+                todo.append((arm, seed, key))
         advance(len(plan) - len(todo))
         if not todo:
             continue
@@ -125,12 +131,16 @@ def run_cells(
                     side_before = side_effects.ask(model, probes, batch_size=config.batch_size)
                 floor = unedited(model, rule, config)
                 for arm, seed, key in todo:
-                    if not _is_done(folder, arm.name, rule.id, seed, key):
-                        _write(folder, _cell(model, arm, seed, key, rule, floor, config, probes, side_before))
+                    # Another process may have been faster before the lock was free.
+                    cell = _done(folder, arm.name, rule.id, seed, key)
+                    if cell is None:
+                        cell = _cell(model, arm, seed, key, rule, floor, config, probes, side_before)
+                        _write(folder, cell)
+                    cells.append(cell)
                     advance(1)
         except Timeout:
             missing += len(todo)
-    return missing
+    return cells, missing
 
 
 def _cell(
@@ -178,15 +188,6 @@ def _side(
         return side_effects.compare(before, side_effects.ask(view, probes, batch_size=config.batch_size))
 
 
-def read_cells(folder: Path, arms: Sequence[Arm], rules: Sequence[Rule]) -> Iterator[Cell]:
-    """The cells that are there, whatever their settings; a cell that is not there is passed over."""
-    for arm in arms:
-        for rule in rules:
-            for seed in arm.resources:
-                if (cell := read_cell(cell_path(folder, arm.name, rule.id, seed))) is not None:
-                    yield cell
-
-
 def read_cell(path: Path) -> Cell | None:
     """One cell; None if there is none, or none of this schema (a damaged one is run again)."""
     try:
@@ -201,9 +202,9 @@ def cell_path(folder: Path, arm: str, rule: str, seed: int) -> Path:
     return folder / arm / f"{rule}@{seed}.json"
 
 
-def _is_done(folder: Path, arm: str, rule: str, seed: int, key: str) -> bool:
+def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None:
     cell = read_cell(cell_path(folder, arm, rule, seed))
-    return cell is not None and cell.key == key
+    return cell if cell is not None and cell.key == key else None
 
 
 def _write(folder: Path, cell: Cell) -> None:

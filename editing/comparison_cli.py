@@ -131,12 +131,12 @@ def _arms(
 
 
 def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "tuple[list[Cell], int]":
-    from editing.comparison import read_cells, run_cells
+    from editing.comparison import run_cells
 
     folder = context.run.path / CELLS
     total = sum(len(arm.resources) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
     with tqdm(total=total, desc=what, unit="edit") as bar:
-        missing = run_cells(
+        return run_cells(
             context.model,
             rules,
             arms,
@@ -145,7 +145,6 @@ def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "
             probes=_probes(context, rules),
             advance=bar.update,
         )
-    return list(read_cells(folder, arms, rules)), missing
 
 
 def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
