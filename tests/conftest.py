@@ -243,3 +243,20 @@ def smol() -> "LanguageModel":
     from interp.model import load
 
     return load(device="cpu")
+
+
+@pytest.fixture
+def dmle(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs a command line here: exit code, and what it says on standard error."""
+    from interp import cli
+
+    def run(*arguments: str | Path) -> tuple[int, str]:
+        capfd.readouterr()
+        try:
+            cli.main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        return code, capfd.readouterr().err
+
+    return run

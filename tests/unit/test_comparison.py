@@ -34,22 +34,6 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command line here: exit code, and what it says."""
-
-    def run(*arguments: str | Path) -> tuple[int, str]:
-        capfd.readouterr()
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        return code, capfd.readouterr().err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def inputs(
     make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
