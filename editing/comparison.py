@@ -21,11 +21,11 @@ from editing import side_effects
 from editing.config import EditorSettings, EvaluateConfig
 from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
-from editing.requests import requests_of
+from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
-from interp.rules import Rule
+from interp.rules import FORMS, Rule, RuleForm
 from interp.store import write_text
 
 SCHEMA = "dmle.cell/1"
@@ -43,6 +43,8 @@ class Arm:
     """Layers it writes, for the record and to know whether a cell is of the same."""
     rules: frozenset[str]
     """Rules it is run on."""
+    forms: tuple[RuleForm, ...] = FORMS
+    """Forms that it edits, and is scored on. Arms that are compared have the same."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: Ev
         settings=arm.settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
         seed=seed,
         rule=rule.model_dump(mode="json"),
+        forms=list(arm.forms),
         contexts=list(resources.contexts) if closed else [],
         covariance=_without_layers(resources) if closed else None,
         demonstrations=[each.id for each in resources.training_rules] if arm.settings.editor == "ike" else [],
@@ -158,10 +161,10 @@ def _cell(
     settings = arm.settings.model_copy(update={"seed": seed})
     requests, made = [], None
     try:
-        requests = requests_of(rule, settings.lookup, rewordings=settings.rewordings)
+        requests = of_forms(requests_of(rule, settings.lookup, rewordings=settings.rewordings), arm.forms)
         made = edit(model, requests, settings, arm.resources[seed])
         seconds = time.process_time() - started
-        answers = evaluate_edit(model, arm.name, rule, made, floor, config)
+        answers = evaluate_edit(model, arm.name, rule, made, floor.of(arm.forms), config)
     except (ValueError, ArithmeticError, RuntimeError, LookupError) as error:
         # A failure of this arm is a result; Ctrl-C and errors of the system are not.
         spent = time.process_time() - started

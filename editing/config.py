@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from editing.presets import preset
 from interp.config import Section, nearest
-from interp.rules import Split
+from interp.rules import RuleForm, Split
 from interp.sizes import parse_size
 
 EditorName = Literal["dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"]
@@ -237,6 +237,28 @@ class CompareConfig(Section):
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"compare.seeds names a seed twice: {list(self.seeds)}")
         return self
+
+
+class SweepConfig(Section):
+    """Edits at every window of layers, one group of forms at a time (see `editing.sweep`)."""
+
+    width: int = Field(default=3, ge=1)
+    """Layers of a window."""
+    step: int = Field(default=2, ge=1)
+    """Layers from one window to the next."""
+    groups: tuple[tuple[RuleForm, ...], ...] = Field(default=(("formula", "description"), ("instance",)), min_length=1)
+    """Forms that are edited together."""
+    splits: tuple[Split, ...] = ("validation",)
+    """Splits that are edited, among rules with a split: neither those that select layers nor those that test edits."""
+    limit: int | None = Field(default=8, ge=1)
+    """Edit only the first rules."""
+    mode: Literal["token_accuracy", "exact"] = "token_accuracy"
+    metrics: tuple[str, ...] = Field(
+        default=("reliability", "generality", "instance_portability", "locality"), min_length=1
+    )
+    """The success of an edit is the mean of these."""
+    resamples: int = Field(default=10_000, ge=100)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
 
 
 class TuneConfig(Section):

@@ -32,7 +32,7 @@ where that is longer and fits into the model's context.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,10 @@ class Unedited:
     items: Sequence[Item]
     forced: Mapping[Question, Forced]
     said: Mapping[str, _Answer]
+
+    def of(self, forms: Sequence[RuleForm]) -> "Unedited":
+        """The questions of some forms."""
+        return replace(self, items=[item for item in self.items if item.form in forms])
 
 
 def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
