@@ -96,9 +96,7 @@ def _edit(context: Context) -> str:
             done = ""
             with ExitStack() as stack:
                 for group in [rules] if together else [[rule] for rule in rules]:
-                    requests = [
-                        r for rule in group for r in requests_of(rule, settings.lookup, rewordings=settings.rewordings)
-                    ]
+                    requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
                     before = done if config.mode == "sequential" else ""
                     done = fingerprint(
                         weights=model.weight_hash,
@@ -291,7 +289,7 @@ def _check_edit(context: Context) -> None:
     for rule in edited_rules(context, config):
         for name in config.editors:
             settings = config.settings_of(name)
-            requests_of(rule, settings.lookup, rewordings=settings.rewordings)
+            requests_of(rule, settings.lookup)
 
 
 EDIT = Step(

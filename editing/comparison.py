@@ -161,7 +161,7 @@ def _cell(
     settings = arm.settings.model_copy(update={"seed": seed})
     requests, made = [], None
     try:
-        requests = of_forms(requests_of(rule, settings.lookup, rewordings=settings.rewordings), arm.forms)
+        requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
         made = edit(model, requests, settings, arm.resources[seed])
         seconds = time.process_time() - started
         answers = evaluate_edit(model, arm.name, rule, made, floor.of(arm.forms), config)

@@ -148,8 +148,6 @@ class EditorSettings(TargetConfig):
     """Sampled texts put before a prompt, besides the bare prompt."""
     context_tokens: int = Field(default=10, ge=2)
     seed: int = 0
-    rewordings: bool = False
-    """Ask for each request in the wordings of `editing.requests` too, made from its own subject and rule words."""
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
 

@@ -64,6 +64,8 @@ class _Row:
     ids: tuple[int, ...]
     lookup: int
     target: tuple[int, ...]
+    share: float
+    """What it counts in the request's loss."""
 
     @property
     def suffix(self) -> int:
@@ -127,7 +129,7 @@ def find_targets(
     hook = state_hook(model, site, layer)
     initial = find_states(model, requests, hook, config.lookup)
     batches = [
-        _prepare(model, chunk, layer, site, len(contexts), config)
+        _prepare(model, chunk, layer, site)
         for chunk in _batched(_rows(model, requests, contexts, config), _row_bytes(model, layer), config)
     ]
     size = initial.norm(dim=-1)
@@ -181,12 +183,12 @@ def _rows(
     found: list[_Row] = []
     for i, request in enumerate(requests):
         target = model.encode_continuation(request.target_new)
-        for row in rows(model, request, contexts, config.lookup):
-            found.append(_Row(i, (*row.ids, *target[:-1]), row.lookup, target))
+        asked = rows(model, request, contexts, config.lookup)
+        found += [_Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked]
         if config.kl_factor:
             row = preservation_row(model, request, config.lookup)
             # Attention is causal: nothing behind the lookup token matters to what is said there.
-            found.append(_Row(i, row.ids[: row.lookup + 1], row.lookup, ()))
+            found.append(_Row(i, row.ids[: row.lookup + 1], row.lookup, (), config.kl_factor))
     return found
 
 
@@ -211,9 +213,7 @@ def _row_bytes(model: LanguageModel, layer: int) -> float:
     return (model.n_layers - layer) * (12 * model.d_model + 5 * d_mlp) * 4
 
 
-def _prepare(
-    model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site, contexts: int, config: TargetConfig
-) -> _Batch:
+def _prepare(model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site) -> _Batch:
     device = model.device
     middle = model.has_entry and model.has_prefix_cache
     entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
@@ -243,8 +243,7 @@ def _prepare(
         row_at += [i] * len(wanted)
         where += range(first, first + len(wanted))
         target += wanted
-        share = 1 / (contexts * len(wanted)) if row.target else config.kl_factor
-        weight += [share] * len(wanted)
+        weight += [row.share / len(wanted)] * len(wanted)
     return _Batch(
         request=torch.tensor([row.request for row in chunk], device=device),
         prefix=prefix,

@@ -16,7 +16,6 @@ from editing import comparison
 from editing.comparison import cell_path, read_cell, run_cells
 from editing.comparison_cli import trials
 from editing.config import EvaluateConfig, TuneConfig
-from editing.requests import REWORDINGS, requests_of
 from interp import cli, effects
 from interp.model import LanguageModel
 from interp.rules import Rule, dump_rules
@@ -230,15 +229,3 @@ def test_trials_are_all_combinations() -> None:
         {"ridge": 2, "lookup": "last"},
         {"ridge": 2, "lookup": "mention_last"},
     ]
-
-
-def test_rewordings_ask_for_the_same_answers(rule: Rule) -> None:
-    plain, more = requests_of(rule, "mention_last"), requests_of(rule, "mention_last", rewordings=True)
-    assert [r for r in more if r in plain] == plain
-    assert len(more) > len(plain)
-    for form in rule.forms:
-        texts = {r.prompt for r in more if r.form == form}
-        assert {r.target_new for r in more if r.form == form} == {rule.forms[form].target_new}
-        assert len(texts) <= 1 + len(REWORDINGS[form])
-        held_out = {*rule.forms[form].rephrasings, *(probe.prompt for probe in rule.forms[form].understanding)}
-        assert not (texts - {r.prompt for r in plain}) & held_out
