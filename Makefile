@@ -5,8 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 LOCK := requirements.lock
-NOTEBOOKS := $(wildcard notebooks/*.py)
 LOCK_VENV := build/lock-venv
+LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 
 # Chosen by hand, so that `make lock` keeps them. All but torch are wanted for one data file each, whose hash the
 # code knows; what they declare as dependencies is not wanted.
@@ -24,7 +24,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint typecheck format bench figures notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test browser lint typecheck format bench planted figures docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,14 @@ demo: setup ## Run the whole chain on the embedded model and rules: runs/demo
 	$(BIN)/dmle run --config demo.yaml --run runs/demo
 
 # One process per core, each with one thread: tiny models do not fill more.
-test: setup ## Run all tests
+test: setup browser ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+# For the tests of the report, which are skipped without one: installed where that is allowed and one command away.
+browser:
+	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && \
+	  command -v apt-get > /dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium \
+	  > /dev/null; } || echo "There is no Chromium, and none could be installed: the report's browser tests are skipped."
 
 lint: setup ## Check style and formatting
 	$(BIN)/ruff check .
@@ -63,16 +69,26 @@ format: setup ## Format the code and mend what can be mended
 bench: setup ## Time the parts that cost most: bench.json
 	$(BIN)/python -m tests.benchmarks
 
+# MODELS=tiny leaves the embedded model out: minutes instead of hours.
+planted: setup ## Plant associations in known layers, and count how often they are found: planted.json
+	$(BIN)/python -m tests.benchmarks.planted $(MODELS) --maps build/planted
+
 figures: setup ## Draw the figures and tables of runs/demo again
 	$(BIN)/dmle figures --run runs/demo
 
-notebooks: $(NOTEBOOKS:notebooks/%.py=build/notebooks/%.ipynb) ## Run the notebooks as tests
-	@test -n "$^" || { echo "There is no notebooks/*.py to run." >&2; exit 1; }
-	$(BIN)/python -m pytest --nbmake $^
+# The notebooks are text; jupytext opens them as notebooks, by a setting of this environment alone.
+notebook: setup ## Open the notebooks in JupyterLab
+	$(BIN)/python -m pip install -c $(LOCK) -e '.[notebook]'
+	@mkdir -p $(LAB_SETTINGS)
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"python": "Jupytext Notebook"}}}' \
+	  > $(LAB_SETTINGS)/overrides.json
+	$(BIN)/python -m jupyterlab notebooks
 
-build/notebooks/%.ipynb: notebooks/%.py | setup
-	@mkdir -p $(@D)
-	$(BIN)/jupytext --to ipynb --set-kernel python3 -o $@ $<
+docs: setup ## Build the documentation: build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+notebooks: setup ## Run the notebooks as tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integration/test_notebooks.py
 
 rulebook: setup ## Build the embedded rules from their specifications, and check them
 	$(BIN)/dmle rules build --out interp/rulebook/rules.json
@@ -88,7 +104,7 @@ lock: ## Resolve all dependencies anew and write requirements.lock
 	$(PYTHON) -m venv $(LOCK_VENV)
 	$(LOCK_VENV)/bin/python -m pip install --upgrade pip
 	$(LOCK_VENV)/bin/python -m pip install $(TORCH)
-	$(LOCK_VENV)/bin/python -m pip install $(TORCH) -e '.[dev]'
+	$(LOCK_VENV)/bin/python -m pip install $(TORCH) -e '.[dev,notebook]'
 	$(LOCK_VENV)/bin/python -m pip install --no-deps $(DATA)
 	$(LOCK_VENV)/bin/python -m pip freeze --all --exclude-editable > build/freeze.txt
 	{ echo '# Versions of every package that the project was tested with: pip constraints (pip install -c).'; \
@@ -97,5 +113,5 @@ lock: ## Resolve all dependencies anew and write requirements.lock
 	rm -rf $(LOCK_VENV) build/freeze.txt
 
 clean: ## Remove caches and build outputs (neither .venv nor runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json planted.json
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from editing import grace, in_context
 from editing.solvers import LowRank
 from editing.view import Edit, EditError, View, check_model, read_file, write_file
+from interp.display import Update, delta_html
 from interp.model import LanguageModel, ModelError, Projection
 
 SCHEMA = "dmle.delta/2"
@@ -164,6 +165,15 @@ class EditDelta:
             return cls(updates, header["layers"], header["model_hash"], header["about"])
         except (KeyError, TypeError) as error:
             raise EditError(f"{path} is not a readable {what}: {error}") from error
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what was asked, how far each request got, and what is written where."""
+        shown = []
+        for name, update in self.updates.items():
+            low = isinstance(update, LowRank)  # the rank of a whole matrix takes a decomposition
+            shape = (len(update.left), len(update.right)) if low else (update.shape[0], update.shape[1])
+            shown.append(Update(name, self.layers[name], shape, update.left.shape[1] if low else None))
+        return delta_html(shown, self.norms(), self.about, model_hash=self.model_hash)
 
     def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Tensor]:
         """Where an update goes, and the update there: float64, in the parameter's orientation.

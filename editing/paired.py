@@ -16,13 +16,11 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from interp import scores as edit_scores
 from interp.profiles import bootstrap_mean
+from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR
 from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
 
-LOWER_IS_BETTER = ("kl",)
-"""Modes in which the lower value wins."""
-WITHOUT_FLOOR = ("locality",)
-"""Metrics that compare with the unedited model: their value before the edit is fixed by definition."""
 TIE = 1e-9
 """Largest absolute difference that counts as none."""
 FLOOR = "unedited"
@@ -58,14 +56,7 @@ def per_rule(scores: xr.Dataset, mode: str, phase: Literal["pre", "post"] = "pos
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
-    modes = scores["mode"].values.tolist()
-    if mode not in modes:
-        raise ValueError(f"the scores have no mode {mode!r}; choose from {modes}")
-    rules = scores["score"].sel(mode=mode).mean("form", skipna=True)
-    scored = rules.sel(phase="post").notnull().any(["rule", "metric"]).values
-    if not scored.any():
-        raise ValueError(f"mode {mode!r} has no scores; choose another of {modes}")
-    return rules.sel(phase=phase, drop=True).isel(editor=scored).transpose("editor", "metric", "rule")
+    return edit_scores.per_rule(scores, mode).sel(phase=phase, drop=True)
 
 
 def pairs(

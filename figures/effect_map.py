@@ -26,6 +26,8 @@ ROW_HEIGHT = 0.125
 """Height of a token's row, inches."""
 LEAST_HEIGHT = 1.3
 """Least height of all rows of a figure together, inches: fewer tokens get higher rows."""
+LONGEST_TOKEN = 16
+"""Characters of a token's label; longer ones are cut, so that they leave room for the map."""
 FEW_ROWS = 12
 """Maps with fewer rows have their colour bar below, where its label has room."""
 # How `answer_source` of an effect map is said to a reader.
@@ -67,7 +69,7 @@ def draw_effect_map(
     limit = colour_limit(effect) if limit is None else limit
     _draw_cells(ax, effect, rows, limit)
     _label_tokens(ax, effects, rows)
-    title = f"{_component_title(effects, component)}\n{textwrap.fill(_answer(effects, 56), 40)}"
+    title = f"{_component_title(effects, component)}\n{textwrap.fill(_answer(effects, 52), 34)}"
     ax.set_title(title, loc="left", parse_math=False, color=_verdict_colour(effects))
     style.caption(ax, effect_caption(effects, rows))
     if colour_bar:
@@ -200,7 +202,7 @@ def _row_heading(ax: Axes, text: str, colour: str) -> None:
     title = float(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points())
     note = ax.annotate(
         text, xy=(0, 1), xycoords="axes fraction", xytext=(0, 6 + 1.3 * title), textcoords="offset points",
-        va="bottom", fontsize=0.92 * title, color=colour, parse_math=False, gid="heading",
+        va="bottom", fontsize=0.85 * title, color=colour, parse_math=False, gid="heading",
     )  # fmt: skip
     note.set_in_layout(False)
 
@@ -225,7 +227,7 @@ def _draw_cells(ax: Axes, effect: xr.DataArray, rows: np.ndarray, limit: float) 
 
 def _label_tokens(ax: Axes, effects: xr.Dataset, rows: np.ndarray, *, named: bool = True) -> None:
     tokens, corrupted = effects["token"].values[rows], effects["is_corrupted"].values[rows]
-    labels = [style.shorten(str(t), 22) + "*" * bool(c) for t, c in zip(tokens, corrupted, strict=True)]
+    labels = [style.shorten(str(t), LONGEST_TOKEN) + "*" * bool(c) for t, c in zip(tokens, corrupted, strict=True)]
     ax.set_yticks(
         np.arange(len(labels)) + 0.5, labels if named else [""] * len(labels),
         rotation=0, fontsize=style.SMALL, parse_math=False,

@@ -92,7 +92,7 @@ def profile_panel(profile: xr.Dataset) -> Figure:
         Line2D([], [], color=colours[f], linestyle=style.FORM_STYLES.get(f, "-"), label=style.visible(f)) for f in forms
     ]
     fig.legend(handles=lines, loc="outside upper left", ncols=len(forms))
-    fig.supylabel(f"average indirect effect ({style.unit_name(profile.attrs['unit'])})", fontsize=7)
+    fig.supylabel(f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})", fontsize=7)
     style.figure_caption(fig, f"{band_note(profile)} n: rules per form, in the order of the legend.")
     return fig
 

@@ -18,6 +18,8 @@ from interp.profiles import LOOKUP
 from interp.selection import LayerGroup, LayerSelection
 
 UNSUPPORTED = "NOT SUPPORTED by the profile"
+SAID = "not supported by the profile ("
+"""How a selection's reason begins where it gives its objections, up to a closing bracket."""
 TITLE_CHARACTERS = 44
 """Longest line of a title in a panel of half the page."""
 
@@ -111,7 +113,7 @@ def _title(group: LayerGroup) -> str:
         rules = f"{group.n_rules} rule{'s' if group.n_rules != 1 else ''}"
         lines.append(f"score {_number(group.score)}{_interval(group)} (n = {rules})")
     if group.stability is not None and group.n_rules > 1:
-        lines.append(f"same layers in {100 * group.stability:.0f} % of resamples")
+        lines.append(f"stability {100 * group.stability:.0f} % (between halves of the rules)")
     if not group.supported:
         lines.append(f"{UNSUPPORTED}:\n{textwrap.fill(_objection(group), TITLE_CHARACTERS)}")
     return "\n".join(lines)
@@ -140,7 +142,10 @@ def _objection(group: LayerGroup) -> str:
         return "there is only one rule"
     if group.lower is not None and group.lower <= 0:
         return "the interval of its score reaches zero"
-    return style.shorten(group.reason or "no reason given", 140)
+    said = group.reason or "no reason given"
+    if said.startswith(SAID):  # the title says so already, and the profile shows the rest
+        said = said.removeprefix(SAID).split("): ")[0]
+    return style.shorten(said, 140)
 
 
 def _role(selection: LayerSelection) -> str:

@@ -1,14 +1,18 @@
 """Every figure and table that a run folder's files allow.
 
-Reads ``effects.nc``, ``profile.nc``, ``selection.json``, ``scores.nc`` and ``answers.csv`` where they
-exist and writes ``figures/*.pdf``, ``figures/*.png``, ``tables/*.md`` and ``tables/*.tex`` beside them.
-No model is loaded, so this runs anywhere, in a few seconds per figure.
+Reads the files of `INPUTS` where they exist and writes ``figures/*.pdf``, ``figures/*.png``, ``tables/*.md`` and
+``tables/*.tex`` beside them. No model is loaded, so this runs anywhere, in about a second per figure. What is drawn
+together from the same inputs is a part; ``figures/manifest.json`` records how each part was drawn (`figures.manifest`),
+and a part that is current is not drawn again.
+
+What a page or a reader cannot take is left out, and said: effect panels of more than `MOST_PANELS` rules, dumbbells
+of more than `MOST_EDITORS` editors.
 """
 
 import logging
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +20,13 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
-from figures import edit_scores, effect_map, layer_profile, layer_selection, style, trade_off
+from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
+from figures.manifest import Manifest, Record, digests, drawing_version, holds
 from interp import effects as effects_schema
 from interp.profiles import LOOKUP
+from interp.scores import modes_with_scores
 from interp.selection import LayerSelection
+from interp.store import write_text
 
 log = logging.getLogger(__name__)
 
@@ -29,42 +36,114 @@ INPUTS = {
     "selection.json": "dmle select",
     "scores.nc": "dmle evaluate",
     "answers.csv": "dmle evaluate",
+    "sweep.nc": "dmle sweep",
+    "regret.csv": "dmle regret",
 }
 """Files read, and the command that writes each."""
+ONLY_ON_REQUEST = ("sweep.nc", "regret.csv")
+"""Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
+MOST_PANELS = 12
+"""Rules whose effect panels are drawn, if no other number is asked for."""
+MOST_EDITORS = 8
+"""Editors whose scores are drawn rule by rule."""
+MAIN_MODE = "token_accuracy"
+"""Mode of the figures that show one mode only, where it has scores."""
 MAIN_COMPONENT = "mlp"
+"""Component of the main figures: the one that selection reads and editors write."""
 PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
-"""Component of the main figures: the one that selection reads and editors write."""
+
+Note = Callable[[str], None]
+Drawing = tuple[str, Figure | str]
+"""A path below the run folder, without the suffix if it is a figure; and the figure or text."""
 
 
-def draw_all(run: Path, *, max_rules: int | None = None) -> list[Path]:
-    """Draw every figure and write every table that the run folder allows.
+@dataclass(frozen=True)
+class Part:
+    """Figures or tables that are drawn together."""
+
+    name: str
+    needs: tuple[str, ...]
+    draw: "Callable[[Path, int, Note], Iterator[Drawing]]"
+    """Takes the run folder, the number of rules that have panels, and where to say what is left out."""
+    uses: tuple[str, ...] = ()
+    """Inputs that are shown too, if they are there."""
+
+
+@dataclass
+class Drawn:
+    """What `draw_all` did."""
+
+    written: list[Path] = field(default_factory=list)
+    unchanged: list[Path] = field(default_factory=list)
+    """Files that are current, and were not drawn again."""
+    removed: list[Path] = field(default_factory=list)
+    """Files of an earlier drawing that the data have no place for any more."""
+    left_out: list[str] = field(default_factory=list)
+    """What was not drawn of the parts that were, in words."""
+
+
+def draw_all(run: Path, *, max_rules: int = MOST_PANELS, overwrite: bool = False) -> Drawn:
+    """Draw every figure and write every table that the run folder allows and that is not current.
 
     Args:
         run: The run folder.
-        max_rules: Draw the effect panels of at most so many rules, in the order of the file; all by default.
-
-    Returns:
-        The paths written.
+        max_rules: Draw the effect panels of at most so many rules, in the order of the file.
+        overwrite: Draw also what is current.
 
     Raises:
         ValueError: The folder holds none of the inputs.
     """
     present = [name for name in INPUTS if (run / name).is_file()]
     if not present:
-        steps = ", ".join(dict.fromkeys(f"`{command}`" for command in INPUTS.values()))
+        commands = dict.fromkeys(INPUTS[name] for name in INPUTS if name not in ONLY_ON_REQUEST)
+        steps = ", ".join(f"`{command}`" for command in commands)
         raise ValueError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
     for name in INPUTS.keys() - set(present):
         log.info("no %s in %s: its figures are left out; `%s` writes it", name, run, INPUTS[name])
+    manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)
+    for part in PARTS:
+        if not set(part.needs) <= set(present):
+            continue
+        read = {name: hashes[name] for name in (*part.needs, *part.uses) if name in hashes}
+        settings: dict[str, int | float | str] = {"max_rules": max_rules, "png_dpi": style.PNG_DPI}
+        wanted = Record(inputs=read, settings=settings, version=drawing_version())
+        held = manifest.parts.get(part.name)
+        if held is not None and not overwrite and held.current(wanted, run):
+            done.unchanged += [run / name for name in held.outputs]
+            continue
+        paths = _draw(part, run, max_rules, done.left_out.append)
+        outputs = digests(run, (path.relative_to(run).as_posix() for path in paths))
+        done.written += paths
+        done.removed += _remove_others(run, held, outputs)
+        # Saved after each part: a stopped drawing goes on with the next one.
+        manifest.parts[part.name] = wanted.model_copy(update={"outputs": outputs})
+        manifest.save(run)
+    return done
+
+
+def _draw(part: Part, run: Path, max_rules: int, note: Note) -> list[Path]:
+    """Draw one part; the paths written."""
     written: list[Path] = []
     with style.paper_style():
-        for stem, figure in _figures(run, set(present), max_rules):
-            written += style.save(figure, run / "figures" / stem)
-    for name, text in _tables(run, set(present)):
-        written.append(_write(run / "tables" / name, text))
+        for name, content in part.draw(run, max_rules, note):
+            if isinstance(content, Figure):
+                written += style.save(content, run / name)
+            else:
+                write_text(run / name, content)
+                written.append(run / name)
     return written
+
+
+def _remove_others(run: Path, held: Record | None, outputs: dict[str, str]) -> list[Path]:
+    """Delete what the part wrote before and not now, such as a rule's panel; but no file that somebody changed."""
+    stale = held.outputs.items() if held is not None else ()
+    removed = [run / name for name, digest in stale if name not in outputs and holds(run / name, digest)]
+    for path in removed:
+        path.unlink()
+    return removed
 
 
 def example_rule(effects: xr.Dataset) -> str:
@@ -73,34 +152,17 @@ def example_rule(effects: xr.Dataset) -> str:
     return str(weakest["rule"].values[int(weakest.argmax("rule"))])
 
 
-def _figures(run: Path, present: set[str], max_rules: int | None) -> Iterator[tuple[str, Figure]]:
-    if "effects.nc" in present:
-        yield from _effect_figures(effects_schema.choose_metric(effects_schema.load(run / "effects.nc")), max_rules)
-    if "profile.nc" in present:
-        profile = effects_schema.load(run / "profile.nc")
-        yield from _profile_figures(profile)
-        if "selection.json" in present:
-            selection = LayerSelection.load(run / "selection.json")
-            yield "layer-selection", layer_selection.selection_panel(profile, selection)
-    if "scores.nc" in present:
-        scores = effects_schema.load(run / "scores.nc")
-        for mode in modes_with_scores(scores):
-            yield f"edit-scores-{slug(mode)}", _figure(edit_scores.draw_edit_scores(scores, mode))
-        points = trade_off.points_of(scores)
-        for gain in trade_off.GAINS:
-            if len(points) >= TRADE_OFF_ARMS and any(np.isfinite(one[gain]) for one in points.values()):
-                yield f"trade-off-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain))
-
-
-def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tuple[str, Figure]]:
+def _effect_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    effects = effects_schema.choose_metric(effects_schema.load(run / "effects.nc"))
     rules = [str(rule) for rule in effects["rule"].values]
-    if max_rules is not None and len(rules) > max_rules:
+    if len(rules) > max_rules:
+        note(f"effect panels of {max_rules} of {len(rules)} rules")
         log.info("drawing the effect panels of %d of %d rules", max_rules, len(rules))
     for rule in rules[:max_rules]:
         for suffix, components in PANELS.items():
             if set(components) & set(effects["component"].values):
                 panel = effect_map.effect_panel(effects, rule, components)
-                yield f"effect-panel-{slug(rule)}{suffix}", panel
+                yield f"figures/effect-panel-{slug(rule)}{suffix}", panel
     rule = example_rule(effects)
     for form in (str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0):
         one = effects_schema.select_map(effects, rule, form)
@@ -111,38 +173,112 @@ def _effect_figures(effects: xr.Dataset, max_rules: int | None) -> Iterator[tupl
             loc="left",
             parse_math=False,
         )
-        yield f"effect-map-{slug(form)}", _figure(ax)
+        yield f"figures/effect-map-{slug(form)}", _figure(ax)
 
 
-def _profile_figures(profile: xr.Dataset) -> Iterator[tuple[str, Figure]]:
+def _profile_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    profile = effects_schema.load(run / "profile.nc")
     roles = layer_profile.roles_with_data(profile)
     if not roles:
-        log.warning("the profile has no traceable rule: its figures are left out")
+        note("profiles: no traceable rule")
         return
-    yield "profile-panel", layer_profile.profile_panel(profile)
+    yield "figures/profile-panel", layer_profile.profile_panel(profile)
     role = LOOKUP if LOOKUP in roles else roles[-1]
-    yield "layer-profile", _figure(layer_profile.draw_layer_profile(profile, _main_component(profile), role))
+    ax = layer_profile.draw_layer_profile(profile, _main_component(profile), role)
+    yield "figures/layer-profile", _figure(ax)
 
 
-def _tables(run: Path, present: set[str]) -> Iterator[tuple[str, str]]:
-    if "scores.nc" in present:
-        scores = effects_schema.load(run / "scores.nc")
-        for mode in modes_with_scores(scores):
-            for suffix, each_rule in (("", True), ("-mean", False)):
-                table = edit_scores.score_table(scores, mode, each_rule=each_rule)
-                yield f"scores-{slug(mode)}{suffix}.md", table.markdown
-                yield f"scores-{slug(mode)}{suffix}.tex", table.latex
-    if "answers.csv" in present:
-        # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
-        answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
-        # locality_correctness asks the same questions as locality.
-        yield "before-after.md", edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
+def _selection_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    profile, selection = effects_schema.load(run / "profile.nc"), LayerSelection.load(run / "selection.json")
+    yield "figures/layer-selection", layer_selection.selection_panel(profile, selection)
 
 
-def modes_with_scores(scores: xr.Dataset) -> list[str]:
-    """Scoring modes that hold at least one score after an edit."""
-    after = scores["score"].sel(phase="post")
-    return [str(mode) for mode in scores["mode"].values if bool(after.sel(mode=mode).notnull().any())]
+def _oracle_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    sweep, profile = effects_schema.load(run / "sweep.nc"), effects_schema.load(run / "profile.nc")
+    if not oracle.groups_with_rules(sweep):
+        note("oracle: no rule was run at every window yet")
+        return
+    selected = run / "selection.json"
+    groups = LayerSelection.load(selected).groups if selected.is_file() else ()
+    chosen = {group.name: group.layers for group in groups}
+    yield "figures/oracle", oracle.oracle_panel(sweep, profile, chosen, _main_component(profile))
+
+
+def _regret_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    # Layers such as "7" are text.
+    regret = pd.read_csv(run / "regret.csv", dtype={"layers": str, "strategy": str, "group": str}, encoding="utf-8")
+    if regret.empty:
+        note("regret: no strategy yet")
+        return
+    yield "figures/regret", _figure(oracle.draw_regret(regret))
+
+
+def _score_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    scores = effects_schema.load(run / "scores.nc")
+    for mode in modes_with_scores(scores):
+        arms = edit_scores.per_rule(scores, mode).sizes["editor"]
+        many = arms > edit_scores.MOST_COLOURS
+        yield (
+            f"figures/edit-scores-{slug(mode)}",
+            edit_scores.scores_panel(scores, mode) if many else _figure(edit_scores.draw_edit_scores(scores, mode)),
+        )
+        if arms > 1:
+            yield f"figures/edit-differences-{slug(mode)}", edit_scores.difference_panel(scores, mode)
+
+
+def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    scores = effects_schema.load(run / "scores.nc")
+    if (mode := _main_mode(scores)) is None:
+        note("before and after: no scores")
+        return
+    editors = [str(editor) for editor in edit_scores.per_rule(scores, mode)["editor"].values]
+    if len(editors) > MOST_EDITORS:
+        note(f"before and after, rule by rule, of {MOST_EDITORS} of {len(editors)} editors")
+        log.info("drawing the scores rule by rule of %d of %d editors", MOST_EDITORS, len(editors))
+    for editor in editors[:MOST_EDITORS]:
+        yield f"figures/before-after-{slug(editor)}", before_after.before_after_panel(scores, editor, mode)
+
+
+def _trade_off_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    scores = effects_schema.load(run / "scores.nc")
+    if (mode := _main_mode(scores)) is None:
+        return
+    points = trade_off.points_of(scores, mode)
+    for gain in trade_off.GAINS:
+        both = [one for one in points.values() if np.isfinite([one[gain], one[trade_off.COST]]).all()]
+        if len(points) >= TRADE_OFF_ARMS and both:
+            yield f"figures/trade-off-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain, mode))
+
+
+def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    scores = effects_schema.load(run / "scores.nc")
+    for mode in modes_with_scores(scores):
+        for suffix, each_rule in (("", True), ("-mean", False)):
+            table = edit_scores.score_table(scores, mode, each_rule=each_rule)
+            yield f"tables/scores-{slug(mode)}{suffix}.md", table.markdown
+            yield f"tables/scores-{slug(mode)}{suffix}.tex", table.latex
+
+
+def _answer_table(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
+    answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
+    # locality_correctness asks the same questions as locality.
+    table = edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
+    yield "tables/before-after.md", table
+
+
+PARTS = (
+    Part("effects", ("effects.nc",), _effect_figures),
+    Part("profile", ("profile.nc",), _profile_figures),
+    Part("selection", ("profile.nc", "selection.json"), _selection_figure),
+    Part("oracle", ("sweep.nc", "profile.nc"), _oracle_figure, uses=("selection.json",)),
+    Part("regret", ("regret.csv",), _regret_figure),
+    Part("scores", ("scores.nc",), _score_figures),
+    Part("rules", ("scores.nc",), _rule_figures),
+    Part("trade-off", ("scores.nc",), _trade_off_figures),
+    Part("score-tables", ("scores.nc",), _score_tables),
+    Part("answers", ("answers.csv",), _answer_table),
+)
 
 
 def slug(name: str) -> str:
@@ -166,12 +302,6 @@ def _figure(ax: object) -> Figure:
     return figure
 
 
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+def _main_mode(scores: xr.Dataset) -> str | None:
+    modes = modes_with_scores(scores)
+    return MAIN_MODE if MAIN_MODE in modes else next(iter(modes), None)

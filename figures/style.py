@@ -186,6 +186,10 @@ def save(fig: Figure, stem: Path) -> list[Path]:
         The paths written.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
+    # Layout takes most of the time of drawing, and is the same in both files. It settles in the second pass.
+    for _ in range(2):
+        fig.draw_without_rendering()
+    fig.set_layout_engine("none")
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("pdf", "png")]
     for path in paths:
         save_as(fig, path)

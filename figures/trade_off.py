@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from figures import style
-from figures.edit_scores import METRIC_NAMES, MODE_NAMES, per_rule
+from figures.edit_scores import METRIC_NAMES, MODE_NAMES
+from interp.scores import per_rule
 
 GAINS = ("instance_portability", "rule_understanding_paraphrase")
 """Metrics on the vertical axis; the paraphrased prompts are the ones that were not edited."""
@@ -53,11 +54,17 @@ def draw_trade_off(
         colour = colours[0] if name in best else "0.45"
         ax.plot(x, y, "o", color=colour, markersize=3, zorder=2)
         ax.annotate(str(number), (x, y), (2, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
-        handles.append(Line2D([], [], linestyle="", marker=f"${number}$", color=colour, label=style.visible(name)))
+        handles.append(
+            Line2D(
+                [], [], linestyle="", marker="o", markersize=3, color=colour, label=f"{number}  {style.visible(name)}"
+            )
+        )
     ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
     ax.set_ylabel(METRIC_NAMES[gain])
     ax.set_title(MODE_NAMES[mode], loc="left")
-    ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=1.2)
+    legend = ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0.8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     sns.despine(ax=ax)
     return ax
 

@@ -113,7 +113,7 @@ def trace(
 
 
 def profile(*, common: Common | None = None) -> None:
-    """Average the effect maps into layer profiles with bootstrap intervals.
+    """Average the effect maps into layer profiles with bootstrap intervals, and compare the depths of the forms.
 
     For example:
 
@@ -290,20 +290,32 @@ def traced_rules(context: Context) -> list[Rule]:
 
 
 def _profile(context: Context) -> str:
-    from interp import effects
+    from interp import effects, form_order
     from interp.profiles import layer_profile
 
     with effects.opened(context.run.need("effects.nc", "trace")) as maps:
         result = layer_profile(maps, context.settings(ProfileConfig))
     path = context.run.path / "profile.nc"
     effects.save(result, path)
+    order = context.run.path / "form_order.csv"
+    order.unlink(missing_ok=True)  # of other maps
+    try:
+        of_rules = form_order.depths(result, context.settings(SelectConfig))
+        contrasts = form_order.compare_forms(of_rules)
+        form_order.table(contrasts).to_csv(order, index=False)
+        said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
+    except ValueError as error:  # the profile is whole even so: the selection may read another component
+        said = [f"order of the forms: not compared, {error}"]
     te = ", ".join(
         f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True)
     )
-    return (
+    lines = [
         f"mean total effect ({result.attrs['unit']}): {te}; {result.attrs['n_untraceable']} of "
-        f"{result.attrs['n_prompts']} prompts left out as not traceable\nlayer profile: {path}"
-    )
+        f"{result.attrs['n_prompts']} prompts left out as not traceable",
+        *said,
+        f"layer profile: {path}",
+    ]
+    return "\n".join(lines)
 
 
 def _select(context: Context) -> str:
@@ -325,7 +337,7 @@ def _select(context: Context) -> str:
 
 
 TRACE = Step("trace", _trace, trace, {"trace": TraceConfig}, needs_model=True, check=traced_rules)
-PROFILE = Step("profile", _profile, profile, {"profile": ProfileConfig})
+PROFILE = Step("profile", _profile, profile, {"profile": ProfileConfig, "select": SelectConfig})
 SELECT = Step("select", _select, select, {"select": SelectConfig})
 
 
@@ -467,7 +479,7 @@ def _next(name: str, folder: Path) -> str:
     if name not in CHAIN:
         return f"Done. Look at {folder}."
     if name == CHAIN[-1]:
-        return f"Done. Look at {folder / 'figures'} and {folder / 'tables'}."
+        return f"Done. Open {folder / 'report.html'}; figures and tables are beside it."
     return f"Done. Next: dmle {CHAIN[CHAIN.index(name) + 1]} --run {folder}"
 
 

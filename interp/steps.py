@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Section)
 COMMON: dict[str, type[Section]] = {"model": ModelConfig, "rules": RulesConfig}
-CHAIN = ("trace", "profile", "select", "edit", "evaluate", "figures")
+CHAIN = ("trace", "profile", "select", "edit", "evaluate", "figures", "report")
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 A picker reads mean profiles, shape (profile, layer), and gives for each the picked layers, a mask of the same shape,
 and the strength of the pick, shape (profile,): the statistic that the pick maximises. Everything else (bootstrap,
-test, interval) is the same for every picker: `choose` picks from the mean over rules and again from every resample.
+test, interval) is the same for every picker: `choose` picks from the mean over rules, and from halves of the rules.
 
 ==============  ==============================================  =========================================
 picker          picks                                           strength
@@ -24,6 +24,7 @@ from typing import Literal
 import numpy as np
 
 from interp.profiles import resample_counts
+from interp.windows import window
 
 Picker = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 Agreement = Literal["same", "overlap"]
@@ -36,16 +37,16 @@ PUBLISHED_BLOCK, PUBLISHED_DEPTH = (4, 5, 6, 7, 8), 30
 
 @dataclass(frozen=True)
 class Choice:
-    """Picked layers with the evidence of the bootstrap over rules."""
+    """Picked layers with the evidence over rules."""
 
     layers: tuple[int, ...]
     """Indices along the profile's layer axis."""
     score: float
     """Mean effect over rules and picked layers."""
     draws: np.ndarray
-    """The same in each resample, shape (draw,)."""
+    """The same in each bootstrap resample of the rules, shape (draw,)."""
     stability: float
-    """`same`: share of resamples with the same pick; `overlap`: mean Jaccard index with the resamples' picks."""
+    """How alike the picks of two disjoint halves of the rules are, mean over splits: 0 to 1 (see `agreement`)."""
 
 
 def windows(n_layers: int, width: int) -> np.ndarray:
@@ -59,6 +60,31 @@ def windows(n_layers: int, width: int) -> np.ndarray:
     for start in range(len(out)):
         out[start, start : start + width] = 1 / width
     return out
+
+
+def block_shares(n_layers: int, restored: int, first: int = 0) -> np.ndarray:
+    """Weights that credit an effect to the blocks whose outputs were restored, shape (block, layer).
+
+    The effect at a layer is that of a window of `restored` blocks around it, so one block shows in as many layers, and
+    not evenly on both sides of itself where the window is even. A block gets the sum of the effects of the n windows
+    that hold it / √(n · restored): their mean, where none is missing. This is a matched filter: of a single block that
+    carries everything it is largest there (Cauchy and Schwarz), also near the ends, where windows are missing or cut.
+
+    Args:
+        n_layers: Depth of the profile.
+        restored: Blocks restored together; 1 gives the identity.
+        first: Windows around earlier layers are left out. A block that no window holds then has weights of zero.
+
+    >>> block_shares(4, 2, 1).round(2)
+    array([[0.  , 0.71, 0.  , 0.  ],
+           [0.  , 0.5 , 0.5 , 0.  ],
+           [0.  , 0.  , 0.5 , 0.5 ],
+           [0.  , 0.  , 0.  , 0.71]])
+    """
+    holds = np.zeros((n_layers, n_layers))
+    for layer in range(first, n_layers):
+        holds[window(layer, restored, n_layers), layer] = 1
+    return holds / np.sqrt(np.maximum(holds.sum(1, keepdims=True), 1) * restored)
 
 
 def window_of(width: int) -> Picker:
@@ -122,18 +148,17 @@ def choose(effect: np.ndarray, pick: Picker, *, draws: int, seed: int, agreement
     Args:
         effect: Shape (rule, layer), no NaN; candidates only.
         pick: The picker.
-        draws: Bootstrap resamples of the rules.
-        seed: Seed of the resampling; the same draws for every picker and group (paired).
-        agreement: How a resample's pick is compared, see `Choice.stability`.
+        draws: Bootstrap resamples of the rules, and splits into halves.
+        seed: Seed of both; the same draws for every picker and group (paired).
+        agreement: How the picks of two halves are compared, see `agreement_of`.
     """
     mean = effect.mean(0)
     chosen = pick(mean[None])[0][0]
     resampled = resample_counts(len(effect), draws, seed) @ effect / len(effect)
-    again = pick(resampled)[0]
-    if agreement == "same":
-        stability = (again == chosen).all(1).mean()
-    else:
-        stability = ((again & chosen).sum(1) / (again | chosen).sum(1)).mean()
+    stability = 0.0  # what one rule says has not been seen again
+    if len(effect) > 1:
+        one, two = (pick(weights @ effect)[0] for weights in halves(len(effect), draws, seed))
+        stability = agreement_of(one, two, agreement).mean()
     layers = np.flatnonzero(chosen)
     return Choice(
         tuple(int(layer) for layer in layers),
@@ -141,6 +166,31 @@ def choose(effect: np.ndarray, pick: Picker, *, draws: int, seed: int, agreement
         resampled[:, layers].mean(1),
         float(stability),
     )
+
+
+def agreement_of(one: np.ndarray, two: np.ndarray, agreement: Agreement) -> np.ndarray:
+    """How alike picks are, from 0 to 1, shape (profile,).
+
+    Args:
+        one: Picks as masks, shape (profile, layer).
+        two: Others.
+        agreement: `same`: 1 if they are equal, else 0; `overlap`: Jaccard index, common layers / layers of either.
+    """
+    if agreement == "same":
+        return (one == two).all(1).astype(float)
+    return (one & two).sum(1) / (one | two).sum(1)
+
+
+def halves(n: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random splits of rules into disjoint halves, as averaging weights of one half and the other, shapes (draw, n).
+
+    With an odd number the second half has one more.
+    """
+    half = n // 2
+    order = np.random.default_rng([seed, 3]).random((draws, n)).argsort(1)
+    first = np.zeros((draws, n))
+    np.put_along_axis(first, order[:, :half], 1.0, axis=1)
+    return first / half, (1 - first) / (n - half)
 
 
 def signs(n: int, draws: int, seed: int) -> np.ndarray:

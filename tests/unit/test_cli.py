@@ -318,10 +318,10 @@ def test_help_is_quick_and_imports_nothing_heavy(arguments: list[str]) -> None:
     seconds, _, heavy = done.stderr.partition(" ")
     assert heavy == "[]"
     assert float(seconds) < 2
-    wanted = ("trace", "profile", "select", "edit", "evaluate", "figures", "run", "setup")
+    wanted = ("trace", "profile", "select", "edit", "evaluate", "figures", "report", "run", "setup")
     for word in wanted if arguments == ["--help"] else ("--run", "--model", "--set", "--samples"):
         assert word in done.stdout
 
 
 def test_the_last_step_points_to_the_results(tmp_path: Path) -> None:
-    assert cli._next("figures", tmp_path) == f"Done. Look at {tmp_path / 'figures'} and {tmp_path / 'tables'}."
+    assert cli._next("report", tmp_path) == f"Done. Open {tmp_path / 'report.html'}; figures and tables are beside it."

@@ -14,6 +14,8 @@ from matplotlib.colors import to_rgba
 from figures import edit_scores, effect_map, layer_profile, layer_selection, paper, style
 from interp import effects as effects_schema
 from interp.profiles import layer_profile as profile_of
+from interp.profiles import resample_counts
+from interp.scores import per_rule
 from interp.selection import LayerSelection
 
 TOKENS = (" The", " area", "\n", "$x_1$", " =")
@@ -206,6 +208,20 @@ def test_untraced_component_is_refused_with_the_known_ones() -> None:
         effect_map.draw_effect_map(prompt_map(untraced=range(5)), "mlp")
 
 
+def test_long_tokens_and_answers_leave_room_for_the_map() -> None:
+    tokens = [" antidisestablishmentarianism_and_more", " area", " x"]
+    ax = effect_map.draw_effect_map(prompt_map(tokens=tokens), "mlp")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["antidisestablis…", "area*", "x"]
+    fig = ax.figure
+    assert fig is not None
+    for _ in range(2):
+        fig.draw_without_rendering()
+    width = fig.bbox.width
+    for text in (*ax.get_yticklabels(), ax._left_title):
+        box = text.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= width
+
+
 def test_layers_of_a_deep_model_get_few_ticks() -> None:
     effect = np.random.default_rng(0).normal(size=(1, 80, 5))
     deep = prompt_map(effect, components=["mlp"])
@@ -338,11 +354,21 @@ def test_unsupported_selection_is_hatched_and_said_in_words() -> None:
     assert "NOT SUPPORTED" not in formula.get_title(loc="left")
     assert by_gid(formula, "chosen")[0].get_hatch() is None
     assert instance.get_title(loc="left") == (
-        "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nsame layers in 31 % of resamples\n"
+        "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nstability 31 % (between halves of the rules)\n"
         "NOT SUPPORTED by the profile:\nthe interval of its score reaches zero"
     )
     assert by_gid(instance, "chosen")[0].get_hatch() == "////"
     assert to_rgba(instance._left_title.get_color()) == to_rgba(style.WARNING_COLOUR)
+
+
+def test_objections_are_said_once() -> None:
+    reason = "not supported by the profile (not stronger than chance; 4 rules are too few): largest mean mlp effect"
+    ax = layer_selection.draw_layer_selection(hand_profile(), selection(lower=0.1, reason=reason), "instance")
+    assert (
+        ax.get_title(loc="left")
+        .replace("\n", " ")
+        .endswith("NOT SUPPORTED by the profile: not stronger than chance; 4 rules are too few")
+    )
 
 
 def test_selection_from_one_rule_shows_no_interval_and_no_stability() -> None:
@@ -388,20 +414,52 @@ def test_each_rule_counts_once_however_many_forms_it_has() -> None:
     scores = hand_scores(2)
     scores["score"].loc[{"rule": "r_0", "form": "formula", "metric": "reliability"}] = np.nan
     # dmle: r_0 has only the instance, 0.1; r_1 has 0.2 and 0.3.
-    rules = edit_scores.per_rule(scores, "token_accuracy").sel(editor="dmle", metric="reliability", phase="post")
+    rules = per_rule(scores, "token_accuracy").sel(editor="dmle", metric="reliability", phase="post")
     np.testing.assert_allclose(rules, [0.1, 0.25])
 
 
 def test_intervals_equal_a_bootstrap_written_as_a_loop() -> None:
     values = np.array([0.05, 0.25, 0.45, np.nan])
-    resamples = np.random.default_rng(3).integers(4, size=(500, 4))
     means = []
-    for draw in resamples:
-        kept = [values[i] for i in draw if not np.isnan(values[i])]
+    for counts in resample_counts(4, edit_scores.RESAMPLES, 3).astype(int):
+        kept = [value for value, count in zip(values, counts, strict=True) for _ in range(count) if not np.isnan(value)]
         if kept:
             means.append(sum(kept) / len(kept))
-    expected = np.percentile(means, [2.5, 97.5])
-    np.testing.assert_allclose(edit_scores.bootstrap_interval(values, resamples), expected)
+    found = edit_scores.intervals_of(xr.DataArray([values], dims=("editor", "rule"), coords={"editor": ["x"]}), seed=3)
+    found = found.sel(editor="x")
+    np.testing.assert_allclose([found["lower"], found["upper"]], np.percentile(means, [2.5, 97.5]))
+    assert float(found["mean"]) == pytest.approx(0.25)
+
+
+def test_many_arms_have_a_row_each_and_every_metric_its_axes() -> None:
+    scores = hand_scores().reindex(metric=["reliability", "locality"])
+    fig = edit_scores.scores_panel(scores)
+    reliability, locality = fig.axes
+    assert [label.get_text() for label in reliability.get_yticklabels()] == ["dmle", "in_context"]
+    (line,) = by_gid(reliability, "after")
+    np.testing.assert_allclose(line.get_xydata(), [[0.25, 0], [0.5, 1]])
+    (before,) = by_gid(reliability, "before")
+    assert before.get_xdata()[0] == pytest.approx(0.1)
+    assert by_gid(locality, "before") == []
+    assert reliability.get_xlim() == locality.get_xlim() == (-0.04, 1.04)
+
+
+def test_differences_are_paired_over_the_rules_that_both_have() -> None:
+    scores = hand_scores()
+    scores["score"].loc[{"editor": "in_context", "rule": "r_2"}] = np.nan
+    fig = edit_scores.difference_panel(scores, reference="in_context")
+    (ax,) = fig.axes  # in_context has neither portability nor locality
+    (line,) = by_gid(ax, "after")
+    np.testing.assert_allclose(line.get_xydata(), [[(0.05 - 0.5 + 0.25 - 0.5) / 2, 0]])  # not over the third rule
+    (bars,) = by_gid(ax, "interval")
+    np.testing.assert_allclose(bars.get_paths()[0].vertices[:, 0], [-0.45, -0.25])  # one rule, or the other
+    assert fig.get_suptitle() == "difference from in_context (better: right)"
+    low, high = ax.get_xlim()
+    assert low == -high
+    with pytest.raises(ValueError, match="reference 'x' has no scores"):
+        edit_scores.difference_panel(scores, reference="x")
+    with pytest.raises(ValueError, match="a difference needs two arms"):
+        edit_scores.difference_panel(scores.sel(editor=["dmle"]))
 
 
 def test_intervals_are_the_same_in_every_call_and_enclose_the_mean() -> None:
@@ -479,10 +537,11 @@ def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
     effects_schema.save(hand_scores(), tmp_path / "scores.nc")
     selection().save(tmp_path / "selection.json")
     answers().to_csv(tmp_path / "answers.csv", index=False)
-    written = paper.draw_all(tmp_path)
+    written = paper.draw_all(tmp_path).written
     figures = {
         "effect-panel-0", "effect-panel-rule+20+a+2f+b", "effect-map-formula", "effect-map-instance",
         "profile-panel", "layer-profile", "layer-selection", "edit-scores-token_accuracy",
+        "edit-differences-token_accuracy", "before-after-dmle", "before-after-in_context",
     }  # fmt: skip
     tables = {
         "scores-token_accuracy.md", "scores-token_accuracy.tex", "scores-token_accuracy-mean.md",
@@ -497,8 +556,9 @@ def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
 
 def test_draw_all_draws_what_there_is(tmp_path: Path) -> None:
     effects_schema.save(joined(("0", "1")), tmp_path / "effects.nc")
-    written = paper.draw_all(tmp_path, max_rules=1)
-    stems = {path.stem for path in written}
+    done = paper.draw_all(tmp_path, max_rules=1)
+    stems = {path.stem for path in done.written}
+    assert done.left_out == ["effect panels of 1 of 2 rules"]
     assert stems == {"effect-panel-0", "effect-map-formula", "effect-map-instance"}
 
 

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from editing.paired import Pair, comparison_table, pair_table, pairs, per_rule, summary
-from figures import edit_scores
+from interp import scores as interp_scores
 from interp.profiles import resample_counts
 
 NAN = math.nan
@@ -84,11 +84,13 @@ def test_per_rule_is_the_mean_over_forms_in_either_phase() -> None:
     np.testing.assert_allclose(before.sel(editor="few", metric="reliability"), [NAN, 0.2, NAN, 0.4])
 
 
-def test_per_rule_is_that_of_the_figures() -> None:
-    theirs = edit_scores.per_rule(hand_scores(), "token_accuracy")
-    for phase in ("pre", "post"):
-        ours = per_rule(hand_scores(), "token_accuracy", phase)
-        xr.testing.assert_identical(ours, theirs.sel(phase=phase, drop=True))
+def test_both_phases_stand_side_by_side_for_the_figures() -> None:
+    both = interp_scores.per_rule(hand_scores(), "token_accuracy")
+    assert both.dims == ("editor", "metric", "phase", "rule")
+    assert both["editor"].values.tolist() == ["my_arm", "base", "few"]  # the broken arm has no score
+    one = both.sel(editor="my_arm", metric="reliability")
+    np.testing.assert_allclose(one, [(0.1, 0.2, 0.3, 0.4), AFTER["my_arm"]["reliability"]])
+    assert interp_scores.modes_with_scores(hand_scores()) == ["token_accuracy", "kl"]
 
 
 def test_modes_without_scores_are_refused() -> None:

@@ -21,6 +21,7 @@ from interp.selection import (
     select_for_rules,
     select_layers,
 )
+from interp.windows import window
 
 FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8
@@ -72,6 +73,8 @@ def planted(rules: int = RULES, **attrs: int) -> xr.Dataset:
         ("mlp", 3, 1, 2),
         ("attn", 10, 1, 6),  # ROME's window: five blocks before
         ("resid", 10, 1, 1),
+        ("mlp_single", 10, 1, 1),
+        ("resid_mlp_frozen", 10, 2, 2),
         ("mlp", 200, 1, 48),  # every window holds the first block
         ("resid", 1, 60, 48),
     ],
@@ -118,6 +121,29 @@ def test_select_layers_leaves_out_windows_that_restore_the_first_blocks() -> Non
     chosen = select_layers(data.assign_attrs(window=4), SelectConfig(width=3, identity_blocks=1))
     assert chosen.first_layer == 3
     assert chosen.layers_of("formula") == (6, 7, 8)
+
+
+@pytest.mark.parametrize("strategy", ["window", "mass", "changepoint", "groups", "adaptive"])
+@pytest.mark.parametrize("restored", [2, 3, 4])
+def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(strategy: str, restored: int) -> None:
+    rng = np.random.default_rng(0)
+    for block in range(4, LAYERS - 1):
+        data = profile({}, noise=0.02, window=restored)
+        seen = [block in window(layer, restored, LAYERS) for layer in range(LAYERS)]
+        # Strengths differ between rules, and the plateau is not even: its largest end is not the block.
+        data["effect"][:, :, 1, 1] += rng.uniform(0.5, 2, (RULES, 1, 1)) * (
+            np.array(seen) * np.linspace(1, 1.2, LAYERS)
+        )
+        config = SelectConfig.model_validate({"strategy": strategy, "width": 2})
+        for selection in (select_layers(data, config), *select_for_rules(data, config).values()):
+            assert all(block in group.layers and group.supported for group in selection.groups)
+
+
+def test_select_layers_reads_one_block_alone_as_it_is() -> None:
+    data = profile({form: (1, 2) for form in FORMS}, window=6)
+    data = data.assign_coords(component=["attn", "mlp_single"])
+    selection = select_layers(data, SelectConfig(component="mlp_single", width=2))
+    assert selection.first_layer == 1 and selection.layers_of("formula") == (1, 2)
 
 
 def test_select_layers_flags_noise_as_not_supported() -> None:

@@ -21,7 +21,7 @@ def test_dots_are_the_scores_and_the_front_is_joined() -> None:
     assert [np.asarray(dot.get_xydata()).tolist()[0] for dot in dots] == [[0.9, 0.5], [0.8, 0.7], [0.8, 0.6]]
     legend = ax.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["memit", "dmle", "lost"]
+    assert [text.get_text() for text in legend.get_texts()] == ["1  memit", "2  dmle", "3  lost"]
 
 
 def test_equal_points_are_both_on_the_front() -> None:

@@ -1,0 +1,198 @@
+"""The documentation builds without a warning, its generated pages are the code's, and what it shows works.
+
+Every `dmle` line of the README and of `docs/` is checked against the real command line and settings. Those of `RUN`
+are also run; the rest is only parsed, for the reasons in `ONLY_PARSED`.
+"""
+
+import inspect
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
+"""Beginnings of the commands that are run, on the README's own rule."""
+ONLY_PARSED = {
+    "trace": "loads a model, for minutes; a prompt of one's own is run by tests/integration and the command's tests",
+    "edit": "loads a model, for minutes",
+    "evaluate": "loads a model, for minutes",
+    "compare": "loads a model, for hours",
+    "sweep": "loads a model, for hours",
+    "tune": "loads a model, for hours",
+    "run": "the whole chain, for minutes; tests/integration/test_chain.py runs one",
+    "profile": "needs the maps of a long trace",
+    "select": "needs the profile of a long trace",
+    "regret": "needs a long sweep",
+    "figures": "needs the results of a long run",
+    "report": "needs the results of a long run",
+    "setup": "writes into the user's cache",
+    "rules check": "the embedded rules and RuleEdit take minutes",
+    "rules export": "needs RuleEdit",
+    "rules stats": "loads a model, for minutes",
+}
+
+
+def blocks(*languages: str) -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
+            if language in languages:
+                yield page, text
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Page and words of each `dmle` line, without comments; continued lines are one."""
+    found = []
+    for page, text in blocks("sh", "bash", "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] == ["dmle"]:
+                found.append((page.name, words[1:]))
+    return found
+
+
+COMMANDS = commands()
+
+
+def is_run(words: list[str]) -> bool:
+    return any(tuple(words[: len(start)]) == start for start in RUN)
+
+
+def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> None:
+    assert len(COMMANDS) > 15
+    for _, words in COMMANDS:
+        assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in COMMANDS]
+)
+def test_every_command_line_parses_with_valid_settings(
+    page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from interp import cli
+    from interp.steps import load_steps, parse_settings
+
+    monkeypatch.chdir(ROOT)  # configuration files are named from there
+    if "--help" in words:
+        words = [word for word in words if word != "--help"]
+    _, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
+    common = bound.arguments.get("common")
+    if isinstance(common, cli.Common):
+        parse_settings(load_steps(), cli._raw_settings({}, common, {}))
+
+
+def test_a_wrong_line_would_be_found() -> None:
+    from cyclopts import CycloptsError
+
+    from interp import cli
+    from interp.config import ConfigError
+    from interp.steps import load_steps, parse_settings
+
+    with pytest.raises(CycloptsError):
+        cli._app().parse_args(["trace", "--sample", "4"], exit_on_error=False, print_error=False)
+    with pytest.raises(ConfigError, match=r"unknown setting 'trace\.sample'"):
+        parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=("trace.sample=4",)), {}))
+
+
+def test_rule_of_the_readme_is_built_and_checked_as_it_says(tmp_path: Path, dmle: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (rules,) = [text for page, text in blocks("yaml") if page.name == "README.md" and text.startswith("domain:")]
+    (tmp_path / "my_rules.yaml").write_text(rules, encoding="utf-8")
+    ran = [words for _, words in COMMANDS if is_run(words)]
+    assert [words[:2] for words in ran] == [["rules", "build"], ["rules", "check"]]
+    for words in ran:
+        code, said = dmle(*words)
+        assert code == 0, said
+
+
+def test_settings_shown_as_yaml_are_valid() -> None:
+    import yaml
+
+    from interp.steps import load_steps, parse_settings
+
+    shown = [text for page, text in blocks("yaml") if not text.startswith("domain:")]
+    assert shown
+    for text in shown:
+        parse_settings(load_steps(), yaml.safe_load(text))
+
+
+def test_python_of_the_schemas_runs() -> None:
+    ran = [text for page, text in blocks("python") if page.name == "schemas.md"]
+    assert len(ran) == 2
+    names: dict[str, Any] = {}
+    for text in ran:
+        exec(compile(text, "schemas.md", "exec"), names)
+    assert names["effect"].sizes == {"component": 1, "layer": 2, "pos": 3}
+    assert float(names["effect"].mean()) == pytest.approx(1.45)
+
+
+def test_python_of_the_published_format_runs(rules: Any) -> None:
+    from editing.evaluation import COLUMNS, items_of
+
+    (text,) = [text for page, text in blocks("python") if page.name == "reference-format.md"]
+    rows = {}
+    for rule in rules:
+        filled: dict[str, Any] = dict.fromkeys(COLUMNS, 0.5) | {"editor": "dmle", "rule": rule.id}
+        rows[rule.id] = [
+            {
+                **filled, "form": item.form, "metric": item.metric, "prompt": item.question.prompt,
+                "target_new": item.question.target, "target_true": item.target_true,
+            }
+            for item in items_of(rule)
+        ]  # fmt: skip
+    *first, last = text.strip().splitlines()
+    names: dict[str, Any] = {"rules": rules, "rows": rows}
+    exec(compile("\n".join(first), "reference-format.md", "exec"), names)
+    percent = eval(compile(last.partition("#")[0].strip(), "reference-format.md", "eval"), names)
+    assert percent["Edit_Succ"] == pytest.approx(50)  # half of the tokens of every answer were right
+
+
+def test_every_python_block_has_a_test_that_runs_it() -> None:
+    assert {page.name for page, _ in blocks("python")} == {"README.md", "schemas.md", "reference-format.md"}
+
+
+def test_references_name_every_setting_and_every_option() -> None:
+    from interp import cli
+
+    made = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    text = made["configuration_reference"]()
+    for name, section in made["sections"]().items():
+        part = text.split(f"## {name}\n", 1)[1].split("\n## ", 1)[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) == set(section.model_fields)
+    assert "| `samples` | `int` | `4` | Noise samples. ROME uses 10;" in text
+    assert "| `steps` | `int` | `25` | Gradient evaluations of the target search;" in text  # inherited by edit
+    said = made["cli_reference"]()
+    for option in inspect.signature(cli.trace).parameters:
+        assert option == "common" or f"--{option.replace('_', '-')}" in said
+    for command in ("trace", "figures", "rules check"):
+        assert f"## dmle {command}\n" in said
+
+
+def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-b",
+        "html",
+        str(ROOT / "docs"),
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    configuration = (tmp_path / "configuration.html").read_text(encoding="utf-8")
+    assert "<!-- generated" not in configuration
+    assert "noise_replaces" in configuration
+    assert "--overwrite" in (tmp_path / "cli.html").read_text(encoding="utf-8")

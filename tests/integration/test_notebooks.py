@@ -1,0 +1,80 @@
+"""Every notebook runs from top to bottom, shows a figure, and stays thin."""
+
+import ast
+import base64
+import os
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
+"""They read one another's traces where they find them: one folder, one worker, one after the other."""
+FIGURES = {
+    "01_causal_tracing": 1,
+    "02_layer_profiles": 3,
+    "03_layer_selection": 1,
+    "04_editing_a_rule": 2,
+    "05_paper_figures": 3,
+    "06_your_own_model_and_rules": 1,
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def parsed(name: str) -> nbformat.NotebookNode:
+    return jupytext.read(ROOT / "notebooks" / f"{name}.py")
+
+
+def images(notebook: nbformat.NotebookNode) -> list[bytes]:
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    return [base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("notebooks")
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Where a notebook runs: its own folder, or that of the notebooks that share results."""
+    return request.getfixturevalue("shared") if request.node.callspec.params["name"] in SHARING else tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xdist_group("notebooks" if n in SHARING else n)) for n in NOTEBOOKS],
+)
+def test_a_notebook_runs_and_shows_its_figures(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+    notebook = parsed(name)
+    # On a busy machine a cell may take long: the time limit is that of the test.
+    where = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)
+    client.execute()  # raises where a cell does
+    shown = images(notebook)
+    assert len(shown) == FIGURES[name] and all(image.startswith(PNG) for image in shown)
+
+
+def test_every_notebook_is_known_here() -> None:
+    assert list(FIGURES) == NOTEBOOKS
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_teaches_and_is_thin(name: str) -> None:
+    notebook = parsed(name)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for heading in ("**Question.**", "**Method.**", "**What can go wrong.**"):
+        assert heading in text
+    assert "**How to read" in text
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].metadata.get("tags") == ["parameters"]  # papermill puts other values behind it
+    owned = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    trees = [ast.parse(cell.source) for cell in code]
+    assert not [node for tree in trees for node in ast.walk(tree) if isinstance(node, owned)]
