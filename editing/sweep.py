@@ -20,8 +20,7 @@ import numpy as np
 import xarray as xr
 
 from interp.profiles import resample_counts
-
-SCHEMA = "dmle.sweep/1"
+from interp.sweep_selection import SWEEP_SCHEMA
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def sweep_dataset(
             "start": ("window", [span[0] for span in spans]),
             "width": ("window", [len(span) for span in spans]),
         },
-        attrs={"schema": SCHEMA},
+        attrs={"schema": SWEEP_SCHEMA},
     )
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from interp.tables import Table
 
 CELLS = "sweep"
+LEFT_OUT = "sweep"
+"""The strategy that chooses by edits, here for each rule by the edits of all others."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
 """Strategies that are held against the oracle; a rule's own selection (adaptive) needs its trace."""
 COLUMNS = (
@@ -291,7 +293,7 @@ def regret_rows(
         at["random"] = ("any window", None, score.mean(1))
         out = np.full(len(ids), np.nan)
         out[whole] = left_out(score[whole])
-        at["sweep, rule left out"] = ("best for the others", None, out)
+        at[LEFT_OUT] = ("best for the other rules", None, out)
         default = at.get(select.strategy)
         for strategy, (text, supported, values) in at.items():
             row: dict[str, Any] = {"strategy": strategy, "group": group, "layers": text, "supported": supported}

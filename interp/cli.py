@@ -126,7 +126,7 @@ def profile(*, common: Common | None = None) -> None:
 
 def select(
     *,
-    strategy: Annotated[str | None, Parameter(help="window, mass, changepoint, groups or adaptive.")] = None,
+    strategy: Annotated[str | None, Parameter(help="window, mass, changepoint, groups, adaptive or sweep.")] = None,
     width: Annotated[int | None, Parameter(help="Layers per group of forms.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
     export_dmle: Annotated[Path | None, Parameter(help="Also write the published driver's config.json here.")] = None,
@@ -321,19 +321,26 @@ def _profile(context: Context) -> str:
 def _select(context: Context) -> str:
     from interp import effects
     from interp.selection import save_for_rules, select_for_rules, select_layers
+    from interp.sweep_selection import select_from_sweep
 
-    profile = effects.load(context.run.need("profile.nc", "profile"))
-    config = context.settings(SelectConfig)
-    selection = select_layers(profile, config)
-    path = context.run.path / "selection.json"
+    config, run = context.settings(SelectConfig), context.run
+    of_rules = run.path / "selection-rules.json"
+    more = []
+    if config.strategy == "sweep":
+        selection, own = select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
+    else:
+        profile = effects.load(run.need("profile.nc", "profile"))
+        selection = select_layers(profile, config)
+        own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
+    if own is None:
+        of_rules.unlink(missing_ok=True)  # of another strategy's run
+    else:
+        save_for_rules(own, of_rules)
+        more.append(f"selections rule by rule: {of_rules}")
+    path = run.path / "selection.json"
     selection.save(path)
     lines = [f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups]
-    of_rules = context.run.path / "selection-rules.json"
-    of_rules.unlink(missing_ok=True)  # of another strategy's run
-    if config.strategy == "adaptive":
-        save_for_rules(select_for_rules(profile, config), of_rules)
-        lines.append(f"selections rule by rule: {of_rules}")
-    return "\n".join([*lines, f"selection: {path}"])
+    return "\n".join([*lines, *more, f"selection: {path}"])
 
 
 TRACE = Step("trace", _trace, trace, {"trace": TraceConfig}, needs_model=True, check=traced_rules)

@@ -148,9 +148,10 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection`)."""
 
-    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive"] = "window"
+    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "sweep"] = "window"
     """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
-    elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule."""
+    elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule;
+    `sweep`: the windows at which edits of `dmle sweep` succeed best, no profile."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)

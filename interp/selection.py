@@ -14,6 +14,8 @@ strategy         layers                                       stability: over sp
                  data: forms are merged unless they differ
 ``adaptive``     windows; rule by rule (`select_for_rules`)   as for window; for a rule, share of draws from what
                  from shrunk profiles                         is believed of its profile
+``sweep``        the window at which edits succeed best, no   as for window
+                 profile (`interp.sweep_selection`)
 ===============  ===========================================  ====================================================
 
 Stability says what other rules would give. Halves are disjoint for that reason: a bootstrap resample shares most
@@ -227,6 +229,8 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
         ValueError: A group has no traceable rule, or fewer layers are candidates than are needed.
     """
     config = config or SelectConfig()
+    if config.strategy == "sweep":
+        raise ValueError("the strategy sweep reads a sweep, not a profile: interp.sweep_selection.select_from_sweep")
     bounds = _candidates(profile, config)
     groups, found = config.groups, {}
     if config.strategy == "groups":

@@ -19,6 +19,7 @@ from interp import effects
 from interp.config import SelectConfig
 from interp.model import LanguageModel
 from interp.rules import Rule, dump_rules
+from interp.sweep_selection import select_from_sweep
 
 Command = Callable[..., tuple[int, str]]
 SCORES = np.array([[0.2, 0.6, 0.4], [0.4, 0.8, 0.9], [0.3, 0.7, 0.2]])
@@ -177,7 +178,7 @@ def test_strategies_are_scored_at_their_layers() -> None:
     assert by_name["window", "instance"]["rank"] == 2
     assert by_name["all", "instance"]["score"] == pytest.approx(0.25)
     assert by_name["random", "instance"]["score"] == pytest.approx(by_group["instance"].mean())
-    assert by_name["sweep, rule left out", "instance"]["regret"] == pytest.approx(0)
+    assert by_name["sweep", "instance"]["regret"] == pytest.approx(0)
     against = by_name["random", "instance"]
     expected = by_name["window", "instance"]["score"] - by_group["instance"].mean()
     assert against["against_default"] == pytest.approx(expected)
@@ -245,3 +246,38 @@ def test_regret_without_a_sweep_says_what_to_run(inputs: Path, dmle: Command, tm
     code, said = dmle("regret", "--config", inputs / "config.yaml", "--run", tmp_path / "none")
     assert code != 0
     assert "dmle sweep" in said
+
+
+def test_a_selection_from_a_sweep_takes_the_best_window_and_knows_chance() -> None:
+    rng = np.random.default_rng(0)
+    spans = sweep.windows(12, 3, 1)
+    clear = 0.5 + 0.05 * rng.normal(size=(10, len(spans))) + 0.3 * (np.arange(len(spans)) == 4)
+    flat = 0.5 + 0.05 * rng.normal(size=(10, len(spans)))
+    held = sweep.sweep_dataset({"formula+description": clear, "instance": flat}, [f"r{i}" for i in range(10)], spans)
+    held.attrs["n_layers"] = 12
+    found = select_from_sweep(held, SelectConfig(bootstrap=200))
+    first, second = found.groups
+    assert (first.layers, first.supported, first.forms) == ((4, 5, 6), True, ("formula", "description"))
+    assert first.score == pytest.approx(clear[:, 4].mean())
+    assert first.stability == 1
+    assert not second.supported and "chance" in second.reason
+    assert select_from_sweep(held, SelectConfig(bootstrap=50, last=5)).groups[0].layers[-1] <= 5
+    with pytest.raises(ValueError, match="no window of the sweep lies within layers 0 to 1"):
+        select_from_sweep(held, SelectConfig(last=1))
+    held["score"][0, :, 0] = np.nan
+    with pytest.raises(ValueError, match="run `dmle sweep` to its end"):
+        select_from_sweep(held, SelectConfig())
+    with pytest.raises(ValueError, match="expected a sweep"):
+        select_from_sweep(_profile(), SelectConfig())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_selections_from_noise_are_rarely_supported(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    spans = sweep.windows(20, 3, 2)
+    supported = 0
+    for _ in range(20):
+        held = sweep.sweep_dataset({"instance": rng.normal(size=(8, len(spans)))}, [str(i) for i in range(8)], spans)
+        held.attrs["n_layers"] = 20
+        supported += select_from_sweep(held, SelectConfig(bootstrap=100)).groups[0].supported
+    assert supported <= 4  # 5 % of 20 is 1; 5 and more happen in 0.3 %
