@@ -182,15 +182,18 @@ def agreement_of(one: np.ndarray, two: np.ndarray, agreement: Agreement) -> np.n
 
 
 def halves(n: int, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random splits of rules into disjoint halves, as averaging weights of one half and the other, shapes (draw, n).
+    """Random splits of rules into disjoint halves, each resampled; averaging weights of both, shapes (draw, n).
 
-    With an odd number the second half has one more.
+    The resample within a half makes up for all splits being of the same rules, which agree better than two samples of
+    other rules would (see `interp.selection`). With an odd number the second half has one more.
     """
-    half = n // 2
-    order = np.random.default_rng([seed, 3]).random((draws, n)).argsort(1)
+    half, rng = n // 2, np.random.default_rng([seed, 3])
+    order = rng.random((draws, n)).argsort(1)
     first = np.zeros((draws, n))
     np.put_along_axis(first, order[:, :half], 1.0, axis=1)
-    return first / half, (1 - first) / (n - half)
+    sizes = (half, n - half)
+    one, two = (rng.multinomial(size, side / size) for size, side in zip(sizes, (first, 1 - first), strict=True))
+    return one / half, two / (n - half)
 
 
 def signs(n: int, draws: int, seed: int) -> np.ndarray:

@@ -124,7 +124,12 @@ def test_choose_equals_resampling_and_splitting_written_out() -> None:
         rows = np.repeat(effect, counts.astype(int), axis=0)
         means.append(rows[:, best : best + 2].mean())
     np.testing.assert_allclose(got.draws, means, rtol=1e-12)
-    alike = [start_of(effect[one > 0]) == start_of(effect[one == 0]) for one in halves(5, 200, 9)[0]]
+    # Rules as often as they were drawn: half of them twice 1/2, or one of them once.
+    drawn = [
+        [np.repeat(effect, np.rint(w * size).astype(int), axis=0) for w in side]
+        for side, size in zip(halves(5, 200, 9), (2, 3), strict=True)
+    ]
+    alike = [start_of(one) == start_of(two) for one, two in zip(*drawn, strict=True)]
     assert got.stability == pytest.approx(np.mean(alike))
     assert 0 < got.stability < 1
 
@@ -134,22 +139,25 @@ def test_overlap_is_the_mean_jaccard_index_of_disjoint_halves() -> None:
     pick = mass_of(0.5)
     got = choose(effect, pick, draws=60, seed=4, agreement="overlap")
     indices = []
-    for one in halves(6, 60, 4)[0]:
-        a, b = (set(picked(pick, effect[rows].mean(0))[0]) for rows in (one > 0, one == 0))
+    for weights in zip(*halves(6, 60, 4), strict=True):
+        a, b = (set(picked(pick, np.average(effect, axis=0, weights=side))[0]) for side in weights)
         indices.append(len(a & b) / len(a | b))
     assert got.stability == pytest.approx(np.mean(indices))
     assert 0.1 < got.stability < 0.95
 
 
-def test_halves_are_disjoint_and_together_all_rules() -> None:
+def test_halves_are_disjoint_resamples() -> None:
     for n in (2, 5, 8):
-        one, two = halves(n, 300, 0)
-        np.testing.assert_allclose(one.sum(1), 1)
-        np.testing.assert_allclose(two.sum(1), 1)
-        assert ((one > 0) != (two > 0)).all() and ((one > 0).sum(1) == n // 2).all()
-        # Every rule is as often in the first half as its size says.
-        np.testing.assert_allclose((one > 0).mean(0), (n // 2) / n, atol=0.15)
-    assert len({tuple(row) for row in halves(4, 300, 0)[0]}) == 6
+        one, two = halves(n, 2000, 0)
+        for side, size in ((one, n // 2), (two, n - n // 2)):
+            np.testing.assert_allclose(side.sum(1), 1)
+            counts = side * size  # each rule of the half is drawn so many times
+            np.testing.assert_allclose(counts, np.rint(counts), atol=1e-9)
+            # On average every rule weighs the same.
+            np.testing.assert_allclose(side.mean(0), 1 / n, atol=0.03)
+        assert not ((one > 0) & (two > 0)).any()
+    # Two of four: six halves, of each of which the first may be drawn twice, the second, or both once.
+    assert len({tuple(row) for row in halves(4, 2000, 0)[0]}) == 4 + 6
     assert not np.array_equal(halves(8, 10, 0)[0], halves(8, 10, 1)[0])
 
 
@@ -157,25 +165,13 @@ def test_one_rule_has_no_stability() -> None:
     assert choose(np.array([[0.0, 2.0, 1.0]]), window_of(1), draws=10, seed=0).stability == 0
 
 
-def test_a_window_that_both_halves_pick_is_that_of_all_rules() -> None:
-    rng = np.random.default_rng(4)
-    pick, agreed = window_of(2), 0
-    for _ in range(50):
-        effect = rng.normal(size=(7, 5))
-        one, two = (pick(weights @ effect)[0] for weights in halves(7, 40, 0))
-        alike = one[(one == two).all(1)]
-        agreed += len(alike)
-        assert (alike == pick(effect.mean(0)[None])[0]).all()
-    assert agreed > 100
-
-
 def test_stable_choices_are_found_again_on_other_rules() -> None:
-    found = simulate(trials=400, rules=(8, 16, 32, 100), draws=100, seed=0)
+    found = simulate(trials=800, rules=(8, 16, 32, 100), draws=100, seed=0)
     for name, rows in found.items():
-        stable = rows[rows[:, 0] >= 0.8]
-        # Few simulated windows are stable: the benchmark's 1500 trials give 0.73 for them, and 0.87 for the others.
-        least = 0.4 if name == "window" else 0.8
-        assert len(stable) >= 8 and stable[:, 1].mean() >= least, name
+        # Windows of 0.8 and more are rare among these profiles (15 of 3000 in the benchmark): lower ones count here.
+        least = 0.5 if name == "window" else 0.8
+        stable = rows[rows[:, 0] >= least]
+        assert len(stable) >= 15 and stable[:, 1].mean() >= least, name
         assert stable[:, 1].mean() > rows[:, 1].mean() + 0.1, name
 
 
