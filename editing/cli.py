@@ -242,11 +242,9 @@ def _done(path: Path, key: str) -> "Edit | None":
 
 
 def _shared(resources: "Resources") -> list[Any]:
-    """What an edit by a closed form depends on, without what the statistics say of blocks of other arms."""
+    """What an edit by a closed form depends on, besides its settings."""
     assert resources.covariances is not None
-    by_layer = ("shrinkage_shares", "convergence")
-    about = {name: value for name, value in resources.covariances.about.items() if name not in by_layer}
-    return [resources.contexts, about]
+    return [resources.contexts, resources.covariances.origin]
 
 
 def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":

@@ -75,7 +75,7 @@ def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: Ev
         rule=rule.model_dump(mode="json"),
         forms=list(arm.forms),
         contexts=list(resources.contexts) if closed else [],
-        covariance=_without_layers(resources) if closed else None,
+        covariance=resources.covariances.origin if closed and resources.covariances else None,
         demonstrations=[each.id for each in resources.training_rules] if arm.settings.editor == "ike" else [],
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
@@ -213,10 +213,3 @@ def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None
 def _write(folder: Path, cell: Cell) -> None:
     text = json.dumps({"schema": SCHEMA, "cell": asdict(cell)}, ensure_ascii=False)
     write_text(cell_path(folder, cell.arm, cell.rule, cell.seed), text)
-
-
-def _without_layers(resources: Resources) -> dict[str, Any]:
-    """What statistics depend on, without what they say of the blocks of other arms."""
-    assert resources.covariances is not None
-    by_layer = ("shrinkage_shares", "convergence")
-    return {name: value for name, value in resources.covariances.about.items() if name not in by_layer}

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from editing.cli import edited_rules, layer_plan, selected_layers, training_rules
 from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
-from interp.config import ConfigError
+from interp.config import ConfigError, RulesConfig
 from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
@@ -284,8 +284,6 @@ def _trial_config(context: Context) -> EditConfig:
 
 def _tuning_rules(context: Context) -> list[Rule]:
     rules = context.rules_of(("train",), "the rules' split")
-    from interp.config import RulesConfig
-
     if any(rule.split is None for rule in rules) and context.settings(RulesConfig).ids is None:
         raise ValueError(
             "these rules have no split; name those to tune on in rules.ids, and evaluate on none of them afterwards"

@@ -72,6 +72,11 @@ class Covariances:
     convergence: dict[int, float | None] = field(default_factory=dict)
     _computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What they were measured on, without what `about` says of single blocks: the same for any choice of blocks."""
+        return {name: value for name, value in self.about.items() if name not in ("shrinkage_shares", "convergence")}
+
     def moment(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
         """C of a block.
 
