@@ -297,6 +297,7 @@ def regret_rows(
         default = at.get(select.strategy)
         for strategy, (text, supported, values) in at.items():
             row: dict[str, Any] = {"strategy": strategy, "group": group, "layers": text, "supported": supported}
+            row |= {"n_windows": score.shape[1], "n_rules": 0}
             if (whole & ~np.isnan(values)).any():
                 row |= asdict(regret_of(score, values, **options))
             if default is not None and strategy != select.strategy:

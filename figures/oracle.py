@@ -125,9 +125,11 @@ def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     """
     if missing := set(REGRET_COLUMNS) - set(regret.columns):
         raise ValueError(f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`")
-    if regret.empty:
-        raise ValueError("there is no strategy to compare; run `dmle regret` first")
-    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in regret.to_dict("records")]
+    # Layers that no edit was made at have no regret; the table names them.
+    scored = regret[regret["regret"].notna()]
+    if scored.empty:
+        raise ValueError("there is no strategy to compare; run `dmle sweep` and `dmle regret` first")
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in scored.to_dict("records")]
     strategies = list(dict.fromkeys(str(row["strategy"]) for row in rows))
     means = {s: np.mean([row["regret"] for row in rows if row["strategy"] == s]) for s in strategies}
     order = sorted(strategies, key=lambda strategy: means[strategy])
