@@ -126,7 +126,7 @@ def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     if missing := set(REGRET_COLUMNS) - set(regret.columns):
         raise ValueError(f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`")
     # Layers that no edit was made at have no regret; the table names them.
-    scored = regret[regret["regret"].notna()]
+    scored = regret.dropna(subset=["regret"])
     if scored.empty:
         raise ValueError("there is no strategy to compare; run `dmle sweep` and `dmle regret` first")
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in scored.to_dict("records")]
