@@ -293,7 +293,7 @@ def _tuning_rules(context: Context) -> list[Rule]:
 
 def _tune(context: Context) -> str:
     from editing.evaluation import edit_scores
-    from editing.paired import per_rule
+    from interp.scores import per_rule
     from interp.store import write_text
 
     tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
@@ -305,7 +305,7 @@ def _tune(context: Context) -> str:
     failed = Counter(cell.arm for cell in cells if cell.error)
     answers = [row for cell in cells for row in cell.answers]
     scores = edit_scores(answers, list(config.editors), [rule.id for rule in rules], context.model)
-    means = per_rule(scores, tuned.mode).sel(metric=list(tuned.metrics)).mean("rule")
+    means = per_rule(scores, tuned.mode).sel(phase="post", metric=list(tuned.metrics)).mean("rule")
     values = zip(means["editor"].values, means.mean("metric").values, strict=True)
     # A setting that failed somewhere is not chosen, however good the rest is.
     objective = {str(name): float(value) for name, value in values if name not in failed and np.isfinite(value)}

@@ -11,14 +11,12 @@ that a divergence (``kl``) is better when it is lower: there, a negative differe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import xarray as xr
 
-from interp import scores as edit_scores
 from interp.profiles import bootstrap_mean
-from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR
+from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
 
 TIE = 1e-9
@@ -48,17 +46,6 @@ class Pair:
     n: int
 
 
-def per_rule(scores: xr.Dataset, mode: str, phase: Literal["pre", "post"] = "post") -> xr.DataArray:
-    """Scores of one mode, averaged over the forms that a rule has items for; dims editor metric rule.
-
-    Editors without a score after the edit in this mode are left out, in either phase.
-
-    Raises:
-        ValueError: The mode is unknown or has no scores.
-    """
-    return edit_scores.per_rule(scores, mode).sel(phase=phase, drop=True)
-
-
 def pairs(
     scores: xr.Dataset, mode: str, reference: str, *, resamples: int, confidence: float, seed: int = 0
 ) -> list[Pair]:
@@ -75,7 +62,7 @@ def pairs(
     Raises:
         ValueError: The mode is unknown or has no scores, or the reference has none in it.
     """
-    rules = _with_data(per_rule(scores, mode))
+    rules = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
     arms = [str(arm) for arm in rules["editor"].values]
     if reference not in arms:
         raise ValueError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
@@ -120,8 +107,8 @@ def summary(scores: xr.Dataset, mode: str, *, resamples: int, confidence: float,
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
-    after = _with_data(per_rule(scores, mode))
-    before = per_rule(scores, mode, "pre").sel(metric=after["metric"]).where(after.notnull())
+    after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
+    before = per_rule(scores, mode).sel(phase="pre", metric=after["metric"], drop=True).where(after.notnull())
     mean, lower, upper = _bootstrap(after.values, resamples, confidence, seed)
     dims = ("editor", "metric")
     return xr.Dataset(
@@ -157,8 +144,8 @@ def comparison_table(
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
-    after = _with_data(per_rule(scores, mode))
-    before = per_rule(scores, mode, "pre").sel(metric=after["metric"]).where(after.notnull())
+    after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
+    before = per_rule(scores, mode).sel(phase="pre", metric=after["metric"], drop=True).where(after.notnull())
     # Before the edit all arms are the same model: one arm's score of a rule is any arm's.
     floor = before.mean("editor", skipna=True).where(~after["metric"].isin(WITHOUT_FLOOR))
     scored = {str(arm): after.sel(editor=arm) for arm in after["editor"].values}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from editing.paired import Pair, comparison_table, pair_table, pairs, per_rule, summary
-from interp import scores as interp_scores
+from editing.paired import Pair, comparison_table, pair_table, pairs, summary
 from interp.profiles import resample_counts
+from interp.scores import modes_with_scores, per_rule
 
 NAN = math.nan
 BOOTSTRAP = {"resamples": 400, "confidence": 0.9}
@@ -74,23 +74,23 @@ def find(found: list[Pair], arm: str, metric: str) -> Pair:
 
 
 def test_per_rule_is_the_mean_over_forms_in_either_phase() -> None:
-    rules = per_rule(hand_scores(), "token_accuracy")
+    rules = per_rule(hand_scores(), "token_accuracy").sel(phase="post")
     assert rules.dims == ("editor", "metric", "rule")
     assert rules["editor"].values.tolist() == ["my_arm", "base", "few"]
     for arm in rules["editor"].values:
         for metric, values in AFTER[arm].items():
             np.testing.assert_allclose(rules.sel(editor=arm, metric=metric), values)
-    before = per_rule(hand_scores(), "token_accuracy", "pre")
+    before = per_rule(hand_scores(), "token_accuracy").sel(phase="pre")
     np.testing.assert_allclose(before.sel(editor="few", metric="reliability"), [NAN, 0.2, NAN, 0.4])
 
 
 def test_both_phases_stand_side_by_side_for_the_figures() -> None:
-    both = interp_scores.per_rule(hand_scores(), "token_accuracy")
+    both = per_rule(hand_scores(), "token_accuracy")
     assert both.dims == ("editor", "metric", "phase", "rule")
     assert both["editor"].values.tolist() == ["my_arm", "base", "few"]  # the broken arm has no score
     one = both.sel(editor="my_arm", metric="reliability")
     np.testing.assert_allclose(one, [(0.1, 0.2, 0.3, 0.4), AFTER["my_arm"]["reliability"]])
-    assert interp_scores.modes_with_scores(hand_scores()) == ["token_accuracy", "kl"]
+    assert modes_with_scores(hand_scores()) == ["token_accuracy", "kl"]
 
 
 def test_modes_without_scores_are_refused() -> None:
