@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [covariance|edits|evaluation|tracing …] [--prompts 0 1 2] [--out bench.json]
+python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …] [--prompts 0 1 2] [--out bench.json]
 """
 
 import argparse
@@ -11,9 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import bench_evaluation, covariance, edits, tracing
+from tests.benchmarks import bench_evaluation, bench_report, covariance, edits, tracing
 
-PARTS = {"covariance": covariance, "edits": edits, "evaluation": bench_evaluation, "tracing": tracing}
+PARTS = {
+    "covariance": covariance,
+    "edits": edits,
+    "evaluation": bench_evaluation,
+    "report": bench_report,
+    "tracing": tracing,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
