@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
+COMBINED = "combined"
 STRATEGIES = ("window", "mass", "changepoint", "groups")
 """Strategies that are held against the oracle; a rule's own selection (adaptive) needs its trace."""
 COLUMNS = (
@@ -49,9 +50,9 @@ COLUMNS = (
 def sweep(*, common: Common | None = None) -> None:
     """Edit rules at every window of layers, one group of forms at a time, and score each edit: the selector's oracle.
 
-    Layers that the strategies and baselines of selection choose from the run folder's `profile.nc` are edited too, so
-    that `dmle regret` can score them. One file per cell: a stopped sweep continues, and several processes may work on
-    one run folder.
+    Layers that the strategies and baselines of selection choose from the run folder's `profile.nc` (and `evidence.nc`,
+    if it is there) are edited too, so that `dmle regret` can score them. One file per cell: a stopped sweep continues,
+    and several processes may work on one run folder.
 
     For example:
 
@@ -63,9 +64,10 @@ def sweep(*, common: Common | None = None) -> None:
 def regret(*, common: Common | None = None) -> None:
     """Hold each way to choose layers against the best window of a sweep; needs no model.
 
-    Reads `sweep.nc`, `profile.nc` and the cells of `dmle sweep`, and writes `regret.csv` and a table: the score at the
-    chosen layers, the oracle's, the regret with its interval over rules, the rank of the choice among all windows, how
-    well the profile ranks windows, and how much better the default strategy is than each other choice.
+    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) and the cells of `dmle sweep`; writes `regret.csv`
+    and a table: the score at the chosen layers, the oracle's, the regret with its interval over rules, the rank of the
+    choice among all windows, how well the profile and the evidence rank windows, and how much better the default
+    strategy is than each other choice.
 
     For example:
 
@@ -96,10 +98,13 @@ def arm_name(group: str, layers: Sequence[int]) -> str:
     return f"{group}@{layers_text(layers)}"
 
 
-def choices(profile: "xr.Dataset", config: SweepConfig, select: SelectConfig) -> list[Chosen]:
+def choices(
+    profile: "xr.Dataset", config: SweepConfig, select: SelectConfig, evidence: "xr.Dataset | None" = None
+) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    A selection that does not give all forms of a group the same layers chooses none for it.
+    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does not give all forms
+    of a group the same layers chooses none for it.
     """
     from interp import baselines
     from interp.selection import select_layers
@@ -109,6 +114,8 @@ def choices(profile: "xr.Dataset", config: SweepConfig, select: SelectConfig) ->
     made: dict[str, LayerSelection] = {
         name: select_layers(profile, base.model_copy(update={"strategy": name})) for name in STRATEGIES
     }
+    if evidence is not None:
+        made[COMBINED] = select_layers(profile, base.model_copy(update={"strategy": COMBINED}), evidence=evidence)
     made["published"] = baselines.published(n_layers, config.groups)
     made["best-layer"] = baselines.best_layer(profile, base)
     made["all"] = baselines.all_layers(n_layers, config.groups)
@@ -144,9 +151,16 @@ def _plan(context: Context, n_layers: int) -> dict[str, tuple[tuple[RuleForm, ..
     path = context.run.path / "profile.nc"
     if path.is_file():
         of_name = {group_name(forms): forms for forms in config.groups}
-        for each in choices(effects.load(path), config, context.settings(SelectConfig)):
+        for each in choices(effects.load(path), config, context.settings(SelectConfig), _held_evidence(context)):
             found[arm_name(each.group, each.layers)] = (of_name[each.group], each.layers)
     return found
+
+
+def _held_evidence(context: Context) -> "xr.Dataset | None":
+    from interp import effects
+
+    path = context.run.path / "evidence.nc"
+    return effects.load(path) if path.is_file() else None
 
 
 def _rules(context: Context) -> list[Rule]:
@@ -251,7 +265,7 @@ def _regret(context: Context) -> str:
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
     cells = pd.read_csv(run.need("sweep.csv", "sweep"), dtype={"layers": str})
-    rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig))
+    rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
     write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
@@ -260,9 +274,14 @@ def _regret(context: Context) -> str:
 
 
 def regret_rows(
-    swept: "xr.Dataset", profile: "xr.Dataset", cells: "pd.DataFrame", config: SweepConfig, select: SelectConfig
+    swept: "xr.Dataset",
+    profile: "xr.Dataset",
+    cells: "pd.DataFrame",
+    config: SweepConfig,
+    select: SelectConfig,
+    evidence: "xr.Dataset | None" = None,
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row for each strategy and group (`COLUMNS`), and sentences on what the profile tells of edit success.
+    """One row for each strategy and group (`COLUMNS`), and sentences on what tells of edit success.
 
     Args:
         swept: `sweep.nc`.
@@ -270,13 +289,14 @@ def regret_rows(
         cells: `sweep.csv` as a data frame.
         config: Resamples and confidence.
         select: The strategies' settings; its strategy is the default that others are compared with.
+        evidence: `evidence.nc`, if there is one.
     """
     from editing.sweep import layers_text, left_out, mean_interval, rank_correlation, regret_of, window_effects
     from interp.profiles import LOOKUP
 
     options = {"resamples": config.resamples, "confidence": config.confidence}
     ids = [str(rule) for rule in swept["rule"].values]
-    chosen = choices(profile, config, select)
+    chosen = choices(profile, config, select, evidence)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for group in (str(name) for name in swept["group"].values):
@@ -308,12 +328,18 @@ def regret_rows(
                     row |= {"against_default": float(gain.mean()), "against_lower": lower, "against_upper": upper}
             rows.append(row)
         forms = [form for form in group.split("+") if form in profile["form"].values]
-        effect = profile["aie"].sel(form=forms, component=select.component, role=LOOKUP).mean("form").values
+        known = {f"the {select.component} profile": profile["aie"].sel(component=select.component, role=LOOKUP)}
+        if evidence is not None:
+            known |= {f"the {name} of edits": values.mean("rule") for name, values in evidence.data_vars.items()}
         spans = [range(s, s + w) for s, w in zip(swept["start"].values, swept["width"].values, strict=True)]
-        value, lower, upper = rank_correlation(window_effects(effect, spans), score[whole], seed=0, **options)
+        said = []
+        for name, values in known.items():
+            effect = values.sel(form=forms).mean("form").values
+            value, lower, upper = rank_correlation(window_effects(effect, spans), score[whole], seed=0, **options)
+            said.append(f"of {name} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]")
         notes.append(
-            f"{group}: rank correlation of the {select.component} profile with edit success over {len(spans)} windows "
-            f"{value:+.2f} [{lower:+.2f}, {upper:+.2f}], {int(whole.sum())} of {len(ids)} rules with all cells"
+            f"{group}: rank correlation with edit success over {len(spans)} windows {', '.join(said)}; "
+            f"{int(whole.sum())} of {len(ids)} rules with all cells"
         )
     return rows, notes
 

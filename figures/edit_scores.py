@@ -148,7 +148,9 @@ def difference_panel(
     for metric, ax in axes.items():
         ax.axvline(0, color="0.5", linewidth=0.6, zorder=0)
         _draw_arms(ax, intervals.sel(metric=metric), mode)
-        reach = 1.1 * float(np.nanmax(np.abs(intervals.sel(metric=metric).to_array().values), initial=1e-3))
+        # Where no rule differs, an axis of thousandths would look like a measurement.
+        least = 0.1 if mode in SHARES else 1e-3
+        reach = 1.1 * float(np.nanmax(np.abs(intervals.sel(metric=metric).to_array().values), initial=least))
         ax.set_xlim(-reach, reach)
         ax.locator_params(axis="x", nbins=3)
     style.figure_caption(fig, f"{MODE_NAMES.get(mode, mode)}. {_counts(differences, list(axes), floor=False)}")

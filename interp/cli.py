@@ -126,7 +126,9 @@ def profile(*, common: Common | None = None) -> None:
 
 def select(
     *,
-    strategy: Annotated[str | None, Parameter(help="window, mass, changepoint, groups, adaptive or sweep.")] = None,
+    strategy: Annotated[
+        str | None, Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep.")
+    ] = None,
     width: Annotated[int | None, Parameter(help="Layers per group of forms.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
     export_dmle: Annotated[Path | None, Parameter(help="Also write the published driver's config.json here.")] = None,
@@ -330,7 +332,9 @@ def _select(context: Context) -> str:
         selection, own = select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
     else:
         profile = effects.load(run.need("profile.nc", "profile"))
-        selection = select_layers(profile, config)
+        combined = config.strategy == "combined"
+        evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
+        selection = select_layers(profile, config, evidence=evidence)
         own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
     if own is None:
         of_rules.unlink(missing_ok=True)  # of another strategy's run

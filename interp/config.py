@@ -148,14 +148,15 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection`)."""
 
-    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "sweep"] = "window"
+    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"] = "window"
     """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
     elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule;
+    `combined`: windows, by the profile and by what `dmle evidence` says of editing there, with the same weight;
     `sweep`: the windows at which edits of `dmle sweep` succeed best, no profile."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
-    """Layers per group of forms (DMLE's example has 3) of window, groups and adaptive."""
+    """Layers per group of forms (DMLE's example has 3) of window, groups, adaptive and combined."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Share of the positive mean effect that `mass` covers."""
     min_width: int = Field(default=1, ge=1)

@@ -14,6 +14,8 @@ strategy         layers                                       stability: over sp
                  data: forms are merged unless they differ
 ``adaptive``     windows; rule by rule (`select_for_rules`)   as for window; for a rule, share of draws from what
                  from shrunk profiles                         is believed of its profile
+``combined``     the window that is best by the effect and    as for window
+                 by what `dmle evidence` says of editing
 ``sweep``        the window at which edits succeed best, no   as for window
                  profile (`interp.sweep_selection`)
 ===============  ===========================================  ====================================================
@@ -39,7 +41,7 @@ their effect is mostly that the corrupted word comes back.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +62,7 @@ from interp.strategies import (
     block_shares,
     chance,
     choose,
+    combined,
     mass_of,
     merge_forms,
     published_block,
@@ -71,6 +74,7 @@ from interp.strategies import (
 from interp.windows import window
 
 SCHEMA = "dmle.selection/1"
+EVIDENCE_SCHEMA = "dmle.evidence/1"
 CONFIDENCE = 0.95
 NEGLIGIBLE = 0.01
 """Share of the total effect below which an effect is taken for none: rounding can look significant."""
@@ -214,20 +218,31 @@ def candidate_windows(profile: xr.Dataset, config: SelectConfig) -> dict[int, ra
     return {layer: window(layer, bounds.restored, bounds.n_layers) for layer in range(bounds.first, bounds.last + 1)}
 
 
-def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> LayerSelection:
+def select_layers(
+    profile: xr.Dataset, config: SelectConfig | None = None, *, evidence: xr.Dataset | None = None
+) -> LayerSelection:
     """Choose layers for each group of forms (see the module).
 
     Args:
         profile: Result of `interp.profiles.layer_profile`.
         config: Strategy, component, bounds and groups.
+        evidence: For the strategy `combined`: the measures of `dmle evidence`, dims ``rule form layer``. Rules without
+            them are left out.
 
     Returns:
         The layers with the evidence. Of the strategy `adaptive`: the choice for the population of rules.
 
     Raises:
-        ValueError: A group has no traceable rule, or fewer layers are candidates than are needed.
+        ValueError: A group has no traceable rule, or fewer layers are candidates than are needed; or the evidence that
+            the strategy asks for is missing, or of another model.
     """
     config = config or SelectConfig()
+    if (config.strategy == "combined") != (evidence is not None):
+        raise ValueError(
+            "the strategy combined, and no other, reads evidence of edits (evidence.nc of `dmle evidence`)"
+        )
+    if evidence is not None:
+        _check_evidence(evidence, profile)
     if config.strategy == "sweep":
         raise ValueError("the strategy sweep reads a sweep, not a profile: interp.sweep_selection.select_from_sweep")
     bounds = _candidates(profile, config)
@@ -235,7 +250,7 @@ def select_layers(profile: xr.Dataset, config: SelectConfig | None = None) -> La
     if config.strategy == "groups":
         groups, comparisons = _found_groups(profile, config, bounds)
         found = {"grouping": [_in_words(comparison) for comparison in comparisons]}
-    chosen = tuple(_select_group(profile, forms, config, bounds) for forms in groups)
+    chosen = tuple(_select_group(profile, forms, config, bounds, evidence) for forms in groups)
     if found:
         why = "; ".join(found["grouping"]) or "there is one form"
         chosen = tuple(g.model_copy(update={"reason": f"{g.reason}; forms compared: {why}"}) for g in chosen)
@@ -440,21 +455,55 @@ def _untraceable(forms: tuple[str, ...]) -> ValueError:
     )
 
 
-def _select_group(profile: xr.Dataset, forms: tuple[str, ...], config: SelectConfig, bounds: _Bounds) -> LayerGroup:
+def _check_evidence(evidence: xr.Dataset, profile: xr.Dataset) -> None:
+    if evidence.attrs.get("schema") != EVIDENCE_SCHEMA:
+        got = evidence.attrs.get("schema")
+        raise ValueError(f"expected evidence of edits ({EVIDENCE_SCHEMA}), got {got!r}; `dmle evidence` writes it")
+    both = [str(each.attrs.get("weight_hash", "")) for each in (profile, evidence)]
+    if evidence.sizes["layer"] != profile.sizes["layer"] or (all(both) and both[0] != both[1]):
+        raise ValueError("the evidence is of another model than the profile; run `dmle evidence` in this run folder")
+
+
+def _measures(evidence: xr.Dataset, rules: Sequence[str], forms: tuple[str, ...]) -> list[np.ndarray]:
+    """Each measure, mean over forms, shape (rule, layer); NaN for rules that are not in it."""
+    known = evidence.sel(form=[form for form in forms if form in evidence["form"].values]).reindex(rule=list(rules))
+    return [_mean_of_forms(values.transpose("form", "rule", "layer").values) for values in known.data_vars.values()]
+
+
+def _select_group(
+    profile: xr.Dataset,
+    forms: tuple[str, ...],
+    config: SelectConfig,
+    bounds: _Bounds,
+    evidence: xr.Dataset | None = None,
+) -> LayerGroup:
     # A rule counts if any of the group's forms is traceable for it.
     per_rule = _mean_of_forms(_effects(profile, forms, config.component))
-    per_rule = per_rule[~np.isnan(per_rule).any(1)]
+    measures = [] if evidence is None else _measures(evidence, [str(r) for r in profile["rule"].values], forms)
+    known = ~np.isnan([per_rule, *measures]).any((0, 2))
+    per_rule = per_rule[known]
     if not len(per_rule):
-        raise _untraceable(forms)
+        raise (
+            _untraceable(forms)
+            if evidence is None
+            else ValueError(
+                f"no rule with evidence is traceable in its {' or '.join(forms)} form; run `dmle evidence` on the "
+                "profile's rules"
+            )
+        )
     pick, agreement = _picker(config)
     candidates = bounds.of(per_rule)
+    if measures:
+        within = slice(bounds.first, bounds.last + 1)
+        candidates = combined([candidates, *(measure[known, within] for measure in measures)])
     choice = choose(candidates, pick, draws=config.bootstrap, seed=config.seed, agreement=agreement)
     # The corrupted run is in all effects of a rule, and rules are kept for its being low: what all layers share says
     # nothing of a layer, and would be taken for an effect where there is none.
     level = candidates.mean(1, keepdims=True) if candidates.shape[1] > 1 else 0.0
     p_value = chance(candidates - level, pick, draws=config.bootstrap, seed=config.seed)
     lower, upper = _interval(choice.draws)
-    against = _objections(choice, lower, len(per_rule), _floor(profile, forms), config)
+    floor = _floor(profile, forms) if evidence is None else 0.0
+    against = _objections(choice, lower, len(per_rule), floor, config)
     if p_value > config.level:
         least = f"; {len(per_rule)} rules are too few" if 0.5 ** len(per_rule) > config.level else ""
         against.append(f"not stronger than chance at select.level = {config.level:g}{least}")
@@ -487,7 +536,7 @@ def _objections(choice: Choice, lower: float, n_rules: int, floor: float, config
     if n_rules < 2:
         against.append("there is only one rule")
     if not lower > floor:
-        against.append(f"the interval reaches {NEGLIGIBLE:.0%} of the total effect")
+        against.append(f"the interval reaches {f'{NEGLIGIBLE:.0%} of the total effect' if floor else 'zero'}")
     if choice.stability < config.min_stability:
         against.append(f"stability {choice.stability:.2f} is below select.min_stability = {config.min_stability:g}")
     return against
@@ -513,6 +562,12 @@ def _reason(choice: Choice, candidates: np.ndarray, config: SelectConfig, bounds
             f"elevated segment of the mean {config.component} effect {where}: {beside}{said} inside; halves of "
             f"the rules overlap by {choice.stability:.0%}"
         )
+    if config.strategy == "combined":
+        return (
+            f"highest mean of the {config.component} effect and of what edits can expect {where}, each in standard "
+            f"deviations over layers: {said}; two halves of the rules pick the same window in {choice.stability:.0%} "
+            "of splits"
+        )
     return (
         f"largest mean {config.component} effect {where}: {said}; "
         f"two halves of the rules pick the same window in {choice.stability:.0%} of splits"
@@ -531,13 +586,14 @@ def _unsupported(
     per_rule = per_rule @ block_shares(bounds.n_layers, bounds.restored).T
     resampled = resample_counts(len(per_rule), config.bootstrap, config.seed) @ per_rule / len(per_rule)
     lower, upper = _interval(resampled[:, list(layers)].mean(1))
+    scored = {"score": float(per_rule[:, list(layers)].mean()), "lower": lower, "upper": upper}
+    if config.strategy == "combined":  # has no score outside its candidates
+        scored = dict.fromkeys(scored)
     return group.model_copy(
         update={
             "supported": False,
             "layers": layers,
-            "score": float(per_rule[:, list(layers)].mean()),
-            "lower": lower,
-            "upper": upper,
+            **scored,
             "stability": None,
             "reason": f"fallback, the published layers 4-8 of 28 to 32 blocks scaled to {bounds.n_layers}, since the "
             f"choice of layers {', '.join(map(str, group.layers))} is {reason}",

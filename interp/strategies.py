@@ -87,6 +87,24 @@ def block_shares(n_layers: int, restored: int, first: int = 0) -> np.ndarray:
     return holds / np.sqrt(np.maximum(holds.sum(1, keepdims=True), 1) * restored)
 
 
+def combined(sources: Sequence[np.ndarray]) -> np.ndarray:
+    """Several measures of the same rules and layers as one, shape (rule, layer), all with the same weight.
+
+    Of each source the rule's mean over layers is taken off, and what is left is divided by the standard deviation over
+    layers of its mean over rules: what all rules share over depth has size one, and a rule that says more says more.
+    A source that is flat over layers says nothing, and adds nothing.
+
+    >>> combined([np.array([[1.0, 3.0]]), np.array([[5.0, 5.0]])])
+    array([[-0.5,  0.5]])
+    """
+    scaled = []
+    for source in sources:
+        own = source - source.mean(1, keepdims=True)
+        spread = float(own.mean(0).std())
+        scaled.append(own / spread if spread > ROUNDING * float(np.abs(source).max()) else np.zeros_like(own))
+    return np.mean(scaled, axis=0)
+
+
 def window_of(width: int) -> Picker:
     """Picks the contiguous window of `width` layers with the largest mean; the first of equal ones."""
 

@@ -1,0 +1,90 @@
+"""`dmle evidence`: what the model says about where the profile's rules could be edited, without editing them."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from editing.config import CovarianceConfig, EditConfig
+from interp.cli import Common, execute
+from interp.rules import Rule
+from interp.steps import Context, Step
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+def evidence(*, common: Common | None = None) -> None:
+    """Measure where edits can expect to reach the answer and to leave other prompts alone; edits nothing.
+
+    For the rules of the run folder's `profile.nc`, by form and layer: `evidence.nc`. The selection strategy `combined`
+    reads it beside the profile, and `dmle regret` says how well it ranks layers. One file per rule: a stopped run
+    continues.
+
+    For example:
+
+        dmle evidence --run runs/mine
+
+        dmle select --run runs/mine --strategy combined
+    """
+    execute(["evidence"], common, {})
+
+
+def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
+    wanted = {str(rule) for rule in profile["rule"].values}
+    rules = [rule for rule in context.rules.rules if rule.id in wanted]
+    if missing := sorted(wanted - {rule.id for rule in rules}):
+        raise ValueError(
+            f"{len(missing)} rules of profile.nc are not among this run's rules (the first: {missing[0]}); give the "
+            "rules, split and limit of the trace"
+        )
+    return rules
+
+
+def _evidence(context: Context) -> str:
+    from editing import covariance
+    from editing.evidence import evidence_dataset, evidence_of
+    from interp import effects
+
+    model, run, about = context.model, context.run, context.settings(CovarianceConfig)
+    rules = _rules(context, effects.load(run.need("profile.nc", "profile")))
+    lookup = context.settings(EditConfig).settings_of("dmle").lookup
+    with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
+        statistics = covariance.measure(
+            model, range(model.n_layers), about, run.path / "covariance", advance=bar.update
+        )
+    attrs = {"model": model.name, "weight_hash": model.weight_hash, "lookup": lookup}
+    folder = run.path / "evidence"
+    folder.mkdir(exist_ok=True)
+    found = {}
+    for rule in tqdm(rules, desc="evidence", unit="rule"):
+        path = folder / f"{_key(rule, attrs, statistics.origin)}.nc"
+        if not path.is_file():
+            one = evidence_dataset({rule.id: evidence_of(model, rule, lookup, statistics)}, attrs)
+            effects.save(one, path)
+        held = effects.load(path)
+        found[rule.id] = held.to_dataarray("measure").isel(rule=0).transpose("measure", "form", "layer").values
+    effects.save(evidence_dataset(found, attrs), run.path / "evidence.nc")
+    return f"evidence of {len(found)} rules: {run.path / 'evidence.nc'}"
+
+
+def _key(rule: Rule, attrs: dict[str, Any], origin: dict[str, Any]) -> str:
+    """Changes with anything that the measures depend on."""
+    text = json.dumps([rule.model_dump(mode="json"), attrs, origin], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _check(context: Context) -> None:
+    from editing.requests import requests_of
+    from interp import effects
+
+    lookup = context.settings(EditConfig).settings_of("dmle").lookup
+    for rule in _rules(context, effects.load(context.run.need("profile.nc", "profile"))):
+        requests_of(rule, lookup)
+
+
+EVIDENCE = Step(
+    "evidence", _evidence, evidence, {"covariance": CovarianceConfig, "edit": EditConfig}, needs_model=True,
+    check=_check,
+)  # fmt: skip
