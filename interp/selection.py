@@ -503,10 +503,7 @@ def _select_group(
     p_value = chance(candidates - level, pick, draws=config.bootstrap, seed=config.seed)
     lower, upper = _interval(choice.draws)
     floor = _floor(profile, forms) if evidence is None else 0.0
-    against = _objections(choice, lower, len(per_rule), floor, config)
-    if p_value > config.level:
-        least = f"; {len(per_rule)} rules are too few" if 0.5 ** len(per_rule) > config.level else ""
-        against.append(f"not stronger than chance at select.level = {config.level:g}{least}")
+    against = objections(choice, len(per_rule), config, floor=floor, p_value=p_value)
     reason = _reason(choice, candidates, config, bounds)
     group = LayerGroup(
         name="+".join(forms),
@@ -530,15 +527,33 @@ def _interval(draws: np.ndarray) -> tuple[float, float]:
     return float(lower), float(upper)
 
 
-def _objections(choice: Choice, lower: float, n_rules: int, floor: float, config: SelectConfig) -> list[str]:
-    """What speaks against a choice, apart from chance."""
+def objections(
+    choice: Choice,
+    n_rules: int,
+    config: SelectConfig,
+    *,
+    floor: float | None = None,
+    p_value: float | None = None,
+) -> list[str]:
+    """What speaks against a choice.
+
+    Args:
+        choice: The choice.
+        n_rules: Rules that it was made from.
+        config: Stability and level that are asked for.
+        floor: What the interval must lie above, if anything; 0, or a share of the total effect.
+        p_value: How often the choice would be as strong by chance, if that was tested.
+    """
     against = []
     if n_rules < 2:
         against.append("there is only one rule")
-    if not lower > floor:
+    if floor is not None and not _interval(choice.draws)[0] > floor:
         against.append(f"the interval reaches {f'{NEGLIGIBLE:.0%} of the total effect' if floor else 'zero'}")
     if choice.stability < config.min_stability:
         against.append(f"stability {choice.stability:.2f} is below select.min_stability = {config.min_stability:g}")
+    if p_value is not None and p_value > config.level:
+        least = f"; {n_rules} rules are too few" if 0.5**n_rules > config.level else ""
+        against.append(f"not stronger than chance at select.level = {config.level:g}{least}")
     return against
 
 
@@ -680,7 +695,7 @@ def _rule_groups(
             float((pick(believed)[0] == chosen).all(1).mean()),
         )
         lower, upper = _interval(choice.draws)
-        against = _objections(choice, lower, len(effect), _floor(profile, population.forms), config)
+        against = objections(choice, len(effect), config, floor=_floor(profile, population.forms))
         if not (population.supported or (differ and factors[i] >= 0.5)):
             against.append("the group of rules is not supported")
         group = population.model_copy(

@@ -11,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from interp.config import SelectConfig
-from interp.selection import CONFIDENCE, SCHEMA, LayerGroup, LayerSelection
-from interp.strategies import Choice, chance, choose, window_of
+from interp.selection import CONFIDENCE, SCHEMA, LayerGroup, LayerSelection, objections
+from interp.strategies import chance, choose, window_of
 
 SWEEP_SCHEMA = "dmle.sweep/1"
 
@@ -68,7 +68,7 @@ def _group(swept: xr.Dataset, name: str, config: SelectConfig) -> LayerGroup:
         p_value = chance(scores - level, pick, draws=config.bootstrap, seed=config.seed)
     best = swept.isel(window=choice.layers[0])
     lower, upper = (float(v) for v in np.percentile(choice.draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]))
-    against = _objections(choice, p_value, len(scores), config)
+    against = objections(choice, len(scores), config, p_value=p_value)
     said = (
         f"highest mean edit score of {scores.shape[1]} windows over {len(scores)} rules: {choice.score:.3f} "
         f"({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}), mean of all windows {scores.mean():.3f}; two halves "
@@ -89,14 +89,3 @@ def _group(swept: xr.Dataset, name: str, config: SelectConfig) -> LayerGroup:
         supported=not against,
         reason=f"not supported by the sweep ({'; '.join(against)}): {said}" if against else said,
     )
-
-
-def _objections(choice: Choice, p_value: float, n_rules: int, config: SelectConfig) -> list[str]:
-    against = []
-    if n_rules < 2:
-        against.append("there is only one rule")
-    if p_value > config.level:
-        against.append(f"no better than other windows by more than chance at select.level = {config.level:g}")
-    if choice.stability < config.min_stability:
-        against.append(f"stability {choice.stability:.2f} is below select.min_stability = {config.min_stability:g}")
-    return against
