@@ -111,6 +111,9 @@
     let shown = null;
     let cursor = [0, 0];
     fill(rule, maps.rules.map((one, i) => [i, ruleLabel(one.id)]));
+    // The first of the rules with most traceable forms: a map that means nothing is no beginning.
+    const told = maps.rules.map((one) => Object.values(one.forms).filter((form) => form.total[0][2]).length);
+    rule.value = told.indexOf(Math.max(...told));
     fill(component, maps.components.map((one, i) => [i, one.label]));
     component.value = maps.main;
     fill(metric, maps.metrics.map((one, i) => [i, `${one.name} (${one.unit})`]));

@@ -199,6 +199,17 @@ def test_scale_is_centred_on_zero_and_shared_by_a_rules_maps_unless_asked(page: 
     assert weakest < high
 
 
+def test_the_first_map_on_show_is_of_a_rule_that_is_traceable(browser: "Browser", tmp_path: Path) -> None:
+    maps = joined()
+    maps["corrupted"].loc[{"rule": "plain"}] = maps["clean"].sel(rule="plain")  # no total effect
+    effects.save(maps, tmp_path / "effects.nc")
+    for page in opened(browser, write_report(tmp_path)):
+        assert page.locator("#map-rule").input_value() == "1"
+        assert "Not traceable" not in page.locator("#map-title").inner_text()
+        page.select_option("#map-rule", "0")
+        assert "Not traceable" in page.locator("#map-title").inner_text()
+
+
 def test_hover_shows_the_numbers_of_the_file(page: "Page", run: Path) -> None:
     one = chosen(effects.load(run / "effects.nc"), "plain", "formula", "mlp").isel(layer=4, pos=3)
     change = one["score"].values - one["corrupted"].values
