@@ -210,7 +210,8 @@ class EvaluateConfig(Section):
 
     batch_size: int = Field(default=32, ge=1)
     answer_tokens: int = Field(default=12, ge=1)
-    """Length of the greedy answers that are shown; those that are scored are at least as long as their target."""
+    """Least length of the greedy answers, those that are shown and those that are scored; none is cut before the length
+    of its target."""
     greedy: bool = True
     """Ask for greedy answers and score them; they are most of the cost. Without, their modes have no items."""
 

@@ -85,7 +85,7 @@ COLUMNS = (
 """Columns of the table of raw answers.
 
 `answer_before` and `answer_after` are the greedy answers that are scored, `before` and `after` their first
-`answer_tokens` tokens, to be shown.
+`answer_tokens` tokens, or as many as the longest target of the prompt has, to be shown.
 """
 
 
@@ -235,15 +235,18 @@ def _answer(
     if not config.greedy:
         return forced, {q.prompt: _Answer("", "") for q in questions}
     lengths: dict[str, int] = {}
+    shown: dict[str, int] = {}
     for question, result in forced.items():
         # In-context edits leave less room, but never less than the shown answer: that is refused.
         room = view.model.context_length + 1 - len(view.encode(question.prompt))
         wanted = max(config.answer_tokens, min(len(result.target) + MARGIN, room))
         lengths[question.prompt] = max(wanted, lengths.get(question.prompt, 0))
+        # Cut before its end, a right answer looks wrong.
+        shown[question.prompt] = max(config.answer_tokens, len(result.target), shown.get(question.prompt, 0))
     said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
     decode = view.model.decode
     return forced, {
-        prompt: _Answer(decode(ids), decode(ids[: config.answer_tokens]))
+        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]]))
         for prompt, ids in zip(lengths, said, strict=True)
     }
 
