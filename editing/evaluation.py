@@ -246,8 +246,7 @@ def _answer(
     said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
     decode = view.model.decode
     return forced, {
-        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]]))
-        for prompt, ids in zip(lengths, said, strict=True)
+        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]])) for prompt, ids in zip(lengths, said, strict=True)
     }
 
 

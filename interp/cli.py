@@ -129,7 +129,7 @@ def select(
     strategy: Annotated[
         str | None, Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep.")
     ] = None,
-    width: Annotated[int | None, Parameter(help="Layers per group of forms.")] = None,
+    width: Annotated[int | None, Parameter(help="Layers of window, groups, adaptive and combined.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
     export_dmle: Annotated[Path | None, Parameter(help="Also write the published driver's config.json here.")] = None,
     export_easyedit: Annotated[
@@ -145,9 +145,9 @@ def select(
 
         dmle select --run runs/mine
 
-        dmle select --run runs/mine --width 5
+        dmle select --run runs/mine --strategy window --width 5
 
-        dmle select --run runs/mine --strategy changepoint --set select.max_width=6
+        dmle select --run runs/mine --set select.max_width=6
 
         dmle select --run runs/mine --export-dmle data/config.json --export-easyedit hparams
     """
@@ -343,6 +343,8 @@ def _select(context: Context) -> str:
         more.append(f"selections rule by rule: {of_rules}")
     path = run.path / "selection.json"
     selection.save(path)
+    if "width" in config.model_fields_set and config.strategy in ("mass", "changepoint", "sweep"):
+        more.append(f"select.width = {config.width} is not read by the strategy {config.strategy}, which sets its own")
     lines = [f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups]
     return "\n".join([*lines, *more, f"selection: {path}"])
 

@@ -148,7 +148,7 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection`)."""
 
-    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"] = "window"
+    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"] = "changepoint"
     """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
     elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule;
     `combined`: windows, by the profile and by what `dmle evidence` says of editing there, with the same weight;

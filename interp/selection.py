@@ -20,6 +20,8 @@ strategy         layers                                       stability: over sp
                  profile (`interp.sweep_selection`)
 ===============  ===========================================  ====================================================
 
+The default is ``changepoint``: on SmolLM2 edits at its layers did better than at windows of three (docs/layers.md).
+
 Stability says what other rules would give. Halves are disjoint, and resampled each: a bootstrap resample shares most
 rules with the full sample whose choice it is compared with, and all splits are of the same rules, so both promise more
 than they hold. In simulated profiles (`python -m tests.benchmarks.stability`) the share of windows that as many other

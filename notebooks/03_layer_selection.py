@@ -52,7 +52,7 @@ execute(["trace", "profile"], Common(run=Path(folder), overwrite=True), settings
 
 # %%
 profile = effects.load(Path(folder) / "profile.nc")
-selection = select_layers(profile, SelectConfig(width=width))
+selection = select_layers(profile, SelectConfig(strategy="window", width=width))
 selection.save(Path(folder) / "selection.json")
 selection
 
@@ -65,8 +65,9 @@ selection
 profile.dmle.plot(selection=selection)
 
 # %% [markdown]
-# **Would another strategy choose otherwise?** If `window`, `mass` and `changepoint` agree, the profile has one clear
-# peak. If they do not, its shape is not what the window assumes.
+# **Would another strategy choose otherwise?** `changepoint`, the default of `dmle select`, takes the whole elevated
+# segment, however wide. If `window`, `mass` and `changepoint` agree, the profile has one clear peak. If they do not,
+# its shape is not what the window assumes.
 
 # %%
 chosen = {

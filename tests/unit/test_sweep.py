@@ -147,7 +147,8 @@ def _profile(n_layers: int = 8) -> xr.Dataset:
 
 
 def test_strategies_are_scored_at_their_layers() -> None:
-    config, select = SweepConfig(width=2, step=1, resamples=200), SelectConfig(width=2, bootstrap=50)
+    config = SweepConfig(width=2, step=1, resamples=200)
+    select = SelectConfig(strategy="window", width=2, bootstrap=50)
     chosen = {(one.strategy, one.group): one.layers for one in choices(_profile(), config, select)}
     assert chosen["window", "formula+description"] == (2, 3)
     assert chosen["window", "instance"] == (5, 6)
