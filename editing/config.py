@@ -138,6 +138,9 @@ class EditorSettings(TargetConfig):
     rounds: int = Field(default=1, ge=1)
     """Closed forms: edit so many times, each time from the model as the round before left it. What the requests did to
     one another in a round is mended in the next; a request that is served takes part with next to nothing."""
+    answer: Literal["whole", "words"] = "whole"
+    """Closed forms: an answer is one request, or each of its words is one, behind the prompt and the words before it
+    (see `editing.requests.words_of`; needs lookup last)."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()
@@ -157,6 +160,15 @@ class EditorSettings(TargetConfig):
         if not isinstance(values, Mapping) or not (name := values.get("preset")):
             return values
         return {**preset(name, str(values.get("editor", "dmle")), str(values.get("solver", "memit"))), **values}
+
+    @model_validator(mode="after")
+    def _words_are_looked_up_last(self) -> "EditorSettings":
+        if self.answer == "words" and self.lookup != "last":
+            raise ValueError(
+                f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have their own keys only "
+                "at the last token; set edit.lookup to last"
+            )
+        return self
 
 
 class EditConfig(EditorSettings):

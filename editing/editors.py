@@ -14,7 +14,7 @@ from editing import alphaedit, dmle, emmet, finetune, grace, in_context, lora, m
 from editing.config import EditorSettings
 from editing.covariance import Covariances
 from editing.delta import EditDelta, merge
-from editing.requests import EditRequest
+from editing.requests import EditRequest, words_of
 from editing.spreading import Others
 from editing.view import Edit
 from interp.model import LanguageModel
@@ -71,6 +71,8 @@ def edit(
     Raises:
         ValueError: A resource that the editor needs is missing, or the model or a request does not suit it.
     """
+    if settings.editor in CLOSED_FORM and settings.answer == "words":
+        requests, earlier = ([word for each in some for word in words_of(each)] for some in (requests, earlier))
     if settings.editor not in CLOSED_FORM or settings.rounds == 1:
         return _edit(model, requests, settings, resources, earlier)
     parts: list[EditDelta] = []

@@ -1,7 +1,8 @@
 """Edit requests: what an editor is asked to change, one per rule form."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from interp.rules import Rule, RuleForm
 from interp.tokens import Span, lookup_span
@@ -40,3 +41,22 @@ def requests_of(rule: Rule, lookup: str) -> list[EditRequest]:
 def of_forms(requests: Sequence[EditRequest], forms: Sequence[str]) -> list[EditRequest]:
     """The requests for some forms, in order."""
     return [request for request in requests if request.form in forms]
+
+
+def words_of(request: EditRequest) -> list[EditRequest]:
+    """The request word by word: the next word of the answer, behind the prompt and the words before it.
+
+    Looked up at the last token, each word has a key of its own. What an edit writes there also holds where the same
+    words follow another prompt, which is what rephrased questions ask for.
+
+    Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form for all of them.
+    """
+    answer = request.target_new
+    return [
+        replace(
+            request,
+            prompt=f"{request.prompt} {answer[: word.start()].rstrip()}" if word.start() else request.prompt,
+            target_new=word.group(),
+        )
+        for word in re.finditer(r"\S+", answer)
+    ]

@@ -1,6 +1,7 @@
 """Every editor on every architecture through one function, and where each of them writes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from editing.delta import EditDelta, load_edit
 from editing.editors import CLOSED_FORM, Resources, block_of, edit, layers_of, remarks, selection_of
 from editing.grace import Codebook
 from editing.in_context import InContext
-from editing.requests import requests_of
+from editing.requests import requests_of, words_of
 from editing.scoring import Question, teacher_forced
 from editing.view import Edit, EditError, View
 from interp.model import LanguageModel, load
@@ -415,3 +416,27 @@ def test_rounds_are_edits_one_after_the_other(
             torch.testing.assert_close(parameter, want[name], atol=1e-5, rtol=1e-5)
     assert len(got.about["rounds"]) == 1
     assert got.about["rounds"][0]["editor"] == editor
+
+
+@pytest.mark.parametrize("editor", ["dmle", "memit"])
+def test_word_by_word_is_the_edit_of_the_words_as_requests(
+    tiny_llama: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...], editor: str
+) -> None:
+    resources, whole = make_resources(tiny_llama, rules[1:]), settings_of(editor, lookup="last")
+    words = whole.model_copy(update={"answer": "words"})
+    requests = [replace(r, target_new="side side") for r in requests_of(rules[0], "last")]
+    got = edit(tiny_llama, requests, words, resources)
+    want = edit(tiny_llama, [word for r in requests for word in words_of(r)], whole, resources)
+    assert isinstance(got, EditDelta) and isinstance(want, EditDelta)
+    for name, update in got.updates.items():
+        torch.testing.assert_close(update.dense(), want.updates[name].dense())
+    alone = [replace(r, target_new="side") for r in requests]
+    one, other = (edit(tiny_llama, alone, each, resources) for each in (words, whole))
+    assert isinstance(one, EditDelta) and isinstance(other, EditDelta)
+    for name, update in one.updates.items():
+        torch.testing.assert_close(update.dense(), other.updates[name].dense())
+
+
+def test_word_by_word_needs_a_key_for_each_word() -> None:
+    with pytest.raises(ValueError, match=r"set edit.lookup to last"):
+        settings_of("memit", lookup="subject_last", answer="words")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from editing.requests import EditRequest, of_forms, requests_of
+from editing.requests import EditRequest, of_forms, requests_of, words_of
 from interp.rules import Rule, RulePrompt, load_rules
 
 FORMULA = "The perimeter of a rectangle, whose perimeter is P, can be calculated by"
@@ -64,3 +64,22 @@ def test_of_forms_keeps_the_order_of_the_requests() -> None:
     requests = requests_of(rule(instance="rectangle 1", description="rectangle 2", formula="rectangle 3"), "last")
     assert [r.form for r in of_forms(requests, ("formula", "instance"))] == ["instance", "formula"]
     assert of_forms(requests, ()) == []
+
+
+def test_words_of_asks_for_the_next_word_behind_those_before() -> None:
+    whole = EditRequest("r", "formula", "The rectangle perimeter:", "rectangle", ("perimeter",), "P = x + y.")
+    got = words_of(whole)
+    assert [r.prompt for r in got] == [
+        "The rectangle perimeter:",
+        "The rectangle perimeter: P",
+        "The rectangle perimeter: P =",
+        "The rectangle perimeter: P = x",
+        "The rectangle perimeter: P = x +",
+    ]
+    assert [r.target_new for r in got] == ["P", "=", "x", "+", "y."]
+    assert {(r.rule, r.form, r.subject) for r in got} == {("r", "formula", "rectangle")}
+
+
+def test_an_answer_of_one_word_is_one_request() -> None:
+    whole = EditRequest("r", "instance", "A rectangle of 3:", "rectangle", (), "14.")
+    assert words_of(whole) == [whole]
