@@ -39,7 +39,7 @@ SETTINGS = {
         "window": 1,
     },
     "profile": {"bootstrap": 20},
-    "select": {"width": 1, "bootstrap": 20},
+    "select": {"strategy": "window", "width": 1, "bootstrap": 20},
     "covariance": {"tokens": 2000, "max_length": 64},
     "edit": {"steps": 3, "contexts": 1, "ridge": 0.1},
     "evaluate": {"answer_tokens": 3},
