@@ -30,6 +30,7 @@ ONLY_PARSED = {
     "tune": "loads a model, for hours",
     "run": "the whole chain, for minutes; tests/integration/test_chain.py runs one",
     "profile": "needs the maps of a long trace",
+    "evidence": "loads a model, for minutes",
     "select": "needs the profile of a long trace",
     "regret": "needs a long sweep",
     "figures": "needs the results of a long run",
