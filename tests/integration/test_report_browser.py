@@ -155,9 +155,12 @@ def hover(page: "Page", layer: int, token: int) -> str:
         }""",
         [layer, token],
     )
+    label = page.locator("#map-plot .hoverlayer .hovertext .nums")
+    # The label of the cell before goes first: Plotly draws a new one only after a while.
+    page.mouse.move(1, 1)
+    label.wait_for(state="hidden")
     page.mouse.move(x - 3, y)
     page.mouse.move(x, y)
-    label = page.locator("#map-plot .hoverlayer .hovertext .nums")
     label.wait_for()
     return "\n".join(label.locator("tspan.line").all_text_contents())
 
