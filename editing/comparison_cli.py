@@ -293,6 +293,7 @@ def _tuning_rules(context: Context) -> list[Rule]:
 
 def _tune(context: Context) -> str:
     from editing.evaluation import edit_scores
+    from interp import effects
     from interp.scores import per_rule
     from interp.store import write_text
 
@@ -303,35 +304,47 @@ def _tune(context: Context) -> str:
     if missing:
         return f"{missing} cells are not done: another process is at their rules; run again when it has ended"
     failed = Counter(cell.arm for cell in cells if cell.error)
+    # A setting that failed somewhere is not chosen, however good the rest is.
+    if len(failed) == len(config.editors):
+        error = next(cell.error for cell in cells if cell.error)
+        raise ValueError(f"every setting of the grid failed on some rule; one error: {error}")
     answers = [row for cell in cells for row in cell.answers]
     scores = edit_scores(answers, list(config.editors), [rule.id for rule in rules], context.model)
     means = per_rule(scores, tuned.mode).sel(phase="post", metric=list(tuned.metrics)).mean("rule")
-    values = zip(means["editor"].values, means.mean("metric").values, strict=True)
-    # A setting that failed somewhere is not chosen, however good the rest is.
-    objective = {str(name): float(value) for name, value in values if name not in failed and np.isfinite(value)}
-    if not objective:
-        raise ValueError(f"every setting of the grid failed on some rule; the first error: {cells[0].error}")
-    best = max(objective, key=objective.__getitem__)
-    evidence = [
-        {
-            "settings": dict(trial.values),
-            **{str(m): round(float(means.sel(editor=trial.name, metric=m)), 4) for m in tuned.metrics},
-            "objective": round(objective[trial.name], 4) if trial.name in objective else None,
-            "failed": failed.get(trial.name, 0),
-        }
-        for trial in trials(tuned)
-    ]
-    evidence.sort(key=lambda each: -(each["objective"] or 0.0))
-    chosen = next(trial for trial in trials(tuned) if trial.name == best)
+    means = means.reindex(editor=list(config.editors))  # one that failed on all rules has no scores
+    evidence = []
+    for trial in trials(tuned):
+        of = {metric: float(means.sel(editor=trial.name, metric=metric)) for metric in tuned.metrics}
+        objective = float(np.mean(list(of.values())))
+        judged = trial.name not in failed and np.isfinite(objective)
+        evidence.append(
+            {
+                "settings": dict(trial.values),
+                **{metric: round(value, 4) for metric, value in of.items()},
+                "objective": round(objective, 4) if judged else None,
+                "lacks": round(sum(max(0.0, least - of[name]) for name, least in tuned.floors.items()), 4),
+                "failed": failed[trial.name],
+            }
+        )
+    evidence.sort(key=lambda each: (each["objective"] is None, each["lacks"], -(each["objective"] or 0.0)))
+    best = evidence[0]
+    if best["objective"] is None:
+        empty = [metric for metric in tuned.metrics if not np.isfinite(best[metric])]
+        raise ValueError(f"no prompt of these rules is scored for {', '.join(empty)}; take it out of tune.metrics")
     held = {
-        "chosen": {"editor": tuned.editor, **chosen.values},
+        "chosen": {"editor": tuned.editor, **best["settings"]},
         "objective": f"mean of {', '.join(tuned.metrics)} ({tuned.mode}) over {len(rules)} training rules",
+        "floors": dict(tuned.floors),
+        "floors_reached": best["lacks"] == 0,
         "rules": [rule.id for rule in rules],
         "evidence": evidence,
     }
+    effects.save(scores, context.run.path / "tuning.nc")
     path = context.run.path / "tuned.yaml"
     write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
     top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
+    if best["lacks"]:
+        top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']}"
     return f"best of {len(evidence)} settings by {held['objective']}:\n{top}\nsettings and evidence: {path}"
 
 

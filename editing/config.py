@@ -287,10 +287,15 @@ class TuneConfig(Section):
         "locality",
     )
     """The setting with the highest mean of these is chosen."""
+    floors: dict[str, float] = Field(default_factory=dict)
+    """What a setting must reach to be chosen, such as `{locality: 0.9}`: least mean of some of `metrics`. If none
+    reaches them all, the one that lacks least in sum is chosen, and `tuned.yaml` says so."""
 
     @model_validator(mode="after")
     def _values(self) -> "TuneConfig":
         for name, values in self.grid.items():
             if not values:
                 raise ValueError(f"tune.grid.{name} has no values")
+        if wrong := [name for name in self.floors if name not in self.metrics]:
+            raise ValueError(f"tune.floors names {', '.join(wrong)}; tune.metrics are {', '.join(self.metrics)}")
         return self

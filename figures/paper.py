@@ -38,9 +38,10 @@ INPUTS = {
     "answers.csv": "dmle evaluate",
     "sweep.nc": "dmle sweep",
     "regret.csv": "dmle regret",
+    "tuning.nc": "dmle tune",
 }
 """Files read, and the command that writes each."""
-ONLY_ON_REQUEST = ("sweep.nc", "regret.csv")
+ONLY_ON_REQUEST = ("sweep.nc", "regret.csv", "tuning.nc")
 """Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
@@ -240,14 +241,22 @@ def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 
 def _trade_off_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    scores = effects_schema.load(run / "scores.nc")
+    yield from _trade_offs(run / "scores.nc", "trade-off")
+
+
+def _tuning_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    yield from _trade_offs(run / "tuning.nc", "tuning")
+
+
+def _trade_offs(path: Path, name: str) -> Iterator[Drawing]:
+    scores = effects_schema.load(path)
     if (mode := _main_mode(scores)) is None:
         return
     points = trade_off.points_of(scores, mode)
     for gain in trade_off.GAINS:
         both = [one for one in points.values() if np.isfinite([one[gain], one[trade_off.COST]]).all()]
         if len(points) >= TRADE_OFF_ARMS and both:
-            yield f"figures/trade-off-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain, mode))
+            yield f"figures/{name}-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain, mode))
 
 
 def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
@@ -276,6 +285,7 @@ PARTS = (
     Part("scores", ("scores.nc",), _score_figures),
     Part("rules", ("scores.nc",), _rule_figures),
     Part("trade-off", ("scores.nc",), _trade_off_figures),
+    Part("tuning", ("tuning.nc",), _tuning_figures),
     Part("score-tables", ("scores.nc",), _score_tables),
     Part("answers", ("answers.csv",), _answer_table),
 )

@@ -1,6 +1,6 @@
-"""What an edit costs elsewhere against what it brings: locality against portability and understanding."""
+"""What an edit costs elsewhere against what it brings: locality against generality, portability and understanding."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import seaborn as sns
@@ -12,8 +12,8 @@ from figures import style
 from figures.edit_scores import METRIC_NAMES, MODE_NAMES
 from interp.scores import per_rule
 
-GAINS = ("instance_portability", "rule_understanding_paraphrase")
-"""Metrics on the vertical axis; the paraphrased prompts are the ones that were not edited."""
+GAINS = ("generality", "instance_portability", "rule_understanding_paraphrase")
+"""Metrics on the vertical axis, all of prompts that were not edited."""
 COST = "locality"
 
 
@@ -49,6 +49,7 @@ def draw_trade_off(
     along = sorted((held[name] for name in best), key=lambda point: point[0])
     ax.plot(*zip(*along, strict=True), color="0.6", linewidth=0.8, zorder=1)
     colours = sns.color_palette("colorblind")
+    names = dict(zip(held, told_apart(list(held)), strict=True))
     handles = []
     for number, (name, (x, y)) in enumerate(held.items(), start=1):
         colour = colours[0] if name in best else "0.45"
@@ -56,7 +57,13 @@ def draw_trade_off(
         ax.annotate(str(number), (x, y), (2, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
         handles.append(
             Line2D(
-                [], [], linestyle="", marker="o", markersize=3, color=colour, label=f"{number}  {style.visible(name)}"
+                [],
+                [],
+                linestyle="",
+                marker="o",
+                markersize=3,
+                color=colour,
+                label=f"{number}  {style.visible(names[name])}",
             )
         )
     ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
@@ -67,6 +74,16 @@ def draw_trade_off(
         text.set_parse_math(False)
     sns.despine(ax=ax)
     return ax
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Names of settings such as `layers=4-8 ridge=1` without what is the same in all of them.
+
+    >>> told_apart(["ridge=1 rounds=2", "ridge=3 rounds=2"]), told_apart(["dmle", "memit"]), told_apart(["ridge=1"])
+    (['ridge=1', 'ridge=3'], ['dmle', 'memit'], ['ridge=1'])
+    """
+    same = set.intersection(*(set(name.split(" ")) for name in names)) if len(set(names)) > 1 else set()
+    return [" ".join(word for word in name.split(" ") if word not in same) or name for name in names]
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock
+from pydantic import ValidationError
 
 from editing import comparison
 from editing.comparison import cell_path, read_cell, run_cells
@@ -209,6 +210,41 @@ def test_tune_chooses_the_setting_with_the_best_mean(inputs: Path, dmle: Command
     best, worst = (each["objective"] for each in held["evidence"])
     assert best > worst
     assert best == held["evidence"][0]["reliability"]
+
+
+def test_floors_of_tune_come_before_the_mean(inputs: Path, dmle: Command, tmp_path: Path) -> None:
+    grid = json.dumps({"ft": [ARMS["weak"]["ft"], ARMS["strong"]["ft"]]})
+
+    def tuned(floor: float) -> tuple[dict[str, Any], str]:
+        code, said = dmle(
+            "tune", "--config", inputs / "config.yaml", "--run", tmp_path / "run", "--set", "tune.editor=ft",
+            "--set", f"tune.grid={grid}", "--set", "tune.metrics=[reliability, rule_understanding_verbatim, locality]",
+            "--set", f"tune.floors={{locality: {floor}}}",
+        )  # fmt: skip
+        assert code == 0, said
+        return yaml.safe_load((tmp_path / "run" / "tuned.yaml").read_text()), said
+
+    free, said = tuned(0.0)
+    of = {each["settings"]["ft"]["steps"]: each for each in free["evidence"]}
+    weak, strong = (of[ARMS[name]["ft"]["steps"]] for name in ("weak", "strong"))
+    # The premise: the strong setting has the better mean and the worse locality.
+    assert strong["objective"] > weak["objective"]
+    assert weak["locality"] > strong["locality"]
+    assert free["chosen"]["ft"]["steps"] == ARMS["strong"]["ft"]["steps"]
+    assert free["floors_reached"]
+    between, _ = tuned((weak["locality"] + strong["locality"]) / 2)
+    assert between["chosen"]["ft"]["steps"] == ARMS["weak"]["ft"]["steps"]
+    assert between["floors_reached"]
+    out_of_reach, said = tuned(2.0)
+    assert out_of_reach["chosen"]["ft"]["steps"] == ARMS["weak"]["ft"]["steps"]  # lacks least
+    assert out_of_reach["evidence"][0]["lacks"] == pytest.approx(2 - weak["locality"], abs=1e-4)
+    assert not out_of_reach["floors_reached"]
+    assert "no setting reaches {'locality': 2.0}" in said
+
+
+def test_floors_of_metrics_that_are_not_judged_are_refused() -> None:
+    with pytest.raises(ValidationError, match="floors names fluency"):
+        TuneConfig(floors={"fluency": 1.0})
 
 
 def test_tune_refuses_rules_without_a_split(

@@ -35,10 +35,10 @@ def test_no_scores_are_refused() -> None:
 
 def test_points_are_means_over_rules_of_means_over_forms() -> None:
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
-    score = np.full((1, 2, 2, 3, 1, 2), np.nan)
+    score = np.full((1, 2, 2, 4, 1, 2), np.nan)
     score[0, 0, :, 0, 0, 1] = 0.2, 0.4  # rule one: 0.3
     score[0, 1, 0, 0, 0, 1] = 0.9  # rule two has one form: 0.9
-    score[0, :, 0, 1, 0, 1] = 0.5, 0.7
+    score[0, :, 0, 2, 0, 1] = 0.5, 0.7
     coords = {
         "editor": ["dmle"], "rule": ["a", "b"], "form": ["formula", "instance"], "metric": ["locality", *GAINS],
         "mode": ["token_accuracy"], "phase": ["pre", "post"],
