@@ -48,13 +48,34 @@ def find_states(
 def values_at_lookup(
     model: LanguageModel, requests: Sequence[EditRequest], hook: str, contexts: Sequence[str], lookup: str
 ) -> Float[Tensor, "request context d"]:
-    """Values at a hook at the lookup token, in float32."""
+    """Values at a hook at the lookup token, in float32.
+
+    A text with which another begins is read where that one is run: the words of an answer cost one run.
+    """
     all_rows: list[Row] = [row for request in requests for row in rows(model, request, contexts, lookup)]
-    ids, mask = pad_right([row.ids[: row.lookup + 1] for row in all_rows], model.device)
+    texts, within = longest([row.ids[: row.lookup + 1] for row in all_rows])
+    ids, mask = pad_right(texts, model.device)
     seen = model.capture(ids, [hook], mask=mask)[hook]
     at = torch.tensor([row.lookup for row in all_rows], device=model.device)
-    values = seen[torch.arange(len(all_rows), device=model.device), at].float()
+    values = seen[torch.tensor(within, device=model.device), at].float()
     return values.view(len(requests), len(contexts), -1)
+
+
+def longest(texts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The texts with which no other begins, in the order given, and for each text the one that begins with it.
+
+    >>> longest([(1, 2), (5,), (1, 2, 3), (5,)])
+    ([(1, 2, 3), (5,)], [0, 1, 0, 1])
+    """
+    holder: dict[tuple[int, ...], tuple[int, ...]] = {}
+    following: tuple[int, ...] = ()
+    # In order, the next text begins with this one if any does.
+    for text in sorted(set(texts), reverse=True):
+        holder[text] = holder[following] if following[: len(text)] == text else text
+        following = text
+    kept = list(dict.fromkeys(holder[text] for text in texts))
+    number = {text: i for i, text in enumerate(kept)}
+    return kept, [number[holder[text]] for text in texts]
 
 
 def keys_of_prompts(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Float[Tensor, "token d_mlp"]:

@@ -8,7 +8,7 @@ import torch
 from editing_reference import averaged_key, inputs_of, key, place, state, tokens_and_place
 
 from editing.keys import find_keys, find_states, keys_of_prompts, values_at_lookup
-from editing.requests import EditRequest, requests_of
+from editing.requests import EditRequest, requests_of, words_of
 from interp.model import LanguageModel
 from interp.rules import Rule
 
@@ -43,6 +43,26 @@ def test_find_keys_equals_the_input_of_the_down_projection(
         torch.testing.assert_close(
             find_states(model, requests, model.hook("resid", layer), "subject_last"), states, rtol=1e-4, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_of_an_answer_are_read_in_one_run_and_are_those_of_runs_of_their_own(
+    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    words = [word for whole in requests_of(rule, "last") for word in words_of(whole)]
+    words += [words[1], request("A circle's radius:", "radius")]  # one twice, one that no other begins with
+    name = model.down_projection(1).name
+    run: list[int] = []
+    capture = model.capture
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "capture", lambda ids, *a, **k: run.append(len(ids)) or capture(ids, *a, **k))
+        got = values_at_lookup(model, words, model.key_hook(1), CONTEXTS, "last")
+    assert run == [4 * len(CONTEXTS)]
+    for i, one in enumerate(words):
+        for c, context in enumerate(CONTEXTS):
+            expected = key(hf, model.tokenizer, one, name, context, "last")
+            torch.testing.assert_close(got[i, c], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lookup", ["subject_last", "rule_word_last", "last"])
