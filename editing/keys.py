@@ -13,6 +13,7 @@ from torch import Tensor
 from editing.contexts import Row, rows
 from editing.requests import EditRequest
 from interp.model import LanguageModel
+from interp.prefixes import longest
 from interp.tokens import pad_right
 
 Average = Literal["halves", "mean"]
@@ -59,23 +60,6 @@ def values_at_lookup(
     at = torch.tensor([row.lookup for row in all_rows], device=model.device)
     values = seen[torch.tensor(within, device=model.device), at].float()
     return values.view(len(requests), len(contexts), -1)
-
-
-def longest(texts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The texts with which no other begins, in the order given, and for each text the one that begins with it.
-
-    >>> longest([(1, 2), (5,), (1, 2, 3), (5,)])
-    ([(1, 2, 3), (5,)], [0, 1, 0, 1])
-    """
-    holder: dict[tuple[int, ...], tuple[int, ...]] = {}
-    following: tuple[int, ...] = ()
-    # In order, the next text begins with this one if any does.
-    for text in sorted(set(texts), reverse=True):
-        holder[text] = holder[following] if following[: len(text)] == text else text
-        following = text
-    kept = list(dict.fromkeys(holder[text] for text in texts))
-    number = {text: i for i, text in enumerate(kept)}
-    return kept, [number[holder[text]] for text in texts]
 
 
 def keys_of_prompts(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Float[Tensor, "token d_mlp"]:

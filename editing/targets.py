@@ -218,15 +218,11 @@ def _prepare(model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site
     middle = model.has_entry and model.has_prefix_cache
     entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
     cut = [row.lookup if middle else 0 for row in chunk]
-    width = max(cut)
     ids, suffix_mask = pad_right([row.ids[c:] for row, c in zip(chunk, cut, strict=True)], device)
     prefix, state = None, None
     mask = suffix_mask
-    if width:
-        before = [[0] * (width - c) + [1] * c for c in cut]
-        padded = [[0] * (width - c) + list(row.ids[:c]) for row, c in zip(chunk, cut, strict=True)]
-        prefix_mask = torch.tensor(before, device=device)
-        prefix = model.prefix_cache(torch.tensor(padded, device=device), mask=prefix_mask)
+    if any(cut):
+        prefix, prefix_mask = model.prefixes([row.ids[:c] for row, c in zip(chunk, cut, strict=True)])
         mask = torch.cat([prefix_mask, suffix_mask], 1)
     if middle:
         seen: list[Tensor] = []

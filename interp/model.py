@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from transformers import logging as transformers_logging
 
 from interp import embedded
+from interp.prefixes import longest
 
 EMBEDDED = "smollm2-135m"
 GEMMA = "gemma3-270m"
@@ -380,6 +381,38 @@ class LanguageModel:
         with torch.no_grad():
             self.bridge.run_with_hooks(ids, fwd_hooks=list(hooks), logits_to_keep=1, **options)
         return cache
+
+    def prefixes(self, texts: Sequence[Sequence[int]]) -> tuple[DynamicCache, Int[Tensor, "text pos"]]:
+        """Keys and values of texts of different length, padded on the left, and the mask of real tokens.
+
+        A text with which another begins is not run: its keys and values are the first of that other's.
+        """
+        kept, within = longest([tuple(text) for text in texts])
+        cache = self._padded_cache(kept)
+        _, mask = self._pad_left(texts)
+        if len(kept) == len(texts):
+            return cache, mask
+        if not all(layer.is_initialized and layer.keys.shape[-2] == mask.shape[1] for layer in cache.layers):
+            # A layer that looks back a few tokens only has forgotten those that a shorter text still sees.
+            return self._padded_cache(texts), mask
+        shared = self.rows_of_cache(cache, torch.tensor(within, device=self.device))
+        ahead = [len(kept[i]) - len(text) for i, text in zip(within, texts, strict=True)]
+        at = torch.arange(mask.shape[1], device=self.device) - torch.tensor(ahead, device=self.device).unsqueeze(1)
+        at = at.clamp_min(0)[:, None, :, None]  # what comes before a text is padding
+        for layer in shared.layers:
+            layer.keys = layer.keys.gather(2, at.expand_as(layer.keys))
+            layer.values = layer.values.gather(2, at.expand_as(layer.values))
+        return shared, mask
+
+    def _padded_cache(self, texts: Sequence[Sequence[int]]) -> DynamicCache:
+        ids, mask = self._pad_left(texts)
+        return self.prefix_cache(ids, mask=mask)
+
+    def _pad_left(self, texts: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "text pos"], Int[Tensor, "text pos"]]:
+        width = max(len(text) for text in texts)
+        ids = [[*[0] * (width - len(text)), *text] for text in texts]
+        mask = [[0] * (width - len(text)) + [1] * len(text) for text in texts]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device)
 
     def rows_of_cache(self, cache: DynamicCache, rows: Int[Tensor, " row"]) -> DynamicCache:
         """Keys and values of some rows of a batch; the given cache is left as it is."""

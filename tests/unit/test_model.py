@@ -155,6 +155,20 @@ def test_prefix_cache_continues_as_one_run_does(model: LanguageModel, raw: Any) 
     torch.testing.assert_close(continued, raw_logits(raw, ids)[:, 5:], **CLOSE)
 
 
+def test_prefixes_continue_as_runs_of_their_own_do(model: LanguageModel, raw: Any) -> None:
+    """Texts of different length, among them one begun by two others, one twice, and an empty one."""
+    long, other = random_ids(1, 11)[0].tolist(), random_ids(1, 14)[0].tolist()[7:]
+    texts = [long[:4], other, long[:8], long, other, []]
+    cache, mask = model.prefixes(texts)
+    assert mask.tolist() == [[0] * (11 - len(text)) + [1] * len(text) for text in texts]
+    more = random_ids(len(texts), 6)
+    with torch.no_grad():
+        continued = model.logits(more, mask=torch.cat([mask, torch.ones_like(more)], 1), prefix=cache)
+    for text, end, logits in zip(texts, more, continued, strict=True):
+        whole = raw_logits(raw, torch.tensor([[*text, *end.tolist()]]))[0, len(text) :]
+        torch.testing.assert_close(logits, whole, **CLOSE)
+
+
 def test_right_padding_with_a_mask_changes_nothing(model: LanguageModel) -> None:
     rows = [model.encode(text).ids for text in TEXTS]
     ids, mask = pad_right(rows, model.device, pad=7)
