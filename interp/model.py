@@ -392,14 +392,16 @@ class LanguageModel:
         _, mask = self._pad_left(texts)
         if len(kept) == len(texts):
             return cache, mask
-        if not all(layer.is_initialized and layer.keys.shape[-2] == mask.shape[1] for layer in cache.layers):
+        layers: list[Any] = cache.layers
+        if not all(layer.is_initialized and layer.keys.shape[-2] == mask.shape[1] for layer in layers):
             # A layer that looks back a few tokens only has forgotten those that a shorter text still sees.
             return self._padded_cache(texts), mask
         shared = self.rows_of_cache(cache, torch.tensor(within, device=self.device))
         ahead = [len(kept[i]) - len(text) for i, text in zip(within, texts, strict=True)]
         at = torch.arange(mask.shape[1], device=self.device) - torch.tensor(ahead, device=self.device).unsqueeze(1)
         at = at.clamp_min(0)[:, None, :, None]  # what comes before a text is padding
-        for layer in shared.layers:
+        layers = shared.layers
+        for layer in layers:
             layer.keys = layer.keys.gather(2, at.expand_as(layer.keys))
             layer.values = layer.values.gather(2, at.expand_as(layer.values))
         return shared, mask
