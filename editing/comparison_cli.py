@@ -60,9 +60,9 @@ def compare(
 def tune(*, common: Common | None = None) -> None:
     """Try the settings of a grid on training rules, and write the best with the evidence to `tuned.yaml`.
 
-    The grid is `tune.grid` of a configuration file, each setting of an editor with its values; every combination is
-    an arm on top of `edit`. Rules without a split must be named in `rules.ids`: whoever does so says that they are
-    not evaluated on.
+    The grid is `tune.grid` of a configuration file, each setting of an editor with its values, or a list of such
+    grids; every combination is an arm on top of `edit`. `tune.floors` says what an arm must keep to be chosen. Rules
+    without a split must be named in `rules.ids`: whoever does so says that they are not evaluated on.
 
     For example:
 
@@ -265,13 +265,14 @@ class Trial:
 
 
 def trials(config: TuneConfig) -> list[Trial]:
-    """Every combination of the grid's values."""
-    keys = list(config.grid)
-    found = []
-    for values in itertools.product(*config.grid.values()):
-        chosen = dict(zip(keys, values, strict=True))
-        found.append(Trial(" ".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "+"), chosen))
-    return found
+    """Every combination of the values of a grid, for each grid; what two grids share is tried once."""
+    found = {}
+    for grid in config.grids:
+        for values in itertools.product(*grid.values()):
+            chosen = dict(zip(grid, values, strict=True))
+            name = " ".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "+")
+            found[name] = Trial(name, chosen)
+    return list(found.values())
 
 
 def _trial_config(context: Context) -> EditConfig:

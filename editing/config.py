@@ -273,11 +273,13 @@ class SweepConfig(Section):
 
 
 class TuneConfig(Section):
-    """A grid of one editor's settings, tried on training rules."""
+    """One editor's settings, tried on training rules."""
 
     editor: EditorName = "dmle"
-    grid: dict[str, tuple[Any, ...]] = Field(default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1)
-    """Settings of the editor, each with the values to try; every combination is tried."""
+    grid: dict[str, tuple[Any, ...]] | tuple[dict[str, tuple[Any, ...]], ...] = Field(
+        default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1
+    )
+    """Settings of the editor, each with the values to try; every combination is tried. Or a list of such grids."""
     mode: Literal["token_accuracy", "exact", "greedy_exact", "greedy_prefix"] = "token_accuracy"
     metrics: tuple[str, ...] = (
         "reliability",
@@ -291,9 +293,14 @@ class TuneConfig(Section):
     """What a setting must reach to be chosen, such as `{locality: 0.9}`: least mean of some of `metrics`. If none
     reaches them all, the one that lacks least in sum is chosen, and `tuned.yaml` says so."""
 
+    @property
+    def grids(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
+        """The grids, one or several."""
+        return (self.grid,) if isinstance(self.grid, dict) else self.grid
+
     @model_validator(mode="after")
     def _values(self) -> "TuneConfig":
-        for name, values in self.grid.items():
+        for name, values in (item for grid in self.grids for item in grid.items()):
             if not values:
                 raise ValueError(f"tune.grid.{name} has no values")
         if wrong := [name for name in self.floors if name not in self.metrics]:

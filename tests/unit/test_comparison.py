@@ -265,3 +265,14 @@ def test_trials_are_all_combinations() -> None:
         {"ridge": 2, "lookup": "last"},
         {"ridge": 2, "lookup": "mention_last"},
     ]
+
+
+def test_several_grids_are_tried_one_after_the_other_and_what_they_share_once() -> None:
+    found = trials(TuneConfig(grid=({"ridge": (1, 2)}, {"ridge": (2,)}, {"layers": ("3/4",), "ridge": (1,)})))
+    assert [trial.name for trial in found] == ["ridge=1", "ridge=2", "layers=3+4 ridge=1"]
+    assert dict(found[-1].values) == {"layers": "3/4", "ridge": 1}
+
+
+def test_a_setting_without_values_is_refused_in_any_grid() -> None:
+    with pytest.raises(ValidationError, match="rounds has no values"):
+        TuneConfig(grid=({"ridge": (1,)}, {"rounds": ()}))
