@@ -5,7 +5,7 @@ of a few thousand tokens:
 
 (a) straight: plain Hugging Face modules and torch hooks; one request at a time, its rows padded and run whole through
     all blocks, all logits at every step; keys and states from whole runs; every layer solved afresh in float64
-(b) ours: `editing.memit` and `editing.dmle`
+(b) ours: `editing.memit` and `editing.dmle`; MEMIT also with answers word by word
 (c) further: solving the layers of one more rule with the factors of C at hand, against factorising afresh
 
 Times are CPU-seconds of one thread in a process of its own; read ratios. `z_error` and `update_error` are the largest
@@ -29,7 +29,7 @@ from editing.config import CovarianceConfig, EditorSettings
 from editing.contexts import preservation_row, rows, sample_contexts
 from editing.covariance import Covariances, measure
 from editing.keys import find_keys
-from editing.requests import EditRequest, requests_of
+from editing.requests import EditRequest, requests_of, words_of
 from editing.solvers import ridge
 from editing.targets import find_targets
 from interp.model import LanguageModel, load
@@ -40,6 +40,7 @@ from interp.tokens import pad_right
 RULE = "rectangle-perimeter"
 BLOCK, STAGES = (4, 5, 6, 7, 8), "3,4,5/12,13,14"
 SETTINGS = EditorSettings()
+WORDS = EditorSettings(lookup="last", answer="words")
 CORPUS = CovarianceConfig(tokens=4000, shrinkage=0.1)
 FURTHER = 5
 
@@ -47,8 +48,8 @@ FURTHER = 5
 class Straight:
     """MEMIT as one would write it first. `hf` is the same model, with its own copy of the parameters' values."""
 
-    def __init__(self, model: LanguageModel) -> None:
-        self.model, self.hf = model, model.clean_copy()
+    def __init__(self, model: LanguageModel, settings: EditorSettings) -> None:
+        self.settings, self.model, self.hf = settings, model, model.clean_copy()
         self.layers = self.hf.model.layers
 
     def memit(
@@ -61,7 +62,7 @@ class Straight:
             keys = torch.stack([self.key(request, layer, contexts) for request in requests]).double()
             now = torch.stack([self.seen(self.layers[block[-1]], r, ("",), inputs=False)[0] for r in requests]).double()
             residual = (z - now) / (len(block) - i)
-            weight = SETTINGS.ridge * keys.shape[1] * statistics.by_layer[layer].double() + keys.T @ keys
+            weight = self.settings.ridge * keys.shape[1] * statistics.by_layer[layer].double() + keys.T @ keys
             updates[layer] = residual.T @ torch.linalg.solve(weight, keys.T).T
             weights = self.layers[layer].mlp.down_proj.weight
             # The copy shares the model's parameters: replaced, not written.
@@ -71,14 +72,14 @@ class Straight:
     def target(self, request: EditRequest, layer: int, contexts: Sequence[str]) -> Tensor:
         """z of one request."""
         model, target = self.model, self.model.encode_continuation(request.target_new)
-        prompts = rows(model, request, contexts, SETTINGS.lookup)
-        kept = preservation_row(model, request, SETTINGS.lookup)
+        prompts = rows(model, request, contexts, self.settings.lookup)
+        kept = preservation_row(model, request, self.settings.lookup)
         ids, mask = pad_right([*((*row.ids, *target[:-1]) for row in prompts), kept.ids], model.device)
         lookup = torch.tensor([*(row.lookup for row in prompts), kept.lookup])
         which = torch.arange(len(ids))
         initial = self.seen(self.layers[layer], request, ("",), inputs=False)[0]
         delta = torch.zeros_like(initial, requires_grad=True)
-        adam = torch.optim.Adam([delta], lr=SETTINGS.learning_rate)
+        adam = torch.optim.Adam([delta], lr=self.settings.learning_rate)
         base: Tensor | None = None
 
         def add(module: nn.Module, args: Any, out: Any) -> Any:
@@ -86,7 +87,7 @@ class Straight:
             value = value.index_put((which, lookup), value[which, lookup] + delta)
             return (value, *out[1:]) if isinstance(out, tuple) else value
 
-        for step in range(SETTINGS.steps):
+        for step in range(self.settings.steps):
             with hooked(self.layers[layer].register_forward_hook(add)):
                 said = self.hf(ids, attention_mask=mask).logits.log_softmax(-1)
             nll = torch.zeros(())
@@ -96,14 +97,14 @@ class Straight:
             now = said[-1, kept.lookup]
             base = now.detach() if base is None else base
             kl = (now.exp() * (now - base)).sum()
-            loss = nll + SETTINGS.kl_factor * kl + SETTINGS.weight_decay * delta.norm() / initial.norm() ** 2
-            if loss.item() < SETTINGS.stop_loss or step == SETTINGS.steps - 1:
+            loss = nll + self.settings.kl_factor * kl + self.settings.weight_decay * delta.norm() / initial.norm() ** 2
+            if loss.item() < self.settings.stop_loss or step == self.settings.steps - 1:
                 break
             adam.zero_grad()
             loss.backward()
             adam.step()
             with torch.no_grad():
-                delta *= (SETTINGS.clamp * initial.norm() / delta.norm()).clamp(max=1)
+                delta *= (self.settings.clamp * initial.norm() / delta.norm()).clamp(max=1)
         return initial + delta.detach()
 
     def key(self, request: EditRequest, layer: int, contexts: Sequence[str]) -> Tensor:
@@ -119,7 +120,7 @@ class Straight:
             value = args[0] if inputs else (out[0] if isinstance(out, tuple) else out)
             found.append(value.detach().clone())
 
-        built = rows(self.model, request, contexts, SETTINGS.lookup)
+        built = rows(self.model, request, contexts, self.settings.lookup)
         ids, mask = pad_right([row.ids for row in built], self.model.device)
         with torch.no_grad(), hooked(module.register_forward_hook(keep)):
             self.hf(ids, attention_mask=mask)
@@ -137,8 +138,8 @@ def hooked(handle: Any) -> Iterator[None]:
 
 def straight(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
     """(a)"""
-    requests, plain = requests_of_rule(), Straight(model)
-    if editor == "memit":
+    requests, plain = requests_of_rule(editor), Straight(model, settings_of(editor))
+    if editor != "dmle":
         z, updates = plain.memit(requests, BLOCK, statistics, contexts)
         return {"z": z, "updates": updates}
     z, updates = plain.memit(requests[:2], (3, 4, 5), statistics, contexts)
@@ -148,22 +149,22 @@ def straight(editor: str, model: LanguageModel, statistics: Covariances, context
 
 def ours(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
     """(b)"""
-    requests = requests_of_rule()
-    if editor == "memit":
-        delta = memit.edit(model, requests, BLOCK, statistics, contexts, SETTINGS)
+    requests, settings = requests_of_rule(editor), settings_of(editor)
+    if editor != "dmle":
+        delta = memit.edit(model, requests, BLOCK, statistics, contexts, settings)
     else:
-        delta = dmle.edit(model, requests, parse_layers(STAGES, model.n_layers), statistics, contexts, SETTINGS)
+        delta = dmle.edit(model, requests, parse_layers(STAGES, model.n_layers), statistics, contexts, settings)
     return {"updates": {delta.layers[name]: update.dense() for name, update in delta.updates.items()}}
 
 
 def targets(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
     """The targets of (b), for the comparison; MEMIT's alone, since DMLE's second stage is on an edited model."""
-    return {"z": find_targets(model, requests_of_rule(), BLOCK[-1], contexts, SETTINGS).z}
+    return {"z": find_targets(model, requests_of_rule(editor), BLOCK[-1], contexts, settings_of(editor)).z}
 
 
 def further(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
     """(c): seconds of solving five layers, the factors at hand or not."""
-    requests = requests_of_rule()
+    requests = requests_of_rule(editor)
     keys = {layer: find_keys(model, requests, layer, contexts, SETTINGS.lookup) for layer in BLOCK}
     residual = torch.ones(model.d_model, len(requests))
     spent: dict[str, float] = {}
@@ -184,9 +185,16 @@ def further(editor: str, model: LanguageModel, statistics: Covariances, contexts
     return spent
 
 
-def requests_of_rule() -> list[EditRequest]:
-    """The three requests of the rule that is edited."""
-    return requests_of(load_rules("embedded", ids=[RULE]).rules[0], SETTINGS.lookup)
+def settings_of(editor: str) -> EditorSettings:
+    """Settings of a case."""
+    return WORDS if editor == "memit-words" else SETTINGS
+
+
+def requests_of_rule(editor: str) -> list[EditRequest]:
+    """The three requests of the rule that is edited, or their words."""
+    settings = settings_of(editor)
+    requests = requests_of(load_rules("embedded", ids=[RULE]).rules[0], settings.lookup)
+    return [word for one in requests for word in words_of(one)] if settings.answer == "words" else requests
 
 
 def measured(part: str, editor: str, folder: str, contexts: Sequence[str]) -> dict[str, Any]:
@@ -217,11 +225,11 @@ def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[s
             with ProcessPoolExecutor(1, mp_context=spawn) as pool:
                 return pool.submit(measured, part, editor, folder, contexts).result()
 
-        for editor in ("memit", "dmle"):
+        for editor in ("memit", "dmle", "memit-words"):
             slow, fast = apart("straight", editor), apart("ours", editor)
             add(name="edit", case=f"{editor}, straight", seconds=slow["seconds"], ratio=1.0, baseline="straight")
             errors = {"update_error": max(error(fast["updates"][i], slow["updates"][i]) for i in slow["updates"])}
-            if editor == "memit":
+            if editor != "dmle":
                 z = apart("targets", editor)["z"]
                 errors["z_error"] = max(error(one, other) for one, other in zip(z, slow["z"], strict=True))
             ratio = slow["seconds"] / fast["seconds"]
