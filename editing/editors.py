@@ -184,10 +184,16 @@ def remarks(about: Mapping[str, Any]) -> list[str]:
                 f"{first} and {second} share a key (cosine {cosine:.4f}) and want different changes, which are "
                 "averaged; try edit.lookup=rule_word_last or last, or other layers for one of them"
             )
-        for i, left in enumerate(part.get("residual_left", ())):
-            if left > WEAK:
-                request = part["requests"][i]
-                lines.append(f"{request['rule']} {request['form']}: {left:.0%} of the way to its target is left")
+        shares: dict[tuple[str, str], list[float]] = {}
+        for request, left in zip(part.get("requests", ()), part.get("residual_left", ()), strict=False):
+            shares.setdefault((request["rule"], request["form"]), []).append(left)
+        for (rule, form), left in shares.items():
+            weak = sum(share > WEAK for share in left)
+            if weak and len(left) == 1:
+                lines.append(f"{rule} {form}: {left[0]:.0%} of the way to its target is left")
+            elif weak:
+                of = f"{weak} of its {len(left)} words"
+                lines.append(f"{rule} {form}: more than half of the way to the target is left for {of}")
     for name, lost in about.get("cast_loss", {}).items():
         if lost > WEAK:
             lines.append(

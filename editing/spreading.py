@@ -31,6 +31,8 @@ from editing.targets import Site, Targets, find_targets, state_hook
 from interp.model import LanguageModel
 
 COLLINEAR = 0.999
+NO_CHANGE = 1e-6
+"""A target nearer to the state than this share of the state's norm is the state."""
 
 
 Solve = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], LowRank]
@@ -156,7 +158,8 @@ def spread(
 
     Returns:
         A delta for each block, and what there is to say: losses of the search, the share of the way that is left
-        at the end, what each block's update gives each request of its share, and colliding keys.
+        at the end (NaN: no change was wanted), what each block's update gives each request of its share, and
+        colliding keys.
     """
     others, lookup, site = others or Others(), settings.lookup, site_of(model, plan)
     hooks = [state_hook(model, site, layers[-1]) for layers in plan]
@@ -180,9 +183,11 @@ def spread(
             stack.enter_context(part.applied(model))
         left = (targets.z - _states(model, requests, hooks, lookup)).norm(dim=-1)
     wanted = (targets.z - targets.initial).norm(dim=-1)
+    # A request that is served already wants no change, and there is no way of which a share could be left.
+    wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
     return parts, {
         "losses": [list(one) for one in targets.losses],
-        "residual_left": (left / wanted.clamp_min(1e-12)).tolist(),
+        "residual_left": torch.where(wants, left / wanted, torch.nan).tolist(),
         "served": report.served,
         "collinear_keys": report.collinear,
     }

@@ -250,7 +250,9 @@ def _request_rows(about: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     for request in about.get("requests", ()):
         name = (request["rule"], request["form"], request["prompt"])
-        rows.append([*name, request["target_new"], f"{left[name]:.0%}" if name in left else MISSING])
+        rows.append(
+            [*name, request["target_new"], f"{left[name]:.0%}" if np.isfinite(left.get(name, np.nan)) else MISSING]
+        )
     return rows
 
 

@@ -118,9 +118,10 @@ def test_markdown_of_a_selection_keeps_a_row_to_a_line_whatever_the_text() -> No
 def test_an_edit_shows_what_was_asked_and_how_far_it_got() -> None:
     request = {"rule": "area", "form": "formula", "prompt": EVIL, "target_new": "A = <b>"}
     other = {**request, "form": "instance", "prompt": "5 and 4:"}
+    nothing = {"requests": [other], "residual_left": [float("nan")]}  # it wanted no change
     about = {
-        "editor": "dmle", "requests": [request, other], "stages": [{"requests": [request], "residual_left": [0.515]}],
-        "cast_loss": {"w": 0.25},
+        "editor": "dmle", "requests": [request, other], "cast_loss": {"w": 0.25},
+        "stages": [{"requests": [request], "residual_left": [0.515]}, nothing],
     }  # fmt: skip
     updates = [display.Update("w", 3, (2, 4), 1), display.Update("v", 5, (2, 2), None)]
     read = Reader(display.delta_html(updates, {5: 1.5, 3: 0.25}, about, model_hash="abc"))

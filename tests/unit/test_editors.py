@@ -379,6 +379,12 @@ def test_remarks_say_what_collides_what_is_left_and_what_is_lost() -> None:
     # Stages speak of their own requests.
     stages = {"stages": [{"requests": requests[:2], "residual_left": [0.1, 0.9]}, {"requests": requests[2:]}]}
     assert remarks(stages) == ["square description: 90% of the way to its target is left"]
+    # Word by word a form has several requests; one that wants no change has no share.
+    words = {
+        "requests": [requests[0]] * 4 + [requests[1]] * 2,
+        "residual_left": [0.9, float("nan"), 0.1, 0.6, 0.2, 0.5],
+    }
+    assert remarks(words) == ["square formula: more than half of the way to the target is left for 2 of its 4 words"]
     assert remarks({}) == remarks({"editor": "ice", "requests": requests}) == []
 
 

@@ -58,6 +58,18 @@ def apart(rules: Sequence[Rule]) -> list[EditRequest]:
     return [formula, instance, requests_of(rules[1], "subject_last")[0]]
 
 
+def test_a_request_that_wants_no_change_has_no_share_left(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+    requests = apart(rules)
+    found = far(tiny_llama, requests, "blocks.1.hook_resid_post")
+    still = Targets(torch.cat([found.initial[:1], found.z[1:]]), found.initial, found.losses)
+
+    def disturbing(layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any) -> LowRank:
+        return LowRank(torch.ones(32, 1), keys.sum(1, keepdim=True))
+
+    _, about = spread(tiny_llama, requests, [(1,)] * 3, still, ("",), SETTINGS, disturbing)
+    assert [math.isnan(left) for left in about["residual_left"]] == [True, False, False]
+
+
 # What a closed form is asked.
 
 
