@@ -1,6 +1,7 @@
 """What an edit costs elsewhere against what it brings: locality against generality, portability and understanding."""
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import numpy as np
 import seaborn as sns
@@ -15,6 +16,8 @@ from interp.scores import per_rule
 GAINS = ("generality", "instance_portability", "rule_understanding_paraphrase")
 """Metrics on the vertical axis, all of prompts that were not edited."""
 COST = "locality"
+NAME_WIDTH = 30
+"""Characters of a line of the legend."""
 
 
 def points_of(scores: xr.Dataset, mode: str = "token_accuracy") -> dict[str, dict[str, float]]:
@@ -44,28 +47,22 @@ def draw_trade_off(
     held = {name: (one[COST], one[gain]) for name, one in points.items() if np.isfinite([one[COST], one[gain]]).all()}
     if not held:
         raise ValueError(f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`")
-    ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * len(held))) if ax is None else ax
+    # A long name takes several lines: the legend stands beside the dots and must leave them room.
+    told = map(style.visible, told_apart(list(held)))
+    shown = {name: fill(one, NAME_WIDTH, break_long_words=False) for name, one in zip(held, told, strict=True)}
+    lines = sum(name.count("\n") + 1 for name in shown.values())
+    ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * lines)) if ax is None else ax
     best = front(held)
     along = sorted((held[name] for name in best), key=lambda point: point[0])
     ax.plot(*zip(*along, strict=True), color="0.6", linewidth=0.8, zorder=1)
     colours = sns.color_palette("colorblind")
-    names = dict(zip(held, told_apart(list(held)), strict=True))
     handles = []
     for number, (name, (x, y)) in enumerate(held.items(), start=1):
         colour = colours[0] if name in best else "0.45"
         ax.plot(x, y, "o", color=colour, markersize=3, zorder=2)
         ax.annotate(str(number), (x, y), (2, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
-        handles.append(
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker="o",
-                markersize=3,
-                color=colour,
-                label=f"{number}  {style.visible(names[name])}",
-            )
-        )
+        label = f"{number}  {shown[name]}"
+        handles.append(Line2D([], [], linestyle="", marker="o", markersize=3, color=colour, label=label))
     ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
     ax.set_ylabel(METRIC_NAMES[gain])
     ax.set_title(MODE_NAMES[mode], loc="left")
