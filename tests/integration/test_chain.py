@@ -27,7 +27,7 @@ from interp.rules import Rule, dump_rules, load_rules
 from interp.selection import LayerSelection
 from interp.steps import CHAIN
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 
 SETTINGS = {
     "trace": {

@@ -8,6 +8,7 @@ import pytest
 from tests.benchmarks.planted import STRATEGIES, cases, planted_depths, tables, tiny_model, tiny_setting
 
 LAYERS = 8
+pytestmark = pytest.mark.xdist_group("planted")
 
 
 @pytest.fixture(scope="module")
