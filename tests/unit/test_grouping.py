@@ -1,4 +1,4 @@
-"""Tests that share an expensive fixture run on one worker; a pytest or pytest-xdist that stops doing so says nothing."""
+"""Tests that share an expensive fixture run on one worker: where pytest-xdist stops doing so, it says nothing."""
 
 import pytest
 
