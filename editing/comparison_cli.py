@@ -323,7 +323,7 @@ def _tune(context: Context) -> str:
                 "settings": dict(trial.values),
                 **{metric: round(value, 4) for metric, value in of.items()},
                 "objective": round(objective, 4) if judged else None,
-                "lacks": round(sum(max(0.0, least - of[name]) for name, least in tuned.floors.items()), 4),
+                "lacks": sum(max(0.0, least - of[name]) for name, least in tuned.floors.items()),
                 "failed": failed[trial.name],
             }
         )
@@ -345,7 +345,7 @@ def _tune(context: Context) -> str:
     write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
     top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
     if best["lacks"]:
-        top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']}"
+        top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']:.4f}"
     return f"best of {len(evidence)} settings by {held['objective']}:\n{top}\nsettings and evidence: {path}"
 
 
