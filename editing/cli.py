@@ -132,7 +132,7 @@ def _evaluate(context: Context) -> str:
 
     from editing.evaluation import COLUMNS, evaluate
     from interp import effects
-    from interp.store import write_text
+    from interp.files import write_text
 
     config = context.settings(EditConfig)
     context.run.need("deltas", "edit")

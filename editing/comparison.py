@@ -23,10 +23,10 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
+from interp.files import write_text
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
 from interp.rules import FORMS, Rule, RuleForm
-from interp.store import write_text
 
 SCHEMA = "dmle.cell/1"
 

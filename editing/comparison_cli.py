@@ -176,7 +176,7 @@ def _write(
     from editing.evaluation import COLUMNS, edit_scores
     from editing.paired import comparison_table, pair_table, pairs
     from interp import effects
-    from interp.store import write_text
+    from interp.files import write_text
 
     run = context.run.path
     names = [arm.name for arm in arms]
@@ -235,7 +235,7 @@ def _write_published(
     import pandas as pd
 
     from editing.reference_format import case_average, metrics_of, rule_average
-    from interp.store import write_text
+    from interp.files import write_text
 
     rows = []
     for name in names:
@@ -295,8 +295,8 @@ def _tuning_rules(context: Context) -> list[Rule]:
 def _tune(context: Context) -> str:
     from editing.evaluation import edit_scores
     from interp import effects
+    from interp.files import write_text
     from interp.scores import per_rule
-    from interp.store import write_text
 
     tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
     every = frozenset(rule.id for rule in rules)

@@ -216,7 +216,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     from editing.evaluation import edit_scores
     from editing.sweep import success, sweep_dataset, windows
     from interp import effects
-    from interp.store import write_text
+    from interp.files import write_text
 
     model, ids = context.model, [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
@@ -259,7 +259,7 @@ def _regret(context: Context) -> str:
     import pandas as pd
 
     from interp import effects
-    from interp.store import write_text
+    from interp.files import write_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))

@@ -32,6 +32,7 @@ from editing.config import TargetConfig
 from editing.contexts import preservation_row, rows
 from editing.keys import find_states
 from editing.requests import EditRequest
+from interp.errors import DmleError
 from interp.model import LanguageModel, NamedHook
 from interp.sizes import parse_size
 from interp.tokens import pad_right
@@ -42,7 +43,7 @@ PADDING, FREE_PADDING = 1.15, 40
 costs as much as some 40 tokens by its weights alone, which have to be read."""
 
 
-class TargetSearchError(ValueError):
+class TargetSearchError(DmleError):
     """The search for a target gave no usable number."""
 
 

@@ -19,12 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.errors import DmleError
 from interp.model import LanguageModel, NamedHook
 
 HEADER = "dmle"
 
 
-class EditError(ValueError):
+class EditError(DmleError):
     """An edit cannot be made, does not fit the model, or its file is damaged."""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from interp.store import write_text
+from interp.files import write_text
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from matplotlib.figure import Figure, SubFigure
 from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
 from figures.manifest import Manifest, Record, digests, drawing_version, holds
 from interp import effects as effects_schema
+from interp.files import write_text
 from interp.profiles import LOOKUP
 from interp.scores import modes_with_scores
 from interp.selection import LayerSelection
-from interp.store import write_text
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,11 @@ from figures.layer_profile import band_note, components_with_data, roles_with_da
 from figures.layer_selection import layer_names
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp import effects as effects_schema
+from interp.files import write_text
 from interp.rules import load_rules
 from interp.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.selection import LayerSelection, load_for_rules
-from interp.store import RunFolder, write_text
+from interp.store import RunFolder
 
 INPUTS = {
     name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.csv")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from interp.errors import DmleError
 from interp.rules import Split
 from interp.sizes import parse_size
 
@@ -27,7 +28,7 @@ CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
 RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
 
 
-class ConfigError(ValueError):
+class ConfigError(DmleError):
     """A setting is unknown or out of range; the message names it and what is valid."""
 
 

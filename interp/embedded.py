@@ -19,13 +19,15 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
+from interp.errors import DmleError
+
 CACHE_VARIABLE = "DMLE_CACHE"
 PARTIAL_SUFFIX = ".partial"
 KEY_LENGTH = 12
 """Hexadecimal digits of a hash that name a cached file: 48 bits, readable and unique enough for a cache."""
 
 
-class EmbeddedFileError(RuntimeError):
+class EmbeddedFileError(DmleError):
     """A file that should lie inside an installed package is missing, or is not the known good one."""
 
 

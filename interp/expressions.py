@@ -13,6 +13,8 @@ from functools import lru_cache
 
 import sympy
 
+from interp.errors import DmleError
+
 MAX_LENGTH = 300
 MAX_EXPONENT = 64
 MAX_FACTORIAL = 170
@@ -31,7 +33,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
 
 
-class ExpressionError(ValueError):
+class ExpressionError(DmleError):
     """Text is not an expression that this module reads; says what stands in the way."""
 
 

@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from interp.errors import DmleError
+
 RuleForm = Literal["formula", "description", "instance"]
 FORMS: tuple[RuleForm, ...] = get_args(RuleForm)
 SCHEMA = "dmle.rules/1"
@@ -153,7 +155,7 @@ class RuleFile(Frozen):
         return self
 
 
-class RuleError(ValueError):
+class RuleError(DmleError):
     """A rule source cannot be used: says which file or folder, what is wrong with it, and how to mend it."""
 
 

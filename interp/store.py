@@ -12,8 +12,11 @@ from typing import Any
 
 import yaml
 
+from interp.errors import DmleError
+from interp.files import write_text
 
-class RunError(ValueError):
+
+class RunError(DmleError):
     """A run folder cannot be used, or lacks what a step needs."""
 
 
@@ -74,14 +77,3 @@ class RunFolder:
         parts = {"settings": settings, "resolved": resolved, "provenance": provenance}
         content = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
         write_text(self.path / "run.yaml", content)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically (UTF-8)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

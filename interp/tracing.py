@@ -20,6 +20,7 @@ import xarray as xr
 from interp import corpus, corruption, effects, screening
 from interp.config import Component, TraceConfig
 from interp.corruption import NoiseRule
+from interp.errors import StaleError
 from interp.metrics import METRICS, first_difference
 from interp.model import Encoding, LanguageModel
 from interp.patching import CorruptedPrompt, Site
@@ -52,7 +53,7 @@ class Skipped:
     reason: str
 
 
-class StaleTraceError(ValueError):
+class StaleTraceError(StaleError):
     """A trace in the run folder was made with other settings."""
 
 

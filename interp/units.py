@@ -11,6 +11,7 @@ from functools import cache
 
 import sympy
 
+from interp.errors import DmleError
 from interp.expressions import ExpressionError, tree
 
 # symbol: (plural, base units it is made of). Scale and dimension follow from the second.
@@ -31,7 +32,7 @@ _UNITS: dict[str, tuple[str, str]] = {
 _BASE = ("m", "kg", "s", "A", "K", "mol", "cd", "dollar", "bit")
 
 
-class UnitError(ValueError):
+class UnitError(DmleError):
     """A unit is not known, or quantities do not fit together; says which and why."""
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from interp.store import RunError, RunFolder, write_text
+from interp.files import write_text
+from interp.store import RunError, RunFolder
 
 
 def test_create_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> None:

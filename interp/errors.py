@@ -1,0 +1,25 @@
+"""One tree of errors: what is wrong outside this code, told in one line, with the way to mend it.
+
+Only these become a line of a command or a counted skip. Any other exception is a fault of the code.
+They are `ValueError`s, as Python calls a wrong input.
+"""
+
+
+class DmleError(ValueError):
+    """Something that the user gave, or that lies on the disk, cannot be used; says what and how to mend it."""
+
+
+class ModelError(DmleError):
+    """A model cannot be loaded or used; the message says what was found and how to mend it."""
+
+
+class StaleError(DmleError):
+    """A file was made with other settings, rules, model or version than the ones in force now."""
+
+
+class DamagedError(DmleError):
+    """A file does not hold what was written: cut short, changed, or of another kind."""
+
+
+class NotFiniteError(DmleError):
+    """A number that should be finite is NaN or infinite; names the likely cause."""
