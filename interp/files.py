@@ -13,9 +13,9 @@ Reading: results carry a checksum of their content, which is compared before any
 fit is a `DamagedError` that names the file and the command that makes it again.
 
     write_json(path, {"schema": …, …}); read_json(path, "cell", schema="dmle.cell/1")
-    write_sealed(path, content); check_seal(path, "effect map")      # any bytes, behind them a line with the checksum
+    write_sealed(path, content); check_seal(path, "effect map")      # any bytes, and a line with the checksum
 
-Paths: `inside(folder, name)` is the path of a name that somebody else may have chosen, and refuses what leaves the folder.
+Paths: `inside(folder, name)` is the path of a name that somebody else chose, and refuses what leaves the folder.
 """
 
 import errno
@@ -119,7 +119,7 @@ def sweep(folder: Path, newest: Path | None = None) -> None:
             here = machine == _machine()
             if here and process == os.getpid():
                 continue  # perhaps another thread's
-            if here and not _alive(process) or now - _touched(entry) > ABANDONED_SECONDS:
+            if (here and not _alive(process)) or now - _touched(entry) > ABANDONED_SECONDS:
                 _remove(Path(entry.path))
 
 
@@ -135,8 +135,7 @@ def _touched(entry: os.DirEntry[str]) -> float:
     """When a file, or anything in a folder, was last written."""
     times = [entry.stat(follow_symlinks=False).st_mtime]
     if entry.is_dir(follow_symlinks=False):
-        for where, _, names in os.walk(entry.path):
-            times += [os.stat(where).st_mtime, *(os.lstat(os.path.join(where, name)).st_mtime for name in names)]
+        times += [path.lstat().st_mtime for path in Path(entry.path).rglob("*")]
     return max(times)
 
 
@@ -155,7 +154,7 @@ def _machine() -> str:
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
     with suppress(OSError):
-        parts.append(os.readlink("/proc/self/ns/pid"))
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
@@ -258,7 +257,7 @@ def damaged(path: Path, what: str, reason: object, mend: str | None = None) -> D
         mend: What to do; by default what `remedy` says.
     """
     said = " ".join(str(reason).split())
-    return DamagedError(f"{path} is no readable {what}: {said[:300]}; {mend or remedy(path)}")
+    return DamagedError(f"{path} is not a readable {what}: {said[:300]}; {mend or remedy(path)}")
 
 
 _MADE_BY = {
@@ -274,7 +273,13 @@ _MADE_BY = {
     "regret.json": "regret",
     "tuning.nc": "tune",
 }
-_FOLDERS_MADE_BY = {"traces": "trace", "deltas": "edit", "covariance": "edit", "cells": "compare"}
+_FOLDERS_MADE_BY = {
+    "traces": "trace",
+    "deltas": "edit",
+    "covariance": "edit",
+    "cells": "compare",
+    "evidence": "evidence",
+}
 
 
 def remedy(path: Path) -> str:
@@ -285,10 +290,9 @@ def remedy(path: Path) -> str:
             if folder.name in _FOLDERS_MADE_BY:
                 run, command = folder.parent, _FOLDERS_MADE_BY[folder.name]
                 break
-    delete = f"delete it (rm {shlex.quote(str(path))})"
     if command is None:
-        return f"{delete} and run the command that writes it again"
-    return f"{delete} and run `dmle {command} --run {shlex.quote(str(run))}` again"
+        return "delete it and run the command that writes it again"
+    return f"delete it and run `dmle {command} --run {shlex.quote(str(run))}` again"
 
 
 # -- checksums -----------------------------------------------------------------------------------------------
@@ -358,7 +362,9 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = N
     # As it will be read: tuples are lists, keys are text.
     held = json.loads(json.dumps(dict(content)))
     text = json.dumps({**held, CHECKSUM: checksum(held)}, ensure_ascii=False, indent=indent)
-    write_text(path, text + "\n")
+    # Half of a character pair is no UTF-8; escaped it is JSON.
+    content = text.encode(errors="backslashreplace")
+    write_bytes(path, content + b"\n")
 
 
 def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | None = None) -> dict[str, Any]:
