@@ -27,7 +27,6 @@ import shlex
 import shutil
 import socket
 import stat
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -59,20 +58,22 @@ BLOCK = 1 << 20
 def atomic(path: Path) -> Iterator[Path]:
     """A path to write to inside a `with` block, which becomes `path` on leaving it, or vanishes with an exception.
 
+    The block makes a file, or a folder where nothing is yet.
+
     Raises:
         WriteError: The block, or what follows it, cannot write: the disk is full, the folder read-only, ….
     """
     partial = partial_path(path)
     with _told(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
         try:
             yield partial
             _to_disk(partial)
             sweep(path.parent, partial)
             partial.replace(path)
         finally:
-            with suppress(OSError):
-                partial.unlink()
+            _remove(partial)
 
 
 @contextmanager
@@ -107,10 +108,10 @@ def sweep(folder: Path, newest: Path | None = None) -> None:
 
     Args:
         folder: The folder.
-        newest: A file there that was written just now, to tell the time by.
+        newest: A file there that was written just now, to tell the time by; without one, other machines' are left.
     """
     with suppress(OSError):
-        now = newest.stat().st_mtime if newest is not None else time.time()
+        now = newest.stat().st_mtime if newest is not None else 0.0
         for entry in os.scandir(folder):
             found = PARTIAL.fullmatch(entry.name)
             if found is None or entry.is_symlink():
@@ -191,7 +192,7 @@ def _told(path: Path) -> Iterator[None]:
     """An error of the system inside the block, as one that names the file and what to do."""
     try:
         yield
-    except WriteError:
+    except DmleError:  # of what the block reads
         raise
     except OSError as error:
         raise write_error(path, error) from error
@@ -312,7 +313,9 @@ def seal(file: BinaryIO) -> None:
     file.seek(0)
     found = digest(file)
     file.seek(0, os.SEEK_END)
-    file.write(SEAL + found.encode() + b"\n")
+    line = memoryview(SEAL + found.encode() + b"\n")
+    while line:  # an unbuffered file may take a part only, when the disk is nearly full
+        line = line[file.write(line) or 0 :]
 
 
 def write_sealed(path: Path, content: bytes | memoryview) -> None:
@@ -363,8 +366,7 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = N
     held = json.loads(json.dumps(dict(content)))
     text = json.dumps({**held, CHECKSUM: checksum(held)}, ensure_ascii=False, indent=indent)
     # Half of a character pair is no UTF-8; escaped it is JSON.
-    content = text.encode(errors="backslashreplace")
-    write_bytes(path, content + b"\n")
+    write_bytes(path, text.encode(errors="backslashreplace") + b"\n")
 
 
 def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | None = None) -> dict[str, Any]:
