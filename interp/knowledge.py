@@ -16,7 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
-from interp.files import damaged, write_text
+from interp.errors import DmleError
+from interp.files import BLOCK, damaged, regular, write_text
 from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import sweep
@@ -160,7 +161,9 @@ def assess_rules(
 
     Raises:
         DamagedError: The JSON file does not hold what was written.
+        DmleError: There is a file of other columns in the place of the CSV.
     """
+    _check_replaceable(path)
     state = path.with_suffix(".json")
     held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)} if state.exists() else {}
     keys = {
@@ -181,6 +184,16 @@ def assess_rules(
             _write(path, rows)
             advance(1)
     return [held[key] for key in keys.values()]
+
+
+def _check_replaceable(path: Path) -> None:
+    """Rows may be replaced; another file is somebody's work."""
+    if not path.exists():
+        return
+    with regular(path, "CSV file of rows", "move it away") as file:
+        first = file.readline(BLOCK).decode(errors="replace")
+    if (found := next(csv.reader([first]), [])) != list(COLUMNS):
+        raise DmleError(f"{path} has the columns {found}; needed are {list(COLUMNS)}: move it away")
 
 
 def _write(path: Path, rows: Sequence[Knowledge]) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
-from interp.errors import DmleError
-from interp.files import write_text
+from interp.errors import DamagedError, DmleError
+from interp.files import check_links, read_marked, write_marked
+
+_MEND = "mend or delete it; without it, the settings are those of --config and --set"
 
 
 class RunError(DmleError):
@@ -30,8 +32,12 @@ class RunFolder:
         """Make the folder and see that it can be written.
 
         Raises:
-            RunError: It cannot.
+            RunError: It cannot, or a link in it leads what is written there to another place.
         """
+        try:
+            check_links(self.path)
+        except DmleError as error:
+            raise RunError(str(error)) from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{os.getpid()}"
@@ -64,16 +70,18 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise RunError(f"{path} is damaged ({error}); mend or delete it") from error
+            content = yaml.safe_load(read_marked(path, "record of settings", _MEND)) or {}
+        except DamagedError as error:
+            raise RunError(str(error)) from error
+        except (OSError, yaml.YAMLError, RecursionError) as error:
+            raise RunError(f"{path} is damaged ({error}); {_MEND}") from error
         settings = content.get("settings", {}) if isinstance(content, dict) else content
         if not isinstance(settings, dict):
-            raise RunError(f"{path} is damaged (a mapping of settings is needed); mend or delete it")
+            raise RunError(f"{path} is damaged (a mapping of settings is needed); {_MEND}")
         return settings
 
     def write_settings(self, settings: dict[str, Any], resolved: dict[str, Any], provenance: dict[str, Any]) -> None:
         """Record the settings that were given, all settings in force with their defaults, and what ran them."""
         parts = {"settings": settings, "resolved": resolved, "provenance": provenance}
         content = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
-        write_text(self.path / "run.yaml", content)
+        write_marked(self.path / "run.yaml", content)

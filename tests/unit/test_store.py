@@ -51,9 +51,37 @@ def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
     assert run.settings == {}
 
 
-def test_settings_of_an_empty_file_are_empty(tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").touch()
-    assert RunFolder(tmp_path).settings == {}
+def test_settings_that_are_not_those_written_are_refused(tmp_path: Path) -> None:
+    run, path = RunFolder(tmp_path), tmp_path / "run.yaml"
+    run.write_settings({"trace": {"samples": 3}}, {}, {})
+    content = path.read_bytes()
+    assert run.settings == {"trace": {"samples": 3}}
+    for damage in (
+        content.replace(b"samples: 3", b"samples: 7"),
+        content[: len(content) // 2],
+        content[:-1],
+        b"",
+        b"\n",
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(RunError, match=r"run\.yaml .*; mend or delete it"):
+            _ = run.settings
+    path.write_text("settings: {trace: {samples: 4}}\n", encoding="utf-8")  # by hand
+    assert run.settings == {"trace": {"samples": 4}}
+
+
+def test_a_folder_with_a_link_that_leads_out_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    for name in ("traces", "deltas/memit"):
+        link = run.path / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "out")
+        with pytest.raises(RunError, match=f"{name} is a link to .*/out, outside the run folder"):
+            run.create()
+        link.unlink()
+    run.create()
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"])

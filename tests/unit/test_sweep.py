@@ -232,7 +232,7 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert swept["score"].sel(group="instance", window="0").item() == pytest.approx(one["score"].item())
 
     times = {path: path.stat().st_mtime_ns for path in cells}
-    _profile(n_layers).to_netcdf(run / "profile.nc", engine="h5netcdf")
+    effects.save(_profile(n_layers), run / "profile.nc")
     assert dmle("sweep", "--config", config, "--run", run)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in cells} == times  # layers of strategies are added, no more
     code, said = dmle("regret", "--config", config, "--run", run)
