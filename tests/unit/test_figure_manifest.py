@@ -112,8 +112,12 @@ def test_the_step_says_what_it_drew(run: Path) -> None:
 @pytest.mark.parametrize("name", ["../victim", "{victim}", "figures/../../victim", "figures/link/victim", "victim"])
 def test_a_manifest_deletes_nothing_outside_the_figures(name: str, run: Path) -> None:
     """A run folder may come from somebody else; its manifest names files that are there, with their digests."""
-    outside = run.parent / "outside"
+    inner, outside = run / "inner", run / "outside"
+    inner.mkdir()
     outside.mkdir()
+    for file in ("regret.json", "answers.json"):
+        (run / file).rename(inner / file)
+    run = inner
     victims = [run.parent / "victim", run / "victim", outside / "victim"]
     for path in victims:
         path.write_text("precious", encoding="utf-8")

@@ -183,7 +183,7 @@ for name, write in work.items():
     write(folder / name)
     size = (folder / name).stat().st_size
     whole = (folder / name).read_bytes()
-    for limit in [0, 1, *range(100, size, size // 25), size - 1]:
+    for limit in [0, 1, *range(100, size, size // 8), size - 1]:
         child = os.fork()
         if child == 0:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
