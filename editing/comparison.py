@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from editing import side_effects
 from editing.config import EditorSettings, EvaluateConfig
@@ -22,7 +23,7 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
-from interp.errors import DamagedError
+from interp.errors import DamagedError, MissingFileError
 from interp.files import inside, read_json, write_json
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
@@ -62,6 +63,9 @@ class Cell:
     side_effects: Mapping[str, float]
     remarks: Sequence[str]
     error: str = ""
+
+
+_CELL = TypeAdapter(Cell)
 
 
 def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any) -> str:
@@ -194,8 +198,8 @@ def _side(
 def read_cell(path: Path) -> Cell | None:
     """One cell; None if there is none, or none of this schema (a damaged one is run again)."""
     try:
-        return Cell(**read_json(path, "cell", schema=SCHEMA)["cell"])
-    except (FileNotFoundError, DamagedError, TypeError, KeyError):
+        return _CELL.validate_python(read_json(path, "cell", schema=SCHEMA).get("cell"))
+    except (MissingFileError, DamagedError, ValidationError):
         return None
 
 

@@ -416,7 +416,7 @@ def execute(
         _check(context, [steps[name] for name in names])
         resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
         folder.write_settings(raw, resolved, versions())
-        dump_rules(context.rules.rules, folder.path / "rules.json")
+        dump_rules(context.rules.rules, folder.path / "rules.json", sealed=True)
         for refusal in context.rules.refused:
             console.print(f"rule refused, {refusal.where}: {refusal.reason}", highlight=False, markup=False)
         if context.rules.repairs:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from interp.files import write_text
+from interp.files import CHECKSUM, checksum, write_text
 from interp.ruleedit import Reading, read_ruleedit
 from interp.schema import (
     FORMS,
@@ -101,13 +101,19 @@ def counted(repairs: Iterable[Repair]) -> str:
     return ", ".join(f"{count} {name}" for name, count in Counter(repair.name for repair in repairs).most_common())
 
 
-def dump_rules(rules: Iterable[Rule], path: str | Path) -> None:
+def dump_rules(rules: Iterable[Rule], path: str | Path, *, sealed: bool = False) -> None:
     """Write rules as a rule file: `load_rules` reads back equal rules, and equal rules write equal text.
+
+    Args:
+        rules: The rules.
+        path: The file.
+        sealed: Add a checksum, so that no change of the file goes unseen: for records, not for files to be edited.
 
     Raises:
         RuleError: If two rules have the same id.
+        WriteError: The file cannot be written.
     """
-    content = {
+    content: dict[str, Any] = {
         "schema": SCHEMA,
         "rules": [rule.model_dump(mode="json", exclude_defaults=True) for rule in rules],
     }
@@ -115,6 +121,8 @@ def dump_rules(rules: Iterable[Rule], path: str | Path) -> None:
         RuleFile.model_validate(content)
     except ValidationError as error:
         raise RuleError(f"these rules make no rule file: {explain(error)}") from error
+    if sealed:
+        content[CHECKSUM] = checksum(json.loads(json.dumps(content)))
     write_text(Path(path), _layout(content) + "\n")
 
 
@@ -189,7 +197,10 @@ def _read_source(source: str | Path, strict: bool) -> Reading:
 
 def _parse_rule_file(content: bytes, name: str) -> list[Rule]:
     try:
-        return list(RuleFile.model_validate(parse_json(content)).rules)
+        held = parse_json(content)
+        if isinstance(held, dict) and CHECKSUM in held and held.pop(CHECKSUM) != checksum(held):
+            raise ValueError(f"it was changed; if on purpose, take its entry {CHECKSUM!r} out")
+        return list(RuleFile.model_validate(held).rules)
     except (ValueError, RecursionError) as error:
         raise RuleError(
             f"{name} is not a rule file of schema {SCHEMA}: {explain(error)}. "

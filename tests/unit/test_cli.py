@@ -130,7 +130,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "no rule to trace": ("trace --set rules.split=test", "no rule left: trace.splits is train, validation"),
     "profile before trace": ("profile", "effects.nc is missing; run `dmle trace --run {tmp}/run` first"),
     "select before profile": ("select", "profile.nc is missing; run `dmle profile --run {tmp}/run` first"),
-    "damaged maps": ("profile --run {tmp}/maps", "effects.nc is not a readable NetCDF file"),
+    "damaged maps": ("profile --run {tmp}/maps", "effects.nc is not a readable effect map of rules"),
 }
 
 

@@ -365,7 +365,7 @@ def test_any_answer_is_kept(
 ) -> None:
     path = tmp_path / "rows.csv"
     kept = [replace(row, greedy=answer) for row in whole[0]]
-    save_records(path.with_suffix(".json"), list(asdict(kept[0])), map(asdict, kept))
+    save_records(path.with_suffix(".json"), list(asdict(kept[0])), [asdict(row) for row in kept])
     assert assess_rules(tiny_llama, some, settings(), path) == kept
     with path.open(encoding="utf-8", newline="") as file:
         assert [row["greedy"] for row in csv.DictReader(file)] == [answer] * len(kept)

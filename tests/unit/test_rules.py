@@ -427,3 +427,20 @@ def test_dump_refuses_two_rules_with_one_id(tmp_path: Path) -> None:
     with pytest.raises(RuleError, match="must be unique"):
         dump_rules([EMBEDDED[0], EMBEDDED[0]], tmp_path / "rules.json")
     assert not (tmp_path / "rules.json").exists()
+
+
+def test_a_sealed_rule_file_is_read_unless_it_was_changed(tmp_path: Path) -> None:
+    path = tmp_path / "rules.json"
+    rules = load_rules("embedded", limit=2).rules
+    dump_rules(rules, path, sealed=True)
+    assert load_rules(path).rules == rules
+    text = path.read_text(encoding="utf-8")
+    for changed in (text.replace(rules[1].name, "something else"), text.replace("test", "train", 1)):
+        if changed != text:
+            path.write_text(changed, encoding="utf-8")
+            with pytest.raises(RuleError, match="it was changed; if on purpose, take its entry 'checksum' out"):
+                load_rules(path)
+    held = json.loads(text)
+    held.pop("checksum")
+    path.write_text(json.dumps(held), encoding="utf-8")
+    assert load_rules(path).rules == rules

@@ -276,7 +276,7 @@ def test_build_of_what_is_not_there_or_cannot_be_written_exits_with_2(dmle: Comm
     for source, out, message in (
         ("none.yaml", "out.json", "none.yaml cannot be read: "),
         ("broken.yaml", "out.json", "broken.yaml cannot be read: "),
-        ("shapes.yaml", "nowhere/out.json", "nowhere/out.json"),
+        ("shapes.yaml", "shapes.yaml/out.json", "cannot write"),
     ):
         code, printed, err = dmle("rules", "build", tmp_path / source, "--out", tmp_path / out)
         assert (code, printed, len(err)) == (2, "", 1)
