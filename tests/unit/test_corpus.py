@@ -14,6 +14,7 @@ from interp.corpus import (
     paragraphs_sha256,
 )
 from interp.embedded import EmbeddedFileError
+from interp.files import SEAL_BYTES
 
 PAGE = """<page><title>{title}</title><ns>{ns}</ns>{extra}
 <revision><text xml:space="preserve">{text}</text></revision></page>"""
@@ -140,7 +141,10 @@ def test_paragraphs_embedded_are_clean_cached_and_the_same_again(
     assert paragraphs() == (source, texts)
     assert cached.stat().st_mtime_ns == written
     assert source.licence == "CC BY-SA 3.0"
-    assert source.sha256 == hashlib.sha256(cached.read_bytes().rstrip(b"\n")).hexdigest()
+    content = cached.read_bytes()
+    assert source.sha256 == hashlib.sha256(content[:-SEAL_BYTES].rstrip(b"\n")).hexdigest()
+    cached.write_bytes(content.replace(b"Anarchism", b"Anbrchism", 1))  # made again
+    assert paragraphs() == (source, texts) and cached.read_bytes() == content
     # The first of the excerpt's 106 articles; gensim's own extraction finds 383 thousand words in paragraphs.
     assert texts[0].startswith("Anarchism is a political philosophy that advocates self-governed societies")
     assert sum(len(text.split()) for text in texts) == pytest.approx(383_000, rel=0.05)
