@@ -81,11 +81,11 @@ class States:
 
     def put(self, command: Command) -> None:
         """Make the working directory what the command starts from."""
+        source = None if command.after is None else self.after(command.after)
         shutil.rmtree(self.work, ignore_errors=True)
-        if command.after is None:
-            (self.work / RUN).mkdir(parents=True)
-        else:
-            shutil.copytree(self.after(command.after), self.work)
+        (self.work / RUN).mkdir(parents=True)
+        if source is not None:
+            shutil.copytree(source, self.work, dirs_exist_ok=True)
 
     def after(self, name: str) -> Path:
         """What a command leaves.
@@ -112,16 +112,16 @@ def differences(found: Path, wanted: Path) -> list[str]:
     said = [f"missing: {name}" for name in need if name not in have]
     said += [f"left over: {name}" for name in have if name not in need]
     for name in need:
-        if name in have and content(have[name]) != content(need[name]):
+        if name in have and content(name, have[name]) != content(name, need[name]):
             said.append(f"differs: {name}")
     return sorted(said)
 
 
-def content(path: Path) -> Any:
+def content(name: str, path: Path) -> Any:
     """What is compared of a file: its bytes, less the seconds that an edit took (cells, `cells.csv`, side effects)."""
     if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv"):
         return pd.read_csv(path).drop(columns="cpu_seconds").to_csv()
-    if path.suffix == ".json" and path.parent.parent.name in ("cells", "sweep"):
+    if path.suffix == ".json" and name.startswith(("run/cells/", "run/sweep/")):
         from editing.comparison import read_cell
 
         cell = read_cell(path)
