@@ -71,10 +71,11 @@ class States:
     Attributes:
         work: Working directory of all runs.
         kept: Where the states are kept, by command.
+        inputs: See `tiny`.
     """
 
     def __init__(self, root: Path) -> None:
-        self.work, self.kept = root / "work", root / "states"
+        self.work, self.kept, self.inputs = root / "work", root / "states", root / "in"
         self.kept.mkdir(parents=True, exist_ok=True)
         self.events: dict[str, int] = {}
         self.seconds: dict[str, float] = {}
