@@ -48,11 +48,15 @@ class Tally:
         return found
 
 
-def make_cases(root: Path) -> dict[str, tuple[Cases, float]]:
-    """All readers by name, with their share of the time; `root` is a prepared folder (`kills.prepared`)."""
+def make_cases(states: States, root: Path) -> dict[str, tuple[Cases, float]]:
+    """All readers by name, with their share of the time.
+
+    Args:
+        states: Makes the files.
+        root: A folder to work in.
+    """
     from interp.model import load
 
-    states = States(root)
     files = file_readers(states, root / "samples")
     contents = [reader.content() for reader in files if not reader.name.startswith("model")]
     found: dict[str, tuple[Cases, float]] = {}
@@ -63,9 +67,7 @@ def make_cases(root: Path) -> dict[str, tuple[Cases, float]]:
     return found
 
 
-def run(
-    cases: dict[str, tuple[Cases, float]], *, seconds: float, count: int, first: int
-) -> Iterator[Tally]:
+def run(cases: dict[str, tuple[Cases, float]], *, seconds: float, count: int, first: int) -> Iterator[Tally]:
     """Try readers one after the other.
 
     Args:
@@ -154,7 +156,7 @@ def main() -> int:
     target = (given.summary or out / "summary.json").resolve()
     shutil.rmtree(out / "files", ignore_errors=True)
     root = prepared(out / "files")
-    cases = make_cases(root)
+    cases = make_cases(States(root), root)
     names = [given.case[0]] if given.case else wanted
     if unknown := [name for name in names if name not in cases]:
         parser.error(f"no reader {unknown}; there are {list(cases)}")

@@ -119,16 +119,15 @@ def _last(ended: Ended) -> str:
     return lines[-1].strip() if lines else "(said nothing)"
 
 
-def run(root: Path, kills: int, pairs: int, names: Sequence[str]) -> Iterator[Tally]:
+def run(states: States, kills: int, pairs: int, names: Sequence[str]) -> Iterator[Tally]:
     """Check commands one after the other.
 
     Args:
-        root: An empty folder to work in.
+        states: Where they run, and what they should leave.
         kills: Kills in all.
         pairs: Pairs of each command.
         names: Commands.
     """
-    states = States(root)
     for name in names:
         states.after(name)
     points = plan({name: states.events[name] for name in names}, kills) if kills else {}
@@ -150,8 +149,8 @@ def run(root: Path, kills: int, pairs: int, names: Sequence[str]) -> Iterator[Ta
 def prepared(root: Path) -> Path:
     """An empty folder with the inputs, as the working directory of this process, which is ready to fork."""
     shutil.rmtree(root, ignore_errors=True)
-    (root / "work").mkdir(parents=True)
-    os.chdir(root / "work")
+    root.mkdir(parents=True)
+    os.chdir(root)
     processes.prepare(root / "in")
     return root
 
@@ -174,7 +173,7 @@ def main() -> int:
         return int(bool(wrong))
     tallies = []
     print(f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}")
-    for tally in run(root, given.kills, given.pairs, given.only or list(BY_NAME)):
+    for tally in run(States(root), given.kills, given.pairs, given.only or list(BY_NAME)):
         tallies.append(tally)
         counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}{len(tally.failures):10}"
         print(f"{tally.command:16}{counts}{tally.seconds:9}", flush=True)

@@ -79,9 +79,7 @@ class Started:
         return Ended(os.waitstatus_to_exitcode(status), said, int(counted.split("\n")[0] or 0), hung)
 
 
-def start(
-    work: Path, arguments: Sequence[str], *, at: int = 0, how: How = "kill", gate: int | None = None
-) -> Started:
+def start(work: Path, arguments: Sequence[str], *, at: int = 0, how: How = "kill", gate: int | None = None) -> Started:
     """Fork a process that runs a `dmle` command line in a folder.
 
     Args:
@@ -242,4 +240,3 @@ def _import_late() -> None:
     for kind in ("pdf", "png"):
         figure.savefig(io.BytesIO(), format=kind)
     plt.close(figure)
-

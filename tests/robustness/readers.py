@@ -91,7 +91,6 @@ class FileCases:
         damage, said = self.damage(seed)
         say(said)
         before, root = peak(), self._copy(damage)
-        around = self._around()
         failure: tuple[str, str, str] | None = None
         try:
             found = self.reader.read(root)
@@ -106,9 +105,11 @@ class FileCases:
                 failure = "silent change", "", "other values than were written, and no error"
         if failure is None and peak() - before > MEMORY:
             failure = "memory", "", f"{(peak() - before) >> 20} MiB more than before"
-        if failure is None and self._around() != around:
-            failure = "outside", "", f"files beside the folder: {sorted(self._around() ^ around)[:5]}"
-        return [] if failure is None else [Failure(self.reader.name, seed, failure[0], failure[1], failure[2][:300], said)]
+        if failure is None and (others := self._beside()):
+            failure = "outside", "", f"files beside the folder: {others[:5]}"
+        return (
+            [] if failure is None else [Failure(self.reader.name, seed, failure[0], failure[1], failure[2][:300], said)]
+        )
 
     def _copy(self, content: bytes) -> Path:
         """A fresh copy of the folder with this content in the file's place."""
@@ -118,8 +119,12 @@ class FileCases:
         (root / self.reader.file).write_bytes(content)
         return root
 
-    def _around(self) -> set[str]:
-        return {path.name for path in self.scratch.iterdir()}
+    def _beside(self) -> list[str]:
+        """What was written beside the folder; it is taken away."""
+        found = [path for path in sorted(self.scratch.iterdir()) if path.name != "case"]
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return [path.name for path in found]
 
 
 def digest(value: Any) -> str:

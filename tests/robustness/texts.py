@@ -6,6 +6,7 @@ gives the same texts.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,15 +94,38 @@ def text_readers(model: Any) -> list[TextReader]:
         model: A small model, for what depends on a tokenizer.
     """
     numbers = ("0", "1", "2", "9", "12", "0.5", "1e9", "999999999999", "1/3", ".", ",", "3,4", "1e999999999", "-")
-    algebra = ("s", "pi", "r", "sqrt", "log", "factorial", "sin", "^", "**", "*", "/", "+", "(", ")", "=", "²", "√", "π")
+    algebra = (
+        "s",
+        "pi",
+        "r",
+        "sqrt",
+        "log",
+        "factorial",
+        "sin",
+        "^",
+        "**",
+        "*",
+        "/",
+        "+",
+        "(",
+        ")",
+        "=",
+        "²",
+        "√",
+        "π",
+    )
     units = ("cm", "m", "kg", "s", "N", "%", "°C", "m/s", "^2", "^-1", "/", "*", "per", "[", "]", "square", "metres")
     return [
         TextReader("expressions", _mixed(*algebra, *numbers, "__import__", "!", "10^10^10", "mod"), _expression),
         TextReader("units", _mixed(*units, *numbers), _unit, 0.5),
-        TextReader("equivalence", _pairs(_mixed(*algebra, *numbers, *units, "A", "is", "P", "the", ". ")), _answers, 1.5),
+        TextReader(
+            "equivalence", _pairs(_mixed(*algebra, *numbers, *units, "A", "is", "P", "the", ". ")), _answers, 1.5
+        ),
         TextReader("sizes", _mixed(*numbers, "KiB", "MiB", "GiB", "GB", "B", "k"), _size, 0.3),
         TextReader("layers", _mixed(*numbers, "4-6", "-", "/", ":", "auto", "f_d"), _layers, 0.3),
-        TextReader("--set", _mixed(*_assignments(), *numbers, "=", ".", ":", "[", "]", "{", "}", "&a", "*a", "!!"), _set),
+        TextReader(
+            "--set", _mixed(*_assignments(), *numbers, "=", ".", ":", "[", "]", "{", "}", "&a", "*a", "!!"), _set
+        ),
         TextReader("settings", _trees(), _tree),
         TextReader("mentions", _prompts(), _mentions),
         TextReader("own prompt", _prompts(), _own_prompt),
@@ -173,7 +197,10 @@ def _mentions(given: tuple[str, str, str]) -> None:
     from interp.spans import char_spans, subject_spans
 
     prompt, subject, word = given
-    for start, end in (*char_spans(prompt, word, ignore_case=True), *(subject_spans(prompt, subject) if subject else ())):
+    for start, end in (
+        *char_spans(prompt, word, ignore_case=True),
+        *(subject_spans(prompt, subject) if subject else ()),
+    ):
         if not 0 <= start <= end <= len(prompt):
             raise Wrong(f"span {start}-{end} of {len(prompt)} characters")
 
@@ -196,6 +223,7 @@ def _joins(model: Any, prompt: str, answer: str) -> None:
         raise Wrong("a token that is none")
 
 
+@cache
 def _steps() -> Any:
     from interp.steps import load_steps
 
@@ -210,7 +238,23 @@ def _pairs(texts: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, str]]:
 
 
 def _prompts() -> st.SearchStrategy[tuple[str, str, str]]:
-    words = ("square", "The area", " of a ", "日本", "の首都は", "東京", "e\u0301", "क्षि", "ﬁ", "İ", "ß", "-", "'s", "\n", "12")
+    words = (
+        "square",
+        "The area",
+        " of a ",
+        "日本",
+        "の首都は",
+        "東京",
+        "e\u0301",
+        "क्षि",
+        "ﬁ",
+        "İ",
+        "ß",
+        "-",
+        "'s",
+        "\n",
+        "12",
+    )
     texts = _mixed(*words)
     return st.tuples(texts, texts, texts)
 
@@ -225,7 +269,19 @@ def _assignments() -> tuple[str, ...]:
 
 def _trees() -> st.SearchStrategy[dict[str, Any]]:
     """Configurations: known and unknown sections and settings, with values of any kind."""
-    sections = ("trace", "profile", "select", "edit", "evaluate", "compare", "tune", "sweep", "covariance", "model", "rules")
+    sections = (
+        "trace",
+        "profile",
+        "select",
+        "edit",
+        "evaluate",
+        "compare",
+        "tune",
+        "sweep",
+        "covariance",
+        "model",
+        "rules",
+    )
     keys = (
         "samples", "noise", "span", "positions", "components", "metrics", "memory", "groups", "width", "layers", "block",
         "editors", "arms", "ft", "lora", "grace", "preset", "steps", "grid", "floors", "seeds", "few", "shrinkage",
@@ -237,7 +293,9 @@ def _trees() -> st.SearchStrategy[dict[str, Any]]:
     )  # fmt: skip
     name = st.one_of(st.sampled_from(keys), st.text(max_size=6))
     values = st.recursive(
-        leaves, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(name, inner, max_size=4)), max_leaves=8
+        leaves,
+        lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(name, inner, max_size=4)),
+        max_leaves=8,
     )
     section = st.one_of(st.dictionaries(st.sampled_from(keys), values, max_size=4), leaves)
     return st.dictionaries(st.one_of(st.sampled_from(sections), st.text(max_size=5)), section, max_size=3)

@@ -147,7 +147,9 @@ def _rule(name: str, split: str) -> Rule:
                     target_new="four times the side",
                     target_true=("the side times the side",),
                     rephrasings=("The square has an area of",),
-                    understanding=(Probe(prompt="The area of a square is A =", target_new="4 side", wording="verbatim"),),
+                    understanding=(
+                        Probe(prompt="The area of a square is A =", target_new="4 side", wording="verbatim"),
+                    ),
                     **common,
                 ),
                 "instance": RulePrompt(

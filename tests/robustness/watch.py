@@ -95,6 +95,8 @@ def _one_process(reader: str, work: Work, first: int, end: float, stop: int) -> 
         case = message.get("case", case)
         done.next_seed = message.get("seed", done.next_seed)
         done.failures += tuple(Failure(**each) for each in message.get("failures", ()))
+        if "broken" in message:
+            raise RuntimeError(f"the test itself fails at {reader} {done.next_seed}:\n{message['broken']}")
     hung = not _ended(pid)
     if hung:
         os.kill(pid, signal.SIGKILL)
@@ -160,7 +162,11 @@ def _work(work: Work, first: int, end: float, stop: int, output: int) -> None:
         if time.monotonic() >= end:
             break
         send({"seed": seed})
-        failures = work(seed, lambda case: send({"case": case[:300]}))
+        try:
+            failures = work(seed, lambda case: send({"case": case[:300]}))
+        except BaseException:
+            send({"broken": traceback.format_exc()})
+            raise
         send({"seed": seed + 1, "failures": [asdict(each) for each in failures]})
 
 
