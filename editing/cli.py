@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig
 from interp.cli import Common, execute
+from interp.files import inside
 from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
@@ -133,6 +134,7 @@ def _evaluate(context: Context) -> str:
     from editing.evaluation import COLUMNS, evaluate
     from interp import effects
     from interp.files import write_text
+    from interp.records import save_records
 
     config = context.settings(EditConfig)
     context.run.need("deltas", "edit")
@@ -141,6 +143,7 @@ def _evaluate(context: Context) -> str:
     with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")
+    save_records(context.run.path / "answers.json", COLUMNS, answers)
     table = pd.DataFrame(answers, columns=list(COLUMNS))
     write_text(context.run.path / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     return "\n".join(
@@ -225,7 +228,7 @@ def edited_rules(context: Context, config: EditConfig) -> list[Rule]:
 
 def delta_path(context: Context, editor: str, rule: Rule | None) -> Path:
     """File of one rule's edit, or of all rules' together."""
-    return context.run.path / _relative(editor, rule)
+    return inside(context.run.path, _relative(editor, rule))
 
 
 def _relative(editor: str, rule: Rule | None) -> Path:

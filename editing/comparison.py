@@ -8,7 +8,6 @@ Several processes may work on one folder: each takes rules that no other is at. 
 all their arms, so that the unedited model's pass over a rule is shared by them.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,8 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
-from interp.files import write_text
+from interp.errors import DamagedError
+from interp.files import inside, read_json, write_json
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
 from interp.rules import FORMS, Rule, RuleForm
@@ -194,15 +194,14 @@ def _side(
 def read_cell(path: Path) -> Cell | None:
     """One cell; None if there is none, or none of this schema (a damaged one is run again)."""
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        return Cell(**held["cell"]) if held.get("schema") == SCHEMA else None
-    except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError):
+        return Cell(**read_json(path, "cell", schema=SCHEMA)["cell"])
+    except (FileNotFoundError, DamagedError, TypeError, KeyError):
         return None
 
 
 def cell_path(folder: Path, arm: str, rule: str, seed: int) -> Path:
     """File of one cell."""
-    return folder / arm / f"{rule}@{seed}.json"
+    return inside(folder, arm, f"{rule}@{seed}.json")
 
 
 def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None:
@@ -211,5 +210,4 @@ def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None
 
 
 def _write(folder: Path, cell: Cell) -> None:
-    text = json.dumps({"schema": SCHEMA, "cell": asdict(cell)}, ensure_ascii=False)
-    write_text(cell_path(folder, cell.arm, cell.rule, cell.seed), text)
+    write_json(cell_path(folder, cell.arm, cell.rule, cell.seed), {"schema": SCHEMA, "cell": asdict(cell)})

@@ -177,6 +177,7 @@ def _write(
     from editing.paired import comparison_table, pair_table, pairs
     from interp import effects
     from interp.files import write_text
+    from interp.records import save_records
 
     run = context.run.path
     names = [arm.name for arm in arms]
@@ -185,6 +186,7 @@ def _write(
     scores["failed"] = ("editor", [failed.get(name, 0) for name in names])
     scores.attrs["seeds"] = list(config.seeds)
     effects.save(scores, run / "scores.nc")
+    save_records(run / "answers.json", ["seed", *COLUMNS], answers)
     table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
     write_text(run / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     side = pd.DataFrame(
@@ -235,7 +237,7 @@ def _write_published(
     import pandas as pd
 
     from editing.reference_format import case_average, metrics_of, rule_average
-    from interp.files import write_text
+    from interp.files import inside, write_text
 
     rows = []
     for name in names:
@@ -245,7 +247,7 @@ def _write_published(
             if not own:
                 continue
             records.append(metrics_of(rule, own, only_published=True))
-            path = run / "published" / name / f"metrics_rule_{rule.id.removeprefix('ruleedit-')}.json"
+            path = inside(run / "published", name, f"metrics_rule_{rule.id.removeprefix('ruleedit-')}.json")
             write_text(path, json.dumps(records[-1], indent=1, ensure_ascii=False))
         for how, averages in (("cal_avg", case_average(records)), ("driver", rule_average(records))):
             rows += [{"arm": name, "average": how, "phase": phase, **each} for phase, each in averages.items()]

@@ -23,17 +23,18 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from editing.config import CovarianceConfig
 from editing.rule_text import mixed, sentences
 from editing.solvers import factorise
 from interp.corpus import paragraphs, paragraphs_sha256
+from interp.errors import DamagedError
+from interp.files import damaged
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
 from interp.rules import load_rules
+from interp.tensor_files import read_tensors, write_tensors
 from interp.tokens import pad_right
 
 WITH_RULES = "embedded+rules"
@@ -222,7 +223,7 @@ def measure(
             advance=advance,
         )
         for layer, moments in found.items():
-            _save(paths[layer], moments, about)
+            _save(paths[layer], moments, layer, about)
         checkpoint.unlink(missing_ok=True)
     return _assemble(paths, config, model.weight_hash, about)
 
@@ -508,7 +509,7 @@ class _Sums:
         kinds = {"second": self.second, "fourth": self.fourth, "probes": self.probes, "solved": self.solved}
         tensors = {f"{kind}.{layer}": value for kind, values in kinds.items() for layer, value in values.items()}
         numbers = {"batches": self.batches, "tokens": self.tokens, "half": self.half, "layers": list(layers)}
-        _write(path, tensors, {**plan, **numbers})
+        write_tensors(path, tensors, {**plan, **numbers})
 
     def load(self, path: Path, layers: Sequence[int], plan: Mapping[str, Any], device: torch.device) -> bool:
         """Take over what `save` wrote, if it is of the same texts and batches and has all the blocks."""
@@ -516,19 +517,19 @@ class _Sums:
             return False
         place = "cpu" if device.type == "mps" else str(device)
         try:
-            with safe_open(path, framework="pt", device=place) as file:
-                header = json.loads(file.metadata()["dmle"])
-                if any(header.get(name) != value for name, value in plan.items()):
-                    return False
-                if not set(layers) <= set(header["layers"]):
-                    return False
-                names = set(file.keys())
-                found = [
-                    {layer: file.get_tensor(f"{kind}.{layer}") for layer in layers if f"{kind}.{layer}" in names}
-                    for kind in ("second", "fourth", "probes", "solved")
-                ]
-                numbers = header["batches"], header["tokens"], header["half"]
-        except (SafetensorError, KeyError, TypeError, ValueError):  # damaged: nothing but time is lost
+            tensors, header = read_tensors(path, "checkpoint of covariances", device=place)
+            if any(header.get(name) != value for name, value in plan.items()):
+                return False
+            if not set(layers) <= set(header["layers"]):
+                return False
+            found = [
+                {layer: tensors[f"{kind}.{layer}"] for layer in layers if f"{kind}.{layer}" in tensors}
+                for kind in ("second", "fourth", "probes", "solved")
+            ]
+            numbers = header["batches"], header["tokens"], header["half"]
+        except (DamagedError, KeyError, TypeError):  # nothing but time is lost
+            return False
+        if any(set(values) != set(layers) for values in found[:3]) or any(type(n) is not int for n in numbers):
             return False
         self.second, self.fourth, self.probes, self.solved = found
         self.batches, self.tokens, self.half = numbers
@@ -538,25 +539,14 @@ class _Sums:
 # -- files -----------------------------------------------------------------------------------------------------
 
 
-def _save(path: Path, moments: Moments, about: Mapping[str, Any]) -> None:
+def _save(path: Path, moments: Moments, layer: int, about: Mapping[str, Any]) -> None:
     tensors = {
         "second_moment": moments.second.float(),
         "fourth_moment": torch.tensor(moments.fourth, dtype=torch.float64),
     }
-    _write(path, tensors, {"about": about, "convergence": moments.convergence, "half": moments.half})
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write a file that is whole or not there at all, whatever interrupts it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        plain = {name: value.cpu().contiguous() for name, value in tensors.items()}
-        save_file(plain, partial, metadata={"dmle": json.dumps(header)})
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    write_tensors(
+        path, tensors, {"about": about, "layer": layer, "convergence": moments.convergence, "half": moments.half}
+    )
 
 
 def _assemble(
@@ -568,13 +558,7 @@ def _assemble(
     shares: dict[str, float] = {}
     half = 0
     for layer, path in paths.items():
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads(file.metadata()["dmle"])
-                second, fourth = file.get_tensor("second_moment"), file.get_tensor("fourth_moment").item()
-            convergence[layer], half = header["convergence"], header["half"]
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is not a readable covariance: {error}. Delete it to measure it anew") from error
+        second, fourth, convergence[layer], half = _read(path, layer, about)
         share = _share(config.shrinkage, second, fourth, config.tokens)
         by_layer[layer], shares[str(layer)] = _shrink(second, share), share
     more = {
@@ -584,6 +568,25 @@ def _assemble(
         "convergence_from_tokens": half,
     }
     return Covariances(by_layer, model_hash, config.tokens, {**about, **more}, convergence)
+
+
+def _read(path: Path, layer: int, about: Mapping[str, Any]) -> tuple[Tensor, float, float | None, int]:
+    """C of one block as it was measured, E‖k kᵀ‖², the convergence report, and the tokens of its first half.
+
+    Raises:
+        DamagedError: The file does not hold what `_save` wrote for this block and these settings.
+    """
+    what, mend = "covariance", "delete it to measure it anew, and run the same command again"
+    tensors, header = read_tensors(path, what, mend=mend)
+    second, fourth = (tensors.get(name, torch.zeros(0)) for name in ("second_moment", "fourth_moment"))
+    convergence, half = header.get("convergence"), header.get("half")
+    if (header.get("about"), header.get("layer")) != (json.loads(json.dumps(about)), layer):
+        raise damaged(path, what, "it was measured on another block, model or text", mend)
+    if second.ndim != 2 or second.shape[0] != second.shape[1] or fourth.numel() != 1:
+        raise damaged(path, what, "it holds no square matrix of second moments", mend)
+    if not second.isfinite().all() or type(half) is not int or not isinstance(convergence, float | int | None):
+        raise damaged(path, what, "its moments are no finite numbers", mend)
+    return second, fourth.item(), convergence, half
 
 
 def _share(shrinkage: str | float, second: Tensor, fourth: float, samples: int) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from editing import grace, in_context
 from editing.solvers import LowRank
-from editing.view import Edit, EditError, View, check_model, read_file, write_file
+from editing.view import Edit, EditError, View, check_model, damaged_edit, read_file, write_file
 from interp.display import Update, delta_html
 from interp.model import LanguageModel, ModelError, Projection
 
@@ -157,14 +157,11 @@ class EditDelta:
         """
         what = "edit delta"
         tensors, header = read_file(path, what, SCHEMA)
-        updates: dict[str, LowRank | Tensor] = {}
-        try:
-            for name in header["layers"]:
-                dense = tensors.get(f"{name}.dense")
-                updates[name] = LowRank(tensors[f"{name}.left"], tensors[f"{name}.right"]) if dense is None else dense
-            return cls(updates, header["layers"], header["model_hash"], header["about"])
-        except (KeyError, TypeError) as error:
-            raise EditError(f"{path} is not a readable {what}: {error}") from error
+        layers = header.get("layers")
+        if not isinstance(layers, dict) or not all(type(layer) is int for layer in layers.values()):
+            raise damaged_edit(path, what, "its header has no layers by parameter")
+        updates = {name: _update_of(tensors, name, path, what) for name in layers}
+        return cls(updates, layers, header["model_hash"], header["about"])
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what was asked, how far each request got, and what is written where."""
@@ -242,7 +239,7 @@ def load_edit(path: Path) -> Edit:
     }
     _, header = read_file(path, "edit")
     if (schema := header["schema"]) not in readers:
-        raise EditError(f"{path} is not a readable edit: its schema is {schema!r}, one of {list(readers)} is needed")
+        raise damaged_edit(path, "edit", f"its schema is {schema!r}, one of {list(readers)} is needed")
     return readers[schema](path)
 
 
@@ -252,6 +249,16 @@ def _sum(old: LowRank | Tensor, new: LowRank | Tensor) -> LowRank | Tensor:
     whole = new if isinstance(old, LowRank) else old
     assert isinstance(whole, Tensor)
     return (dense(old).to(whole.device) + dense(new).to(whole.device)).to(whole.dtype)
+
+
+def _update_of(tensors: Mapping[str, Tensor], name: str, path: Path, what: str) -> LowRank | Tensor:
+    """The update of one parameter among the tensors of a file."""
+    whole, left, right = (tensors.get(f"{name}.{part}") for part in ("dense", "left", "right"))
+    if whole is not None and whole.ndim == 2:
+        return whole
+    if left is None or right is None or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise damaged_edit(path, what, f"it has no update of {name} that fits together")
+    return LowRank(left, right)
 
 
 def _norm(update: LowRank | Tensor) -> float:

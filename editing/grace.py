@@ -37,7 +37,7 @@ from torch import Tensor
 from editing.config import EditorSettings
 from editing.requests import EditRequest
 from editing.scoring import Asked, Question, ask
-from editing.view import EditError, View, check_model, read_file, write_file
+from editing.view import EditError, View, check_model, damaged_edit, read_file, write_file
 from interp.model import LanguageModel, NamedHook
 
 SCHEMA = "dmle.codebook/1"
@@ -112,12 +112,16 @@ class Codebook:
         """
         what = "codebook"
         tensors, header = read_file(path, what, SCHEMA)
-        try:
-            keys, values, radii = (tensors[name] for name in ("keys", "values", "radii"))
-            labels = tuple(header["labels"])
-            return cls(header["layer"], keys, values, radii, labels, header["model_hash"], header["about"])
-        except (KeyError, TypeError) as error:
-            raise EditError(f"{path} is not a readable {what}: {error}") from error
+        keys, values, radii = (tensors.get(name, torch.zeros(0)) for name in ("keys", "values", "radii"))
+        labels, layer = header.get("labels"), header.get("layer")
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise damaged_edit(path, what, "its header has no labels")
+        n = len(labels)
+        if type(layer) is not int or (keys.ndim, values.ndim, radii.ndim) != (2, 2, 1):
+            raise damaged_edit(path, what, "it lacks the layer, keys, values or radii")
+        if not len(keys) == len(values) == len(radii) == n:
+            raise damaged_edit(path, what, f"it has {len(keys)} keys, {len(values)} values, {len(radii)} radii for {n}")
+        return cls(layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"])
 
     def _hooks(self, model: LanguageModel, ends: Int[Tensor, " batch"]) -> list[NamedHook]:
         if not self.labels:

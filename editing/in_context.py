@@ -27,7 +27,7 @@ from typing import Any
 from editing.config import EditorSettings
 from editing.requests import EditRequest
 from editing.scoring import Question, ask
-from editing.view import EditError, View, check_model, read_file, write_file
+from editing.view import EditError, View, check_model, damaged_edit, read_file, write_file
 from interp.model import LanguageModel
 from interp.rules import Rule, RulePrompt
 
@@ -81,10 +81,9 @@ class InContext:
         """
         what = "context"
         _, header = read_file(path, what, SCHEMA)
-        try:
-            return cls(header["before"], header["model_hash"], header["about"])
-        except (KeyError, TypeError) as error:
-            raise EditError(f"{path} is not a readable {what}: {error}") from error
+        if not isinstance(before := header.get("before"), str):
+            raise damaged_edit(path, what, "its header has no text")
+        return cls(before, header["model_hash"], header["about"])
 
 
 def ice(model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings) -> InContext:

@@ -217,6 +217,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     from editing.sweep import success, sweep_dataset, windows
     from interp import effects
     from interp.files import write_text
+    from interp.records import save_records
 
     model, ids = context.model, [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
@@ -252,6 +253,8 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
     }
     effects.save(held, context.run.path / "sweep.nc")
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    save_records(context.run.path / "sweep.json", columns, rows)
     write_text(context.run.path / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
 
 
@@ -260,12 +263,16 @@ def _regret(context: Context) -> str:
 
     from interp import effects
     from interp.files import write_text
+    from interp.records import load_records, save_records
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
-    cells = pd.read_csv(run.need("sweep.csv", "sweep"), dtype={"layers": str})
+    columns = ("group", "layers", "rule", "score")
+    cells = pd.DataFrame(load_records(run.need("sweep.json", "sweep"), "table of cells", columns, ("score",)))
+    cells["score"] = cells["score"].astype(float)
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
+    save_records(run.path / "regret.json", COLUMNS, rows)
     write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
@@ -286,7 +293,7 @@ def regret_rows(
     Args:
         swept: `sweep.nc`.
         profile: `profile.nc`.
-        cells: `sweep.csv` as a data frame.
+        cells: The rows of `sweep.json` as a data frame.
         config: Resamples and confidence.
         select: The strategies' settings; its strategy is the default that others are compared with.
         evidence: `evidence.nc`, if there is one.

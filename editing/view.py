@@ -7,7 +7,6 @@ with edit.edited(model) as view:        # the model is as before on leaving, als
     teacher_forced(view, questions, batch_size=8)
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,18 +14,20 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from interp.errors import DmleError
+from interp.errors import DamagedError, DmleError
+from interp.files import damaged
 from interp.model import LanguageModel, NamedHook
-
-HEADER = "dmle"
+from interp.tensor_files import read_tensors, write_tensors
 
 
 class EditError(DmleError):
     """An edit cannot be made, does not fit the model, or its file is damaged."""
+
+
+class DamagedEditError(EditError, DamagedError):
+    """The file of an edit does not hold what was written."""
 
 
 def no_hooks(ends: Int[Tensor, " batch"]) -> Sequence[NamedHook]:
@@ -116,13 +117,8 @@ def check_model(model: LanguageModel, model_hash: str, what: str) -> None:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
-    """Write an edit: safetensors with a JSON header, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    # Copies: safetensors refuses tensors that share memory.
-    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(own, partial, metadata={HEADER: json.dumps(dict(header), ensure_ascii=False)})
-    partial.replace(path)
+    """Write an edit: safetensors with a JSON header and a checksum, whole or not at all."""
+    write_tensors(path, tensors, header)
 
 
 def read_file(path: Path, what: str, schema: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -134,17 +130,24 @@ def read_file(path: Path, what: str, schema: str | None = None) -> tuple[dict[st
         schema: The schema that is needed; None: any, and the header alone is read.
 
     Raises:
-        EditError: The file is missing, damaged, or of another schema.
+        EditError: The file is missing.
+        DamagedEditError: It is damaged, or of another schema.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()[HEADER])
-            if not isinstance(header, dict) or "schema" not in header:
-                raise ValueError("its header names no schema")
-            if schema is None:
-                return {}, header
-            if header["schema"] != schema:
-                raise ValueError(f"its schema is {header['schema']!r}, {schema!r} is needed")
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise EditError(f"{path} is not a readable {what}: {error}") from error
+        tensors, header = read_tensors(path, what, names=schema is not None)
+    except DamagedError as error:
+        raise DamagedEditError(str(error)) from error
+    except FileNotFoundError as error:
+        raise EditError(f"{path} is not a readable {what}: it does not exist; `dmle edit` makes it") from error
+    found = header.get("schema")
+    if schema is not None and found != schema:
+        raise damaged_edit(path, what, f"its schema is {found!r}, {schema!r} is needed")
+    for name, kind in (("schema", str), ("model_hash", str), ("about", dict)):
+        if not isinstance(header.get(name), kind):
+            raise damaged_edit(path, what, f"its header has no {name}")
+    return tensors, header
+
+
+def damaged_edit(path: Path, what: str, reason: object) -> DamagedEditError:
+    """The error for a file of an edit that does not hold what was written."""
+    return DamagedEditError(str(damaged(path, what, reason)))

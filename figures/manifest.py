@@ -7,7 +7,6 @@ again.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterable
 from functools import lru_cache
@@ -16,11 +15,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from interp.files import write_text
+from interp.errors import DmleError
+from interp.files import inside, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 NAME = "figures/manifest.json"
+SCHEMA = "dmle.figures/1"
+OUTPUT_FOLDERS = ("figures", "tables")
 LIBRARIES = ("matplotlib", "seaborn", "numpy", "pandas", "xarray")
 READERS = ("effects", "profiles", "scores", "selection", "tables")
 """Modules of `interp` whose code decides, with that of `figures`, what a figure shows."""
@@ -47,7 +49,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_: str = Field(default="dmle.figures/1", alias="schema")
+    schema_: str = Field(default=SCHEMA, alias="schema")
     parts: dict[str, Record] = Field(default_factory=dict)
 
     @classmethod
@@ -55,17 +57,33 @@ class Manifest(BaseModel):
         """The manifest of a run folder; an empty one if there is none, or none that can be read."""
         path = run / NAME
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            found = cls.model_validate(read_json(path, "manifest of figures", schema=SCHEMA))
+            for record in found.parts.values():
+                for name in record.outputs:
+                    output(run, name)
         except FileNotFoundError:
             return cls()
-        except (OSError, UnicodeDecodeError, ValidationError) as error:
-            log.warning("%s cannot be read, so everything is drawn anew: %s", path, " ".join(str(error).split()))
+        except (DmleError, ValidationError) as error:
+            log.warning("%s cannot be used, so everything is drawn anew: %s", path, " ".join(str(error).split()))
             return cls()
+        return found
 
     def save(self, run: Path) -> None:
-        """Write it atomically."""
-        content = json.dumps(self.model_dump(mode="json", by_alias=True), indent=2, sort_keys=True)
-        write_text(run / NAME, content + "\n")
+        """Write it atomically, with a checksum."""
+        write_json(run / NAME, self.model_dump(mode="json", by_alias=True), indent=2)
+
+
+def output(run: Path, name: str) -> Path:
+    """The path of a figure or table that a manifest names; a manifest may come from somebody else.
+
+    Raises:
+        DmleError: It is none below the run's `figures` and `tables`.
+    """
+    folder, _, rest = name.partition("/")
+    if folder not in OUTPUT_FOLDERS:
+        raise DmleError(f"{name!r} is no file of the folders {' and '.join(OUTPUT_FOLDERS)}")
+    _ = inside(run, folder, "*")  # the folder itself may be a link
+    return inside(run / folder, rest)
 
 
 def digest_of(path: Path) -> str:

@@ -21,10 +21,11 @@ import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
 from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
-from figures.manifest import Manifest, Record, digests, drawing_version, holds
+from figures.manifest import Manifest, Record, digests, drawing_version, holds, output
 from interp import effects as effects_schema
 from interp.files import write_text
 from interp.profiles import LOOKUP
+from interp.records import load_records
 from interp.scores import modes_with_scores
 from interp.selection import LayerSelection
 
@@ -35,13 +36,13 @@ INPUTS = {
     "profile.nc": "dmle profile",
     "selection.json": "dmle select",
     "scores.nc": "dmle evaluate",
-    "answers.csv": "dmle evaluate",
+    "answers.json": "dmle evaluate",
     "sweep.nc": "dmle sweep",
-    "regret.csv": "dmle regret",
+    "regret.json": "dmle regret",
     "tuning.nc": "dmle tune",
 }
 """Files read, and the command that writes each."""
-ONLY_ON_REQUEST = ("sweep.nc", "regret.csv", "tuning.nc")
+ONLY_ON_REQUEST = ("sweep.nc", "regret.json", "tuning.nc")
 """Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
@@ -56,6 +57,7 @@ MAIN_COMPONENT = "mlp"
 PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
 
+ANSWER_COLUMNS = ("editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after")
 Note = Callable[[str], None]
 Drawing = tuple[str, Figure | str]
 """A path below the run folder, without the suffix if it is a figure; and the figure or text."""
@@ -141,7 +143,7 @@ def _draw(part: Part, run: Path, max_rules: int, note: Note) -> list[Path]:
 def _remove_others(run: Path, held: Record | None, outputs: dict[str, str]) -> list[Path]:
     """Delete what the part wrote before and not now, such as a rule's panel; but no file that somebody changed."""
     stale = held.outputs.items() if held is not None else ()
-    removed = [run / name for name, digest in stale if name not in outputs and holds(run / name, digest)]
+    removed = [output(run, name) for name, digest in stale if name not in outputs and holds(run / name, digest)]
     for path in removed:
         path.unlink()
     return removed
@@ -206,8 +208,9 @@ def _oracle_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 
 def _regret_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    # Layers such as "7" are text.
-    regret = pd.read_csv(run / "regret.csv", dtype={"layers": str, "strategy": str, "group": str}, encoding="utf-8")
+    names = oracle.REGRET_COLUMNS
+    rows = load_records(run / "regret.json", "table of regrets", names, numbers=names[3:])
+    regret = pd.DataFrame([{name: np.nan if value is None else value for name, value in row.items()} for row in rows])
     if regret.empty:
         note("regret: no strategy yet")
         return
@@ -269,11 +272,21 @@ def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 
 def _answer_table(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
-    answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
+    answers = read_answers(run / "answers.json")
     # locality_correctness asks the same questions as locality.
     table = edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
     yield "tables/before-after.md", table
+
+
+def read_answers(path: Path) -> pd.DataFrame:
+    """Every answer as text, numbers too: what does not apply is empty.
+
+    Raises:
+        DamagedError: The file does not hold what `dmle evaluate` wrote.
+    """
+    rows = load_records(path, "table of answers", ANSWER_COLUMNS)
+    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    return pd.DataFrame(texts, columns=None if texts else list(ANSWER_COLUMNS))
 
 
 PARTS = (
@@ -281,13 +294,13 @@ PARTS = (
     Part("profile", ("profile.nc",), _profile_figures),
     Part("selection", ("profile.nc", "selection.json"), _selection_figure),
     Part("oracle", ("sweep.nc", "profile.nc"), _oracle_figure, uses=("selection.json",)),
-    Part("regret", ("regret.csv",), _regret_figure),
+    Part("regret", ("regret.json",), _regret_figure),
     Part("scores", ("scores.nc",), _score_figures),
     Part("rules", ("scores.nc",), _rule_figures),
     Part("trade-off", ("scores.nc",), _trade_off_figures),
     Part("tuning", ("tuning.nc",), _tuning_figures),
     Part("score-tables", ("scores.nc",), _score_tables),
-    Part("answers", ("answers.csv",), _answer_table),
+    Part("answers", ("answers.json",), _answer_table),
 )
 
 

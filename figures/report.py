@@ -32,6 +32,7 @@ from figures.edit_scores import CONFIDENCE, METRIC_NAMES, MODE_NAMES, SHARES, in
 from figures.effect_map import ANSWER_SOURCES
 from figures.layer_profile import band_note, components_with_data, roles_with_data
 from figures.layer_selection import layer_names
+from figures.paper import ANSWER_COLUMNS, read_answers
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp import effects as effects_schema
 from interp.files import write_text
@@ -41,7 +42,7 @@ from interp.selection import LayerSelection, load_for_rules
 from interp.store import RunFolder
 
 INPUTS = {
-    name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.csv")
+    name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.json")
 }
 """Files shown, and the command that writes each."""
 LIMIT = 14_900_000
@@ -55,7 +56,6 @@ COLOURS = 33
 """Stops of the diverging scale."""
 QUANTILE_STEPS = 100_000
 SUMMARY_MODES = ("token_accuracy", "exact")
-ANSWER_COLUMNS = ("editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after")
 ANSWER_SCORES = ("token_accuracy", "exact")
 """Scores of single answers that are shown, where the file has them."""
 _WHITE_SPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
@@ -112,8 +112,8 @@ def read(run: Path) -> RunResults:
         held["selection"] = LayerSelection.load(present["selection.json"])
     if (run / "selection-rules.json").is_file():
         held["rule_selections"] = load_for_rules(run / "selection-rules.json")
-    if "answers.csv" in present:
-        held["answers"] = _read_answers(present["answers.csv"])
+    if "answers.json" in present:
+        held["answers"] = read_answers(present["answers.json"])
     if (run / "rules.json").is_file():
         held["rule_names"] = {rule.id: rule.name for rule in load_rules(run / "rules.json").rules}
     if (run / "run.yaml").is_file():
@@ -428,7 +428,7 @@ def visible(text: str) -> str:
 def _static(results: RunResults) -> dict[str, Any]:
     absent = {
         "effects.nc": results.effects, "profile.nc": results.profile, "selection.json": results.selection,
-        "scores.nc": results.scores, "answers.csv": results.answers,
+        "scores.nc": results.scores, "answers.json": results.answers,
     }  # fmt: skip
     attrs = {
         name: {str(key): str(value) for key, value in held.attrs.items()}
@@ -568,16 +568,6 @@ def _read_settings(run: Path) -> tuple[str, Mapping[str, Any]]:
     text = (run / "run.yaml").read_text(encoding="utf-8")
     _ = RunFolder(run).settings  # a damaged file is an error that says how to mend it
     return text, (yaml.safe_load(text) or {}).get("provenance") or {}
-
-
-def _read_answers(path: Path) -> pd.DataFrame:
-    try:
-        answers = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        raise ValueError(f"{path} is no table of answers ({error}); write it again with `dmle evaluate`") from error
-    if missing := set(ANSWER_COLUMNS) - set(answers.columns):
-        raise ValueError(f"{path} lacks the columns {sorted(missing)}; write it again with `dmle evaluate`")
-    return answers
 
 
 # -- the page -------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ Text from data (tokens, answers, names of rules and editors) is drawn literally:
 with white space made visible and characters that the font lacks written as escapes.
 """
 
-import os
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
+
+from interp.files import writing
 
 SINGLE_COLUMN = 3.4
 """Width of a figure in one column, inches."""
@@ -185,7 +186,6 @@ def save(fig: Figure, stem: Path) -> list[Path]:
     Returns:
         The paths written.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     # Layout takes most of the time of drawing, and is the same in both files. It settles in the second pass.
     for _ in range(2):
         fig.draw_without_rendering()
@@ -202,14 +202,9 @@ def save_as(fig: Figure, path: Path) -> None:
     Fonts are embedded as TrueType, so that text in the PDF can be searched; no dates are written.
     """
     kind = path.suffix[1:].lower()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with mpl.rc_context({"pdf.fonttype": 42}):
-            metadata = {"CreationDate": None} if kind == "pdf" else {}
-            fig.savefig(partial, format=kind, dpi=PNG_DPI, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path) as file, mpl.rc_context({"pdf.fonttype": 42}):
+        metadata = {"CreationDate": None} if kind == "pdf" else {}
+        fig.savefig(file, format=kind, dpi=PNG_DPI, metadata=metadata)
 
 
 def _colours(names: Iterable[str], known: tuple[str, ...], palette: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
+from interp.files import write_text
 from interp.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.one_prompt import PromptRequest, find_plot, report, trace_one
 from interp.provenance import versions
@@ -175,8 +176,7 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
                     name = f"{method}-{group.name.replace('+', '-')}.yaml"
                     files[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
         for target, text in files.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_text(text, encoding="utf-8")
+            write_text(target, text)
             console.print(f"exported: {target}", soft_wrap=True, highlight=False, markup=False)
     except (ValueError, OSError) as error:
         _fail(console, error)
@@ -304,7 +304,7 @@ def _profile(context: Context) -> str:
     try:
         of_rules = form_order.depths(result, context.settings(SelectConfig))
         contrasts = form_order.compare_forms(of_rules)
-        form_order.table(contrasts).to_csv(order, index=False)
+        write_text(order, form_order.table(contrasts).to_csv(index=False))
         said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
     except ValueError as error:  # the profile is whole even so: the selection may read another component
         said = [f"order of the forms: not compared, {error}"]

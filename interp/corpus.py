@@ -19,6 +19,8 @@ from mwparserfromhell.nodes import Heading, Node, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from interp.embedded import KEY_LENGTH, EmbeddedFile, cache_dir, locate, make_once
+from interp.errors import DamagedError
+from interp.files import check_seal, read_bytes, write_sealed
 
 EMBEDDED = "embedded"
 MIN_CHARACTERS = 200
@@ -73,7 +75,7 @@ def paragraphs(source: str | Path = EMBEDDED) -> tuple[CorpusSource, list[str]]:
         ValueError: The text file is not UTF-8 or has no paragraph.
     """
     if source == EMBEDDED:
-        texts = _lines(_cached_excerpt())
+        texts = _excerpt()
         return CorpusSource(WIKIPEDIA_NAME, WIKIPEDIA_LICENCE, paragraphs_sha256(texts)), texts
     path = Path(source)
     texts = _user_lines(path)
@@ -159,18 +161,32 @@ def _cached_excerpt() -> Path:
     """Text file of the embedded paragraphs, one a line; written the first time."""
     made_by = f"{WIKIPEDIA.sha256} {EXTRACTION} {metadata.version('mwparserfromhell')}"
     key = hashlib.sha256(made_by.encode()).hexdigest()[:KEY_LENGTH]
-    return make_once(cache_dir() / "corpus" / f"enwiki-{key}.txt", _write_excerpt)
+    return make_once(cache_dir() / "corpus" / f"enwiki-{key}-sealed.txt", _write_excerpt)
 
 
 def _write_excerpt(path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(f"{paragraph}\n" for paragraph in corpus_paragraphs())
+    write_sealed(path, "".join(f"{paragraph}\n" for paragraph in corpus_paragraphs()).encode())
 
 
-def _lines(path: Path) -> list[str]:
+def _excerpt() -> list[str]:
+    """The embedded paragraphs; a damaged file of them is made again."""
+    for last in (False, True):
+        path = _cached_excerpt()
+        try:
+            size = check_seal(path, "cached corpus", "delete it; it is made again")
+            return _lines(path.read_bytes()[:size].decode())
+        except DamagedError:
+            if last or not path.is_file():
+                raise
+            path.unlink()
+    raise AssertionError("the second turn returns or raises")
+
+
+def _lines(text: str) -> list[str]:
     """Every line that is not blank, without the white space around it."""
     # Split at newlines alone: str.splitlines would also split at characters that occur inside paragraphs.
-    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _user_lines(path: Path) -> list[str]:
@@ -180,7 +196,7 @@ def _user_lines(path: Path) -> list[str]:
             "UTF-8 text file with one paragraph a line."
         )
     try:
-        texts = _lines(path)
+        texts = _lines(read_bytes(path, "text file", "give a UTF-8 text file", limit=1 << 40).decode())
     except UnicodeDecodeError as error:
         raise ValueError(f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8.") from error
     if not texts:

@@ -25,9 +25,7 @@ Where ``attrs["direction"]`` is `noise`, the score is that of the clean run with
 IE = clean - score: positive, again, where the clean value helps.
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,13 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
+from interp.files import atomic, seal
+from interp.netcdf import Growing, content_of, load, opened, save
+
+__all__ = [
+    "COMPONENTS", "ROLES", "SCHEMA", "TRACEABLE_STANDARD_ERRORS", "choose_metric", "concat", "effect_map",
+    "indirect_effect", "join", "load", "normalised_recovery", "opened", "save", "select_map", "total_effect",
+]  # fmt: skip
 COMPONENTS = ("resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen")
 """`mlp` and `attn` are windows of blocks, `…_single` one block alone; the frozen ones restore the stream while the
 outputs of MLP or attention at that token stay corrupted in all later blocks."""
@@ -207,25 +212,35 @@ def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str
 
     Raises:
         ValueError: As `concat`, or a file is damaged.
+        WriteError: The disk is full, the folder cannot be written, ….
     """
     joined, sites = _frame({key: (lambda path=path: load(path)) for key, path in paths.items()})
     joined = joined.assign_attrs(attrs or {})
-    sizes = dict(joined.sizes)
-    with _atomic(target) as partial:
-        joined.to_netcdf(partial, engine="h5netcdf", encoding=_compressed(joined))
-        with h5netcdf.File(partial, "a") as file:
+    with atomic(target) as partial, partial.open("x+b", buffering=0) as raw:
+        file = Growing(raw)
+        file.write(content_of(joined))
+        with h5netcdf.File(file, "r+") as written:
             for name, dims in sites.items():
-                value, dtype = _EMPTY[name]
-                chunks = tuple(1 if dim in ("rule", "form") else sizes[dim] for dim in dims)
-                # A fill value that is also a value would be read as missing; unwritten integers are 0 without one.
-                fill = value if dtype is np.float32 else None
-                variable = file.create_variable(
-                    name, dims, dtype, fillvalue=fill, chunks=chunks, compression="gzip", compression_opts=4
-                )
-                if dtype is np.int8:
-                    variable.attrs["dtype"] = "bool"  # as xarray writes it
+                variable = _sites_variable(written, name, dims, joined)
                 for (rule, form), path in paths.items():
+                    file.check()
                     _write_padded(variable, joined, rule, form, load(path)[name].values)
+        file.check()
+        seal(raw)
+
+
+def _sites_variable(file: h5netcdf.File, name: str, dims: tuple[str, ...], joined: xr.Dataset) -> h5netcdf.Variable:
+    """A new variable with an entry per site, in pieces of one map."""
+    value, dtype = _EMPTY[name]
+    chunks = tuple(1 if dim in ("rule", "form") else joined.sizes[dim] for dim in dims)
+    # A fill value that is also a value would be read as missing; unwritten integers are 0 without one.
+    fill = value if dtype is np.float32 else None
+    variable = file.create_variable(
+        name, dims, dtype, fillvalue=fill, chunks=chunks, compression="gzip", compression_opts=4
+    )
+    if dtype is np.int8:
+        variable.attrs["dtype"] = "bool"  # as xarray writes it
+    return variable
 
 
 def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
@@ -242,42 +257,6 @@ def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
         )
     one = effects.sel(rule=rule, form=form)
     return one.isel(pos=slice(0, int(one["n_tokens"])))
-
-
-def save(dataset: xr.Dataset, path: Path) -> None:
-    """Write NetCDF4 atomically: a killed run leaves the old file or the new one, never a torn one."""
-    with _atomic(path) as partial:
-        dataset.to_netcdf(partial, engine="h5netcdf", encoding=_compressed(dataset))
-
-
-def load(path: Path) -> xr.Dataset:
-    """Read a dataset written by `save` fully into memory.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged.
-    """
-    with opened(path) as dataset:
-        return dataset.load()
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[xr.Dataset]:
-    """A dataset written by `save` or `join`, read from the disk piece by piece as it is used.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; run the command that writes it first")
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as dataset:
-            yield dataset
-    except (OSError, KeyError) as error:
-        raise ValueError(
-            f"{path} is not a readable NetCDF file ({error}); delete it and run the command that writes it again"
-        ) from error
 
 
 _EMPTY: dict[str, tuple[Any, type]] = {"score": (np.nan, np.float32), "exact": (False, np.int8)}
@@ -357,25 +336,6 @@ def _write_padded(target: Any, joined: xr.Dataset, rule: str, form: str, values:
     """Write one map's array into the joined one, leaving the padding behind its last token."""
     at = joined.get_index("rule").get_loc(rule), joined.get_index("form").get_loc(form)
     target[(*at, ..., slice(0, values.shape[-2]), slice(None))] = values
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _compressed(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    return {
-        str(name): {"zlib": True, "complevel": 4}
-        for name, data in dataset.data_vars.items()
-        if data.ndim and data.dtype.kind in "fiub"
-    }
 
 
 def _split_attrs(attrs: list[dict]) -> tuple[dict, list[str]]:

@@ -20,9 +20,9 @@ import platformdirs
 from filelock import FileLock
 
 from interp.errors import DmleError
+from interp.files import atomic
 
 CACHE_VARIABLE = "DMLE_CACHE"
-PARTIAL_SUFFIX = ".partial"
 KEY_LENGTH = 12
 """Hexadecimal digits of a hash that name a cached file: 48 bits, readable and unique enough for a cache."""
 
@@ -188,25 +188,9 @@ def make_once(target: Path, make: Callable[[Path], None]) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f"{target.name}.lock")):
         if not target.exists():  # else another process made it while this one waited for the lock
-            partial = target.with_name(f"{target.name}{PARTIAL_SUFFIX}")
-            # Only the lock's holder writes here, and the system frees the lock of a killed process:
-            # what lies here now has lost its owner.
-            _remove(partial)
-            try:
+            with atomic(target) as partial:
                 make(partial)
-                partial.rename(target)
-            except BaseException:
-                _remove(partial)
-                raise
     return target
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or folder if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _find(wanted: EmbeddedFile, search: Sequence[Path] | None) -> Path:

@@ -23,3 +23,7 @@ class DamagedError(DmleError):
 
 class NotFiniteError(DmleError):
     """A number that should be finite is NaN or infinite; names the likely cause."""
+
+
+class WriteError(DmleError):
+    """A file cannot be written; names it, the cause (a full disk, permissions, a folder in the way) and what to do."""

@@ -5,19 +5,24 @@ Results are rows of a table, written as they come, so that a stopped run goes on
 """
 
 import csv
+import io
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
+from interp.files import damaged, write_text
 from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import sweep
+from interp.records import load_records, save_records
 from interp.rules import FORMS, Rule, RuleForm
+from interp.schema import explain
 from interp.tracing import prepare, prompts, trace_fingerprint
 
 GREEDY_TOKENS = 16
@@ -46,6 +51,10 @@ class Knowledge:
     twin: int
     """Which of the prompt's twins is the first with as many tokens; 0 if none has."""
     fingerprint: str
+
+
+COLUMNS = tuple(field.name for field in fields(Knowledge))
+_ROW = TypeAdapter(Knowledge)
 
 
 def holds(answer: str, truth: str) -> bool:
@@ -140,65 +149,63 @@ def assess_rules(
     *,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[Knowledge]:
-    """Knowledge of every form of every rule, in a CSV file that grows row by row; rows that are there are kept.
+    """Knowledge of every form of every rule, in a file that grows row by row; rows that are there are kept.
+
+    Args:
+        model: The model.
+        rules: Rules.
+        config: Corruption, samples and metric.
+        path: CSV of the rows, for people. What is gone on from lies beside it, with the suffix ``.json``.
+        advance: Called with the number of prompts done.
 
     Raises:
-        ValueError: The file has other columns.
+        DamagedError: The JSON file does not hold what was written.
     """
-    held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(path)} if path.exists() else {}
+    state = path.with_suffix(".json")
+    held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)} if state.exists() else {}
     keys = {
         (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config)) for rule, form in prompts(rules)
     }
     todo: list[tuple[Rule, RuleForm]] = [pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in held]
     advance(len(keys) - len(todo))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Rows that are of no use (cut off, or of other settings) are not carried on.
-    _write(path, [held[key] for key in keys.values() if key in held])
+    # Rows that are of no use (of other settings) are not carried on.
+    rows = [held[key] for key in keys.values() if key in held]
+    _write(path, rows)
     for at in range(0, len(todo), BATCH):
         some = todo[at : at + BATCH]
         answers = greedy_answers(model, [rule.forms[form].prompt for rule, form in some])
         for (rule, form), greedy in zip(some, answers, strict=True):
             row = assess(model, rule, form, config, greedy)
             held[keys[rule.id, form]] = row
-            _write(path, [row], mode="a")
+            rows.append(row)
+            _write(path, rows)
             advance(1)
     return [held[key] for key in keys.values()]
 
 
-def _write(path: Path, rows: Iterable[Knowledge], mode: Literal["w", "a"] = "w") -> None:
-    with path.open(mode, encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(
-            file, [field.name for field in fields(Knowledge)], lineterminator="\n", quoting=csv.QUOTE_ALL
-        )
-        if mode == "w":
-            writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+def _write(path: Path, rows: Sequence[Knowledge]) -> None:
+    """The rows as JSON to go on from, and as CSV to look at."""
+    table = [asdict(row) for row in rows]
+    save_records(path.with_suffix(".json"), COLUMNS, table)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writeheader()
+    writer.writerows(table)
+    write_text(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[Knowledge]:
-    """Rows of a file that `assess_rules` wrote; a last line that was cut off is left out.
+    """Rows of a JSON file that `assess_rules` wrote.
 
     Raises:
-        ValueError: The file has other columns.
+        DamagedError: It does not hold what was written.
     """
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:  # a line may be cut within a character
-        reader = csv.DictReader(file)
-        names = [field.name for field in fields(Knowledge)]
-        if list(reader.fieldnames or names) != names:
-            raise ValueError(f"{path} has the columns {reader.fieldnames}; needed are {names}: move it away")
-        return [_row(row) for row in reader if None not in row.values() and len(row["fingerprint"]) >= 8]
-
-
-def _row(row: dict[str, str]) -> Knowledge:
-    return Knowledge(
-        **{
-            **row,
-            "total_effect": float(row["total_effect"]),
-            "standard_error": float(row["standard_error"]),
-            "traceable": row["traceable"] == "True",
-            "twin": int(row["twin"]),
-        }  # type: ignore[arg-type]
-    )
+    what, mend = "file of measured prompts", "delete it, and run the same command again"
+    rows = load_records(path, what, COLUMNS, mend=mend)
+    try:
+        return [_ROW.validate_python(row) for row in rows]
+    except ValidationError as error:
+        raise damaged(path, what, explain(error), mend) from error
 
 
 def table(sources: Iterable[tuple[str, Sequence[Knowledge]]]) -> str:

@@ -4,6 +4,7 @@ A prompt is traced as a rule of one form whose name is the given rule words; it 
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -207,12 +208,9 @@ def _strongest(effect: "xr.DataArray") -> list[str]:
 
 def _check_replaceable(path: Path) -> None:
     """A map of one prompt may be replaced; other files are somebody's work."""
-    import xarray as xr
+    from interp import effects
 
-    try:
-        with xr.open_dataset(path, engine="h5netcdf") as found:
-            if str(found.attrs.get("schema", "")).startswith("dmle.effects") and "rule" not in found.dims:
-                return
-    except (OSError, KeyError, ValueError):
-        pass
+    with suppress(OSError, ValueError), effects.opened(path) as found:
+        if str(found.attrs.get("schema", "")).startswith("dmle.effects") and "rule" not in found.dims:
+            return
     raise ValueError(f"{path} is there and is no effect map of one prompt; give another by --out, or --overwrite it")

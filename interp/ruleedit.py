@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from interp.files import write_text
 from interp.schema import (
     FORMS,
     STOP_WORDS,
@@ -401,10 +402,9 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
         raise RuleError(f"{folder} is not empty; give a new folder")
     written = [_folder_of(number, rule) for number, rule in enumerate(rules)]
     for number, files in enumerate(written):
-        (folder / str(number)).mkdir(parents=True)
         for name, records in files.items():
             text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
-            (folder / str(number) / name).write_text(text, encoding="utf-8", newline="\n")
+            write_text(folder / str(number) / name, text)
     forms = [form for rule in rules for form in rule.forms.values()]
     lost = {
         "rephrasings beyond the first": sum(len(form.rephrasings) - 1 for form in forms),

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from interp.files import write_text
 from interp.ruleedit import Reading, read_ruleedit
 from interp.schema import (
     FORMS,
@@ -114,7 +115,7 @@ def dump_rules(rules: Iterable[Rule], path: str | Path) -> None:
         RuleFile.model_validate(content)
     except ValidationError as error:
         raise RuleError(f"these rules make no rule file: {explain(error)}") from error
-    Path(path).write_text(_layout(content) + "\n", encoding="utf-8", newline="\n")
+    write_text(Path(path), _layout(content) + "\n")
 
 
 def _layout(value: Any, indent: str = "") -> str:

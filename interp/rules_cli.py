@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 
+from interp.files import write_text
 from interp.rules import RuleError, RuleSet, counted, dump_rules, load_rules
 
 FOUND, FAILED = 1, 2
@@ -144,12 +145,12 @@ def stats(
             rows = out.with_name(f"{out.stem}-{name}.csv")
             with tqdm(total=len(prompts(rules.rules)), desc=name, unit="prompt") as bar:
                 found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
-        out.write_text(
+        write_text(
+            out,
             f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on {config.span}. "
             f"Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true "
             "result. Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of "
             "the prompt's counterfactual twins has as many tokens.\n",
-            encoding="utf-8",
         )
     except (ValueError, OSError) as error:
         _fail(error)

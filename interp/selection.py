@@ -42,7 +42,6 @@ Layers whose window holds one of the first `identity_blocks` blocks are no candi
 their effect is mostly that the corrupted word comes back.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,12 +49,14 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.config import SelectConfig
 from interp.display import selection_html, selection_markdown
 from interp.exports import Method, easyedit_yaml
+from interp.files import damaged, read_json, write_json
 from interp.profiles import LOOKUP, resample_counts
+from interp.schema import explain
 from interp.strategies import (
     Agreement,
     Choice,
@@ -76,6 +77,8 @@ from interp.strategies import (
 from interp.windows import window
 
 SCHEMA = "dmle.selection/1"
+RULES_SCHEMA = "dmle.selections/1"
+WHAT = "layer selection"
 EVIDENCE_SCHEMA = "dmle.evidence/1"
 CONFIDENCE = 0.95
 NEGLIGIBLE = 0.01
@@ -178,20 +181,18 @@ class LayerSelection(_Frozen):
         return selection_markdown(self)
 
     def save(self, path: Path) -> None:
-        """Write JSON."""
-        path.write_text(self.model_dump_json(indent=2, by_alias=True) + "\n", encoding="utf-8")
+        """Write JSON with a checksum."""
+        write_json(path, self.model_dump(mode="json", by_alias=True), indent=2)
 
     @classmethod
     def load(cls, path: Path) -> "LayerSelection":
         """Read JSON written by `save`.
 
         Raises:
-            ValueError: The file is missing or is no layer selection.
+            FileNotFoundError: There is no such file.
+            DamagedError: It does not hold what `save` wrote.
         """
-        try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as error:
-            raise ValueError(f"{path} is not a layer selection: {error}") from error
+        return _selection_of(path, read_json(path, WHAT))
 
 
 def first_candidate(component: str, restored: int, identity_blocks: int, n_layers: int) -> int:
@@ -295,19 +296,27 @@ def select_for_rules(profile: xr.Dataset, config: SelectConfig | None = None) ->
 def save_for_rules(selections: Mapping[str, LayerSelection], path: Path) -> None:
     """Write the selections of many rules as one JSON file, by rule."""
     content = {rule: selection.model_dump(mode="json", by_alias=True) for rule, selection in selections.items()}
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {"schema": RULES_SCHEMA, "selections": content}, indent=1)
 
 
 def load_for_rules(path: Path) -> dict[str, LayerSelection]:
     """Read JSON written by `save_for_rules`.
 
     Raises:
-        ValueError: The file is missing or holds something else.
+        FileNotFoundError: There is no such file.
+        DamagedError: It does not hold what `save_for_rules` wrote.
     """
+    held = read_json(path, "file of layer selections by rule", schema=RULES_SCHEMA).get("selections")
+    if not isinstance(held, dict):
+        raise damaged(path, WHAT, "it has no selections by rule")
+    return {rule: _selection_of(path, content) for rule, content in held.items()}
+
+
+def _selection_of(path: Path, content: Any) -> LayerSelection:
     try:
-        return TypeAdapter(dict[str, LayerSelection]).validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError) as error:
-        raise ValueError(f"{path} holds no layer selections by rule: {error}") from error
+        return LayerSelection.model_validate(content)
+    except (ValidationError, RecursionError) as error:
+        raise damaged(path, WHAT, explain(error)) from error
 
 
 def parse_layers(text: str, n_layers: int) -> LayerSelection:

@@ -21,6 +21,7 @@ from interp import corpus, corruption, effects, screening
 from interp.config import Component, TraceConfig
 from interp.corruption import NoiseRule
 from interp.errors import StaleError
+from interp.files import inside
 from interp.metrics import METRICS, first_difference
 from interp.model import Encoding, LanguageModel
 from interp.patching import CorruptedPrompt, Site
@@ -288,9 +289,10 @@ def trace_rules(
 
         try:
             item = trace_prompt(model, rule, form, config, noise=noise, advance=tell)
-            effects.save(item, trace_path(folder, rule.id, form))
         except ValueError as error:
             skipped.append(Skipped(rule.id, form, str(error)))
+        else:  # a full disk is no property of the prompt
+            effects.save(item, trace_path(folder, rule.id, form))
         advance(1 - sum(told))
     return skipped
 
@@ -313,7 +315,7 @@ def prompts(rules: Sequence[Rule]) -> list[tuple[Rule, RuleForm]]:
 
 def trace_path(folder: Path, rule: str, form: str) -> Path:
     """File of one prompt's map."""
-    return folder / f"{rule}-{form}.nc"
+    return inside(folder, f"{rule}-{form}.nc")
 
 
 def roles_of(rule: Rule, form: RuleForm, encoding: Encoding) -> list[str]:

@@ -1,5 +1,6 @@
 """Edit deltas: applied, reverted bit for bit, saved, merged, exported; for every family and orientation."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from editing.grace import Codebook
 from editing.in_context import InContext
 from editing.solvers import LowRank
 from editing.view import Edit, View
+from interp.errors import DamagedError
 from interp.model import LanguageModel, load
+from interp.tensor_files import write_tensors
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
@@ -457,11 +460,16 @@ def test_load_edit_reads_every_kind_by_its_header(tiny_llama: LanguageModel, tmp
                 kind.load(tmp_path / f"{i}.safetensors")
     with pytest.raises(DeltaError, match="missing"):
         load_edit(tmp_path / "missing.safetensors")
+    about: dict[str, Any] = {"schema": "x/1", "model_hash": "h", "about": {}}
     for header, reason in (
-        ("[1]", "names no schema"),
-        ("{}", "names no schema"),
-        ('{"schema": "x/1"}', "'x/1', one of"),
+        ({}, "no schema"),
+        ({**about, "schema": 1}, "no schema"),
+        ({**about, "about": []}, "no about"),
+        (about, "'x/1', one of"),
     ):
-        save_file({}, tmp_path / "other.safetensors", metadata={"dmle": header})
+        write_tensors(tmp_path / "other.safetensors", {}, header)
         with pytest.raises(DeltaError, match=reason):
             load_edit(tmp_path / "other.safetensors")
+    save_file({}, tmp_path / "other.safetensors", metadata={"dmle": json.dumps(about)})
+    with pytest.raises(DamagedError, match="no checksum"):
+        load_edit(tmp_path / "other.safetensors")

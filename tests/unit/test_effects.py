@@ -242,7 +242,7 @@ def test_load_refuses_a_damaged_file(damage: str, tmp_path: Path) -> None:
     effects.save(one_map(), path)
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"not netcdf", "empty": b""}[damage])
-    with pytest.raises(ValueError, match=r"map\.nc is not a readable NetCDF file .*; delete it and run the command"):
+    with pytest.raises(ValueError, match=r"map\.nc is not a readable NetCDF file: .*; delete it and run the command"):
         effects.load(path)
 
 
