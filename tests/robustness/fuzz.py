@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from tests.robustness.commands import States
-from tests.robustness.kills import prepared
-from tests.robustness.readers import FileCases, FileReader, file_readers
-from tests.robustness.texts import TextCases, TextReader, text_readers
+from tests.robustness.kills import prepared, tell
+from tests.robustness.readers import FileCases, file_readers
+from tests.robustness.texts import TextCases, text_readers
 from tests.robustness.watch import Failure, watched
 
 OUT = Path("build/fuzz")
@@ -132,13 +132,13 @@ def repeat(work: Cases, seed: int, out: Path) -> int:
     """One case, in a watched process; prints what came of it."""
     done = watched("case", work, seed, count=1)
     for failure in done.failures:
-        print(f"{failure.kind} {failure.where}: {failure.said}\n  {failure.case}")
+        tell(f"{failure.kind} {failure.where}: {failure.said}\n  {failure.case}")
     if isinstance(work, FileCases):
         content, said = work.damage(seed)
         path = out / f"{_slug(work.reader.name)}-{seed}"
         path.write_bytes(content)
-        print(f"{said}: {path}")
-    print(f"{len(done.failures)} failures")
+        tell(f"{said}: {path}")
+    tell(f"{len(done.failures)} failures")
     return int(bool(done.failures))
 
 
@@ -165,14 +165,14 @@ def main() -> int:
     chosen = {name: each for name, each in cases.items() if not wanted or name in wanted}
     seconds, count = (1e9, given.cases) if given.cases else (60 * given.minutes, 10**9)
     tallies = []
-    print(f"{'reader':30}{'cases':>8}{'failures':>10}{'seconds':>9}")
+    tell(f"{'reader':30}{'cases':>8}{'failures':>10}{'seconds':>9}")
     for tally in run(chosen, seconds=seconds, count=count, first=given.seed):
         tallies.append(tally)
-        print(f"{tally.reader:30}{tally.cases:8}{len(tally.failures):10}{tally.seconds:9}", flush=True)
+        tell(f"{tally.reader:30}{tally.cases:8}{len(tally.failures):10}{tally.seconds:9}")
     keep(out, cases, tallies)
     made = summary(tallies, given.seed)
     target.write_text(json.dumps(made, indent=1), encoding="utf-8")
-    print(f"{made['cases']} cases; failures by kind: {made['failures'] or 'none'}", report(tallies), sep="\n")
+    tell(f"{made['cases']} cases; failures by kind: {made['failures'] or 'none'}", report(tallies))
     shutil.rmtree(root, ignore_errors=True)
     return int(bool(made["failures"]))
 

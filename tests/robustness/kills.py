@@ -146,6 +146,12 @@ def run(states: States, kills: int, pairs: int, names: Sequence[str]) -> Iterato
         yield tally
 
 
+def tell(*lines: str) -> None:
+    """Print lines."""
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
 def prepared(root: Path) -> Path:
     """An empty folder with the inputs, as the working directory of this process, which is ready to fork."""
     shutil.rmtree(root, ignore_errors=True)
@@ -169,17 +175,17 @@ def main() -> int:
     if given.case:
         name, event, how = given.case
         killed, wrong = check_kill(States(root), BY_NAME[name], Point(int(event), how))
-        print(f"killed: {killed}; the folder after running again: {root / 'work'}", *wrong, sep="\n")
+        tell(f"killed: {killed}; the folder after running again: {root / 'work'}", *wrong)
         return int(bool(wrong))
     tallies = []
-    print(f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}")
+    tell(f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}")
     for tally in run(States(root), given.kills, given.pairs, given.only or list(BY_NAME)):
         tallies.append(tally)
         counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}{len(tally.failures):10}"
-        print(f"{tally.command:16}{counts}{tally.seconds:9}", flush=True)
+        tell(f"{tally.command:16}{counts}{tally.seconds:9}")
     failures = [line for tally in tallies for line in tally.failures]
-    print(f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs, {len(failures)} failures")
-    print(*failures, sep="\n")
+    tell(f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs, {len(failures)} failures")
+    tell(*failures)
     (out / "summary.json").write_text(json.dumps([asdict(tally) for tally in tallies], indent=1), encoding="utf-8")
     shutil.rmtree(root, ignore_errors=True)
     return int(bool(failures))

@@ -3,6 +3,7 @@
 Every function takes the content and a `random.Random` and gives other content, with what was done in a few words.
 """
 
+import hashlib
 import io
 import json
 import random
@@ -11,7 +12,11 @@ import zipfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import xarray as xr
 import yaml
+
+from interp import files, netcdf
 
 BLOCK = 512
 """What disks lose or zero together."""
@@ -243,7 +248,7 @@ def changed_zip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> 
     if how == 0:
         base = name.rsplit("/", 1)[-1]
         name = rng.choice(
-            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\..\\{base}", "", f"9/{base}", LONG[:9999])
+            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", "", f"9/{base}", LONG[:9999])
         )
         said = f"member named {name[:30]!r}"
     elif how == 1:
@@ -276,3 +281,112 @@ def changed_safetensors(content: bytes, rng: random.Random, others: Sequence[byt
     text = json.dumps(header).encode()
     length = rng.choice((2**63, 0, len(text) + 1, 10**9)) if rng.random() < 0.1 else len(text)
     return struct.pack("<Q", length) + text + data, f"header {said}"
+
+
+# -- damage that the checksum does not show: somebody wrote it -------------------------------------------------
+
+
+def resealed(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
+    """Other bytes of a file with a checksum behind it, and the checksum of those."""
+    changed, said = damaged(content[: -files.SEAL_BYTES], rng, others)
+    return _sealed(changed), f"{said}, with its checksum"
+
+
+def resealed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
+    """Another JSON tree, and the checksum of that."""
+    tree, said = changed(json.loads(content), rng)
+    if isinstance(tree, dict):
+        tree[files.CHECKSUM] = files.checksum(tree)
+    return json.dumps(tree).encode(), f"{said}, with its checksum"
+
+
+def resealed_safetensors(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
+    """Another header of a safetensors file, and the checksum of the whole."""
+    size = struct.unpack("<Q", content[:8])[0]
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    own = header["__metadata__"]
+    if rng.random() < 0.8:
+        tree, said = changed(json.loads(own["dmle"]), rng)
+        own["dmle"] = json.dumps(tree)
+    else:
+        rest = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        tree, said = changed(rest, rng)
+        header = {"__metadata__": own, **(tree if isinstance(tree, dict) else {"x": tree})}
+    if rng.random() < 0.3:
+        data, _ = damaged(data, rng, others)
+    own["sha256"] = "0" * 64
+    text = json.dumps(header, separators=(",", ":")).encode()
+    whole = struct.pack("<Q", len(text)) + text + data
+    zeros = b'"sha256":"' + b"0" * 64
+    return whole.replace(zeros, b'"sha256":"' + hashlib.sha256(whole).hexdigest().encode(), 1), f"header {said}"
+
+
+def resealed_dataset(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
+    """A dataset with other variables, sizes, numbers or attributes, as its writer would write it."""
+    with xr.open_dataset(io.BytesIO(content[: -files.SEAL_BYTES]), engine="h5netcdf") as opened:
+        dataset = opened.load()
+    said = []
+    for _ in range(rng.choice((1, 1, 2))):
+        try:
+            dataset, what = rng.choice(DATASETS)(dataset, rng)
+            said.append(what)
+        except (ValueError, KeyError, TypeError, IndexError) as error:  # xarray itself does not make it
+            said.append(f"nothing ({type(error).__name__})")
+    try:
+        return _sealed(bytes(netcdf.content_of(dataset))), "; ".join(said)
+    except Exception as error:  # nor does NetCDF hold it
+        return content, f"nothing ({type(error).__name__})"
+
+
+def _sealed(content: bytes) -> bytes:
+    return content + files.SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _without_variable(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    name = rng.choice(sorted(map(str, dataset.variables)))
+    return dataset.drop_vars(name), f"without {name}"
+
+
+def _other_numbers(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    name = rng.choice(sorted(map(str, dataset.variables)))
+    values = dataset[name].values.copy()
+    filler = rng.choice((np.nan, np.inf, -1, 0, 1e300, 2**31 - 1, True, "", "x\x1b[31m", "日", None))
+    flat = values.reshape(-1)
+    flat[rng.randrange(max(flat.size, 1)) if rng.random() < 0.5 else slice(None)] = filler
+    return dataset.assign({name: (dataset[name].dims, values)}), f"{name} = {filler!r}"
+
+
+def _other_type(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    name = rng.choice(sorted(map(str, dataset.variables)))
+    kind = rng.choice(("int8", "float64", "complex64", "str", "bool", "datetime64[ns]"))
+    return dataset.assign({name: dataset[name].astype(kind)}), f"{name} as {kind}"
+
+
+def _other_size(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    dim = rng.choice(sorted(map(str, dataset.sizes)))
+    picked = rng.choice(([], [0], [0, 0], list(range(dataset.sizes[dim])) * 2, list(range(dataset.sizes[dim]))[::-1]))
+    return dataset.isel({dim: picked}), f"{dim}: {picked[:5]}"
+
+
+def _other_dims(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    names = sorted(map(str, dataset.sizes))
+    old = rng.choice(names)
+    if rng.random() < 0.5:
+        return dataset.squeeze(), "without dims of one"
+    return dataset.rename({old: "other"}), f"{old} renamed"
+
+
+def _other_attributes(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
+    names = [str(name) for name in dataset.attrs if name != "schema"] or ["new"]
+    name = rng.choice(names)
+    if rng.random() < 0.3:
+        return dataset.assign_attrs({name: "x"}).drop_attrs(deep=False).assign_attrs(
+            schema=dataset.schema
+        ), "no attributes"
+    value = rng.choice((0, -1, 10**9, 0.5, float("nan"), "", "{", "[red]", "x\x1b", LONG[:5000], [1, 2], [0.5], "a b"))
+    return dataset.assign_attrs({name: value}), f"attribute {name} = {str(value)[:30]!r}"
+
+
+DATASETS: tuple[Callable[[xr.Dataset, random.Random], tuple[xr.Dataset, str]], ...] = (
+    *(_without_variable, _other_numbers, _other_numbers, _other_type, _other_size, _other_dims, _other_attributes),
+)

@@ -200,9 +200,9 @@ def prepare(folder: Path) -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # a thread
-    from tests.robustness import tiny
     from interp import model, steps
     from interp.provenance import versions
+    from tests.robustness import tiny
 
     steps.load_steps()
     versions()

@@ -21,6 +21,7 @@ import torch
 import xarray as xr
 from pydantic import BaseModel
 
+from interp import files
 from interp.errors import DmleError
 from tests.robustness import mutate, processes, tiny
 from tests.robustness.commands import RUN, States
@@ -169,22 +170,37 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
         states: What the commands leave; made as needed.
         root: Where further sample folders go.
     """
+    sealed = [*_netcdf(states), *_edits(states), *_statistics(states, root), *_json(states), *_commands(states, root)]
     return [
-        *_netcdf(states),
-        *_edits(states),
-        *_statistics(states, root),
-        *_json(states),
+        *sealed,
+        *(_hostile(reader) for reader in sealed if reader.name not in ("map.nc", "tuning.nc", "dense delta")),
+        _figures(states, root),
         *_sources(states, root),
         *_settings(states),
-        *_commands(states, root),
         *_models(states),
     ]
+
+
+def _hostile(reader: FileReader) -> FileReader:
+    """The same reader of files that somebody made on purpose: the checksum fits, so that other values are no fault."""
+    of = {
+        ".nc": (mutate.resealed_dataset, mutate.resealed_dataset, mutate.resealed),
+        ".json": (mutate.resealed_json,),
+        ".safetensors": (mutate.resealed_safetensors,),
+    }
+    return dataclasses.replace(
+        reader,
+        name=f"{reader.name}, resealed",
+        damagers=of[Path(reader.file).suffix],
+        strict=False,
+        share=reader.share / 2,
+    )
 
 
 def _netcdf(states: States) -> list[FileReader]:
     from interp import effects
 
-    files = {
+    made = {
         "map": ("trace --prompt", "map.nc"),
         "effects": ("trace", "effects.nc"),
         "profile": ("profile", "profile.nc"),
@@ -193,7 +209,7 @@ def _netcdf(states: States) -> list[FileReader]:
         "sweep": ("sweep", "sweep.nc"),
         "tuning": ("tune", "tuning.nc"),
     }
-    paths = {name: (states.after(command) / RUN, file) for name, (command, file) in files.items()}
+    paths = {name: (states.after(command) / RUN, file) for name, (command, file) in made.items()}
     known = frozenset(digest(effects.load(folder / file)) for folder, file in paths.values())
     return [
         FileReader(
@@ -265,6 +281,8 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 
 def _json(states: States) -> list[FileReader]:
     from editing.comparison import read_cell
+    from figures.paper import read_answers
+    from interp.knowledge import read_rows
     from interp.selection import LayerSelection, load_for_rules
 
     cell = next((states.after("sweep") / RUN / "sweep").glob("*/*.json"))
@@ -276,8 +294,16 @@ def _json(states: States) -> list[FileReader]:
             raise Refused("no cell")
         return found
 
+    answers, stats = (
+        states.after("evaluate") / RUN / "answers.json",
+        states.after("rules stats") / RUN / "stats-rules.json",
+    )
     both: tuple[Damager, ...] = (mutate.damaged, mutate.changed_json)
     return [
+        FileReader(
+            "answers.json", _alone(states, answers), answers.name, lambda root: read_answers(root / answers.name), both
+        ),
+        FileReader("rules stats", _alone(states, stats), stats.name, lambda root: read_rows(root / stats.name), both),
         FileReader("cell", _alone(states, cell), cell.name, lambda root: read_one(root / cell.name), both),
         FileReader(
             "selection.json", _alone(states, selected / "selection.json"), "selection.json",
@@ -351,9 +377,10 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         ("profile", "trace", "effects.nc", "profile.nc"),
         ("select", "profile", "profile.nc", "selection.json"),
         ("regret", "sweep", "sweep.nc", "regret.csv"),
-        ("regret", "sweep", "sweep.csv", "regret.csv"),
+        ("regret", "sweep", "sweep.json", "regret.json"),
+        ("report", "evaluate", "effects.nc", "report.html"),
         ("report", "evaluate", "scores.nc", "report.html"),
-        ("report", "evaluate", "answers.csv", "report.html"),
+        ("report", "evaluate", "answers.json", "report.html"),
         ("report", "evaluate", "selection.json", "report.html"),
     )
     readers = []
@@ -366,14 +393,14 @@ def _commands(states: States, root: Path) -> list[FileReader]:
                 lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.7,
             )
         )  # fmt: skip
-    return [*readers, _figures(states, root)]
+    return readers
 
 
 def _figures(states: States, root: Path) -> FileReader:
     """`dmle figures` on a folder whose record of figures names files elsewhere: they stay, and the table is right."""
     folder = root / "figures"
     (folder / RUN / "figures").mkdir(parents=True)
-    shutil.copy(states.after("evaluate") / RUN / "answers.csv", folder / RUN)
+    shutil.copy(states.after("evaluate") / RUN / "answers.json", folder / RUN)
     done = processes.run(folder, ["figures", "--run", RUN])
     if done.code != 0:
         raise RuntimeError(done.said)
@@ -387,6 +414,7 @@ def _figures(states: States, root: Path) -> FileReader:
         for record in tree["parts"].values():
             record["outputs"][name] = sha256
             record["version"] = {"code": "older"}
+        tree[files.CHECKSUM] = files.checksum(tree)
         return json.dumps(tree).encode(), f"an output {name}"
 
     def read(at: Path) -> Any:
@@ -395,7 +423,7 @@ def _figures(states: States, root: Path) -> FileReader:
             raise Crashed("a file outside the run folder was deleted")
         return table
 
-    damagers = (mutate.damaged, mutate.changed_json, elsewhere)
+    damagers = (mutate.damaged, mutate.changed_json, mutate.resealed_json, elsewhere)
     return FileReader("dmle figures: manifest.json", folder, f"{RUN}/figures/manifest.json", read, damagers, share=0.7)
 
 

@@ -82,4 +82,4 @@ def test_the_same_seed_gives_the_same_damage_and_others_give_other(damage: Any) 
     content = json.dumps({"schema": "dmle.x/1", "values": list(range(300)), "text": "a b c"}).encode()
     made = [damage(content, Random(seed), [b"another file" * 9])[0] for seed in (*range(20), *range(20))]
     assert made[:20] == made[20:]
-    assert len(set(made)) > 3
+    assert len(set(made)) > 2
