@@ -81,7 +81,6 @@ def test_parse_section_names_the_nearest_valid_key(section: str, key: str, hint:
         ("trace", {"samples": 1}, "trace.samples = 1: Input should be greater than or equal to 2"),
         ("trace", {"samples": "many"}, "trace.samples = 'many': Input should be a valid integer"),
         ("trace", {"noise": "loud"}, "trace.noise = 'loud': String should match pattern"),
-        ("trace", {"span": "object"}, r"trace.span.* = 'object': Input should be 'subject', 'subject\+rule'"),
         ("trace", {"components": ["mpl"]}, "trace.components.0 = 'mpl': Input should be 'resid', 'mlp', 'attn'"),
         ("trace", {"positions": ["verb"]}, "trace.positions.* = 'verb': Input should be 'prefix'"),
         ("trace", {"metrics": ["loss"]}, "trace.metrics.0 = 'loss': Input should be 'mean_log_prob'"),
