@@ -19,7 +19,7 @@ import yaml
 
 from interp.errors import DmleError
 
-MAX_BYTES = 2**20
+MAX_LENGTH = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 50_000
 """Scalars, lists and mappings, each as often as aliases repeat it."""
@@ -81,14 +81,14 @@ _Loader.add_constructor(f"{_TAG}map", _constructed_mapping)
 _Loader.add_constructor(None, _refused)
 
 
-def load_yaml(text: str, *, max_bytes: int = MAX_BYTES) -> Any:
+def load_yaml(text: str, *, max_length: int = MAX_LENGTH) -> Any:
     """The value of a YAML document.
 
     Raises:
         YamlError: It is not YAML, names a key twice, or is larger or deeper than is read.
     """
-    if len(text) > max_bytes:
-        raise YamlError(f"{len(text)} characters; at most {max_bytes} are read")
+    if len(text) > max_length:
+        raise YamlError(f"more than {max_length} characters, the most that is read")
     try:
         _check_depth(text)
         loader = _Loader(text)
@@ -105,22 +105,19 @@ def load_yaml(text: str, *, max_bytes: int = MAX_BYTES) -> Any:
         raise YamlError(said or type(error).__name__) from error
 
 
-def read_yaml_file(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+def read_yaml_file(path: Path, *, max_length: int = MAX_LENGTH) -> Any:
     """The value of a YAML file (UTF-8).
 
     Raises:
         OSError: The file cannot be read.
         YamlError: Its content cannot.
     """
-    with path.open("rb") as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise YamlError(f"the file is larger than {max_bytes} bytes, the most that is read")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise YamlError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
-    return load_yaml(text, max_bytes=max_bytes)
+    with path.open(encoding="utf-8-sig") as file:
+        try:
+            text = file.read(max_length + 1)
+        except UnicodeDecodeError as error:
+            raise YamlError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
+    return load_yaml(text, max_length=max_length)
 
 
 def _check_depth(text: str) -> None:

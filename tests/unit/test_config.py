@@ -88,7 +88,7 @@ def test_parse_section_names_the_nearest_valid_key(section: str, key: str, hint:
         ("trace", {"metrics": ["negative_kl", "negative_kl"]}, "may each be named once"),
         ("trace", {"memory": "lots"}, "memory 'lots': a size such as 4GiB or 512MiB is needed"),
         ("profile", {"confidence": 1}, "profile.confidence = 1: Input should be less than 1"),
-        ("profile", {"lookup_roles": "last"}, "profile.lookup_roles = 'last': Input should be a valid tuple"),
+        ("profile", {"lookup_roles": {"last": 1}}, "profile.lookup_roles = {'last': 1}: Input should be a valid tuple"),
         ("select", {"width": 0}, "select.width = 0: Input should be greater than or equal to 1"),
         ("rules", {"limit": 0}, "rules.limit = 0: Input should be greater than or equal to 1"),
         ("rules", {"split": "dev"}, "rules.split = 'dev': Input should be 'train', 'validation' or 'test'"),
