@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from interp.plain_yaml import YamlError, load_yaml
-from interp.section import ConfigError, Section, holds_mappings, is_mapping, nested_section, short, unknown_setting
+from interp.section import ConfigError, Section, clipped, holds_mappings, is_mapping, nested_section, short, unknown_setting
 
 Sections = Mapping[str, type[Section]]
 
@@ -47,12 +47,12 @@ def read_assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")) or "." not in key:
-        raise ConfigError(f"--set {short_text(text)}: section.key=value is needed, such as --set trace.samples=4")
+        raise ConfigError(f"--set {clipped(text)}: section.key=value is needed, such as --set trace.samples=4")
     try:
         return key.strip(), load_yaml(value)
     except YamlError as error:
         raise ConfigError(
-            f"--set {short_text(text)}: {short(value)} is not a YAML value ({error}); quote it if it is text"
+            f"--set {clipped(text)}: {short(value)} is not a YAML value ({error}); quote it if it is text"
         ) from error
 
 
@@ -125,8 +125,3 @@ def _put(held: Mapping[str, Any], path: list[str], value: Any, *, deep: bool) ->
     else:
         found[name] = value
     return found
-
-
-def short_text(text: str) -> str:
-    """The beginning of a text, for a message."""
-    return text if len(text) <= 80 else text[:79] + "…"

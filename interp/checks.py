@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 
 import sympy
 
+from interp.agreement import agree
 from interp.derivation import NUMBER, candidate_values, close, expression_of, instance_truth, number_of, sides, unify
 from interp.expressions import ExpressionError, names, parse, to_sympy, tree
 from interp.rules import FORMS, Probe, Rule, RuleForm, RulePrompt, RuleSet
@@ -228,7 +229,7 @@ def _compare(check: str, place: str, answer: str, node: ast.expr, values: dict[s
         yield _finding(check, place, answer, f"a result for {values}; there is none ({error})")
         return
     number = number_of(answer)
-    if number is None or (got - number).simplify() != 0:
+    if number is None or not agree(got, number):
         yield _finding(check, place, answer, f"{got} for {values}")
 
 
@@ -279,7 +280,7 @@ def _formulas(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     pairs += [(f"target_true[{at}]", text, rule.expression_true) for at, text in enumerate(prompt.target_true)]
     for field, text, expression in pairs:
         try:
-            same = (parse(sides(text)[-1], symbols) - parse(expression, symbols)).simplify() == 0
+            same = agree(parse(sides(text)[-1], symbols), parse(expression, symbols))
         except ExpressionError:
             same = False
         if not same:
@@ -310,7 +311,7 @@ def _same_answer(first: str, second: str) -> bool:
     if _plain(first) == _plain(second):
         return True
     a, b = number_of(first), number_of(second)
-    return a is not None and b is not None and (a - b).simplify() == 0
+    return a is not None and b is not None and agree(a, b)
 
 
 def _plain(text: str) -> str:
@@ -445,7 +446,14 @@ def _same_truth(probe: Probe, edit: RulePrompt) -> bool:
             return True
     mine = [node for text in probe.target_true if (node := expression_of(text)) is not None]
     other = [node for text in edit.target_true if (node := expression_of(text)) is not None]
-    return not mine or any((to_sympy(a) - to_sympy(b)).simplify() == 0 for a in mine for b in other)
+    return not mine or any(_says_same(a, b) for a in mine for b in other)
+
+
+def _says_same(first: ast.expr, second: ast.expr) -> bool:
+    try:
+        return agree(to_sympy(first), to_sympy(second))
+    except ExpressionError:  # too large to compute
+        return False
 
 
 def _letters(text: str) -> str:

@@ -57,7 +57,10 @@ def number_of(text: str) -> sympy.Expr | None:
 
 def close(first: sympy.Expr, second: sympy.Expr) -> bool:
     """Whether two numbers are the same up to the decimals that answers are written with."""
-    a, b = complex(first.evalf()), complex(second.evalf())
+    try:
+        a, b = complex(first.evalf()), complex(second.evalf())
+    except (OverflowError, TypeError, ValueError):  # beyond what floats hold, or undefined
+        return bool(first == second)
     # Two decimals are all that a number near one has; a tiny one is not zero for that.
     return abs(a - b) <= TOLERANCE * (max(1.0, abs(b)) if abs(b) > 0.05 else abs(b))
 

@@ -28,6 +28,8 @@ FUNCTIONS = {
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
 MAX_BITS = 4096
+MAX_ROOT_BITS = 200_000
+"""Binary digits of a base times the larger part of its fractional exponent."""
 _WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
@@ -114,7 +116,17 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
         raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
     if left.is_zero and right.is_number and right < 0:
         raise ExpressionError("division by zero")
+    _check_root(left, right)
     return _bounded(left**right)
+
+
+def _check_root(left: sympy.Expr, right: sympy.Expr) -> None:
+    """Refuse a root whose radicand SymPy would write out with too many digits: of 2^0.123456789 it takes 2^123456789."""
+    if not (right.is_Rational and not right.is_Integer):
+        return
+    bits = max((max(abs(n.p), n.q).bit_length() for n in left.atoms(sympy.Rational)), default=1)
+    if bits * max(abs(right.p), right.q) > MAX_ROOT_BITS:
+        raise ExpressionError(f"a power of {right}; fractions of smaller numbers are computed")
 
 
 def _number(text: str) -> sympy.Expr:

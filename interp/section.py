@@ -301,7 +301,11 @@ def _explain(name: str, section: type[Section], item: Any) -> str:
 
 def short(value: Any) -> str:
     """A value for a message, however large it is."""
-    text = _REPR.repr(value)
+    return clipped(_REPR.repr(value))
+
+
+def clipped(text: str) -> str:
+    """The beginning of a text, for a message."""
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
