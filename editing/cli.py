@@ -1,6 +1,5 @@
 """The editing steps of `dmle`: `edit` and `evaluate`."""
 
-import csv
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,6 +132,7 @@ def _evaluate(context: Context) -> str:
     from editing.evaluation import COLUMNS, evaluate
     from interp import effects
     from interp.files import write_text
+    from interp.tables import csv_text
 
     config = context.settings(EditConfig)
     context.run.need("deltas", "edit")
@@ -142,7 +142,7 @@ def _evaluate(context: Context) -> str:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")
     table = pd.DataFrame(answers, columns=list(COLUMNS))
-    write_text(context.run.path / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    write_text(context.run.path / "answers.csv", csv_text(table, index=False, quote_text=True))
     return "\n".join(
         [
             score_text(scores),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
@@ -156,6 +156,16 @@ class EditorSettings(TargetConfig):
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
 
+    @field_validator("layers", "block", mode="before")
+    @classmethod
+    def _list_is_layers(cls, value: Any) -> Any:
+        """[3, 4, 5] is "3,4,5", and [[3, 4], [12]] is "3,4/12"."""
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        parts = value if all(isinstance(part, list | tuple) for part in value) else [value]
+        whole = all(isinstance(layer, int | str) and not isinstance(layer, bool) for part in parts for layer in part)
+        return "/".join(",".join(map(str, part)) for part in parts) if whole else value
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
@@ -201,8 +211,8 @@ class EditConfig(EditorSettings):
                 raise ValueError(f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has {NAME_RULE}")
         if alike := same_on_some_disks([*self.arms, *(name for name in self.editors if name in EDITORS)]):
             raise ValueError(
-                f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and some disks keep one "
-                "file for both; rename one"
+                f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and some disks keep "
+                "one file for both; rename one"
             )
         if len(set(self.editors)) < len(self.editors):
             raise ValueError(f"edit.editors names one twice: {', '.join(self.editors)}")
@@ -231,7 +241,9 @@ class EditConfig(EditorSettings):
         try:
             return EditorSettings.model_validate(_over(shared, own))
         except ValidationError as error:
-            raise ValueError(explained(f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error)) from error
+            raise ValueError(
+                explained(f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error)
+            ) from error
 
 
 def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

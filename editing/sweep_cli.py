@@ -217,6 +217,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     from editing.sweep import success, sweep_dataset, windows
     from interp import effects
     from interp.files import write_text
+    from interp.tables import csv_text
 
     model, ids = context.model, [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
@@ -252,7 +253,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
     }
     effects.save(held, context.run.path / "sweep.nc")
-    write_text(context.run.path / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(context.run.path / "sweep.csv", csv_text(pd.DataFrame(rows), index=False))
 
 
 def _regret(context: Context) -> str:
@@ -260,13 +261,14 @@ def _regret(context: Context) -> str:
 
     from interp import effects
     from interp.files import write_text
+    from interp.tables import csv_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
     cells = pd.read_csv(run.need("sweep.csv", "sweep"), dtype={"layers": str})
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
-    write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
+    write_text(run.path / "regret.csv", csv_text(pd.DataFrame(rows, columns=COLUMNS), index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
     write_text(run.path / "tables" / "regret.tex", made.latex)

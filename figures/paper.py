@@ -27,6 +27,7 @@ from interp.files import write_text
 from interp.profiles import LOOKUP
 from interp.scores import modes_with_scores
 from interp.selection import LayerSelection
+from interp.tables import plain_cell
 
 log = logging.getLogger(__name__)
 
@@ -270,7 +271,7 @@ def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 def _answer_table(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     # Answers such as "NA" or "12" are text: no guessing of types or of missing values.
-    answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8")
+    answers = pd.read_csv(run / "answers.csv", dtype=str, keep_default_na=False, encoding="utf-8").map(plain_cell)
     # locality_correctness asks the same questions as locality.
     table = edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
     yield "tables/before-after.md", table

@@ -21,7 +21,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
@@ -35,10 +34,12 @@ from figures.layer_selection import layer_names
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp import effects as effects_schema
 from interp.files import write_text
+from interp.plain_yaml import load_yaml
 from interp.rules import load_rules
 from interp.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.selection import LayerSelection, load_for_rules
 from interp.store import RunFolder
+from interp.tables import plain_cell
 
 INPUTS = {
     name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.csv")
@@ -567,7 +568,7 @@ def _read_settings(run: Path) -> tuple[str, Mapping[str, Any]]:
     """The text of ``run.yaml``, and what it says of versions."""
     text = (run / "run.yaml").read_text(encoding="utf-8")
     _ = RunFolder(run).settings  # a damaged file is an error that says how to mend it
-    return text, (yaml.safe_load(text) or {}).get("provenance") or {}
+    return text, (load_yaml(text) or {}).get("provenance") or {}
 
 
 def _read_answers(path: Path) -> pd.DataFrame:
@@ -577,7 +578,7 @@ def _read_answers(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is no table of answers ({error}); write it again with `dmle evaluate`") from error
     if missing := set(ANSWER_COLUMNS) - set(answers.columns):
         raise ValueError(f"{path} lacks the columns {sorted(missing)}; write it again with `dmle evaluate`")
-    return answers
+    return answers.map(plain_cell)
 
 
 # -- the page -------------------------------------------------------------------------------------------------

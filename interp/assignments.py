@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from interp.plain_yaml import YamlError, load_yaml
-from interp.section import ConfigError, Section, clipped, holds_mappings, is_mapping, nested_section, short, unknown_setting
+from interp.section import (
+    ConfigError,
+    Section,
+    clipped,
+    holds_mappings,
+    is_mapping,
+    nested_section,
+    short,
+    unknown_setting,
+)
 
 Sections = Mapping[str, type[Section]]
 

@@ -292,6 +292,7 @@ def traced_rules(context: Context) -> list[Rule]:
 def _profile(context: Context) -> str:
     from interp import effects, form_order
     from interp.profiles import layer_profile
+    from interp.tables import csv_text
 
     with effects.opened(context.run.need("effects.nc", "trace")) as maps:
         result = layer_profile(maps, context.settings(ProfileConfig))
@@ -302,7 +303,7 @@ def _profile(context: Context) -> str:
     try:
         of_rules = form_order.depths(result, context.settings(SelectConfig))
         contrasts = form_order.compare_forms(of_rules)
-        form_order.table(contrasts).to_csv(order, index=False)
+        order.write_text(csv_text(form_order.table(contrasts), index=False), encoding="utf-8")
         said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
     except ValueError as error:  # the profile is whole even so: the selection may read another component
         said = [f"order of the forms: not compared, {error}"]

@@ -18,6 +18,7 @@ from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import sweep
 from interp.rules import FORMS, Rule, RuleForm
+from interp.tables import csv_cell, plain_cell
 from interp.tracing import prepare, prompts, trace_fingerprint
 
 GREEDY_TOKENS = 16
@@ -172,7 +173,8 @@ def _write(path: Path, rows: Iterable[Knowledge], mode: Literal["w", "a"] = "w")
         )
         if mode == "w":
             writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+        for row in rows:
+            writer.writerow({name: csv_cell(value) for name, value in asdict(row).items()})
 
 
 def read_rows(path: Path) -> list[Knowledge]:
@@ -192,7 +194,7 @@ def read_rows(path: Path) -> list[Knowledge]:
 def _row(row: dict[str, str]) -> Knowledge:
     return Knowledge(
         **{
-            **row,
+            **{name: plain_cell(value) for name, value in row.items()},
             "total_effect": float(row["total_effect"]),
             "standard_error": float(row["standard_error"]),
             "traceable": row["traceable"] == "True",

@@ -13,7 +13,7 @@ What differs from PyYAML's defaults, which follow YAML 1.1:
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -33,11 +33,14 @@ class YamlError(DmleError):
     """A text is not YAML that is read here; says where and why."""
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # pyright: ignore[reportUntypedBaseClass]
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where there is one
+
+
+class _Loader(_Base):
     """Constructs null, truth values, numbers, text, lists and mappings; nothing else has a constructor."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
-    yaml_constructors: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_constructors: ClassVar[dict[str, Any]] = {}
 
 
 def _constructed_number(loader: Any, node: Any) -> int | float | str:

@@ -1,7 +1,7 @@
-"""What commands say: text from users, models and files reaches the terminal as text, never as an instruction to it.
+r"""What commands say: text from users, models and files reaches the terminal as text, never as an instruction to it.
 
 Every command prints by `say`. Markup of the terminal library is off ("run[red]7" is a name, ":heart:" a word), and
-characters that move the cursor, change colours or turn the direction of writing are shown as escapes (`\\x1b`).
+characters that move the cursor, change colours or turn the direction of writing are shown as escapes (`\x1b`).
 """
 
 import shlex

@@ -92,9 +92,8 @@ def as_meant(annotation: Any, value: Any) -> Any:
 
 
 def _of_number(kinds: _Kinds, value: int | float) -> Any:
-    if isinstance(value, int) or math.isfinite(value):
-        if abs(value) > MAX_INTEGER and not kinds.decimal:
-            _refuse(f"integers from {-MAX_INTEGER} to {MAX_INTEGER} are taken")
+    if value not in (math.inf, -math.inf) and abs(value) > MAX_INTEGER and not kinds.decimal:
+        _refuse(f"integers from {-MAX_INTEGER} to {MAX_INTEGER} are taken")
     if kinds.number or kinds.truth:
         return value
     written = str(value) if isinstance(value, int) else repr(value)
@@ -120,7 +119,7 @@ def _number_of(kinds: _Kinds, text: str) -> Any:
     if not _NUMBER.fullmatch(plain) or len(plain) > _SHOWN:
         return text
     if _LEADING_ZERO.match(plain):
-        _refuse(f"a number that begins with 0 is 8-based for YAML and 10-based for people; write {plain.lstrip('+-0') or 0}")
+        _refuse("a number that begins with 0 is octal for YAML and decimal for people; leave the 0 out")
     whole = re.fullmatch(r"[+-]?[\d_]+", plain)
     return _of_number(kinds, int(plain) if whole else float(plain))
 
@@ -177,17 +176,28 @@ def _kinds(annotation: Any) -> _Kinds:
         return _Kinds(value=get_args(annotation)[1])
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return _Kinds(section=annotation)
-    simple = {bool: "truth", int: "integer", float: "decimal", str: "text"}
-    return _Kinds(**{simple[annotation]: True}) if annotation in simple else _Kinds()
+    return _SIMPLE.get(annotation, _Kinds())
+
+
+_SIMPLE = {
+    bool: _Kinds(truth=True), int: _Kinds(integer=True), float: _Kinds(decimal=True), str: _Kinds(text=True)
+}  # fmt: skip
 
 
 def _joined(parts: Iterable[_Kinds]) -> _Kinds:
-    found = _Kinds()
-    for part in parts:
-        found = _Kinds(
-            *(one | other if isinstance(one, bool | frozenset) else one or other for one, other in zip(found, part, strict=True))
-        )
-    return found
+    """What one of several annotations takes."""
+    found = list(parts)
+    return _Kinds(
+        anything=any(kinds.anything for kinds in found),
+        truth=any(kinds.truth for kinds in found),
+        integer=any(kinds.integer for kinds in found),
+        decimal=any(kinds.decimal for kinds in found),
+        text=any(kinds.text for kinds in found),
+        words=frozenset[str]().union(*(kinds.words for kinds in found)),
+        item=next((kinds.item for kinds in found if kinds.item is not None), None),
+        value=next((kinds.value for kinds in found if kinds.value is not None), None),
+        section=next((kinds.section for kinds in found if kinds.section is not None), None),
+    )
 
 
 # -- sections as a whole -------------------------------------------------------------------------------------

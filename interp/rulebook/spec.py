@@ -46,7 +46,9 @@ class SymbolSpec(BaseModel):
     def _read(cls, text: Any) -> Any:
         """Read "3..9", "0.5..3 step 0.5 [s]", "2, 4, 8 [kg]" or "[N]"."""
         if isinstance(text, bool) or not isinstance(text, str | int | float):
-            raise ValueError(f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'")
+            raise ValueError(
+                f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'"
+            )
         if len(str(text)) > MAX_RANGE_LENGTH:
             raise ValueError(f"{short(text)} has more than {MAX_RANGE_LENGTH} characters")
         found = _SYMBOL.fullmatch(str(text).strip())
@@ -105,7 +107,9 @@ class RuleSpec(BaseModel):
         parts = [(name, how, kind) for _, name, how, kind in Formatter().parse(self.phrase) if name is not None]
         used = [name for name, _, _ in parts]
         if odd := [f"{{{name}}}" for name, how, kind in parts if how or kind]:
-            raise ValueError(f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in braces")
+            raise ValueError(
+                f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in braces"
+            )
         if sorted(used) != sorted(self.symbols):
             raise ValueError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
         if not self.result_symbol or self.result_symbol in self.symbols:
@@ -119,11 +123,12 @@ class RuleSpec(BaseModel):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
                 raise ValueError(f"{field} has the unknown symbols {sorted(unknown)}; symbols are {list(self.symbols)}")
-        true = parse(self.expression, self.names)
-        if agree(true, parse(self.edited, self.names)):
+            parse(getattr(self, field), self.names)  # a division by zero, a number too large
+        true = tree(self.expression, self.names)
+        if agree(true, tree(self.edited, self.names)):
             raise ValueError(f"edited {self.edited!r} says the same as the expression {self.expression!r}")
         for text in self.also:
-            if not agree(true, parse(text, self.names)):
+            if not agree(true, tree(text, self.names)):
                 raise ValueError(f"also: {text!r} differs from the expression {self.expression!r}")
         if self.domain in DIMENSIONAL:
             units = {name: symbol.unit for name, symbol in self.symbols.items()}
