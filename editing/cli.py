@@ -1,6 +1,5 @@
 """The editing steps of `dmle`: `edit` and `evaluate`."""
 
-import csv
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -135,6 +134,7 @@ def _evaluate(context: Context) -> str:
     from interp import effects
     from interp.files import write_text
     from interp.records import save_records
+    from interp.tables import csv_text
 
     config = context.settings(EditConfig)
     context.run.need("deltas", "edit")
@@ -145,7 +145,7 @@ def _evaluate(context: Context) -> str:
     effects.save(scores, context.run.path / "scores.nc")
     save_records(context.run.path / "answers.json", COLUMNS, answers)
     table = pd.DataFrame(answers, columns=list(COLUMNS))
-    write_text(context.run.path / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    write_text(context.run.path / "answers.csv", csv_text(table, index=False, quote_text=True))
     return "\n".join(
         [
             score_text(scores),

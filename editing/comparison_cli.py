@@ -1,8 +1,8 @@
 """`dmle compare` and `dmle tune`: many arms on many rules, and settings chosen on training rules."""
 
-import csv
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +19,9 @@ from editing.cli import edited_rules, layer_plan, selected_layers, training_rule
 from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
 from interp.config import ConfigError, RulesConfig
+from interp.names import name_fault, safe_name
+from interp.plain_yaml import load_yaml
+from interp.provenance import fingerprint
 from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from editing.side_effects import Probes
 
 CELLS = "cells"
+MAX_TRIALS = 10_000
+"""Combinations of a grid."""
 MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
 """Modes that get a table."""
 PRESETS = ("paper",)
@@ -76,7 +81,7 @@ def _preset(name: str | None) -> dict[str, Any]:
         return {}
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; there is {', '.join(PRESETS)}")
-    held = yaml.safe_load(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    held = load_yaml(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
     return {f"{section}.{key}": value for section, values in held.items() for key, value in values.items()}
 
 
@@ -178,6 +183,7 @@ def _write(
     from interp import effects
     from interp.files import write_text
     from interp.records import save_records
+    from interp.tables import csv_text
 
     run = context.run.path
     names = [arm.name for arm in arms]
@@ -188,7 +194,7 @@ def _write(
     effects.save(scores, run / "scores.nc")
     save_records(run / "answers.json", ["seed", *COLUMNS], answers)
     table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
-    write_text(run / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    write_text(run / "answers.csv", csv_text(table, index=False, quote_text=True))
     side = pd.DataFrame(
         [
             {
@@ -203,7 +209,7 @@ def _write(
             for cell in cells
         ]
     )
-    write_text(run / "cells.csv", side.to_csv(index=False))
+    write_text(run / "cells.csv", csv_text(side, index=False))
     lines = []
     for mode in MODES:
         if not scores["n_items"].sel(mode=mode).any():
@@ -222,7 +228,7 @@ def _write(
             lines = [one.markdown for _, one in two]
     published = _write_published(run, rules, names, answers, config)
     means = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean()
-    write_text(run / "tables" / "side-effects.csv", pd.DataFrame(means).to_csv(float_format="%.3f"))
+    write_text(run / "tables" / "side-effects.csv", csv_text(pd.DataFrame(means), float_format="%.3f"))
     return [
         *lines,
         f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer: {run / 'answers.csv'}",
@@ -238,6 +244,7 @@ def _write_published(
 
     from editing.reference_format import case_average, metrics_of, rule_average
     from interp.files import inside, write_text
+    from interp.tables import csv_text
 
     rows = []
     for name in names:
@@ -251,7 +258,7 @@ def _write_published(
             write_text(path, json.dumps(records[-1], indent=1, ensure_ascii=False))
         for how, averages in (("cal_avg", case_average(records)), ("driver", rule_average(records))):
             rows += [{"arm": name, "average": how, "phase": phase, **each} for phase, each in averages.items()]
-    write_text(run / "tables" / "published-averages.csv", pd.DataFrame(rows).round(4).to_csv(index=False))
+    write_text(run / "tables" / "published-averages.csv", csv_text(pd.DataFrame(rows).round(4), index=False))
     return [f"as the published driver writes them: {run / 'published'}"]
 
 
@@ -270,11 +277,31 @@ def trials(config: TuneConfig) -> list[Trial]:
     """Every combination of the values of a grid, for each grid; what two grids share is tried once."""
     found = {}
     for grid in config.grids:
+        if (count := math.prod(map(len, grid.values()))) > MAX_TRIALS:
+            raise ConfigError(f"tune.grid has {count} combinations; at most {MAX_TRIALS} are tried")
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
-            name = " ".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "+")
-            found[name] = Trial(name, chosen)
-    return list(found.values())
+            found.setdefault(json.dumps(chosen, default=str), chosen)
+    if len(found) > MAX_TRIALS:
+        raise ConfigError(f"tune.grid has {len(found)} combinations; at most {MAX_TRIALS} are tried")
+    named: dict[str, Trial] = {}
+    for chosen in found.values():
+        name = _trial_name(chosen)
+        # Another of the same name, up to case: a number tells them apart.
+        taken = {other.casefold() for other in named}
+        name = next(n for n in (name, *(f"{name} ({i})" for i in itertools.count(2))) if n.casefold() not in taken)
+        named[name] = Trial(name, chosen)
+    return list(named.values())
+
+
+def _trial_name(chosen: Mapping[str, Any]) -> str:
+    """The values in words, as a name of a folder."""
+    parts = []
+    for key, value in chosen.items():
+        written = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        parts.append(f"{key}={written}")
+    name = safe_name(" ".join(" ".join(parts).split()))
+    return name if name_fault(name) is None else f"{name[:60].strip('. ')}-{fingerprint(chosen=dict(chosen))}"
 
 
 def _trial_config(context: Context) -> EditConfig:

@@ -218,6 +218,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     from interp import effects
     from interp.files import write_text
     from interp.records import save_records
+    from interp.tables import csv_text
 
     model, ids = context.model, [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
@@ -255,7 +256,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     effects.save(held, context.run.path / "sweep.nc")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     save_records(context.run.path / "sweep.json", columns, rows)
-    write_text(context.run.path / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(context.run.path / "sweep.csv", csv_text(pd.DataFrame(rows), index=False))
 
 
 def _regret(context: Context) -> str:
@@ -264,6 +265,7 @@ def _regret(context: Context) -> str:
     from interp import effects
     from interp.files import write_text
     from interp.records import load_records, save_records
+    from interp.tables import csv_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
@@ -273,7 +275,7 @@ def _regret(context: Context) -> str:
     cells["score"] = cells["score"].astype(float)
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
     save_records(run.path / "regret.json", COLUMNS, rows)
-    write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
+    write_text(run.path / "regret.csv", csv_text(pd.DataFrame(rows, columns=COLUMNS), index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
     write_text(run.path / "tables" / "regret.tex", made.latex)

@@ -11,20 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import yaml
 from cyclopts import App, Parameter
-from rich.console import Console
 from tqdm import tqdm
 
+from interp.assignments import assign, merge, read_assignment
 from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
 from interp.files import write_text
 from interp.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.one_prompt import PromptRequest, find_plot, report, trace_one
+from interp.printing import command, heading, one_line, say
 from interp.provenance import versions
 from interp.rules import Rule, counted, dump_rules
 from interp.rules_cli import app as rules_app
-from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
+from interp.steps import CHAIN, Context, Step, known_sections, load_steps, parse_settings
 from interp.store import RunFolder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Common:
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[
         tuple[str, ...],
-        Parameter(help="Any setting: --set section.key=value (YAML value); repeat.", negative=()),
+        Parameter(help="Any setting: --set section.key=value (YAML; null: its default); repeat.", negative=()),
     ] = ()
     overwrite: Annotated[bool, Parameter(help="Replace results of other settings.", negative=())] = False
 
@@ -163,7 +163,6 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
     from interp.exports import METHODS
     from interp.selection import LayerSelection
 
-    console = Console(stderr=True)
     try:
         selection = LayerSelection.load(path)
         model = str(selection.provenance.get("model", "unknown"))
@@ -177,9 +176,9 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
                     files[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
         for target, text in files.items():
             write_text(target, text)
-            console.print(f"exported: {target}", soft_wrap=True, highlight=False, markup=False)
+            say(f"exported: {target}")
     except (ValueError, OSError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def _trace(context: Context) -> str:
@@ -215,7 +214,6 @@ def _trace(context: Context) -> str:
 
 def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> None:
     """Trace one prompt of the user's own, without a run folder."""
-    console = Console(stderr=True)
     try:
         request, context = _own_prompt(own, common, flags)
         config = context.settings(TraceConfig)
@@ -233,12 +231,12 @@ def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any])
         if request.plot is not None:
             find_plot().load()(one, request.plot)
             lines.append(f"figure: {request.plot}")
-        console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+        say("\n".join(lines))
     except KeyboardInterrupt:
-        console.print("stopped; nothing was written", style="yellow")
+        say("stopped; nothing was written", style="yellow")
         sys.exit(STOPPED)
     except (ValueError, OSError, EmbeddedFileError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def _own_prompt(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> tuple[PromptRequest, Context]:
@@ -294,6 +292,7 @@ def traced_rules(context: Context) -> list[Rule]:
 def _profile(context: Context) -> str:
     from interp import effects, form_order
     from interp.profiles import layer_profile
+    from interp.tables import csv_text
 
     with effects.opened(context.run.need("effects.nc", "trace")) as maps:
         result = layer_profile(maps, context.settings(ProfileConfig))
@@ -304,7 +303,7 @@ def _profile(context: Context) -> str:
     try:
         of_rules = form_order.depths(result, context.settings(SelectConfig))
         contrasts = form_order.compare_forms(of_rules)
-        write_text(order, form_order.table(contrasts).to_csv(index=False))
+        write_text(order, csv_text(form_order.table(contrasts), index=False))
         said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
     except ValueError as error:  # the profile is whole even so: the selection may read another component
         said = [f"order of the forms: not compared, {error}"]
@@ -385,15 +384,14 @@ def setup() -> None:
 
         dmle setup
     """
-    console = Console(stderr=True)
     try:
         from interp import corpus, model
 
-        console.print(f"embedded model: {model.find(model.EMBEDDED)}", soft_wrap=True, highlight=False)
+        say(f"embedded model: {model.find(model.EMBEDDED)}")
         source, texts = corpus.paragraphs()
-        console.print(f"embedded corpus: {source.name}, {len(texts)} paragraphs", highlight=False)
+        say(f"embedded corpus: {source.name}, {len(texts)} paragraphs")
     except (EmbeddedFileError, OSError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def execute(
@@ -403,7 +401,6 @@ def execute(
 
     Flags may be a function that reads them: its errors are then told like those of any setting.
     """
-    console = Console(stderr=True)
     common = common or Common()
     started: list[str] = []
     try:
@@ -418,20 +415,20 @@ def execute(
         folder.write_settings(raw, resolved, versions())
         dump_rules(context.rules.rules, folder.path / "rules.json")
         for refusal in context.rules.refused:
-            console.print(f"rule refused, {refusal.where}: {refusal.reason}", highlight=False, markup=False)
+            say(f"rule refused, {refusal.where}: {refusal.reason}")
         if context.rules.repairs:
-            console.print(f"rules mended: {counted(context.rules.repairs)}", highlight=False, markup=False)
+            say(f"rules mended: {counted(context.rules.repairs)}")
         for name in names:
             started.append(name)
-            console.rule(name)
-            console.print(steps[name].run(context), soft_wrap=True, highlight=False, markup=False)
+            heading(name)
+            say(steps[name].run(context))
     except KeyboardInterrupt:
         at = started[-1] if started else "set-up"
-        console.print(f"stopped in {at}; run the same command again to continue", style="yellow")
+        say(f"stopped in {at}; run the same command again to continue", style="yellow")
         sys.exit(STOPPED)
     except (ValueError, OSError, EmbeddedFileError) as error:
-        _fail(console, error)
-    console.print(_next(names[-1], common.run), style="bold", soft_wrap=True, highlight=False)
+        _fail(error)
+    say(_next(names[-1], common.run), style="bold")
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -454,30 +451,17 @@ def _app() -> App:
 
 
 def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, unchecked: the run's own, then the file's, then the flags'."""
-    raw: dict[str, Any] = {}
-    for source in (held, read_yaml(common.config) if common.config else {}):
-        for section, values in source.items():
-            raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
+    """Settings by section, unchecked: the run's own, then the file's, then the flags' (see `interp.assignments`)."""
+    known, raw = known_sections(load_steps()), {}
+    merge(raw, held, known)
+    merge(raw, read_yaml(common.config) if common.config else {}, known)
     short = {"model.name": common.model, "rules.source": common.rules, "rules.limit": common.limit}
-    given = {**short, "model.device": common.device, **flags, **dict(map(_assignment, common.set))}
-    for key, value in given.items():
+    for key, value in {**short, "model.device": common.device, **flags}.items():
         if value is not None:
-            section, _, name = key.partition(".")
-            values = raw.get(section) or {}
-            if isinstance(values, dict):  # else the section itself is wrong, which its check says
-                raw[section] = {**values, name: value}
+            assign(raw, key, value, known)
+    for key, value in map(read_assignment, common.set):
+        assign(raw, key, value, known)
     return raw
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or "." not in key:
-        raise ConfigError(f"--set {text}: section.key=value is needed, such as --set trace.samples=4")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it if it is text") from error
 
 
 def _check(context: Context, steps: Sequence[Step]) -> None:
@@ -493,13 +477,11 @@ def _next(name: str, folder: Path) -> str:
         return f"Done. Look at {folder}."
     if name == CHAIN[-1]:
         return f"Done. Open {folder / 'report.html'}; figures and tables are beside it."
-    return f"Done. Next: dmle {CHAIN[CHAIN.index(name) + 1]} --run {folder}"
+    return f"Done. Next: {command('dmle', CHAIN[CHAIN.index(name) + 1], '--run', folder)}"
 
 
-def _fail(console: Console, error: BaseException) -> None:
-    # One line: a YAML or validation error has several.
-    text = " ".join(str(error).split())
-    console.print(f"error: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
+def _fail(error: BaseException) -> None:
+    say(f"error: {one_line(error)}", style="red")
     sys.exit(FAILED)
 
 

@@ -23,6 +23,7 @@ from interp.patching import sweep
 from interp.records import load_records, save_records
 from interp.rules import FORMS, Rule, RuleForm
 from interp.schema import explain
+from interp.tables import csv_cell
 from interp.tracing import prepare, prompts, trace_fingerprint
 
 GREEDY_TOKENS = 16
@@ -190,7 +191,8 @@ def _write(path: Path, rows: Sequence[Knowledge]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
-    writer.writerows(table)
+    for row in table:
+        writer.writerow({name: csv_cell(value) for name, value in row.items()})
     write_text(path, text.getvalue())
 
 

@@ -18,6 +18,8 @@ from interp.errors import DmleError
 RuleForm = Literal["formula", "description", "instance"]
 FORMS: tuple[RuleForm, ...] = get_args(RuleForm)
 SCHEMA = "dmle.rules/1"
+MAX_VALUES = 3_000_000
+"""Values of a rule file, and commas in its texts."""
 Split = Literal["train", "validation", "test"]
 
 # Words of a rule's name that name nothing: they are never corrupted or looked up.
@@ -182,15 +184,25 @@ class Repair(NamedTuple):
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON in UTF-8, with or without a byte order mark, whose objects name each key once."""
+    """JSON in UTF-8, with or without a byte order mark, whose objects name each key once.
+
+    Raises:
+        ValueError: It is something else, or has more values than any rule file needs.
+    """
+    # Counted before anything is made of it: each value, and each fault of one, takes memory.
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values; split it into several files")
     return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!r} occurs twice in one object; keep one of the two")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            said = key if len(key) <= 60 else key[:57] + "..."
+            raise ValueError(f"the key {said!r} occurs twice in one object; keep one of the two")
+        found[key] = value
+    return found
 
 
 def explain(error: Exception) -> str:

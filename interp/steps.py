@@ -95,13 +95,18 @@ def load_steps() -> dict[str, Step]:
     return {name: found[name].load() for name in sorted(found, key=_place)}
 
 
+def known_sections(steps: Mapping[str, Step]) -> dict[str, type[Section]]:
+    """All sections of a configuration by name."""
+    return {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
+
+
 def parse_settings(steps: Mapping[str, Step], raw: Mapping[str, Any]) -> dict[str, Section]:
     """Check a whole configuration; sections that are not given take their defaults.
 
     Raises:
         ConfigError: A section or setting is unknown or wrong.
     """
-    known = {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
+    known = known_sections(steps)
     for name in raw:
         if name not in known:
             raise ConfigError(f"unknown section {name!r}: {nearest(name, list(known))}")

@@ -14,6 +14,8 @@ import yaml
 
 from interp.errors import DmleError
 from interp.files import write_text
+from interp.plain_yaml import YamlError, read_yaml_file
+from interp.printing import command as command_line
 
 
 class RunError(DmleError):
@@ -50,7 +52,7 @@ class RunFolder:
         """
         path = self.path / name
         if not path.exists():
-            raise RunError(f"{path} is missing; run `dmle {command} --run {self.path}` first")
+            raise RunError(f"{path} is missing; run `{command_line('dmle', command, '--run', self.path)}` first")
         return path
 
     @property
@@ -64,8 +66,8 @@ class RunFolder:
         if not path.is_file():
             return {}
         try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            content = read_yaml_file(path) or {}
+        except (OSError, YamlError) as error:
             raise RunError(f"{path} is damaged ({error}); mend or delete it") from error
         settings = content.get("settings", {}) if isinstance(content, dict) else content
         if not isinstance(settings, dict):
