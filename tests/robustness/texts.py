@@ -4,6 +4,7 @@ One case is one text. A seed stands for a hundred of them, so that a failure is 
 gives the same texts.
 """
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import hypothesis.configuration
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
@@ -61,6 +63,7 @@ class TextCases:
                     shortest[key] = str(error), said
                 raise
 
+        hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # not the working directory
         settings = hypothesis.settings(
             max_examples=EXAMPLES,
             deadline=None,
