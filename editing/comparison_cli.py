@@ -15,7 +15,16 @@ import yaml
 from cyclopts import Parameter
 from tqdm import tqdm
 
-from editing.cli import edited_rules, layer_plan, selected_layers, training_rules
+from editing.cli import (
+    edited_rules,
+    fresh_selection,
+    layer_plan,
+    measured,
+    reads_selection,
+    record_of_scores,
+    selected_layers,
+    training_rules,
+)
 from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
 from interp.config import ConfigError, RulesConfig
@@ -92,21 +101,19 @@ def _compare(context: Context) -> str:
     every = frozenset(rule.id for rule in rules)
     of_arm = {name: few if name in compared.few else every for name in config.editors}
     arms = _arms(context, config, compared.seeds, of_arm)
-    cells, missing = _run(context, rules, arms, "compare")
+    cells = _run(context, rules, arms, "compare")
     failed = Counter(cell.arm for cell in cells if cell.error)
-    lines = _write(context, rules, arms, cells, failed, compared)
+    with context.lock:  # files of two comparisons are not mixed
+        lines = _write(context, rules, arms, cells, failed, compared)
     if failed:
         first = {cell.arm: f"{cell.rule}: {cell.error}" for cell in reversed(cells) if cell.error}
         lines += [f"{n} edits of {name} failed and have no score; {first[name]}" for name, n in failed.items()]
-    if missing:
-        lines.append(f"{missing} cells are not done: another process is at their rules; run again when it has ended")
     return "\n".join(lines)
 
 
 def _arms(
     context: Context, config: EditConfig, seeds: Sequence[int], of_arm: Mapping[str, frozenset[str]]
 ) -> "list[Arm]":
-    from editing import covariance
     from editing.comparison import Arm
     from editing.contexts import sample_contexts
     from editing.editors import CLOSED_FORM, Resources, layers_of
@@ -116,11 +123,7 @@ def _arms(
     selected = selected_layers(context, settings.values())
     plans = {name: layer_plan(each, model.n_layers, selected) for name, each in settings.items()}
     needed = sorted({layer for each in settings.values() for layer in layers_of(each, model.n_layers, selected)})
-    statistics = None
-    if needed:
-        about = context.settings(CovarianceConfig)
-        with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
-            statistics = covariance.measure(model, needed, about, context.run.path / "covariance", advance=bar.update)
+    statistics = measured(context, needed) if needed else None
     training = training_rules(settings.values())
     sampled: dict[tuple[int, int, int], tuple[str, ...]] = {}
     arms = []
@@ -135,13 +138,13 @@ def _arms(
     return arms
 
 
-def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "tuple[list[Cell], int]":
-    from editing.comparison import run_cells
+def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "list[Cell]":
+    from editing.comparison import remove_others, run_cells
 
     folder = context.run.path / CELLS
     total = sum(len(arm.resources) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
     with tqdm(total=total, desc=what, unit="edit") as bar:
-        return run_cells(
+        cells = run_cells(
             context.model,
             rules,
             arms,
@@ -150,6 +153,9 @@ def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "
             probes=_probes(context, rules),
             advance=bar.update,
         )
+    if context.overwrite:
+        remove_others(folder, rules, arms)
+    return cells
 
 
 def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
@@ -180,7 +186,7 @@ def _write(
 
     from editing.evaluation import COLUMNS, edit_scores
     from editing.paired import comparison_table, pair_table, pairs
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.records import save_records
     from interp.tables import csv_text
@@ -191,6 +197,7 @@ def _write(
     scores = edit_scores(answers, names, [rule.id for rule in rules], context.model)
     scores["failed"] = ("editor", [failed.get(name, 0) for name in names])
     scores.attrs["seeds"] = list(config.seeds)
+    scores.attrs[freshness.RECORD] = record_of_scores(context, "compare", "evaluate", "compare").text()
     effects.save(scores, run / "scores.nc")
     save_records(run / "answers.json", ["seed", *COLUMNS], answers)
     table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
@@ -211,6 +218,11 @@ def _write(
     )
     write_text(run / "cells.csv", csv_text(side, index=False))
     lines = []
+    # Of other modes and arms.
+    for path in (*(run / "tables").glob("comparison-*.*"), *(run / "tables").glob("pairs-*.*")):
+        path.unlink()
+    for path in (run / "published").glob("*/metrics_rule_*.json"):
+        path.unlink()
     for mode in MODES:
         if not scores["n_items"].sel(mode=mode).any():
             continue
@@ -323,16 +335,14 @@ def _tuning_rules(context: Context) -> list[Rule]:
 
 def _tune(context: Context) -> str:
     from editing.evaluation import edit_scores
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.scores import per_rule
 
     tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
     every = frozenset(rule.id for rule in rules)
     arms = _arms(context, config, (config.seed,), dict.fromkeys(config.editors, every))
-    cells, missing = _run(context, rules, arms, "tune")
-    if missing:
-        return f"{missing} cells are not done: another process is at their rules; run again when it has ended"
+    cells = _run(context, rules, arms, "tune")
     failed = Counter(cell.arm for cell in cells if cell.error)
     # A setting that failed somewhere is not chosen, however good the rest is.
     if len(failed) == len(config.editors):
@@ -369,9 +379,12 @@ def _tune(context: Context) -> str:
         "rules": [rule.id for rule in rules],
         "evidence": evidence,
     }
-    effects.save(scores, context.run.path / "tuning.nc")
+    sections = ["edit", "covariance", "evaluate", "tune"]
+    scores.attrs[freshness.RECORD] = freshness.made(context, "tune", sections, rules=["tune"]).text()
     path = context.run.path / "tuned.yaml"
-    write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
+    with context.lock:
+        effects.save(scores, context.run.path / "tuning.nc")
+        write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
     top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
     if best["lacks"]:
         top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']:.4f}"
@@ -394,6 +407,15 @@ def _check_tune(context: Context) -> None:
     _trial_config(context)
 
 
+def _fresh_tune(context: Context) -> None:
+    from interp import freshness
+
+    config = _trial_config(context)
+    if reads_selection(config.settings_of(name) for name in config.editors):
+        context.run.need("selection.json", "select")
+        freshness.check(context, "selection.json")
+
+
 _SECTIONS = {
     "covariance": CovarianceConfig,
     "edit": EditConfig,
@@ -401,5 +423,25 @@ _SECTIONS = {
     "compare": CompareConfig,
     "tune": TuneConfig,
 }
-COMPARE = Step("compare", _compare, compare, _SECTIONS, needs_model=True, check=_check_compare)
-TUNE = Step("tune", _tune, tune, _SECTIONS, needs_model=True, check=_check_tune)
+COMPARE = Step(
+    "compare",
+    _compare,
+    compare,
+    _SECTIONS,
+    needs_model=True,
+    check=_check_compare,
+    fresh=fresh_selection,
+    settles=("covariance", "edit", "evaluate", "compare"),
+    shares=True,
+)
+TUNE = Step(
+    "tune",
+    _tune,
+    tune,
+    _SECTIONS,
+    needs_model=True,
+    check=_check_tune,
+    fresh=_fresh_tune,
+    settles=("covariance", "edit", "evaluate", "tune"),
+    shares=True,
+)

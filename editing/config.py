@@ -1,7 +1,7 @@
 """Settings of the `editing` steps, checked before any work starts."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -32,6 +32,8 @@ Protection = Literal["staged", "protected", "joint"]
 
 class CovarianceConfig(Section):
     """Second moments of keys, measured on the unedited model over plain text."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     corpus: str = "embedded"
     """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules between its
@@ -186,6 +188,8 @@ class EditorSettings(TargetConfig):
 class EditConfig(EditorSettings):
     """Which editors edit which rules, and the settings that they share."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"memory", "splits", "limit"})
+
     editors: tuple[str, ...] = ("dmle", "memit")
     """Names of editors, or of `arms`."""
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
@@ -262,6 +266,8 @@ def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 class EvaluateConfig(Section):
     """Scoring of edited rules."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     answer_tokens: int = Field(default=12, ge=1, le=4096)
     """Least length of the greedy answers, those that are shown and those that are scored; none is cut before the length
@@ -272,6 +278,8 @@ class EvaluateConfig(Section):
 
 class CompareConfig(Section):
     """A comparison of arms (see `editing.comparison`)."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"reference", "resamples", "confidence"})
 
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Each rule is edited once with each; scores are means over them."""
@@ -294,6 +302,8 @@ class CompareConfig(Section):
 
 class SweepConfig(Section):
     """Edits at every window of layers, one group of forms at a time (see `editing.sweep`)."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"splits", "limit", "resamples", "confidence"})
 
     width: int = Field(default=3, ge=1)
     """Layers of a window."""

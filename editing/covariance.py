@@ -187,17 +187,7 @@ def measure(
     if config.identity:
         return _identities(model, layers)
     corpus = _open(config.corpus)
-    about = {
-        "weights": model.weight_hash,
-        "dtype": str(model.dtype),
-        "corpus": corpus.name,
-        **corpus.version,
-        "tokens": config.tokens,
-        "max_length": config.max_length,
-        "skip_first": config.skip_first,
-        # What the tokenizer puts around every text, such as a BOS token.
-        "added_tokens": list(model.encode("").ids),
-    }
+    about = _described(model, config, corpus)
     place = folder / fingerprint(**about)
     paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.is_file()]:
@@ -226,6 +216,31 @@ def measure(
             _save(paths[layer], moments, layer, about)
         checkpoint.unlink(missing_ok=True)
     return _assemble(paths, config, model.weight_hash, about)
+
+
+def described(model: LanguageModel, config: CovarianceConfig) -> dict[str, Any]:
+    """What the moments of every block depend on, before shrinkage; nothing is measured.
+
+    Raises:
+        As `measure`, of a corpus that cannot be read.
+    """
+    if config.identity:
+        return {"weights": model.weight_hash, "identity": True}
+    return _described(model, config, _open(config.corpus))
+
+
+def _described(model: LanguageModel, config: CovarianceConfig, corpus: "_Corpus") -> dict[str, Any]:
+    return {
+        "weights": model.weight_hash,
+        "dtype": str(model.dtype),
+        "corpus": corpus.name,
+        **corpus.version,
+        "tokens": config.tokens,
+        "max_length": config.max_length,
+        "skip_first": config.skip_first,
+        # What the tokenizer puts around every text, such as a BOS token.
+        "added_tokens": list(model.encode("").ids),
+    }
 
 
 def second_moments(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from editing.cli import measured
 from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig, SweepConfig
 from interp.cli import Common, execute
 from interp.config import SelectConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from editing.comparison import Arm, Cell
+    from interp.freshness import Made
     from interp.selection import LayerSelection
     from interp.tables import Table
 
@@ -26,6 +28,8 @@ CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
 COMBINED = "combined"
+OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
+"""Settings of edits that a sweep does not read."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
 """Strategies that are held against the oracle; a rule's own selection (adaptive) needs its trace."""
 COLUMNS = (
@@ -169,36 +173,35 @@ def _rules(context: Context) -> list[Rule]:
 
 
 def _sweep(context: Context) -> str:
-    from editing.comparison import run_cells
+    from editing.comparison import remove_others, run_cells
 
     config, rules = context.settings(SweepConfig), _rules(context)
     evaluate = context.settings(EvaluateConfig).model_copy(update={"greedy": False})
     arms = _arms(context, _plan(context, context.model.n_layers), rules)
     with tqdm(total=len(arms) * len(rules), desc="sweep", unit="edit") as bar:
-        cells, missing = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)
+        cells = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)
+    if context.overwrite:
+        remove_others(context.run.path / CELLS, rules, arms)
     failed = Counter(cell.arm for cell in cells if cell.error)
-    _write(context, rules, cells, config)
+    with context.lock:
+        _write(context, rules, cells, config)
     lines = [f"{len(cells)} edits of {len(rules)} rules: {context.run.path / 'sweep.nc'}"]
     if failed:
         first = next(cell for cell in cells if cell.error)
         lines.append(f"{sum(failed.values())} edits failed and have no score; {first.arm}, {first.rule}: {first.error}")
-    if missing:
-        lines.append(f"{missing} cells are not done: another process is at their rules; run again when it has ended")
     return "\n".join(lines)
 
 
 def _arms(
     context: Context, plan: Mapping[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]], rules: Sequence[Rule]
 ) -> "list[Arm]":
-    from editing import covariance
     from editing.comparison import Arm
     from editing.contexts import sample_contexts
     from editing.editors import Resources
 
-    model, about = context.model, context.settings(CovarianceConfig)
+    model = context.model
     needed = sorted({layer for _, layers in plan.values() for layer in layers})
-    with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
-        statistics = covariance.measure(model, needed, about, context.run.path / "covariance", advance=bar.update)
+    statistics = measured(context, needed)
     shared = context.settings(EditConfig)
     contexts = sample_contexts(model, shared.contexts, shared.context_tokens, shared.seed)
     resources = {shared.seed: Resources(contexts, statistics)}
@@ -215,7 +218,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
 
     from editing.evaluation import edit_scores
     from editing.sweep import success, sweep_dataset, windows
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.records import save_records
     from interp.tables import csv_text
@@ -252,11 +255,40 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "metrics": " ".join(config.metrics),
         "mode": config.mode,
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
+        freshness.RECORD: _record(context).text(),
     }
     effects.save(held, context.run.path / "sweep.nc")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     save_records(context.run.path / "sweep.json", columns, rows)
     write_text(context.run.path / "sweep.csv", csv_text(pd.DataFrame(rows), index=False))
+
+
+def _record(context: Context) -> "Made":
+    """What a sweep is made with: of the settings of edits, those of one editor."""
+    from interp import freshness
+
+    edit = freshness.settings_of("edit", context.settings(EditConfig))
+    of_editor = {key: value for key, value in edit.items() if key.split(".")[1] not in OF_ARMS}
+    return freshness.made(context, "sweep", ["covariance", "evaluate", "sweep"], rules=["sweep"], more=of_editor)
+
+
+def _read_by_sweep(context: Context) -> list[str]:
+    """Files that a sweep reads if they are there."""
+    return [name for name in ("profile.nc", "evidence.nc") if (context.run.path / name).is_file()]
+
+
+def _fresh_sweep(context: Context) -> None:
+    from interp import freshness
+
+    freshness.check(context, *_read_by_sweep(context))
+
+
+def _fresh_regret(context: Context) -> None:
+    from interp import freshness
+
+    context.run.need("sweep.nc", "sweep")
+    context.run.need("profile.nc", "profile")
+    freshness.check(context, "sweep.nc", *_read_by_sweep(context))
 
 
 def _regret(context: Context) -> str:
@@ -402,5 +434,17 @@ _SECTIONS = {
     "select": SelectConfig,
     "sweep": SweepConfig,
 }
-SWEEP = Step("sweep", _sweep, sweep, _SECTIONS, needs_model=True, check=_check)
-REGRET = Step("regret", _regret, regret, {"select": SelectConfig, "sweep": SweepConfig})
+SWEEP = Step(
+    "sweep",
+    _sweep,
+    sweep,
+    _SECTIONS,
+    needs_model=True,
+    check=_check,
+    fresh=_fresh_sweep,
+    settles=("covariance", "edit", "evaluate", "sweep"),
+    shares=True,
+)
+REGRET = Step(
+    "regret", _regret, regret, {"select": SelectConfig, "sweep": SweepConfig}, fresh=_fresh_regret, settles=("sweep",)
+)

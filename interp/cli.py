@@ -7,6 +7,7 @@ them are checked before any work starts. Heavy imports happen inside the steps.
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -24,7 +25,7 @@ from interp.printing import command, heading, one_line, say
 from interp.provenance import versions
 from interp.rules import Rule, counted, dump_rules
 from interp.rules_cli import app as rules_app
-from interp.steps import CHAIN, Context, Step, known_sections, load_steps, parse_settings
+from interp.steps import CHAIN, COMMON, Context, Step, known_sections, load_steps, parse_settings
 from interp.store import RunFolder
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
 
 
 def _trace(context: Context) -> str:
-    from interp import effects, tracing
+    from interp import effects, freshness, tracing
 
     config = context.settings(TraceConfig)
     rules, folder = traced_rules(context), context.run.path / "traces"
@@ -192,7 +193,11 @@ def _trace(context: Context) -> str:
             context.model, rules, config, folder, overwrite=context.overwrite, advance=bar.update
         )
     path = context.run.path / "effects.nc"
-    tracing.collect(rules, folder, skipped, path)
+    record = freshness.made(context, "trace", ["trace"], rules=["trace"])
+    wanted = tracing.fingerprints(context.model, rules, config)
+    tracing.collect(rules, folder, skipped, path, fingerprints=wanted, attrs={freshness.RECORD: record.text()})
+    if context.overwrite:
+        tracing.remove_others(rules, folder)
     with effects.opened(path) as joined:
         te = effects.total_effect(effects.choose_metric(joined))
         traced = int((joined["n_tokens"] > 0).sum())
@@ -290,23 +295,16 @@ def traced_rules(context: Context) -> list[Rule]:
 
 
 def _profile(context: Context) -> str:
-    from interp import effects, form_order
+    from interp import effects, freshness
     from interp.profiles import layer_profile
-    from interp.tables import csv_text
 
+    record = freshness.made(context, "profile", ["profile"], inputs=["effects.nc"])
     with effects.opened(context.run.need("effects.nc", "trace")) as maps:
         result = layer_profile(maps, context.settings(ProfileConfig))
+    result.attrs[freshness.RECORD] = record.text()
     path = context.run.path / "profile.nc"
     effects.save(result, path)
-    order = context.run.path / "form_order.csv"
-    order.unlink(missing_ok=True)  # of other maps
-    try:
-        of_rules = form_order.depths(result, context.settings(SelectConfig))
-        contrasts = form_order.compare_forms(of_rules)
-        write_text(order, csv_text(form_order.table(contrasts), index=False))
-        said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
-    except ValueError as error:  # the profile is whole even so: the selection may read another component
-        said = [f"order of the forms: not compared, {error}"]
+    said = _order_of_forms(context, result)
     te = ", ".join(
         f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True)
     )
@@ -319,8 +317,41 @@ def _profile(context: Context) -> str:
     return "\n".join(lines)
 
 
+def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
+    """Write `form_order.csv`, which reads the selection's component and bounds, and say what it says."""
+    from interp import form_order
+    from interp.files import write_text
+
+    path = context.run.path / "form_order.csv"
+    try:
+        of_rules = form_order.depths(profile, context.settings(SelectConfig))
+        contrasts = form_order.compare_forms(of_rules)
+        write_text(path, form_order.table(contrasts).to_csv(index=False))
+    except ValueError as error:  # the profile is whole even so: the selection may read another component
+        path.unlink(missing_ok=True)  # of other maps
+        return [f"order of the forms: not compared, {error}"]
+    return [*form_order.report(of_rules, contrasts), f"order of the forms: {path}"]
+
+
+def _read_by_select(context: Context) -> tuple[str, ...]:
+    """Files that the selection's strategy reads."""
+    strategy = context.settings(SelectConfig).strategy
+    if strategy == "sweep":
+        return ("sweep.nc",)
+    return ("profile.nc", "evidence.nc") if strategy == "combined" else ("profile.nc",)
+
+
+def _fresh(context: Context, names: Sequence[str]) -> None:
+    """See that what a step reads is there, and was made with what is in force."""
+    from interp import freshness
+
+    for name in names:
+        context.run.need(name, freshness.MAKERS[name])
+    freshness.check(context, *names)
+
+
 def _select(context: Context) -> str:
-    from interp import effects
+    from interp import effects, freshness
     from interp.selection import save_for_rules, select_for_rules, select_layers
     from interp.sweep_selection import select_from_sweep
 
@@ -331,10 +362,13 @@ def _select(context: Context) -> str:
         selection, own = select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
     else:
         profile = effects.load(run.need("profile.nc", "profile"))
+        _order_of_forms(context, profile)  # of this selection's component
         combined = config.strategy == "combined"
         evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
         selection = select_layers(profile, config, evidence=evidence)
         own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
+    made = freshness.made(context, "select", ["select"], inputs=_read_by_select(context)).model_dump(mode="json")
+    selection = selection.model_copy(update={"provenance": {**selection.provenance, freshness.RECORD: made}})
     if own is None:
         of_rules.unlink(missing_ok=True)  # of another strategy's run
     else:
@@ -349,8 +383,17 @@ def _select(context: Context) -> str:
 
 
 TRACE = Step("trace", _trace, trace, {"trace": TraceConfig}, needs_model=True, check=traced_rules)
-PROFILE = Step("profile", _profile, profile, {"profile": ProfileConfig, "select": SelectConfig})
-SELECT = Step("select", _select, select, {"select": SelectConfig})
+PROFILE = Step(
+    "profile",
+    _profile,
+    profile,
+    {"profile": ProfileConfig, "select": SelectConfig},
+    fresh=lambda context: _fresh(context, ["effects.nc"]),
+    settles=("profile",),
+)
+SELECT = Step(
+    "select", _select, select, {"select": SelectConfig}, fresh=lambda context: _fresh(context, _read_by_select(context))
+)
 
 
 # -- the chain -----------------------------------------------------------------------------------------------
@@ -407,13 +450,13 @@ def execute(
         steps = load_steps()
         folder = RunFolder(common.run)
         given = flags() if callable(flags) else flags
-        raw = _raw_settings(folder.settings, common, given)
-        context = Context(folder, parse_settings(steps, raw), common.overwrite)
+        held = {} if common.overwrite and not folder.known else folder.settings
+        raw = _raw_settings(held, common, given)
+        options = _options(common, {} if callable(flags) else given)
+        context = Context(folder, parse_settings(steps, raw), common.overwrite, raw, options)
+        context.lock.tell = lambda line: say(line, style="yellow")
         folder.create()
         _check(context, [steps[name] for name in names])
-        resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
-        folder.write_settings(raw, resolved, versions())
-        dump_rules(context.rules.rules, folder.path / "rules.json")
         for refusal in context.rules.refused:
             say(f"rule refused, {refusal.where}: {refusal.reason}")
         if context.rules.repairs:
@@ -421,7 +464,7 @@ def execute(
         for name in names:
             started.append(name)
             heading(name)
-            say(steps[name].run(context))
+            say(_run_step(context, steps[name]))
     except KeyboardInterrupt:
         at = started[-1] if started else "set-up"
         say(f"stopped in {at}; run the same command again to continue", style="yellow")
@@ -429,6 +472,20 @@ def execute(
     except (ValueError, OSError, EmbeddedFileError) as error:
         _fail(error)
     say(_next(names[-1], common.run), style="bold")
+
+
+def _run_step(context: Context, step: Step) -> str:
+    """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml` and `rules.json` true."""
+    resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
+    settled = {*COMMON, *(step.sections if step.settles is None else step.settles)}
+    alone = nullcontext() if step.shares else context.lock
+    with alone:
+        step.fresh(context)
+        with context.run.making(step.name, settled, context.given, resolved, versions(), context.lock):
+            said = step.run(context)
+            with context.lock:
+                dump_rules(context.rules.rules, context.run.path / "rules.json")
+    return said
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -462,6 +519,14 @@ def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, A
     for key, value in map(read_assignment, common.set):
         assign(raw, key, value, known)
     return raw
+
+
+def _options(common: Common, flags: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The flags that give settings, as a command line takes them."""
+    short = {"--config": common.config, "--model": common.model, "--rules": common.rules, "--limit": common.limit}
+    found = [(flag, str(value)) for flag, value in {**short, "--device": common.device}.items() if value is not None]
+    found += [("--set", f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
+    return found + [("--set", text) for text in common.set]
 
 
 def _check(context: Context, steps: Sequence[Step]) -> None:

@@ -6,7 +6,7 @@ packages are registered beside these by their steps (see `interp.steps`).
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -41,6 +41,8 @@ RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", 
 class ModelConfig(Section):
     """Which model, where, and in which number format."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"device"})
+
     name: str = "smollm2-135m"
     """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as "meta-llama/Meta-Llama-3-8B"."""
     device: str = "auto"
@@ -49,6 +51,9 @@ class ModelConfig(Section):
 
 class RulesConfig(Section):
     """Which rules."""
+
+    # Results hold fingerprints of the rules that they are of.
+    neutral: ClassVar[frozenset[str]] = frozenset({"source", "limit", "ids", "split"})
 
     source: str = "embedded"
     """"embedded", a rules.json, or a RuleEdit folder or zip."""
@@ -60,6 +65,8 @@ class RulesConfig(Section):
 
 class TraceConfig(Section):
     """Causal tracing. Source of the defaults: ROME, except where said. Sized for a CPU."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"splits", "memory", "batch_size", "route"})
 
     splits: tuple[Split, ...] = ("train", "validation")
     """Splits that are traced, among rules that have a split: layers are not chosen on rules that test edits."""

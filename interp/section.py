@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -36,6 +36,8 @@ class Section(BaseModel):
     """Base of all sections: frozen, unknown keys are errors, and values are read as a person means them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Settings that results do not depend on: of memory and speed, or of which rules there are results."""
 
     @field_validator("*", mode="before")
     @classmethod

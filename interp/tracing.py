@@ -8,8 +8,9 @@ formula or description is mostly format.
 Source: ROME §2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of rules.
 """
 
+import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,7 @@ def trace_prompt(
             "weight_hash": model.weight_hash,
             "dtype": str(model.dtype).removeprefix("torch."),
             "fingerprint": trace_fingerprint(model, rule, form, config, noise),
+            "config": _config_text(config),
             **versions(),
         },
     )
@@ -297,15 +299,52 @@ def trace_rules(
     return skipped
 
 
-def collect(rules: Sequence[Rule], folder: Path, skipped: Sequence[Skipped], target: Path) -> None:
+def collect(
+    rules: Sequence[Rule],
+    folder: Path,
+    skipped: Sequence[Skipped],
+    target: Path,
+    *,
+    fingerprints: Mapping[tuple[str, str], str] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
     """Join the traces of the given rules in one file; what was skipped is counted and listed in its attributes.
 
     One trace at a time is in memory, however many there are.
+
+    Args:
+        rules: The rules.
+        folder: Where the traces are.
+        skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left out.
+        target: The file to write.
+        fingerprints: What each trace must be of (see `fingerprints`); not looked at if not given.
+        attrs: Further attributes.
+
+    Raises:
+        StaleTraceError: A trace is of other settings.
     """
+    left_out = {(s.rule, str(s.form)) for s in skipped}
     paths = {(rule.id, str(form)): trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
     listed = "; ".join(f"{s.rule}/{s.form}: {s.reason}" for s in skipped)
-    present = {key: path for key, path in paths.items() if path.is_file()}
-    effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed})
+    present = {key: path for key, path in paths.items() if path.is_file() and key not in left_out}
+    for key, path in present.items():
+        if fingerprints is not None and _attrs_of(path).get("fingerprint") != fingerprints[key]:
+            raise StaleTraceError(f"{path} has changed while it was read: another program writes there; trace again")
+    effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed, **(attrs or {})})
+
+
+def fingerprints(model: LanguageModel, rules: Sequence[Rule], config: TraceConfig) -> dict[tuple[str, str], str]:
+    """What every trace of the rules depends on, by rule and form (see `trace_fingerprint`)."""
+    noise = noise_of(model, config, rules)
+    return {(rule.id, str(form)): trace_fingerprint(model, rule, form, config, noise) for rule, form in prompts(rules)}
+
+
+def remove_others(rules: Sequence[Rule], folder: Path) -> None:
+    """Delete traces of other rules and forms."""
+    kept = {trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
+    for path in folder.glob("*.nc"):
+        if path not in kept:
+            path.unlink()
 
 
 def prompts(rules: Sequence[Rule]) -> list[tuple[Rule, RuleForm]]:
@@ -352,7 +391,7 @@ def trace_fingerprint(
         schema=effects.SCHEMA,
         weights=model.weight_hash,
         dtype=str(model.dtype),
-        config=config.model_dump(exclude={"batch_size", "memory", "route", "splits"}),
+        config=config.model_dump(exclude=set(config.neutral)),
         # The scale depends on the other rules of a run; rounding keeps it the same on every machine.
         noise=f"{noise.std:.4g}" if by_noise else "",
         prompt=[prompt.prompt, prompt.subject, prompt.target_true, sorted(prompt.values)],
@@ -378,13 +417,34 @@ def _is_done(
     path = trace_path(folder, rule.id, form)
     if not path.is_file():
         return False
-    with effects.opened(path) as found:
-        held = found.attrs.get("fingerprint")
-    if held == trace_fingerprint(model, rule, form, config, noise):
+    held = _attrs_of(path)
+    if held.get("fingerprint") == trace_fingerprint(model, rule, form, config, noise):
         return True
     if overwrite:
         return False
     raise StaleTraceError(
-        f"{path} was traced with other settings, another model or another wording; "
+        f"{path} was traced with other settings, another model or another wording ({_change(held, model, config)}); "
         "use another run folder, or --overwrite to trace it again"
     )
+
+
+def _attrs_of(path: Path) -> dict[str, Any]:
+    with effects.opened(path) as found:
+        return dict(found.attrs)
+
+
+def _change(held: Mapping[str, Any], model: LanguageModel, config: TraceConfig) -> str:
+    """What differs from a trace's attributes, in words."""
+    if held.get("weight_hash") != model.weight_hash:
+        return f"the model was {held.get('weight_hash')}, it is {model.weight_hash} now"
+    before, now = (json.loads(text) for text in (held.get("config", "{}"), _config_text(config)))
+    changed = [
+        f"trace.{key} was {json.dumps(before.get(key))}, it is {json.dumps(now[key])} now"
+        for key in now
+        if before and before.get(key) != now[key]
+    ]
+    return "; ".join(changed) or "the wording of the prompt, its answer, or the scale of the noise"
+
+
+def _config_text(config: TraceConfig) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude=set(config.neutral)))
