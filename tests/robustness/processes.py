@@ -8,6 +8,7 @@ made, an fsync), and in the middle of a write: from the n-th event on a file may
 the next larger write, also by a C library, ends the process with the file half written.
 """
 
+import faulthandler
 import os
 import resource
 import select
@@ -62,10 +63,11 @@ class Started:
         end, hung = time.monotonic() + patience, False
         while True:
             left = end - time.monotonic()
-            if left <= 0 and not hung:
-                os.kill(self.pid, signal.SIGKILL)
-                hung = True
-            ready, _, _ = select.select([self.output], [], [], max(left, 0.05))
+            if left <= 0:
+                # First asked where it is (see `faulthandler`), then ended.
+                os.kill(self.pid, signal.SIGKILL if hung else signal.SIGABRT)
+                hung, end = True, time.monotonic() + 5
+            ready, _, _ = select.select([self.output], [], [], max(left, 1.0))
             if ready:
                 part = os.read(self.output, 1 << 16)
                 if not part:
@@ -116,6 +118,7 @@ def _child(work: Path, arguments: Sequence[str], at: int, how: How, gate: int | 
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, source in ((0, nothing), (1, output), (2, output)):
         os.dup2(source, descriptor)
+    faulthandler.enable(2)
     os.chdir(work)
     temporary = work / "tmp"
     temporary.mkdir(exist_ok=True)
