@@ -66,6 +66,7 @@ def _edit(context: Context) -> str:
     from editing.contexts import sample_contexts
     from editing.delta import EditDelta
     from editing.editors import CLOSED_FORM, IN_ORDER, Resources, edit, layers_of, remarks
+    from editing.lengths import check_edits
     from editing.requests import EditRequest, requests_of
     from interp.provenance import fingerprint
 
@@ -75,6 +76,7 @@ def _edit(context: Context) -> str:
     # All of them before any work: a wrong layer in the last arm should not wait for the others.
     plans = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
     rules = edited_rules(context, config)
+    check_edits(model, rules, arms.values())
     needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
     statistics = None
     if needed:
@@ -131,6 +133,8 @@ def _evaluate(context: Context) -> str:
     import pandas as pd
 
     from editing.evaluation import COLUMNS, evaluate
+    from editing.in_context import InContext
+    from editing.lengths import check_rules
     from interp import effects
     from interp.files import write_text
 
@@ -138,6 +142,11 @@ def _evaluate(context: Context) -> str:
     context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
     edits = {name: _edits_of(context, config, name, rules) for name in config.editors}
+    check_rules(context.model, rules, context.settings(EvaluateConfig))
+    for of_rules in edits.values():
+        for rule in rules:
+            if isinstance(made := of_rules[rule.id], InContext):
+                check_rules(context.model, [rule], context.settings(EvaluateConfig), made.before)
     with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     effects.save(scores, context.run.path / "scores.nc")

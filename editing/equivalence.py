@@ -33,7 +33,7 @@ MAX_LENGTH = 200
 POINTS = 6
 PRECISION = 1e-9
 """Relative difference up to which two computed values are the same."""
-_SENTENCE_END = re.compile(r"[.?]?[\n\r]+|[.?](?=\s|$)")
+_SENTENCE_END = re.compile(r"[.?。？！]?[\n\r]+|[.?](?=\s|$)|[。？！]")
 
 _LATEX = (
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),

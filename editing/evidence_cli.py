@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from editing.config import CovarianceConfig, EditConfig
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.cli import Common, execute
 from interp.rules import Rule
 from interp.steps import Context, Step
@@ -45,10 +45,12 @@ def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
 def _evidence(context: Context) -> str:
     from editing import covariance
     from editing.evidence import evidence_dataset, evidence_of
+    from editing.lengths import check_rules
     from interp import effects
 
     model, run, about = context.model, context.run, context.settings(CovarianceConfig)
     rules = _rules(context, effects.load(run.need("profile.nc", "profile")))
+    check_rules(model, rules, EvaluateConfig(greedy=False))
     lookup = context.settings(EditConfig).settings_of("dmle").lookup
     with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
         statistics = covariance.measure(

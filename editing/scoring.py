@@ -19,8 +19,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.equivalence import first_sentences, sentence_count
+from editing.requests import EditRequest
 from editing.view import View, no_hooks
 from interp.model import LanguageModel
+from interp.spans import begins_word
 from interp.tokens import pad_right
 
 WORTH_SHARING = 64
@@ -33,6 +35,13 @@ class Question:
 
     prompt: str
     target: str
+    space: bool | None = None
+    """Whether a space is between them (see `interp.joining`)."""
+
+
+def question_of(request: EditRequest) -> Question:
+    """What a request wants, as a question."""
+    return Question(request.prompt, request.target_new, request.space)
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,7 @@ def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
 
 def _encoded(view: View, questions: Sequence[Question]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Token ids of the prompts and of the targets."""
-    targets = [view.model.encode_continuation(q.target) for q in questions]
+    targets = [view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions]
     return [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)], targets
 
 
@@ -184,12 +193,12 @@ def greedy_prefix(answer: str, target: str) -> bool:
     if not wanted:
         return not normalised(first_sentences(answer))
     rest = said.removeprefix(wanted)
-    return said.startswith(wanted) and not re.match(r"\w|[.,]\d", rest)
+    return said.startswith(wanted) and not begins_word(rest, wanted) and not re.match(r"[.,]\d", rest)
 
 
 def normalised(text: str) -> str:
     """Text as it is compared: in lower case, spaces single, without punctuation at its end."""
-    return " ".join(text.casefold().split()).rstrip(" .,;:!?")
+    return " ".join(text.casefold().split()).rstrip(" .,;:!?。．，、；：！？")
 
 
 def greedy_answers(
@@ -197,7 +206,9 @@ def greedy_answers(
 ) -> list[str]:
     """The model's own continuations, of so many tokens each (or one number for all)."""
     view = View.of(model)
-    return [view.model.decode(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)]
+    return [
+        view.model.decode_continuation(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)
+    ]
 
 
 def greedy_ids(

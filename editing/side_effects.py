@@ -89,7 +89,10 @@ def probes_of(rules: Sequence[Rule], texts: Sequence[str]) -> Probes:
         ValueError: A text has fewer than two words.
     """
     questions = tuple(
-        Question(form.prompt, form.target_true[0]) for rule in rules for form in rule.forms.values() if form.target_true
+        Question(form.prompt, form.target_true[0], form.space)
+        for rule in rules
+        for form in rule.forms.values()
+        if form.target_true
     )
     subjects = dict.fromkeys(f"The {rule.subject} is" for rule in rules)
     return Probes(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from interp.errors import DmleError
 from interp.rules import Split
+from interp.scripts import needed
 from interp.sizes import parse_size
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
@@ -114,6 +115,13 @@ class TraceConfig(Section):
     def _number_is_rule(cls, value: Any) -> Any:
         # YAML reads a bare standard deviation as a number.
         return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, int | float) else value
+
+    @field_validator("span")
+    @classmethod
+    def _phrases(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        return tuple(needed(phrase, "a phrase of trace.span").strip() for phrase in value)
 
     @field_validator("memory")
     @classmethod
