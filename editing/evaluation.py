@@ -48,6 +48,7 @@ from editing.scoring import (
     greedy_exact,
     greedy_ids,
     greedy_prefix,
+    in_own_tokens,
     teacher_forced,
 )
 from editing.view import Edit, View
@@ -95,6 +96,7 @@ class _Answer:
 
     text: str
     shown: str
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,14 @@ class Unedited:
 def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
     """Ask the unedited model all of a rule's questions."""
     items = items_of(rule)
-    return Unedited(items, *_answer(model, items, config))
+    forced, said = _answer(model, items, config)
+    if config.greedy:
+        own = {q: in_own_tokens(model, q, said[q.prompt].ids) for q in forced}
+        items = [replace(item, question=own[item.question]) for item in items]
+        forced = {own[q]: result for q, result in forced.items()}
+        others = [q for q in forced if q.ids]
+        forced |= zip(others, teacher_forced(model, others, batch_size=config.batch_size), strict=True)
+    return Unedited(items, forced, said)
 
 
 def evaluate_edit(
@@ -246,7 +255,8 @@ def _answer(
     said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
     decode = view.model.decode_continuation
     return forced, {
-        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]])) for prompt, ids in zip(lengths, said, strict=True)
+        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]]), ids)
+        for prompt, ids in zip(lengths, said, strict=True)
     }
 
 

@@ -59,7 +59,7 @@ def _refuse(model: LanguageModel, taken: Sequence[tuple[str, int]], what: str) -
     if longer:
         more = f" and {len(longer) - SHOWN} more" if len(longer) > SHOWN else ""
         raise TooLongError(
-            f"{len(longer)} of {len(taken)} prompts with their answers{what} are longer than the {model.context_length} "
-            f"tokens that {model.name} was made for: {', '.join(longer[:SHOWN])}{more}; shorten them, leave these rules "
-            "out (rules.ids), or use a model with a longer context"
+            f"{len(longer)} of {len(taken)} prompts with their answers{what} are longer than the "
+            f"{model.context_length} tokens that {model.name} was made for: {', '.join(longer[:SHOWN])}{more}; shorten "
+            "them, leave these rules out (rules.ids), or use a model with a longer context"
         )

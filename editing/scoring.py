@@ -11,7 +11,7 @@ Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by w
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from editing.equivalence import first_sentences, sentence_count
 from editing.requests import EditRequest
 from editing.view import View, no_hooks
+from interp.joining import join
 from interp.model import LanguageModel
 from interp.spans import begins_word
 from interp.tokens import pad_right
@@ -37,6 +38,8 @@ class Question:
     target: str
     space: bool | None = None
     """Whether a space is between them (see `interp.joining`)."""
+    ids: tuple[int, ...] | None = None
+    """Tokens of the target, where they are not those of the text (see `in_own_tokens`)."""
 
 
 def question_of(request: EditRequest) -> Question:
@@ -107,7 +110,7 @@ def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
 
 def _encoded(view: View, questions: Sequence[Question]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Token ids of the prompts and of the targets."""
-    targets = [view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions]
+    targets = [q.ids or view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions]
     return [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)], targets
 
 
@@ -162,6 +165,26 @@ def _shared(view: View, prompts: Sequence[tuple[int, ...]]) -> int:
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
     shared = min(same, min(map(len, prompts)) - 1)
     return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
+
+
+def in_own_tokens(model: LanguageModel, question: Question, answer: tuple[int, ...]) -> Question:
+    """The question with its target in the tokens of the model's own answer, if that begins with the same text.
+
+    The same text may be other tokens than the tokenizer makes of it. What the model says greedily is then exactly
+    right by every score, as it should be.
+
+    Args:
+        model: The model.
+        question: The question.
+        answer: Tokens of the model's own answer to the prompt.
+    """
+    wanted = join(question.prompt, question.target, question.space).answer
+    if not model.decode_continuation(answer).startswith(wanted):
+        return question
+    found = next((n for n in range(1, len(answer) + 1) if model.decode_continuation(answer[:n]) == wanted), None)
+    if found is None or answer[:found] == model.encode_continuation(question.target, question.prompt, question.space):
+        return question
+    return replace(question, ids=answer[:found])
 
 
 def agreement(before: Forced, after: Forced) -> float:

@@ -164,7 +164,8 @@ def _entropy(items: Sequence[tuple[int, ...]]) -> float:
 
 
 def _nll(model: LanguageModel | View, texts: Sequence[str], batch_size: int) -> float:
-    questions = [Question(*text.split(maxsplit=1)) for text in texts]
+    parts = [text.split(maxsplit=1) for text in texts]
+    questions = [Question(first, rest, space=True) for first, rest in parts]
     total, tokens = 0.0, 0
     for forced in teacher_forced(model, questions, batch_size=batch_size):
         total -= forced.log_prob * len(forced.target)

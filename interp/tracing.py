@@ -21,7 +21,7 @@ from interp import corpus, corruption, effects, screening
 from interp.answers import Answer, given_answer, own_answer
 from interp.config import Component, TraceConfig
 from interp.corruption import NoiseRule
-from interp.errors import ModelError, StaleError, TooLongError
+from interp.errors import DmleError, ModelError, StaleError, TooLongError
 from interp.joining import SAID, join
 from interp.metrics import METRICS, first_difference
 from interp.model import Encoding, LanguageModel
@@ -92,6 +92,11 @@ def trace_prompt(
     encoding, roles, answer, case = ready.encoding, ready.roles, ready.answer, ready.case
     width = config.window or default_window(model.n_layers)
     positions = _traced_positions(roles, case.positions[0], config)
+    if not positions:
+        raise DmleError(
+            f"no token to trace: trace.positions is {', '.join(config.positions)}, and from the first corrupted token on "
+            f"{encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
+        )
     sites = [
         site(component, layer, position, width, model.n_layers)
         for component in config.components
