@@ -29,12 +29,18 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from interp.errors import ModelError
+from interp.errors import ModelError, TooLongError
+from interp.joining import join, without_last_space
 from interp.prefixes import longest
 from interp.quiet import quiet
+from interp.scripts import checked
 from interp.self_check import SelfCheck, check_ids, self_check, tolerance
 
 EMBEDDED_TOGETHER = 128
+NO_LIMIT = 2**31 - 1
+"""Context length of models without one."""
+AFTER_SPACED, AFTER_UNSPACED = ("a", "0", ".", ")", "x", "\n"), ("\n", "(", "[", "a", "0", "。")
+"""Signs that an answer is tokenised behind, with a space before it and without."""
 PARTS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "in": "mlp", "gate": "mlp", "out": "mlp"}
 """Linear maps of a block by our names, and the component that each belongs to."""
 
@@ -175,8 +181,22 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Largest number of tokens in a row that the model was made for."""
-        return int(self.config.get_text_config().max_position_embeddings)
+        """Largest number of tokens in a row that the model was made for; `NO_LIMIT` if it has none (ALiBi, Mamba)."""
+        config = self.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        return next((int(limit) for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
+
+    def need_room(self, tokens: int, what: str) -> None:
+        """See that a row of so many tokens fits into the model's positions.
+
+        Raises:
+            TooLongError: It does not.
+        """
+        if tokens > self.context_length:
+            raise TooLongError(
+                f"{what} takes {tokens} tokens, {self.name} was made for {self.context_length}; use a shorter text or "
+                "a model with a longer context"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -205,29 +225,96 @@ class LanguageModel:
     # -- text ----------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoding:
-        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one)."""
-        got = self.tokenizer(text, return_offsets_mapping=True)
-        return Encoding(text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"]))
+        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one).
 
-    def encode_continuation(self, text: str) -> tuple[int, ...]:
-        """Token ids of `` text`` as it continues a prompt: a space before it, no special tokens.
-
-        The ids are cut off an encoding that starts with a letter, so that tokenizers which treat the start
-        of a text specially (SentencePiece) give what they would in the middle of a sentence.
+        Neither the last space of a prompt nor a token that the tokenizer appends (EOS) is among them: what continues
+        the prompt begins there (see `interp.joining`). A BOS that the text begins with is not added once more.
 
         Raises:
-            ModelError: The tokenizer merges the letter with the space, so that no boundary exists.
+            TextError: The text is no Unicode text.
         """
-        anchor = "a"
-        whole = self.tokenizer(f"{anchor} {text.strip()}", add_special_tokens=False)["input_ids"]
-        head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        if whole[: len(head)] != head or len(whole) == len(head):
-            raise ModelError(f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}")
-        return tuple(whole[len(head) :])
+        got = self.tokenizer(without_last_space(checked(text, "a text")), return_offsets_mapping=True)
+        ids, offsets = got["input_ids"], got["offset_mapping"]
+        before, after = self._added
+        end = len(ids) - after
+        first = before if before and ids[:before] == ids[before : 2 * before] and 2 * before <= end else 0
+        return Encoding(text, tuple(ids[first:end]), tuple((int(a), int(b)) for a, b in offsets[first:end]))
+
+    def encode_continuation(self, text: str, prompt: str | None = None, space: bool | None = None) -> tuple[int, ...]:
+        """Token ids of an answer as it continues a prompt (see `interp.joining`), no special tokens.
+
+        They are those of prompt and answer as one text. Where a token of that text would reach over their border, they
+        are those that the answer has behind another sign, so that the prompt's tokens stay as they are.
+
+        Args:
+            text: The answer.
+            prompt: The prompt. Default: any that ends in a letter of a script with spaces.
+            space: Whether a space is between them. Default: as `interp.joining` decides.
+
+        Raises:
+            ModelError: The tokenizer has no border there, whatever stands before, or the answer holds the text of a
+                special token.
+            TextError: The answer is blank or no Unicode text.
+        """
+        joined = join("a" if prompt is None else prompt, text, space)
+        if typed := self.special_texts(joined.answer):
+            raise ModelError(
+                f"the answer {text!r} holds {typed[0]!r}, which is a special token of {self.name}; leave it out"
+            )
+        if prompt is not None:
+            head, whole = self.encode(joined.prompt).ids, self.encode(joined.text).ids
+            if whole[: len(head)] == head and len(whole) > len(head):
+                return whole[len(head) :]
+        return self._in_a_text(joined.answer)
+
+    def _in_a_text(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer that stands, with its leading space, behind some sign that it does not merge with.
+
+        They are cut off an encoding that starts with that sign, so that tokenizers which treat the start of a text
+        specially (SentencePiece) give what they would in the middle of a sentence.
+        """
+        spaced = answer[0].isspace()
+        tried = []
+        for sign in AFTER_SPACED if spaced else AFTER_UNSPACED:
+            head, whole = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (sign, sign + answer))
+            if head and whole[: len(head)] == head and len(whole) > len(head):
+                return tuple(whole[len(head) :])
+            tried.append(whole)
+        raise ModelError(
+            f"{self.name}: cannot find where {answer.strip()!r} starts {'after' if spaced else 'without'} a space; "
+            f"got tokens {tried[0]}"
+        )
+
+    @cached_property
+    def _added(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and behind every text."""
+        core, whole = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        for before in range(len(whole) - len(core) + 1):
+            if whole[before : before + len(core)] == core:
+                return before, len(whole) - len(core) - before
+        return 0, 0
+
+    def special_texts(self, text: str) -> list[str]:
+        """Special tokens of the tokenizer that are written out in a text, in the order of the vocabulary."""
+        return [name for name in self._special_texts if name in text]
+
+    @cached_property
+    def _special_texts(self) -> list[str]:
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        tokens = sorted(self.tokenizer.added_tokens_decoder.items())
+        names = [str(token.content) for _, token in tokens if token.special and str(token.content) != unknown]
+        # A sign alone or a line break may be both: some tokenizers end texts with one.
+        return [name for name in names if len(name.strip()) > 1]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, exactly (no clean-up of spaces), special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """Text of token ids as they continue a prompt: some tokenizers leave out a space at the start of a text."""
+        head = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        before, whole = self.decode(head), self.decode([*head, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
 
     def token_texts(self, encoding: Encoding) -> list[str]:
         """What each token covers in the text; special tokens by their name."""
@@ -556,7 +643,7 @@ class LanguageModel:
     def embeddings(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """Embeddings of some tokens as the first block's hook sees them, in float32 on the CPU."""
         # In short pieces: the run goes through the first block, whose attention grows with the square of the length.
-        pieces = torch.tensor(list(ids), device=self.device).split(EMBEDDED_TOGETHER)
+        pieces = torch.tensor(list(ids), device=self.device).split(min(EMBEDDED_TOGETHER, self.context_length))
         seen = [self.capture(piece[None], [self.embedding_hook])[self.embedding_hook][0] for piece in pieces]
         return torch.cat(seen).float().cpu()
 
