@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
+from interp.bridge_repairs import repair
 from interp.errors import ModelError, TooLongError
 from interp.joining import join, without_last_space
 from interp.prefixes import longest
@@ -158,7 +159,11 @@ class LanguageModel:
         self._names = {id(p): n for n, p in self.parameters.items()}
         try:
             self.bridge: Any = build_bridge_from_module(
-                hf_model, architecture, hf_config=hf_model.config, tokenizer=None
+                hf_model,
+                architecture,
+                hf_config=hf_model.config,
+                tokenizer=None,
+                post_adapter_hook=lambda adapter: repair(adapter, self.config.get_text_config()),
             )
         except ValueError as error:
             raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
@@ -560,7 +565,7 @@ class LanguageModel:
 
     def value_hook(self, layer: int) -> str:
         """Hook name of the output of the down-projection, before any norm that the block puts behind the MLP."""
-        return f"blocks.{layer}.mlp.hook_out"
+        return f"blocks.{layer}.mlp.out.hook_out"
 
     @property
     def embedding_hook(self) -> str:

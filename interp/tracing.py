@@ -97,7 +97,8 @@ def trace_prompt(
     if not positions:
         raise DmleError(
             f"no token to trace: trace.positions is {', '.join(config.positions)}, and from the first corrupted "
-            f"token on {encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
+            f"token on {encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; "
+            "set trace.positions=all"
         )
     sites = [
         site(component, layer, position, width, model.n_layers)
