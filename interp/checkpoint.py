@@ -185,6 +185,28 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
+def check_tokenizer(folder: Path, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer that is empty or of another model.
+
+    Args:
+        folder: Where it comes from, for the message.
+        tokenizer: The tokenizer as loaded. Tokens that were added to its vocabulary may lie beyond the model's: many
+            have such for padding or images, which no text is made of.
+        rows: Tokens that the model has embeddings for.
+
+    Raises:
+        ModelError: It makes no tokens of a word, or tokens that the model has no embeddings for.
+    """
+    mend = "copy the tokenizer files of the model into the folder"
+    if tokenizer.vocab_size > rows:
+        raise ModelError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model embeddings for {rows}: it is of "
+            f"another model; {mend}"
+        )
+    if not tokenizer("area", add_special_tokens=False)["input_ids"]:
+        raise ModelError(f"{folder}: its tokenizer has no vocabulary ({len(tokenizer)} tokens); {mend}")
+
+
 # -- weights as stored ------------------------------------------------------------------------------------------
 
 
@@ -276,7 +298,8 @@ def check_weights(folder: Path, config: Any, stored: Mapping[str, Stored]) -> No
         name, shape = sorted(odd.items())[0]
         raise ModelError(
             f"{folder}: {len(odd)} weights have another shape than config.json says: {listed(odd)}; {name} is {shape}, "
-            f"and {needed[name]} is needed. Weights and config.json are of different models, or one was changed: {AGAIN}"
+            f"and {needed[name]} is needed. Weights and config.json are of different models, or one was changed: "
+            f"{AGAIN}"
         )
 
 

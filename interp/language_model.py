@@ -638,10 +638,17 @@ def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 
 def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """Every token that ends a text: chat models name more than the tokenizer's one."""
+    """Every token that ends a text: chat models name more than the tokenizer's one.
+
+    Raises:
+        ModelError: The generation settings name something that is no token id.
+    """
     named = getattr(settings, "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    return sorted(ends)
+    ends = [*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id]
+    ends = [end for end in ends if end is not None]
+    if bad := [end for end in ends if not isinstance(end, int) or isinstance(end, bool) or end < 0]:
+        raise ModelError(f"generation_config.json names {bad[0]!r} as eos_token_id; token ids are needed (0 or above)")
+    return sorted(set(ends))
 
 
 def _once(act: Hook) -> Hook:

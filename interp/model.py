@@ -22,6 +22,7 @@ from interp.language_model import (
     NamedHook,
     Projection,
 )
+from interp.model_folder import make_readable
 from interp.quiet import quiet
 from interp.self_check import SelfCheck
 
@@ -69,7 +70,7 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = checkpoint.stored_tensors(folder)
         checkpoint.check_weights(folder, config, stored)
-        with told(f"{folder}: its tokenizer cannot be read", "copy the tokenizer files of the model again"):
+        with told(f"{folder}: its tokenizer cannot be read", "copy a tokenizer.json of the model that needs no code"):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with told(f"cannot load model {name!r}", f"{checkpoint.AGAIN}, or use another model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -82,6 +83,7 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
             )
             hf_model, report = loaded
             checkpoint.compare(folder, hf_model, report, stored)
+            checkpoint.check_tokenizer(folder, tokenizer, hf_model.get_input_embeddings().weight.shape[0])
             hf_model.to(target)
         with told(f"model {name!r} cannot be wrapped for tracing and editing", "use another model"):
             return LanguageModel(hf_model, tokenizer, name, check=check, folder=folder)
@@ -103,10 +105,9 @@ def find(name: str) -> str:
         if not isinstance(try_to_load_from_cache(name, "config.json"), str):
             HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except Exception as error:  # whichever HTTP library the hub client uses has its own errors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"no model {name!r}: it is not the embedded {EMBEDDED!r}, not a folder here, not in the Hugging Face "
-            f"cache, and the hub gave: {reason}. Check the spelling, or give a local folder"
+            f"no model {_shown(name)}: it is not the embedded {EMBEDDED!r}, not a folder here, not in the Hugging Face "
+            f"cache, and the hub gave: {checkpoint.one_line(error)}. Check the spelling, or give a local folder"
         ) from error
     return name
 
@@ -123,12 +124,18 @@ def _local(name: str) -> Path | None:
             return folder
         there = folder.exists()
     except (RuntimeError, OSError) as error:  # no such user, no right to look, a name that is too long
-        raise ModelError(f"no model {name!r}: {checkpoint.one_line(error)}; give a folder that can be read") from error
+        reason = checkpoint.one_line(error, limit=80)
+        raise ModelError(f"no model {_shown(name)}: {reason}; give a folder that can be read") from error
     if there:
-        raise ModelError(f"{folder} is a file; a model folder as Hugging Face saves it is needed (with config.json)")
+        gguf = "; a GGUF file is quantised: take the checkpoint it was made from" if folder.suffix == ".gguf" else ""
+        raise ModelError(f"{folder} is a file; a folder as Hugging Face saves it is needed (with config.json){gguf}")
     if name.startswith(("/", ".", "~")) or "\\" in name:
-        raise ModelError(f"no model {name!r}: there is no folder {folder}. Check the spelling of the path")
+        raise ModelError(f"no model {_shown(name)}: there is no such folder. Check the spelling of the path")
     return None
+
+
+def _shown(name: str, limit: int = 80) -> str:
+    return repr(name if len(name) <= limit else f"{name[:limit]}…")
 
 
 def _no_config(folder: Path) -> str:
@@ -160,6 +167,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    make_readable(folder)
 
 
 def _device(name: str) -> torch.device:

@@ -66,8 +66,7 @@ def replaced(folder: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
-        for path in (path for path in partial.rglob("*") if path.is_file()):
-            path.chmod(_readable(partial))
+        make_readable(partial)
         if folder.is_dir():
             _swap(partial, folder)
         else:
@@ -96,6 +95,9 @@ def _is_companion(path: Path) -> bool:
     return path.suffix in _COMPANIONS or path.name.upper().startswith(_LICENCES)
 
 
-def _readable(folder: Path) -> int:
-    """Mode of a file that anybody may read who may read the folder: some writers keep theirs to the owner."""
-    return folder.stat().st_mode & 0o666
+def make_readable(folder: Path) -> None:
+    """Let everybody read the files who may read the folder: the writer of weights keeps its files to the owner."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
