@@ -1,7 +1,8 @@
 """A language model as a TransformerLens bridge: token ids in, logits and hook values out.
 
-This module, `interp.model` (which loads one) and `interp.quiet` are the only ones that import TransformerLens or the
-Hugging Face loaders. Everything else sees `LanguageModel`, with parameters by their Hugging Face names.
+This module, `interp.model` (which loads one), `interp.checkpoint` (which looks at its files) and `interp.quiet` are the
+only ones that import TransformerLens or Hugging Face's transformers. Everything else sees `LanguageModel`, with
+parameters by their Hugging Face names.
 
 Weights stay those of the Hugging Face model (no folding, no centring: TransformerLens's compatibility mode
 is never switched on), attention is the eager one, and the model is in evaluation mode without gradients.
@@ -13,7 +14,6 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,8 +30,11 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
 from interp.bridge_repairs import repair
+from interp.checkpoint import told
 from interp.errors import ModelError, TooLongError
+from interp.identity import model_hash, settings_digest
 from interp.joining import join, without_last_space
+from interp.model_folder import GENERATION, copy_companions, replaced
 from interp.prefixes import longest
 from interp.quiet import quiet
 from interp.scripts import checked
@@ -123,12 +126,17 @@ class LanguageModel:
 
     Attributes:
         name: What the user called it.
-        weight_hash: First 16 hex digits of the SHA-256 of all parameters, as loaded.
+        weight_hash: The model's identity as loaded, 16 hex digits: it changes with everything that changes its numbers,
+            that is parameters and persistent buffers (values and number format), configuration, tokenizer and the
+            tokens that end a text; not with names, places, padding or sampling settings. See `interp.identity`.
+        folder: Where it was loaded from, with all that came beside the weights; None for a model made in memory.
         parameters: Hugging Face parameter name → live parameter.
         check: The self-check's numbers; None if it was skipped.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True) -> None:
+    def __init__(
+        self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True, folder: Path | None = None
+    ) -> None:
         """Wrap a Hugging Face model (it is modified in place, as TransformerLens bridges do).
 
         Raises:
@@ -139,25 +147,31 @@ class LanguageModel:
                 f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
             )
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
-        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point()]:
+        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point() or p.itemsize < 2]:
             raise ModelError(
                 f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, "
                 "for example in bfloat16"
             )
         self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
-        self.weight_hash = _hash(self.parameters)
-        hf_model.eval().requires_grad_(False)
+        self.folder = folder
+        self._buffers = _persistent_buffers(hf_model)
+        # As they came, for export: both are changed below.
+        self._generation, self._own_config = copy.deepcopy((hf_model.generation_config, hf_model.config))
         self._ends = _end_tokens(hf_model.generation_config, tokenizer)
+        self._settings = settings_digest(self.config, tokenizer, self._ends)
+        self.weight_hash = self.current_hash()
+        hf_model.eval().requires_grad_(False)
         # A checkpoint's own settings (a repetition penalty, say) would make "greedy" something else.
         hf_model.generation_config = GenerationConfig(eos_token_id=self._ends or None)
-        ids = check_ids(self)
-        with torch.no_grad():
-            expected = hf_model(ids).logits if check else None
         architecture = type(hf_model).__name__
+        with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
+            ids = check_ids(self)
+            with torch.no_grad():
+                expected = hf_model(ids).logits if check else None
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
-        try:
+        with told(f"{name}: TransformerLens cannot wrap {architecture}", "use another model"):
             self.bridge: Any = build_bridge_from_module(
                 hf_model,
                 architecture,
@@ -165,8 +179,6 @@ class LanguageModel:
                 tokenizer=None,
                 post_adapter_hook=lambda adapter: repair(adapter, self.config.get_text_config()),
             )
-        except ValueError as error:
-            raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
@@ -224,8 +236,8 @@ class LanguageModel:
         return self.check is not None and self.check.entry <= tolerance(self.dtype)
 
     def current_hash(self) -> str:
-        """Hash of the parameters as they are now; `weight_hash` unless an edit is in force."""
-        return _hash(self.parameters)
+        """The identity with the parameters as they are now; `weight_hash` unless an edit is in force."""
+        return model_hash(self._settings, {**self._buffers, **self.parameters})
 
     # -- text ----------------------------------------------------------------------------------------------
 
@@ -655,13 +667,33 @@ class LanguageModel:
     # -- out -----------------------------------------------------------------------------------------------
 
     def export(self, folder: Path) -> None:
-        """Write the model as it is now (edits applied) as a Hugging Face folder, with its tokenizer."""
+        """Write the model as it is now (edits applied) as a Hugging Face folder, with everything that came with it.
+
+        Generation settings, chat template, tokenizer, processor files and licences are those of the folder it was
+        loaded from, as they were. A model folder that is there is replaced.
+
+        Args:
+            folder: A new or empty folder, or one with an older export; not the one the model was loaded from.
+
+        Raises:
+            ModelError: The folder holds something else, or is the model's own.
+        """
+        folder = Path(folder)
+        if self.folder is not None and folder.exists() and self.folder.exists() and folder.samefile(self.folder):
+            raise ModelError(f"{folder} is where {self.name} was loaded from, and would be lost; give another folder")
         # Wrapping renames the modules, which breaks save_pretrained.
         clean = self.clean_copy()
-        folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
-            clean.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        # Ours are written below: the writer refuses what many checkpoints have, a temperature without sampling.
+        clean.generation_config = GenerationConfig()
+        with replaced(folder) as partial, quiet(), told(f"cannot write {folder}", "make room, or give another folder"):
+            clean.save_pretrained(partial)
+            (partial / GENERATION).unlink(missing_ok=True)
+            if self.folder is not None and self.folder.is_dir():
+                copy_companions(self.folder, partial)
+            else:
+                self.tokenizer.save_pretrained(partial)
+                if self._generation is not None:
+                    self._generation.to_json_file(partial / GENERATION)
 
     def clean_copy(self) -> Any:
         """The Hugging Face model as it was before wrapping, without hooks, on the same memory.
@@ -672,11 +704,12 @@ class LanguageModel:
         Raises:
             ModelError: The configuration makes a model with other parameters than this one has.
         """
-        config = type(self.config)(**self.config.to_dict())
-        # Parameters without memory, but real buffers: those are not in the state.
+        config = copy.deepcopy(self._own_config)
+        # Parameters without memory, but real buffers: most are not in the state.
         with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
             clean: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="eager")
         state = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        state |= {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
         clean.load_state_dict(state, strict=False, assign=True)
         clean.tie_weights()
         missing = sorted(name for name, parameter in clean.named_parameters() if parameter.is_meta)
@@ -685,13 +718,10 @@ class LanguageModel:
         return clean.to(self.device).eval().requires_grad_(False)
 
 
-def _hash(parameters: dict[str, nn.Parameter]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        value = parameters[name].detach()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+def _persistent_buffers(hf_model: Any) -> dict[str, Tensor]:
+    """Buffers that a checkpoint stores; the others follow from the configuration."""
+    stored = hf_model.state_dict().keys()
+    return {name: buffer for name, buffer in hf_model.named_buffers() if name in stored}
 
 
 def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -700,10 +730,17 @@ def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 
 def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """Every token that ends a text: chat models name more than the tokenizer's one."""
+    """Every token that ends a text: chat models name more than the tokenizer's one.
+
+    Raises:
+        ModelError: The generation settings name something that is no token id.
+    """
     named = getattr(settings, "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    return sorted(ends)
+    ends = [*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id]
+    ends = [end for end in ends if end is not None]
+    if bad := [end for end in ends if not isinstance(end, int) or isinstance(end, bool) or end < 0]:
+        raise ModelError(f"generation_config.json names {bad[0]!r} as eos_token_id; token ids are needed (0 or above)")
+    return sorted(set(ends))
 
 
 def _once(act: Hook) -> Hook:
