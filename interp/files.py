@@ -240,7 +240,8 @@ def read_bytes(path: Path, what: str, mend: str | None = None, *, limit: int = J
     """
     with regular(path, what, mend) as file:
         try:
-            content = file.read(limit + 1)
+            # As much as it has: Python takes the memory that is asked for before it reads.
+            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
         except OSError as error:
             raise damaged(path, what, error.strerror or str(error), mend) from error
     if len(content) > limit:
