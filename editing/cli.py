@@ -66,6 +66,7 @@ def evaluate(*, common: Common | None = None) -> None:
 def _edit(context: Context) -> str:
     from editing.contexts import sample_contexts
     from editing.editors import CLOSED_FORM, Resources, layers_of
+    from editing.lengths import check_edits
     from editing.planned import plan, remove_others
 
     config, model = context.settings(EditConfig), context.model
@@ -74,6 +75,7 @@ def _edit(context: Context) -> str:
     # All of them before any work: a wrong layer in the last arm should not wait for the others.
     layers = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
     rules, training = edited_rules(context, config), training_rules(arms.values())
+    check_edits(model, rules, arms.values())
     plans = plan(context, rules, layers, training)
     needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
     statistics = measured(context, needed) if needed else None
@@ -141,6 +143,8 @@ def _evaluate(context: Context) -> str:
     import pandas as pd
 
     from editing.evaluation import COLUMNS, evaluate
+    from editing.in_context import InContext
+    from editing.lengths import check_rules
     from interp import effects, freshness
     from interp.files import write_text
     from interp.records import save_records
@@ -150,6 +154,11 @@ def _evaluate(context: Context) -> str:
     context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
     edits = _edits_of(context, config, rules)
+    check_rules(context.model, rules, context.settings(EvaluateConfig))
+    for of_rules in edits.values():
+        for rule in rules:
+            if isinstance(made := of_rules[rule.id], InContext):
+                check_rules(context.model, [rule], context.settings(EvaluateConfig), made.before)
     with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
     scores.attrs[freshness.RECORD] = record_of_scores(context, "evaluate", "evaluate").text()

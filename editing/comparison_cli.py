@@ -100,6 +100,7 @@ def _compare(context: Context) -> str:
     few = frozenset(rule.id for rule in rules[: compared.few_rules])
     every = frozenset(rule.id for rule in rules)
     of_arm = {name: few if name in compared.few else every for name in config.editors}
+    _check_lengths(context, rules, config)
     arms = _arms(context, config, compared.seeds, of_arm)
     cells = _run(context, rules, arms, "compare")
     failed = Counter(cell.arm for cell in cells if cell.error)
@@ -109,6 +110,13 @@ def _compare(context: Context) -> str:
         first = {cell.arm: f"{cell.rule}: {cell.error}" for cell in reversed(cells) if cell.error}
         lines += [f"{n} edits of {name} failed and have no score; {first[name]}" for name, n in failed.items()]
     return "\n".join(lines)
+
+
+def _check_lengths(context: Context, rules: Sequence[Rule], config: EditConfig) -> None:
+    from editing.lengths import check_edits, check_rules
+
+    check_edits(context.model, rules, [config.settings_of(name) for name in config.editors])
+    check_rules(context.model, rules, context.settings(EvaluateConfig))
 
 
 def _arms(
@@ -341,6 +349,7 @@ def _tune(context: Context) -> str:
 
     tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
     every = frozenset(rule.id for rule in rules)
+    _check_lengths(context, rules, config)
     arms = _arms(context, config, (config.seed,), dict.fromkeys(config.editors, every))
     cells = _run(context, rules, arms, "tune")
     failed = Counter(cell.arm for cell in cells if cell.error)

@@ -236,7 +236,7 @@ def _described(model: LanguageModel, config: CovarianceConfig, corpus: "_Corpus"
         "corpus": corpus.name,
         **corpus.version,
         "tokens": config.tokens,
-        "max_length": config.max_length,
+        "max_length": _longest(model, config),
         "skip_first": config.skip_first,
         # What the tokenizer puts around every text, such as a BOS token.
         "added_tokens": list(model.encode("").ids),
@@ -377,10 +377,10 @@ def _column(corpus: str, stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
 
 def _rows(model: LanguageModel, texts: Iterable[str], config: CovarianceConfig) -> list[array]:
     """Token ids of the texts, cut at `max_length`: exactly `tokens` of them count, if the corpus has so many."""
-    left, skipped = config.tokens, int(config.skip_first)
+    left, skipped, longest = config.tokens, int(config.skip_first), _longest(model, config)
     rows: list[array] = []
     for text in texts:
-        ids = model.encode(text).ids[: min(config.max_length, left + skipped)]
+        ids = model.encode(text).ids[: min(longest, left + skipped)]
         if len(ids) > skipped:
             # Four bytes a token: a corpus may be long.
             rows.append(array("i", ids))
@@ -388,6 +388,11 @@ def _rows(model: LanguageModel, texts: Iterable[str], config: CovarianceConfig) 
         if left == 0:
             break
     return rows
+
+
+def _longest(model: LanguageModel, config: CovarianceConfig) -> int:
+    """Tokens at which texts are cut: beyond its positions a model computes nothing that means anything."""
+    return min(config.max_length, model.context_length)
 
 
 def _counted(rows: Iterable[Sequence[int]], skip_first: bool) -> int:

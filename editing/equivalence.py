@@ -24,7 +24,7 @@ from interp.units import UnitError, measure
 
 MAX_LENGTH = 200
 """Characters of an answer that are read; a longer target is neither number nor formula here."""
-_SENTENCE_END = re.compile(r"[.?]?[\n\r]+|[.?](?=\s|$)")
+_SENTENCE_END = re.compile(r"[.?。？！]?[\n\r]+|[.?](?=\s|$)|[。？！]")
 
 _LATEX = (
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),

@@ -65,7 +65,7 @@ def evidence_dataset(by_rule: Mapping[str, np.ndarray], attrs: Mapping[str, obje
 def _at_lookup(model: LanguageModel, request: EditRequest, lookup: str) -> tuple[list[Tensor], np.ndarray]:
     """Key of each block, and its reach."""
     prompt = model.encode(request.prompt)
-    target = model.encode_continuation(request.target_new)
+    target = model.encode_continuation(request.target_new, request.prompt, request.space)
     at = token_positions(prompt, request.lookup_span(lookup))[-1]
     ids = torch.tensor([[*prompt.ids, *target[:-1]]], device=model.device)
     layers = range(model.n_layers)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from editing.cli import measured
-from editing.config import CovarianceConfig, EditConfig
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.cli import Common, execute
 from interp.rules import Rule
 from interp.steps import Context, Step
@@ -45,10 +45,12 @@ def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
 
 def _evidence(context: Context) -> str:
     from editing.evidence import evidence_dataset, evidence_of
+    from editing.lengths import check_rules
     from interp import effects, freshness
 
     model, run = context.model, context.run
     rules = _rules(context, effects.load(run.need("profile.nc", "profile")))
+    check_rules(model, rules, EvaluateConfig(greedy=False))
     lookup = context.settings(EditConfig).settings_of("dmle").lookup
     statistics = measured(context, range(model.n_layers))
     attrs = {"model": model.name, "weight_hash": model.weight_hash, "lookup": lookup}

@@ -20,7 +20,7 @@ from torch import Tensor
 from editing.config import EditorSettings
 from editing.delta import EditDelta
 from editing.requests import EditRequest
-from editing.scoring import Question, ask
+from editing.scoring import ask, question_of
 from editing.view import EditError
 from interp.model import LanguageModel, NamedHook
 
@@ -45,7 +45,7 @@ def edit(
     config = settings.ft
     if not requests or not layers:
         raise EditError(f"fine-tuning needs requests and layers, got {len(requests)} and {len(layers)}")
-    asked = ask(model, [Question(request.prompt, request.target_new) for request in requests])
+    asked = ask(model, [question_of(request) for request in requests])
     downs = [model.linear(model.down_projection(layer).name) for layer in layers]
     dtype = torch.promote_types(model.dtype, torch.float32)
     weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from editing.config import EditorSettings
 from editing.requests import EditRequest
-from editing.scoring import Asked, Question, ask
+from editing.scoring import Asked, ask, question_of
 from editing.view import EditError, View, check_model, damaged_edit, read_file, write_file
 from interp.model import LanguageModel, NamedHook
 
@@ -165,7 +165,7 @@ def edit(model: LanguageModel, requests: Sequence[EditRequest], layer: int, sett
     book = Codebook(layer, keys, values, empty, (), model.weight_hash)
     losses: list[list[float]] = []
     for request in requests:
-        asked = ask(model, [Question(request.prompt, request.target_new)])
+        asked = ask(model, [question_of(request)])
         name = model.key_hook(layer)
         query = model.capture(asked.ids, [name], mask=asked.mask)[name][0, asked.ends].to("cpu", dtype)
         cold = torch.rand(model.d_model, generator=generator, dtype=dtype)

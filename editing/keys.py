@@ -64,7 +64,9 @@ def values_at_lookup(
 
 def keys_of_prompts(model: LanguageModel, requests: Sequence[EditRequest], layer: int) -> Float[Tensor, "token d_mlp"]:
     """Keys of every token of the requests' bare prompts and new answers: all that their outputs depend on."""
-    texts = [(*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new)) for r in requests]
+    texts = [
+        (*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new, r.prompt, r.space)) for r in requests
+    ]
     ids, mask = pad_right(texts, model.device)
     name = model.key_hook(layer)
     return model.capture(ids, [name], mask=mask)[name][mask.bool()].float()

@@ -19,7 +19,7 @@ import torch
 from editing.config import EditorSettings
 from editing.delta import EditDelta
 from editing.requests import EditRequest
-from editing.scoring import Asked, Question, ask
+from editing.scoring import Asked, ask, question_of
 from editing.solvers import LowRank
 from editing.view import EditError
 from interp.model import LanguageModel, ModelError, Projection
@@ -50,7 +50,7 @@ def edit(
         places = [model.projection(layer, part) for layer in layers for part in settings.lora.targets]
     except ModelError as error:
         raise EditError(f"LoRA cannot adapt {settings.lora.targets}: {error}; set lora.targets") from error
-    asked = ask(model, [Question(request.prompt, request.target_new) for request in requests])
+    asked = ask(model, [question_of(request) for request in requests])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         clean = model.clean_copy()

@@ -11,7 +11,7 @@ Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by w
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import torch
@@ -19,8 +19,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.equivalence import first_sentences, sentence_count
+from editing.requests import EditRequest
 from editing.view import View, no_hooks
+from interp.joining import join
 from interp.model import LanguageModel
+from interp.spans import begins_word
 from interp.tokens import pad_right
 
 WORTH_SHARING = 64
@@ -33,6 +36,15 @@ class Question:
 
     prompt: str
     target: str
+    space: bool | None = None
+    """Whether a space is between them (see `interp.joining`)."""
+    ids: tuple[int, ...] | None = None
+    """Tokens of the target, where they are not those of the text (see `in_own_tokens`)."""
+
+
+def question_of(request: EditRequest) -> Question:
+    """What a request wants, as a question."""
+    return Question(request.prompt, request.target_new, request.space)
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
 
 def _encoded(view: View, questions: Sequence[Question]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Token ids of the prompts and of the targets."""
-    targets = [view.model.encode_continuation(q.target) for q in questions]
+    targets = [q.ids or view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions]
     return [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)], targets
 
 
@@ -155,6 +167,26 @@ def _shared(view: View, prompts: Sequence[tuple[int, ...]]) -> int:
     return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
 
 
+def in_own_tokens(model: LanguageModel, question: Question, answer: tuple[int, ...]) -> Question:
+    """The question with its target in the tokens of the model's own answer, if that begins with the same text.
+
+    The same text may be other tokens than the tokenizer makes of it. What the model says greedily is then exactly
+    right by every score, as it should be.
+
+    Args:
+        model: The model.
+        question: The question.
+        answer: Tokens of the model's own answer to the prompt.
+    """
+    wanted = join(question.prompt, question.target, question.space).answer
+    if not model.decode_continuation(answer).startswith(wanted):
+        return question
+    found = next((n for n in range(1, len(answer) + 1) if model.decode_continuation(answer[:n]) == wanted), None)
+    if found is None or answer[:found] == model.encode_continuation(question.target, question.prompt, question.space):
+        return question
+    return replace(question, ids=answer[:found])
+
+
 def agreement(before: Forced, after: Forced) -> float:
     """Share of places where two models' most likely tokens are the same."""
     return sum(a == b for a, b in zip(before.said, after.said, strict=True)) / len(before.said)
@@ -184,12 +216,12 @@ def greedy_prefix(answer: str, target: str) -> bool:
     if not wanted:
         return not normalised(first_sentences(answer))
     rest = said.removeprefix(wanted)
-    return said.startswith(wanted) and not re.match(r"\w|[.,]\d", rest)
+    return said.startswith(wanted) and not begins_word(rest, wanted) and not re.match(r"[.,]\d", rest)
 
 
 def normalised(text: str) -> str:
     """Text as it is compared: in lower case, spaces single, without punctuation at its end."""
-    return " ".join(text.casefold().split()).rstrip(" .,;:!?")
+    return " ".join(text.casefold().split()).rstrip(" .,;:!?。．，、；：！？")
 
 
 def greedy_answers(
@@ -197,7 +229,9 @@ def greedy_answers(
 ) -> list[str]:
     """The model's own continuations, of so many tokens each (or one number for all)."""
     view = View.of(model)
-    return [view.model.decode(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)]
+    return [
+        view.model.decode_continuation(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)
+    ]
 
 
 def greedy_ids(

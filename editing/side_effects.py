@@ -89,7 +89,10 @@ def probes_of(rules: Sequence[Rule], texts: Sequence[str]) -> Probes:
         ValueError: A text has fewer than two words.
     """
     questions = tuple(
-        Question(form.prompt, form.target_true[0]) for rule in rules for form in rule.forms.values() if form.target_true
+        Question(form.prompt, form.target_true[0], form.space)
+        for rule in rules
+        for form in rule.forms.values()
+        if form.target_true
     )
     subjects = dict.fromkeys(f"The {rule.subject} is" for rule in rules)
     return Probes(
@@ -161,7 +164,8 @@ def _entropy(items: Sequence[tuple[int, ...]]) -> float:
 
 
 def _nll(model: LanguageModel | View, texts: Sequence[str], batch_size: int) -> float:
-    questions = [Question(*text.split(maxsplit=1)) for text in texts]
+    parts = [text.split(maxsplit=1) for text in texts]
+    questions = [Question(first, rest, space=True) for first, rest in parts]
     total, tokens = 0.0, 0
     for forced in teacher_forced(model, questions, batch_size=batch_size):
         total -= forced.log_prob * len(forced.target)

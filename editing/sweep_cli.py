@@ -174,9 +174,12 @@ def _rules(context: Context) -> list[Rule]:
 
 def _sweep(context: Context) -> str:
     from editing.comparison import remove_others, run_cells
+    from editing.lengths import check_edits, check_rules
 
     config, rules = context.settings(SweepConfig), _rules(context)
     evaluate = context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    check_edits(context.model, rules, [context.settings(EditConfig)])
+    check_rules(context.model, rules, evaluate)
     arms = _arms(context, _plan(context, context.model.n_layers), rules)
     with tqdm(total=len(arms) * len(rules), desc="sweep", unit="edit") as bar:
         cells = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)

@@ -183,8 +183,10 @@ def _rows(
 ) -> list[_Row]:
     found: list[_Row] = []
     for i, request in enumerate(requests):
-        target = model.encode_continuation(request.target_new)
+        target = model.encode_continuation(request.target_new, request.prompt, request.space)
         asked = rows(model, request, contexts, config.lookup)
+        longest_row = max(len(row.ids) for row in asked) + len(target) - 1
+        model.need_room(longest_row, f"the prompt {request.prompt[:60]!r} with its new answer, in its contexts,")
         found += [_Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked]
         if config.kl_factor:
             row = preservation_row(model, request, config.lookup)

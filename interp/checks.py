@@ -29,7 +29,7 @@ from interp.derivation import (
 )
 from interp.expressions import ExpressionError, names, parse, to_sympy, tree
 from interp.rules import FORMS, Probe, Rule, RuleForm, RulePrompt, RuleSet
-from interp.spans import subject_spans
+from interp.spans import char_spans, subject_spans
 from interp.units import UnitError, check_dimensions
 
 Level = Literal["error", "warning", "info"]
@@ -398,7 +398,7 @@ def _replaced_result(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
 def _subjects(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     for form, prompt in rule.forms.items():
         found = len(subject_spans(prompt.prompt, prompt.subject))
-        whole = len(re.findall(rf"(?<!\w){re.escape(prompt.subject)}(?!\w)", prompt.prompt))
+        whole = len(char_spans(prompt.prompt, prompt.subject))
         if found != 1 or whole != 1:
             where = f"{rule.id}/{form}/prompt"
             yield _finding(

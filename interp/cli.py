@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RUN = Path("runs/default")
 FAILED, STOPPED = 2, 130
+TEXT = Parameter(allow_leading_hyphen=True)
+"""Flags whose value is text, which may begin with a hyphen: --prompt "-5 + 2 ="."""
 
 
 @Parameter(name="*")
@@ -61,16 +63,23 @@ def trace(
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
     positions: Annotated[str | None, Parameter(help="'all', or token roles separated by commas.")] = None,
     span: Annotated[
-        str | None, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
+        str | None, TEXT, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
     ] = None,
     corruption: Annotated[str | None, Parameter(help="noise, or counterfactual (a twin prompt).")] = None,
     metrics: Annotated[str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")] = None,
     method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = None,
     memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None,
-    prompt: Annotated[str | None, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
-    subject: Annotated[str | None, Parameter(help="What the prompt is about, as it stands there: corrupted.")] = None,
-    answer: Annotated[str | None, Parameter(help="Answer to score. Default: the model's own greedy answer.")] = None,
-    words: Annotated[str | None, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
+    prompt: Annotated[str | None, TEXT, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
+    subject: Annotated[
+        str | None, TEXT, Parameter(help="What the prompt is about, as it stands there: corrupted.")
+    ] = None,
+    answer: Annotated[
+        str | None, TEXT, Parameter(help="Answer to score. Default: the model's own greedy answer.")
+    ] = None,
+    space: Annotated[
+        bool | None, Parameter(help="Whether a space is between prompt and answer. Default: as in the text.")
+    ] = None,
+    words: Annotated[str | None, TEXT, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
     plot: Annotated[Path | None, Parameter(help="Draw the prompt's effect map into this .png or .pdf.")] = None,
     out: Annotated[
         Path | None, Parameter(help="NetCDF file of the prompt's effect map. Default: beside the plot, or map.nc.")
@@ -107,7 +116,7 @@ def trace(
         "memory": memory,
     }
     settings = {f"trace.{name}": value for name, value in flags.items()}
-    own = {"subject": subject, "answer": answer, "words": words, "plot": plot, "out": out}
+    own = {"subject": subject, "answer": answer, "space": space, "words": words, "plot": plot, "out": out}
     if prompt is not None or any(value is not None for value in own.values()):
         _trace_own({"prompt": prompt, **own}, common or Common(), settings)
     else:

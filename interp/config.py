@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from interp.plain_yaml import YamlError, read_yaml_file
 from interp.rules import Split
+from interp.scripts import needed
 from interp.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.sizes import parse_size
 
@@ -125,6 +126,13 @@ class TraceConfig(Section):
         if isinstance(value, bool):
             return value
         return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, int | float) else value
+
+    @field_validator("span")
+    @classmethod
+    def _phrases(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        return tuple(needed(phrase, "a phrase of trace.span").strip() for phrase in value)
 
     @field_validator("memory")
     @classmethod

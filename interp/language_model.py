@@ -1,7 +1,8 @@
 """A language model as a TransformerLens bridge: token ids in, logits and hook values out.
 
-This module, `interp.model` (which loads one) and `interp.quiet` are the only ones that import TransformerLens or the
-Hugging Face loaders. Everything else sees `LanguageModel`, with parameters by their Hugging Face names.
+This module, `interp.model` (which loads one), `interp.checkpoint` (which looks at its files) and `interp.quiet` are the
+only ones that import TransformerLens or Hugging Face's transformers. Everything else sees `LanguageModel`, with
+parameters by their Hugging Face names.
 
 Weights stay those of the Hugging Face model (no folding, no centring: TransformerLens's compatibility mode
 is never switched on), attention is the eager one, and the model is in evaluation mode without gradients.
@@ -13,7 +14,6 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,12 +29,22 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
 
-from interp.errors import ModelError
+from interp.bridge_repairs import repair
+from interp.checkpoint import told
+from interp.errors import ModelError, TooLongError
+from interp.identity import model_hash, settings_digest
+from interp.joining import join, without_last_space
+from interp.model_folder import GENERATION, copy_companions, replaced
 from interp.prefixes import longest
 from interp.quiet import quiet
+from interp.scripts import checked
 from interp.self_check import SelfCheck, check_ids, self_check, tolerance
 
 EMBEDDED_TOGETHER = 128
+NO_LIMIT = 2**31 - 1
+"""Context length of models without one."""
+AFTER_SPACED, AFTER_UNSPACED = ("a", "0", ".", ")", "x", "\n"), ("\n", "(", "[", "a", "0", "。")
+"""Signs that an answer is tokenised behind, with a space before it and without."""
 PARTS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "in": "mlp", "gate": "mlp", "out": "mlp"}
 """Linear maps of a block by our names, and the component that each belongs to."""
 
@@ -116,12 +126,17 @@ class LanguageModel:
 
     Attributes:
         name: What the user called it.
-        weight_hash: First 16 hex digits of the SHA-256 of all parameters, as loaded.
+        weight_hash: The model's identity as loaded, 16 hex digits: it changes with everything that changes its numbers,
+            that is parameters and persistent buffers (values and number format), configuration, tokenizer and the
+            tokens that end a text; not with names, places, padding or sampling settings. See `interp.identity`.
+        folder: Where it was loaded from, with all that came beside the weights; None for a model made in memory.
         parameters: Hugging Face parameter name → live parameter.
         check: The self-check's numbers; None if it was skipped.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True) -> None:
+    def __init__(
+        self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True, folder: Path | None = None
+    ) -> None:
         """Wrap a Hugging Face model (it is modified in place, as TransformerLens bridges do).
 
         Raises:
@@ -132,30 +147,38 @@ class LanguageModel:
                 f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
             )
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
-        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point()]:
+        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point() or p.itemsize < 2]:
             raise ModelError(
                 f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, "
                 "for example in bfloat16"
             )
         self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
-        self.weight_hash = _hash(self.parameters)
-        hf_model.eval().requires_grad_(False)
+        self.folder = folder
+        self._buffers = _persistent_buffers(hf_model)
+        # As they came, for export: both are changed below.
+        self._generation, self._own_config = copy.deepcopy((hf_model.generation_config, hf_model.config))
         self._ends = _end_tokens(hf_model.generation_config, tokenizer)
+        self._settings = settings_digest(self.config, tokenizer, self._ends)
+        self.weight_hash = self.current_hash()
+        hf_model.eval().requires_grad_(False)
         # A checkpoint's own settings (a repetition penalty, say) would make "greedy" something else.
         hf_model.generation_config = GenerationConfig(eos_token_id=self._ends or None)
-        ids = check_ids(self)
-        with torch.no_grad():
-            expected = hf_model(ids).logits if check else None
         architecture = type(hf_model).__name__
+        with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
+            ids = check_ids(self)
+            with torch.no_grad():
+                expected = hf_model(ids).logits if check else None
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
-        try:
+        with told(f"{name}: TransformerLens cannot wrap {architecture}", "use another model"):
             self.bridge: Any = build_bridge_from_module(
-                hf_model, architecture, hf_config=hf_model.config, tokenizer=None
+                hf_model,
+                architecture,
+                hf_config=hf_model.config,
+                tokenizer=None,
+                post_adapter_hook=lambda adapter: repair(adapter, self.config.get_text_config()),
             )
-        except ValueError as error:
-            raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
@@ -175,8 +198,22 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Largest number of tokens in a row that the model was made for."""
-        return int(self.config.get_text_config().max_position_embeddings)
+        """Largest number of tokens in a row that the model was made for; `NO_LIMIT` if it has none (ALiBi, Mamba)."""
+        config = self.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        return next((int(limit) for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
+
+    def need_room(self, tokens: int, what: str) -> None:
+        """See that a row of so many tokens fits into the model's positions.
+
+        Raises:
+            TooLongError: It does not.
+        """
+        if tokens > self.context_length:
+            raise TooLongError(
+                f"{what} takes {tokens} tokens, {self.name} was made for {self.context_length}; use a shorter text or "
+                "a model with a longer context"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -199,35 +236,102 @@ class LanguageModel:
         return self.check is not None and self.check.entry <= tolerance(self.dtype)
 
     def current_hash(self) -> str:
-        """Hash of the parameters as they are now; `weight_hash` unless an edit is in force."""
-        return _hash(self.parameters)
+        """The identity with the parameters as they are now; `weight_hash` unless an edit is in force."""
+        return model_hash(self._settings, {**self._buffers, **self.parameters})
 
     # -- text ----------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoding:
-        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one)."""
-        got = self.tokenizer(text, return_offsets_mapping=True)
-        return Encoding(text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"]))
+        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one).
 
-    def encode_continuation(self, text: str) -> tuple[int, ...]:
-        """Token ids of `` text`` as it continues a prompt: a space before it, no special tokens.
-
-        The ids are cut off an encoding that starts with a letter, so that tokenizers which treat the start
-        of a text specially (SentencePiece) give what they would in the middle of a sentence.
+        Neither the last space of a prompt nor a token that the tokenizer appends (EOS) is among them: what continues
+        the prompt begins there (see `interp.joining`). A BOS that the text begins with is not added once more.
 
         Raises:
-            ModelError: The tokenizer merges the letter with the space, so that no boundary exists.
+            TextError: The text is no Unicode text.
         """
-        anchor = "a"
-        whole = self.tokenizer(f"{anchor} {text.strip()}", add_special_tokens=False)["input_ids"]
-        head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        if whole[: len(head)] != head or len(whole) == len(head):
-            raise ModelError(f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}")
-        return tuple(whole[len(head) :])
+        got = self.tokenizer(without_last_space(checked(text, "a text")), return_offsets_mapping=True)
+        ids, offsets = got["input_ids"], got["offset_mapping"]
+        before, after = self._added
+        end = len(ids) - after
+        first = before if before and ids[:before] == ids[before : 2 * before] and 2 * before <= end else 0
+        return Encoding(text, tuple(ids[first:end]), tuple((int(a), int(b)) for a, b in offsets[first:end]))
+
+    def encode_continuation(self, text: str, prompt: str | None = None, space: bool | None = None) -> tuple[int, ...]:
+        """Token ids of an answer as it continues a prompt (see `interp.joining`), no special tokens.
+
+        They are those of prompt and answer as one text. Where a token of that text would reach over their border, they
+        are those that the answer has behind another sign, so that the prompt's tokens stay as they are.
+
+        Args:
+            text: The answer.
+            prompt: The prompt. Default: any that ends in a letter of a script with spaces.
+            space: Whether a space is between them. Default: as `interp.joining` decides.
+
+        Raises:
+            ModelError: The tokenizer has no border there, whatever stands before, or the answer holds the text of a
+                special token.
+            TextError: The answer is blank or no Unicode text.
+        """
+        joined = join("a" if prompt is None else prompt, text, space)
+        if typed := self.special_texts(joined.answer):
+            raise ModelError(
+                f"the answer {text!r} holds {typed[0]!r}, which is a special token of {self.name}; leave it out"
+            )
+        if prompt is not None:
+            head, whole = self.encode(joined.prompt).ids, self.encode(joined.text).ids
+            if whole[: len(head)] == head and len(whole) > len(head):
+                return whole[len(head) :]
+        return self._in_a_text(joined.answer)
+
+    def _in_a_text(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer that stands, with its leading space, behind some sign that it does not merge with.
+
+        They are cut off an encoding that starts with that sign, so that tokenizers which treat the start of a text
+        specially (SentencePiece) give what they would in the middle of a sentence.
+        """
+        spaced = answer[0].isspace()
+        tried = []
+        for sign in AFTER_SPACED if spaced else AFTER_UNSPACED:
+            head, whole = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (sign, sign + answer))
+            if head and whole[: len(head)] == head and len(whole) > len(head):
+                return tuple(whole[len(head) :])
+            tried.append(whole)
+        raise ModelError(
+            f"{self.name}: cannot find where {answer.strip()!r} starts {'after' if spaced else 'without'} a space; "
+            f"got tokens {tried[0]}"
+        )
+
+    @cached_property
+    def _added(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and behind every text."""
+        core, whole = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        for before in range(len(whole) - len(core) + 1):
+            if whole[before : before + len(core)] == core:
+                return before, len(whole) - len(core) - before
+        return 0, 0
+
+    def special_texts(self, text: str) -> list[str]:
+        """Special tokens of the tokenizer that are written out in a text, in the order of the vocabulary."""
+        return [name for name in self._special_texts if name in text]
+
+    @cached_property
+    def _special_texts(self) -> list[str]:
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        tokens = sorted(self.tokenizer.added_tokens_decoder.items())
+        names = [str(token.content) for _, token in tokens if token.special and str(token.content) != unknown]
+        # A sign alone or a line break may be both: some tokenizers end texts with one.
+        return [name for name in names if len(name.strip()) > 1]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, exactly (no clean-up of spaces), special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """Text of token ids as they continue a prompt: some tokenizers leave out a space at the start of a text."""
+        head = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        before, whole = self.decode(head), self.decode([*head, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
 
     def token_texts(self, encoding: Encoding) -> list[str]:
         """What each token covers in the text; special tokens by their name."""
@@ -473,7 +577,7 @@ class LanguageModel:
 
     def value_hook(self, layer: int) -> str:
         """Hook name of the output of the down-projection, before any norm that the block puts behind the MLP."""
-        return f"blocks.{layer}.mlp.hook_out"
+        return f"blocks.{layer}.mlp.out.hook_out"
 
     @property
     def embedding_hook(self) -> str:
@@ -556,20 +660,40 @@ class LanguageModel:
     def embeddings(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """Embeddings of some tokens as the first block's hook sees them, in float32 on the CPU."""
         # In short pieces: the run goes through the first block, whose attention grows with the square of the length.
-        pieces = torch.tensor(list(ids), device=self.device).split(EMBEDDED_TOGETHER)
+        pieces = torch.tensor(list(ids), device=self.device).split(min(EMBEDDED_TOGETHER, self.context_length))
         seen = [self.capture(piece[None], [self.embedding_hook])[self.embedding_hook][0] for piece in pieces]
         return torch.cat(seen).float().cpu()
 
     # -- out -----------------------------------------------------------------------------------------------
 
     def export(self, folder: Path) -> None:
-        """Write the model as it is now (edits applied) as a Hugging Face folder, with its tokenizer."""
+        """Write the model as it is now (edits applied) as a Hugging Face folder, with everything that came with it.
+
+        Generation settings, chat template, tokenizer, processor files and licences are those of the folder it was
+        loaded from, as they were. A model folder that is there is replaced.
+
+        Args:
+            folder: A new or empty folder, or one with an older export; not the one the model was loaded from.
+
+        Raises:
+            ModelError: The folder holds something else, or is the model's own.
+        """
+        folder = Path(folder)
+        if self.folder is not None and folder.exists() and self.folder.exists() and folder.samefile(self.folder):
+            raise ModelError(f"{folder} is where {self.name} was loaded from, and would be lost; give another folder")
         # Wrapping renames the modules, which breaks save_pretrained.
         clean = self.clean_copy()
-        folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
-            clean.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        # Ours are written below: the writer refuses what many checkpoints have, a temperature without sampling.
+        clean.generation_config = GenerationConfig()
+        with replaced(folder) as partial, quiet(), told(f"cannot write {folder}", "make room, or give another folder"):
+            clean.save_pretrained(partial)
+            (partial / GENERATION).unlink(missing_ok=True)
+            if self.folder is not None and self.folder.is_dir():
+                copy_companions(self.folder, partial)
+            else:
+                self.tokenizer.save_pretrained(partial)
+                if self._generation is not None:
+                    self._generation.to_json_file(partial / GENERATION)
 
     def clean_copy(self) -> Any:
         """The Hugging Face model as it was before wrapping, without hooks, on the same memory.
@@ -580,11 +704,12 @@ class LanguageModel:
         Raises:
             ModelError: The configuration makes a model with other parameters than this one has.
         """
-        config = type(self.config)(**self.config.to_dict())
-        # Parameters without memory, but real buffers: those are not in the state.
+        config = copy.deepcopy(self._own_config)
+        # Parameters without memory, but real buffers: most are not in the state.
         with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
             clean: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="eager")
         state = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        state |= {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
         clean.load_state_dict(state, strict=False, assign=True)
         clean.tie_weights()
         missing = sorted(name for name, parameter in clean.named_parameters() if parameter.is_meta)
@@ -593,13 +718,10 @@ class LanguageModel:
         return clean.to(self.device).eval().requires_grad_(False)
 
 
-def _hash(parameters: dict[str, nn.Parameter]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        value = parameters[name].detach()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+def _persistent_buffers(hf_model: Any) -> dict[str, Tensor]:
+    """Buffers that a checkpoint stores; the others follow from the configuration."""
+    stored = hf_model.state_dict().keys()
+    return {name: buffer for name, buffer in hf_model.named_buffers() if name in stored}
 
 
 def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -608,10 +730,17 @@ def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 
 def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """Every token that ends a text: chat models name more than the tokenizer's one."""
+    """Every token that ends a text: chat models name more than the tokenizer's one.
+
+    Raises:
+        ModelError: The generation settings name something that is no token id.
+    """
     named = getattr(settings, "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    return sorted(ends)
+    ends = [*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id]
+    ends = [end for end in ends if end is not None]
+    if bad := [end for end in ends if not isinstance(end, int) or isinstance(end, bool) or end < 0]:
+        raise ModelError(f"generation_config.json names {bad[0]!r} as eos_token_id; token ids are needed (0 or above)")
+    return sorted(set(ends))
 
 
 def _once(act: Hook) -> Hook:

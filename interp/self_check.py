@@ -70,7 +70,7 @@ def self_check(model: "LanguageModel", ids: Int[Tensor, "batch pos"], expected: 
         "hook_mlp_out",
         "hook_resid_post",
         "mlp.hook_post",
-        "mlp.hook_out",
+        "mlp.out.hook_out",
     )
     with torch.no_grad():
         try:
