@@ -28,6 +28,8 @@ CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
 COMBINED = "combined"
+ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
+"""Coords of the arms of a sweep, and what they hold."""
 OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
 """Settings of edits that a sweep does not read."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
@@ -255,17 +257,28 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
         freshness.RECORD: _record(context).text(),
     }
+    table = pd.DataFrame(rows)
+    # Every arm's score, also at layers that are no window: what `dmle regret` reads; the CSV is for people.
+    arms = table.pivot(index=["group", "layers"], columns="rule", values="score").reindex(columns=ids)
+    labels = {name: ("arm", np.array(arms.index.get_level_values(level), object)) for name, level in ARM_LABELS.items()}
+    held = held.assign(arm_score=(("arm", "rule"), arms.values)).assign_coords(labels)
     effects.save(held, context.run.path / "sweep.nc")
-    write_text(context.run.path / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(context.run.path / "sweep.csv", table.to_csv(index=False))
+
+
+def arm_table(swept: "xr.Dataset") -> "pd.DataFrame":
+    """The score of every arm of a sweep: columns group, layers, rule, score."""
+    flat = swept["arm_score"].to_dataframe().reset_index()
+    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"})[["group", "layers", "rule", "score"]]
 
 
 def _record(context: Context) -> "Made":
-    """What a sweep is made with: of the settings of edits, those of one editor."""
+    """What a sweep is made with: of the settings of edits, those of one editor; it asks for no greedy answers."""
     from interp import freshness
 
     edit = freshness.settings_of("edit", context.settings(EditConfig))
     of_editor = {key: value for key, value in edit.items() if key.split(".")[1] not in OF_ARMS}
-    return freshness.made(context, "sweep", ["covariance", "evaluate", "sweep"], rules=["sweep"], more=of_editor)
+    return freshness.made(context, "sweep", ["covariance", "sweep"], rules=["sweep"], more=of_editor)
 
 
 def _read_by_sweep(context: Context) -> list[str]:
@@ -290,19 +303,38 @@ def _fresh_regret(context: Context) -> None:
 def _regret(context: Context) -> str:
     import pandas as pd
 
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
-    cells = pd.read_csv(run.need("sweep.csv", "sweep"), dtype={"layers": str})
+    cells = arm_table(swept)
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
-    write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    more = {f"sweep.{name}": getattr(config, name) for name in ("resamples", "confidence")}
+    record = freshness.made(context, "regret", ["select"], inputs=["sweep.nc", *_read_by_sweep(context)], more=more)
+    held = regret_dataset(table).assign_attrs({freshness.RECORD: record.text()})
+    effects.save(held, run.path / "regret.nc")
+    write_text(run.path / "regret.csv", table.to_csv(index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
     write_text(run.path / "tables" / "regret.tex", made.latex)
     return f"{made.markdown}\nregret of every strategy: {run.path / 'regret.csv'}"
+
+
+def regret_dataset(table: "pd.DataFrame") -> "xr.Dataset":
+    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back (`figures`)."""
+    import xarray as xr
+
+    texts = ("strategy", "group", "layers", "supported")
+    return xr.Dataset(
+        {
+            name: ("row", values.astype(str).to_numpy(object) if name in texts else values.to_numpy(float))
+            for name, values in table.items()
+        },
+        attrs={"schema": "dmle.regret/1"},
+    )
 
 
 def regret_rows(
