@@ -269,7 +269,7 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
 def arm_table(swept: "xr.Dataset") -> "pd.DataFrame":
     """The score of every arm of a sweep: columns group, layers, rule, score."""
     flat = swept["arm_score"].to_dataframe().reset_index()
-    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"})[["group", "layers", "rule", "score"]]
+    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(["group", "layers", "rule", "score"])
 
 
 def _record(context: Context) -> "Made":

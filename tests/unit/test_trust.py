@@ -106,7 +106,7 @@ CHANGES = [
     ),
     ("evaluate", ["--set", "edit.layers=0/1"], "writes formula+description: layers"),
     ("figures", ["--set", "evaluate.answer_tokens=3"], "evaluate.answer_tokens was 2 when"),
-    ("report", ["--set", "edit.ft={steps: 2}"], "edit.ft.steps was 1 when"),
+    ("report", ["--set", "edit.ft={{steps: 2}}"], "edit.ft.steps was 1 when"),
     ("compare", ["--set", "profile.confidence=0.9"], "profile.confidence was 0.95 when"),
     ("edit", ["--model", "{inputs}/twin"], "was made for another model"),
     ("edit", ["--model", "{inputs}/deeper"], "was made for another model"),
@@ -219,8 +219,8 @@ def test_two_comparisons_of_one_folder_end_as_one(inputs: Path, dmle: Command, t
     one, two = (pd.read_csv(run / "answers.csv") for run in (alone, shared))
     pd.testing.assert_frame_equal(one, two)
     assert len(one) and set(one["editor"]) == {"ft", "memit", "rome"}
-    scores = [effects.load(run / "scores.nc")["score"].values for run in (alone, shared)]
-    np.testing.assert_array_equal(*scores)
+    first, second = (effects.load(run / "scores.nc")["score"].values for run in (alone, shared))
+    np.testing.assert_array_equal(first, second)
     names = [{name for name in contents(run) if "covariance" not in name} for run in (alone, shared)]
     assert names[0] == names[1]
     assert (alone / "tables/comparison-exact.md").read_bytes() == (shared / "tables/comparison-exact.md").read_bytes()
