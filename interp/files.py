@@ -271,8 +271,7 @@ _MADE_BY = {
     "answers.json": "evaluate",
     "evidence.nc": "evidence",
     "sweep.nc": "sweep",
-    "sweep.json": "sweep",
-    "regret.json": "regret",
+    "regret.nc": "regret",
     "tuning.nc": "tune",
 }
 _FOLDERS_MADE_BY = {
