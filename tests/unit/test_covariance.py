@@ -267,7 +267,9 @@ def test_a_damaged_file_says_what_to_do(tiny_llama: LanguageModel, corpus: Path,
     measure(tiny_llama, [0], config(corpus), tmp_path)
     (file,) = tmp_path.glob("*/layer_0.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"layer_0\.safetensors is not a readable covariance: .* Delete it"):
+    with pytest.raises(
+        ValueError, match=r"layer_0\.safetensors is not a readable covariance: .*; delete it to measure it anew"
+    ):
         measure(tiny_llama, [0], config(corpus), tmp_path)
 
 

@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import os
 import signal
 import subprocess
 import sys
@@ -11,7 +13,6 @@ import pytest
 
 from interp.embedded import (
     MODEL,
-    PARTIAL_SUFFIX,
     EmbeddedFile,
     EmbeddedFileError,
     cache_dir,
@@ -21,6 +22,8 @@ from interp.embedded import (
     make_once,
     model_file,
 )
+from interp.errors import WriteError
+from interp.files import PARTIAL
 
 CONTENT = b"weights of a model"
 WANTED = EmbeddedFile(
@@ -136,7 +139,7 @@ def test_converted_model_converts_once_under_a_name_of_the_hash(
 
     def convert(source: Path, folder: Path) -> None:
         given.append(source)
-        assert folder.name.endswith(PARTIAL_SUFFIX)
+        assert PARTIAL.fullmatch(folder.name)
         assert list(folder.iterdir()) == []
         (folder / "model.safetensors").write_bytes(b"tensors")
 
@@ -159,9 +162,9 @@ def test_make_once_failed_making_leaves_nothing_and_can_be_repeated(tmp_path: Pa
     def fail(path: Path) -> None:
         path.mkdir()
         (path / "half").write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"deep/result: No space left .* make room"):
         make_once(target, fail)
     assert [path for path in target.parent.iterdir() if path.suffix != ".lock"] == []
     make_once(target, lambda path: path.mkdir())
@@ -253,7 +256,7 @@ def test_make_once_two_processes_at_once_make_it_once_and_both_use_it(tmp_path: 
 def test_make_once_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     target, log = tmp_path / "model", tmp_path / "log"
     assert start_maker(target, log, "killed").wait(timeout=60) == -signal.SIGKILL
-    partial = tmp_path / f"model{PARTIAL_SUFFIX}"
+    (partial,) = (path for path in tmp_path.iterdir() if PARTIAL.fullmatch(path.name))
     assert (partial / "half").exists()
     assert not target.exists()
     make_once(target, lambda path: path.mkdir())

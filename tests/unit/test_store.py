@@ -112,7 +112,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(name: str, tmp_path: Pat
     run, place = RunFolder(tmp_path / "run"), tmp_path / "run" / name
     place.parent.mkdir(parents=True)
     place.symlink_to(tmp_path / "other")
-    with pytest.raises(RunError, match="outside of the run folder"):
+    with pytest.raises(RunError, match="outside the run folder"):
         run.create()
     place.unlink()
     (tmp_path / "run" / "inside").mkdir()
@@ -141,6 +141,37 @@ def test_a_lock_is_entered_again_by_who_has_it_and_waits_for_others(tmp_path: Pa
 def test_settings_of_an_empty_file_are_empty(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").touch()
     assert RunFolder(tmp_path).settings == {}
+
+
+def test_settings_that_are_not_those_written_are_refused(tmp_path: Path) -> None:
+    run, path = RunFolder(tmp_path), tmp_path / "run.yaml"
+    make(run, "trace", {"trace"}, {"trace": {"samples": 3}})
+    content = path.read_bytes()
+    assert run.settings == {"trace": {"samples": 3}}
+    for damage in (
+        content.replace(b"samples: 3", b"samples: 7"),
+        content[: len(content) // 2],
+        content[:-1],
+    ):
+        path.write_bytes(damage)
+        with pytest.raises(RunError, match=r"run\.yaml .*; mend or delete it"):
+            _ = run.settings
+    path.write_text("settings: {trace: {samples: 4}}\n", encoding="utf-8")  # by hand
+    assert run.settings == {"trace": {"samples": 4}}
+
+
+def test_a_folder_with_a_link_that_leads_out_is_not_written(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    for name in ("traces", "deltas/memit"):
+        link = run.path / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "out")
+        with pytest.raises(RunError, match=f"{name} is a link to .*/out, outside the run folder"):
+            run.create()
+        link.unlink()
+    run.create()
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"])
