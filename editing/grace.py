@@ -38,6 +38,8 @@ from editing.config import EditorSettings
 from editing.requests import EditRequest
 from editing.scoring import Asked, Question, ask
 from editing.view import EditError, View, check_model, read_file, write_file
+from interp.errors import NotFiniteError
+from interp.finite import cause
 from interp.model import LanguageModel, NamedHook
 
 SCHEMA = "dmle.codebook/1"
@@ -66,6 +68,19 @@ class Codebook:
     labels: tuple[str, ...]
     model_hash: str
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what are no numbers.
+
+        Raises:
+            NotFiniteError: A key, value or radius is NaN or infinite.
+        """
+        for what in ("keys", "values", "radii"):
+            if not bool(getattr(self, what).isfinite().all()):
+                raise NotFiniteError(
+                    f"the codebook's {what} are not finite; make the edit again with a smaller grace.learning_rate, or "
+                    "model.dtype=float32"
+                )
 
     def nearest(self, query: Float[Tensor, "batch d_mlp"]) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Distance to the nearest key, and which it is (the first of equals)."""
@@ -116,7 +131,7 @@ class Codebook:
             keys, values, radii = (tensors[name] for name in ("keys", "values", "radii"))
             labels = tuple(header["labels"])
             return cls(header["layer"], keys, values, radii, labels, header["model_hash"], header["about"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, NotFiniteError) as error:
             raise EditError(f"{path} is not a readable {what}: {error}") from error
 
     def _hooks(self, model: LanguageModel, ends: Int[Tensor, " batch"]) -> list[NamedHook]:
@@ -229,7 +244,8 @@ def _train(
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
             loss = asked.nll(logits).mean()
         if not loss.isfinite():
-            raise EditError(f"GRACE diverged at step {step}; use a smaller grace.learning_rate, or model.dtype float32")
+            why = "use a smaller grace.learning_rate, or model.dtype=float32" if step else cause(model)
+            raise EditError(f"GRACE diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
