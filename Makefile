@@ -24,7 +24,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser lint typecheck format bench planted figures docs notebook notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test browser lint typecheck format bench planted figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,17 @@ bench: setup ## Time the parts that cost most: bench.json
 # MODELS=tiny leaves the embedded model out: minutes instead of hours.
 planted: setup ## Plant associations in known layers, and count how often they are found: planted.json
 	$(BIN)/python -m tests.benchmarks.planted $(MODELS) --maps build/planted
+
+# One thread: the processes are forked. SEED=1000000 gives other cases; MINUTES=30 is the run by hand.
+MINUTES ?= 1
+SEED ?= 0
+fuzz: setup ## Damaged and hostile input for everything that reads, for MINUTES: build/fuzz
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.robustness.fuzz --minutes $(MINUTES) --seed $(SEED)
+
+KILLS ?= 200
+PAIRS ?= 3
+kills: setup ## Kill every command, KILLS times in all, and start each twice, PAIRS times: build/kills
+	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.robustness.kills --kills $(KILLS) --pairs $(PAIRS)
 
 figures: setup ## Draw the figures and tables of runs/demo again
 	$(BIN)/dmle figures --run runs/demo

@@ -1,29 +1,30 @@
 """The editing steps of `dmle`: `edit` and `evaluate`."""
 
-import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from tqdm import tqdm
 
 from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig
 from interp.cli import Common, execute
-from interp.files import inside
+from interp.errors import StaleError
 from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from editing.covariance import Covariances
     from editing.editors import Resources
+    from editing.planned import Planned
     from editing.view import Edit
+    from interp.freshness import Made
+    from interp.model import LanguageModel
     from interp.selection import LayerSelection
 
-ALL = "_all"
-"""File name of an edit of all rules."""
 SHOWN = 12
 _SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
 
@@ -63,28 +64,22 @@ def evaluate(*, common: Common | None = None) -> None:
 
 
 def _edit(context: Context) -> str:
-    from editing import covariance
     from editing.contexts import sample_contexts
-    from editing.delta import EditDelta
-    from editing.editors import CLOSED_FORM, IN_ORDER, Resources, edit, layers_of, remarks
-    from editing.requests import EditRequest, requests_of
-    from interp.provenance import fingerprint
+    from editing.editors import CLOSED_FORM, Resources, layers_of
+    from editing.lengths import check_edits
+    from editing.planned import plan, remove_others
 
     config, model = context.settings(EditConfig), context.model
     arms = {name: config.settings_of(name) for name in config.editors}
     selected = selected_layers(context, arms.values())
     # All of them before any work: a wrong layer in the last arm should not wait for the others.
-    plans = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
-    rules = edited_rules(context, config)
+    layers = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
+    rules, training = edited_rules(context, config), training_rules(arms.values())
+    check_edits(model, rules, arms.values())
+    plans = plan(context, rules, layers, training)
     needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
-    statistics = None
-    if needed:
-        settings = context.settings(CovarianceConfig)
-        with tqdm(total=settings.tokens, desc="covariance", unit="token") as bar:
-            folder = context.run.path / "covariance"
-            statistics = covariance.measure(model, needed, settings, folder, advance=bar.update)
+    statistics = measured(context, needed) if needed else None
     contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
-    training = training_rules(arms.values())
     said: list[str] = []
     with tqdm(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
         for name, settings in arms.items():
@@ -92,60 +87,84 @@ def _edit(context: Context) -> str:
             if settings.editor in CLOSED_FORM and sampled not in contexts:
                 contexts[sampled] = sample_contexts(model, *sampled)
             resources = Resources(contexts.get(sampled, ("",)), statistics, selected, training)
-            together = config.mode == "batch" or (config.mode == "sequential" and settings.editor in IN_ORDER)
-            earlier: list[EditRequest] = []
-            done = ""
-            with ExitStack() as stack:
-                for group in [rules] if together else [[rule] for rule in rules]:
-                    requests = [r for rule in group for r in requests_of(rule, settings.lookup)]
-                    before = done if config.mode == "sequential" else ""
-                    done = fingerprint(
-                        weights=model.weight_hash,
-                        plan=plans[name],
-                        settings=settings.model_dump(exclude={"layers", "block", "memory"}),
-                        requests=requests,
-                        resources=_shared(resources) if settings.editor in CLOSED_FORM else None,
-                        demonstrations=[rule.id for rule in training] if settings.editor == "ike" else [],
-                        earlier=before,
-                    )
-                    path = delta_path(context, name, group[0] if len(group) == 1 else None)
-                    found = _done(path, done)
-                    if found is None:
-                        found = edit(model, requests, settings, resources, earlier=earlier)
-                        if isinstance(found, EditDelta):
-                            found = found.with_about(cast_loss=found.cast_loss(model))
-                        found = found.with_about(fingerprint=done, earlier=before)
-                        found.save(path)
-                    said += [f"  {name}: {line}" for line in remarks(found.about)]
-                    if config.mode == "sequential" and isinstance(found, EditDelta):
-                        stack.enter_context(found.applied(model))
-                        earlier += requests
-                    bar.update(len(group))
-    lines = [f"{name}: {_plan_text(plan)}" for name, plan in plans.items()]
+            for line in _edit_arm(model, plans[name], resources, config.mode == "sequential", bar.update):
+                said.append(f"  {name}: {line}")
+    if context.overwrite:
+        remove_others(context, plans)
+    lines = [f"{name}: {_plan_text(each)}" for name, each in layers.items()]
     if said:
         lines += [f"{len(said)} remarks:", *said[:SHOWN], *(["  …"] if len(said) > SHOWN else [])]
     lines.append(f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}")
     return "\n".join(lines)
 
 
+def _edit_arm(
+    model: "LanguageModel",
+    planned: "list[Planned]",
+    resources: "Resources",
+    in_sequence: bool,
+    advance: Callable[[int], object],
+) -> Iterator[str]:
+    """Make the edits of an arm that are not there yet; what a reader should know of each."""
+    from editing.delta import EditDelta
+    from editing.editors import edit, remarks
+    from editing.requests import EditRequest
+    from interp.freshness import RECORD
+
+    earlier: list[EditRequest] = []
+    with ExitStack() as stack:
+        for one in planned:
+            found = one.held()
+            if found is None:
+                found = edit(model, one.requests, one.settings, resources, earlier=earlier)
+                if isinstance(found, EditDelta):
+                    found = found.with_about(cast_loss=found.cast_loss(model))
+                more = {"fingerprint": one.fingerprint, "earlier": one.earlier, RECORD: dict(one.about)}
+                found = found.with_about(**more)
+                found.save(one.path)
+            yield from remarks(found.about)
+            if in_sequence and isinstance(found, EditDelta):
+                stack.enter_context(found.applied(model))
+                earlier += one.requests
+            advance(len(one.rules))
+
+
+def measured(context: Context, layers: Sequence[int]) -> "Covariances":
+    """The statistics of some blocks, read or measured, one process at a time."""
+    from editing import covariance
+
+    config = context.settings(CovarianceConfig)
+    with context.lock, tqdm(total=config.tokens, desc="covariance", unit="token") as bar:
+        folder = context.run.path / "covariance"
+        return covariance.measure(context.model, layers, config, folder, advance=bar.update)
+
+
 def _evaluate(context: Context) -> str:
     import pandas as pd
 
     from editing.evaluation import COLUMNS, evaluate
-    from interp import effects
+    from editing.in_context import InContext
+    from editing.lengths import check_rules
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.records import save_records
+    from interp.tables import csv_text
 
     config = context.settings(EditConfig)
-    context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
-    edits = {name: _edits_of(context, config, name, rules) for name in config.editors}
+    edits = _edits_of(context, config, rules)
+    check_rules(context.model, rules, context.settings(EvaluateConfig))
+    for of_rules in edits.values():
+        for rule in rules:
+            if isinstance(made := of_rules[rule.id], InContext):
+                check_rules(context.model, [rule], context.settings(EvaluateConfig), made.before)
     with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
         scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
+    scores.attrs[freshness.RECORD] = record_of_scores(context, "evaluate", "evaluate").text()
     effects.save(scores, context.run.path / "scores.nc")
     save_records(context.run.path / "answers.json", COLUMNS, answers)
     table = pd.DataFrame(answers, columns=list(COLUMNS))
-    write_text(context.run.path / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    write_text(context.run.path / "answers.csv", csv_text(table, index=False, quote_text=True))
     return "\n".join(
         [
             score_text(scores),
@@ -156,34 +175,27 @@ def _evaluate(context: Context) -> str:
     )
 
 
-def _edits_of(context: Context, config: EditConfig, name: str, rules: list[Rule]) -> "dict[str, Edit]":
-    """What each rule is evaluated under: its own edit, or in batch and sequential mode all of them together.
+def _edits_of(context: Context, config: EditConfig, rules: list[Rule]) -> "dict[str, dict[str, Edit]]":
+    """What each rule is evaluated under, by arm: its own edit, or in batch and sequential mode all of them together.
 
     Raises:
-        ValueError: The edits in the folder were made of other rules, or in another mode.
+        StaleError: The edits in the folder are not those of the settings, rules and model.
     """
-    from editing.delta import EditDelta, load_edit, merge
-    from editing.editors import IN_ORDER
+    from editing.delta import EditDelta, merge
+    from editing.planned import load_planned, plan, together
 
-    together = config.mode == "batch" or (config.mode == "sequential" and config.settings_of(name).editor in IN_ORDER)
-    if together:
-        one = load_edit(context.run.need(str(_relative(name, None if len(rules) > 1 else rules[0])), "edit"))
-        if list(dict.fromkeys(request["rule"] for request in one.about["requests"])) != [rule.id for rule in rules]:
-            raise ValueError(f"the edit of {name} is of other rules than those to evaluate; run `dmle edit` again")
-        return {rule.id: one for rule in rules}
-    found = {rule.id: load_edit(context.run.need(str(_relative(name, rule)), "edit")) for rule in rules}
-    before = ""
-    for one in found.values():
-        # Every edit of a sequence names the one before it, and one of a rule alone names none.
-        if one.about.get("earlier", "") != before:
-            raise ValueError(
-                f"the edits of {name} were not made one after the other with edit.mode={config.mode}; "
-                "run `dmle edit` again"
-            )
-        before = one.about.get("fingerprint", "") if config.mode == "sequential" else ""
-    if config.mode == "sequential":
-        deltas = [edit for edit in found.values() if isinstance(edit, EditDelta)]
-        return dict.fromkeys(found, merge(deltas, {"editor": name, "mode": "sequential"}))
+    arms = {name: config.settings_of(name) for name in config.editors}
+    selected = selected_layers(context, arms.values())
+    layers = {name: layer_plan(settings, context.model.n_layers, selected) for name, settings in arms.items()}
+    found: dict[str, dict[str, Edit]] = {}
+    for name, planned in plan(context, rules, layers, training_rules(arms.values())).items():
+        edits = load_planned(context, planned)
+        if config.mode == "sequential" and not together(config, arms[name]):
+            deltas = [edit for edit in edits if isinstance(edit, EditDelta)]
+            edits = [merge(deltas, {"editor": name, "mode": "sequential"})] * len(rules)
+        elif together(config, arms[name]):
+            edits = edits * len(rules)
+        found[name] = {rule.id: edit for rule, edit in zip(rules, edits, strict=True)}
     return found
 
 
@@ -226,37 +238,71 @@ def edited_rules(context: Context, config: EditConfig) -> list[Rule]:
     return rules[: config.limit]
 
 
-def delta_path(context: Context, editor: str, rule: Rule | None) -> Path:
-    """File of one rule's edit, or of all rules' together."""
-    return inside(context.run.path, _relative(editor, rule))
+def reads_selection(arms: Iterable[EditorSettings]) -> bool:
+    """Whether an arm takes the layers of the run's `selection.json`."""
+    return any(settings.editor == "dmle" and settings.layers == "auto" for settings in arms)
 
 
-def _relative(editor: str, rule: Rule | None) -> Path:
-    return Path("deltas") / editor / f"{rule.id if rule else ALL}.safetensors"
+def fresh_selection(context: Context) -> None:
+    """See that the run's selection, if an arm takes its layers, was made with what is in force.
 
+    Raises:
+        RunError: It is missing.
+        StaleError: It was made with something else.
+    """
+    from interp import freshness
 
-def _done(path: Path, key: str) -> "Edit | None":
-    from editing.delta import load_edit
-
-    if not path.is_file():
-        return None
-    found = load_edit(path)
-    return found if found.about.get("fingerprint") == key else None
-
-
-def _shared(resources: "Resources") -> list[Any]:
-    """What an edit by a closed form depends on, besides its settings."""
-    assert resources.covariances is not None
-    return [resources.contexts, resources.covariances.origin]
+    config = context.settings(EditConfig)
+    if reads_selection(config.settings_of(name) for name in config.editors):
+        context.run.need("selection.json", "select")
+        freshness.check(context, "selection.json")
 
 
 def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerSelection | None":
-    """The run's selection, if an arm asks for it."""
+    """The run's selection, if an arm asks for it.
+
+    Raises:
+        RunError: It is missing.
+        StaleError: It, or the selection that an arm names, was made for another model.
+    """
     from interp.selection import LayerSelection
 
-    if any(settings.editor == "dmle" and settings.layers == "auto" for settings in arms):
-        return LayerSelection.load(context.run.need("selection.json", "select"))
-    return None
+    every = list(arms)
+    for settings in every:
+        if settings.editor == "dmle" and settings.layers.endswith(".json"):
+            _check_model(context, Path(settings.layers), LayerSelection.load(Path(settings.layers)))
+    if not reads_selection(every):
+        return None
+    path = context.run.need("selection.json", "select")
+    found = LayerSelection.load(path)
+    _check_model(context, path, found)
+    return found
+
+
+def _check_model(context: Context, path: Path, selection: "LayerSelection") -> None:
+    model, made_for = context.model, selection.provenance.get("weight_hash")
+    remedy = "select layers with this model, or give them as numbers, such as edit.layers=3,4,5/12,13,14"
+    if selection.n_layers != model.n_layers:
+        raise StaleError(
+            f"{path} is of a model of {selection.n_layers} layers, {model.name} has {model.n_layers}; {remedy}"
+        )
+    if made_for and made_for != model.weight_hash:
+        raise StaleError(
+            f"{path} was made for another model ({made_for}; {model.name} as it is now is {model.weight_hash}); "
+            f"{remedy}"
+        )
+
+
+def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
+    """What the scores of edits were made with."""
+    from editing.editors import CLOSED_FORM
+    from interp.freshness import made
+
+    config = context.settings(EditConfig)
+    arms = [config.settings_of(name) for name in config.editors]
+    statistics = ["covariance"] if any(settings.editor in CLOSED_FORM for settings in arms) else []
+    inputs = ["selection.json"] if reads_selection(arms) else []
+    return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
 
 
 def layer_plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> dict[str, list[int]]:
@@ -293,6 +339,11 @@ def _check_edit(context: Context) -> None:
             requests_of(rule, settings.lookup)
 
 
+def _fresh_evaluate(context: Context) -> None:
+    context.run.need("deltas", "edit")
+    fresh_selection(context)
+
+
 EDIT = Step(
     "edit",
     _edit,
@@ -300,5 +351,14 @@ EDIT = Step(
     {"covariance": CovarianceConfig, "edit": EditConfig},
     needs_model=True,
     check=_check_edit,
+    fresh=fresh_selection,
 )
-EVALUATE = Step("evaluate", _evaluate, evaluate, {"evaluate": EvaluateConfig}, needs_model=True, check=_check_edit)
+EVALUATE = Step(
+    "evaluate",
+    _evaluate,
+    evaluate,
+    {"covariance": CovarianceConfig, "edit": EditConfig, "evaluate": EvaluateConfig},
+    needs_model=True,
+    check=_check_edit,
+    fresh=_fresh_evaluate,
+)

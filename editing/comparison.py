@@ -4,8 +4,9 @@ An arm is a named `EditorSettings`. A cell edits one rule alone on the unedited 
 scores it at once; its file holds every raw answer, or the error, if the arm failed: a failure is counted and is
 no score of zero. A cell whose settings, rule, model or layers have changed is run again, and no other.
 
-Several processes may work on one folder: each takes rules that no other is at. Rules come one after the other with
-all their arms, so that the unedited model's pass over a rule is shared by them.
+Several processes may work on one folder: each takes rules that no other is at, comes back to those at the end, and has
+all cells then. Rules come one after the other with all their arms, so that the unedited model's pass over a rule is
+shared by them.
 """
 
 import time
@@ -14,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from editing import side_effects
@@ -23,7 +24,7 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
-from interp.errors import DamagedError, MissingFileError
+from interp.errors import DamagedError, MissingFileError, NotFiniteError
 from interp.files import inside, read_json, write_json
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
@@ -95,8 +96,8 @@ def run_cells(
     *,
     probes: side_effects.Probes | None = None,
     advance: Callable[[int], object] = lambda n: None,
-) -> tuple[list[Cell], int]:
-    """Run every cell that is missing or out of date.
+) -> list[Cell]:
+    """Run every cell that is missing or out of date; wait for those that another process is at.
 
     Args:
         model: The unedited model; unedited again on return.
@@ -105,49 +106,106 @@ def run_cells(
         config: Scoring.
         folder: Where cells are kept.
         probes: Prompts and texts on which side effects and fluency are measured.
-        advance: Called with 1 for each cell that is done, also one that was before.
+        advance: Called with the number of cells that are done, also before or by another process.
 
     Returns:
-        The cells as they now are, none of other settings; and how many are still missing because another process is at
-        their rule.
+        All cells, rule by rule in the order of the arms and their seeds, none of other settings.
     """
-    cells: list[Cell] = []
-    missing = 0
-    side_before = None
-    for rule in rules:
-        plan = [
-            (arm, seed, cell_key(model, arm, seed, rule, config, asdict(probes) if probes else None))
+    worker = _Worker(model, config, folder, probes, advance)
+    about = asdict(probes) if probes else None
+    plans = {
+        rule.id: [
+            _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
             for arm in arms
             if rule.id in arm.rules
             for seed in arm.resources
         ]
-        todo = []
-        for arm, seed, key in plan:
-            if (cell := _done(folder, arm.name, rule.id, seed, key)) is not None:
-                cells.append(cell)
-            else:
-                todo.append((arm, seed, key))
-        advance(len(plan) - len(todo))
-        if not todo:
-            continue
-        lock = folder / "locks" / f"{rule.id}.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(lock, blocking=False):
-                if probes and side_before is None:
-                    side_before = side_effects.ask(model, probes, batch_size=config.batch_size)
-                floor = unedited(model, rule, config)
-                for arm, seed, key in todo:
-                    # Another process may have been faster before the lock was free.
-                    cell = _done(folder, arm.name, rule.id, seed, key)
-                    if cell is None:
-                        cell = _cell(model, arm, seed, key, rule, floor, config, probes, side_before)
-                        _write(folder, cell)
-                    cells.append(cell)
-                    advance(1)
-        except Timeout:
-            missing += len(todo)
-    return cells, missing
+        for rule in rules
+    }
+    done: dict[str, list[Cell]] = {}
+    for blocking in (False, True):
+        for rule in rules:
+            if rule.id not in done and (cells := worker.cells(rule, plans[rule.id], blocking=blocking)) is not None:
+                done[rule.id] = cells
+    return [cell for rule in rules for cell in done[rule.id]]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A cell as it is wanted."""
+
+    arm: Arm
+    seed: int
+    key: str
+
+
+class _Worker:
+    """What one process does in a folder of cells."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        config: EvaluateConfig,
+        folder: Path,
+        probes: side_effects.Probes | None,
+        advance: Callable[[int], object],
+    ) -> None:
+        self.model, self.config, self.folder = model, config, folder
+        self.probes, self.advance = probes, advance
+        self.before: side_effects.Answers | None = None
+
+    def cells(self, rule: Rule, plan: Sequence[_Planned], *, blocking: bool) -> list[Cell] | None:
+        """All cells of a rule, those that are missing run now; None if another process is at it and nobody waits."""
+        held = [self._held(rule, one) for one in plan]
+        if None in held:
+            lock = self._lock(rule)
+            try:
+                lock.acquire(blocking=blocking)
+            except Timeout:
+                return None
+            try:
+                return self._run(rule, plan)
+            finally:
+                lock.release()
+        self.advance(len(plan))
+        return [cell for cell in held if cell is not None]
+
+    def _run(self, rule: Rule, plan: Sequence[_Planned]) -> list[Cell]:
+        """With the rule's lock. Another process may have been faster before it was free: cells are read again."""
+        floor, cells = None, []
+        for one in plan:
+            cell = self._held(rule, one)
+            if cell is None:
+                if self.probes and self.before is None:
+                    self.before = side_effects.ask(self.model, self.probes, batch_size=self.config.batch_size)
+                if floor is None:
+                    floor = unedited(self.model, rule, self.config)
+                cell = _cell(self.model, one.arm, one.seed, one.key, rule, floor, self.config, self.probes, self.before)
+                _write(self.folder, cell)
+            cells.append(cell)
+            self.advance(1)
+        return cells
+
+    def _held(self, rule: Rule, one: _Planned) -> Cell | None:
+        return _done(self.folder, one.arm.name, rule.id, one.seed, one.key)
+
+    def _lock(self, rule: Rule) -> BaseFileLock:
+        path = self.folder / "locks" / f"{rule.id}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(path)
+
+
+def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> None:
+    """Delete cells of other arms, rules and seeds."""
+    kept = {
+        cell_path(folder, arm.name, rule.id, seed) for arm in arms for rule in rules for seed in arm.resources
+        if rule.id in arm.rules
+    }  # fmt: skip
+    for path in folder.glob("*/*.json"):
+        if path not in kept:
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
 
 
 def _cell(
@@ -176,6 +234,11 @@ def _cell(
     said = remarks(made.about)
     try:
         side = _side(model, made, probes, side_before, config)
+    except NotFiniteError as error:
+        # What the edit did to other prompts is no number, so what was measured on its own is none to compare.
+        return Cell(
+            arm.name, rule.id, seed, key, seconds, len(requests), (), {}, (), f"{type(error).__name__}: {error}"
+        )
     except EditError as error:
         # Too long for the model behind what an in-context edit puts before it: the scores hold without.
         side, said = {}, [*said, f"no side effects: {error}"]

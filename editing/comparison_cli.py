@@ -1,8 +1,8 @@
 """`dmle compare` and `dmle tune`: many arms on many rules, and settings chosen on training rules."""
 
-import csv
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,10 +15,22 @@ import yaml
 from cyclopts import Parameter
 from tqdm import tqdm
 
-from editing.cli import edited_rules, layer_plan, selected_layers, training_rules
+from editing.cli import (
+    edited_rules,
+    fresh_selection,
+    layer_plan,
+    measured,
+    reads_selection,
+    record_of_scores,
+    selected_layers,
+    training_rules,
+)
 from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
 from interp.config import ConfigError, RulesConfig
+from interp.names import name_fault, safe_name
+from interp.plain_yaml import load_yaml
+from interp.provenance import fingerprint
 from interp.rules import Rule, load_rules
 from interp.steps import Context, Step
 
@@ -27,6 +39,8 @@ if TYPE_CHECKING:
     from editing.side_effects import Probes
 
 CELLS = "cells"
+MAX_TRIALS = 10_000
+"""Combinations of a grid."""
 MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
 """Modes that get a table."""
 PRESETS = ("paper",)
@@ -76,7 +90,7 @@ def _preset(name: str | None) -> dict[str, Any]:
         return {}
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; there is {', '.join(PRESETS)}")
-    held = yaml.safe_load(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
+    held = load_yaml(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
     return {f"{section}.{key}": value for section, values in held.items() for key, value in values.items()}
 
 
@@ -86,22 +100,28 @@ def _compare(context: Context) -> str:
     few = frozenset(rule.id for rule in rules[: compared.few_rules])
     every = frozenset(rule.id for rule in rules)
     of_arm = {name: few if name in compared.few else every for name in config.editors}
+    _check_lengths(context, rules, config)
     arms = _arms(context, config, compared.seeds, of_arm)
-    cells, missing = _run(context, rules, arms, "compare")
+    cells = _run(context, rules, arms, "compare")
     failed = Counter(cell.arm for cell in cells if cell.error)
-    lines = _write(context, rules, arms, cells, failed, compared)
+    with context.lock:  # files of two comparisons are not mixed
+        lines = _write(context, rules, arms, cells, failed, compared)
     if failed:
         first = {cell.arm: f"{cell.rule}: {cell.error}" for cell in reversed(cells) if cell.error}
         lines += [f"{n} edits of {name} failed and have no score; {first[name]}" for name, n in failed.items()]
-    if missing:
-        lines.append(f"{missing} cells are not done: another process is at their rules; run again when it has ended")
     return "\n".join(lines)
+
+
+def _check_lengths(context: Context, rules: Sequence[Rule], config: EditConfig) -> None:
+    from editing.lengths import check_edits, check_rules
+
+    check_edits(context.model, rules, [config.settings_of(name) for name in config.editors])
+    check_rules(context.model, rules, context.settings(EvaluateConfig))
 
 
 def _arms(
     context: Context, config: EditConfig, seeds: Sequence[int], of_arm: Mapping[str, frozenset[str]]
 ) -> "list[Arm]":
-    from editing import covariance
     from editing.comparison import Arm
     from editing.contexts import sample_contexts
     from editing.editors import CLOSED_FORM, Resources, layers_of
@@ -111,11 +131,7 @@ def _arms(
     selected = selected_layers(context, settings.values())
     plans = {name: layer_plan(each, model.n_layers, selected) for name, each in settings.items()}
     needed = sorted({layer for each in settings.values() for layer in layers_of(each, model.n_layers, selected)})
-    statistics = None
-    if needed:
-        about = context.settings(CovarianceConfig)
-        with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
-            statistics = covariance.measure(model, needed, about, context.run.path / "covariance", advance=bar.update)
+    statistics = measured(context, needed) if needed else None
     training = training_rules(settings.values())
     sampled: dict[tuple[int, int, int], tuple[str, ...]] = {}
     arms = []
@@ -130,13 +146,13 @@ def _arms(
     return arms
 
 
-def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "tuple[list[Cell], int]":
-    from editing.comparison import run_cells
+def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "list[Cell]":
+    from editing.comparison import remove_others, run_cells
 
     folder = context.run.path / CELLS
     total = sum(len(arm.resources) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
     with tqdm(total=total, desc=what, unit="edit") as bar:
-        return run_cells(
+        cells = run_cells(
             context.model,
             rules,
             arms,
@@ -145,6 +161,9 @@ def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "
             probes=_probes(context, rules),
             advance=bar.update,
         )
+    if context.overwrite:
+        remove_others(folder, rules, arms)
+    return cells
 
 
 def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
@@ -175,9 +194,10 @@ def _write(
 
     from editing.evaluation import COLUMNS, edit_scores
     from editing.paired import comparison_table, pair_table, pairs
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.records import save_records
+    from interp.tables import csv_text
 
     run = context.run.path
     names = [arm.name for arm in arms]
@@ -185,10 +205,11 @@ def _write(
     scores = edit_scores(answers, names, [rule.id for rule in rules], context.model)
     scores["failed"] = ("editor", [failed.get(name, 0) for name in names])
     scores.attrs["seeds"] = list(config.seeds)
+    scores.attrs[freshness.RECORD] = record_of_scores(context, "compare", "evaluate", "compare").text()
     effects.save(scores, run / "scores.nc")
     save_records(run / "answers.json", ["seed", *COLUMNS], answers)
     table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
-    write_text(run / "answers.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
+    write_text(run / "answers.csv", csv_text(table, index=False, quote_text=True))
     side = pd.DataFrame(
         [
             {
@@ -203,8 +224,13 @@ def _write(
             for cell in cells
         ]
     )
-    write_text(run / "cells.csv", side.to_csv(index=False))
+    write_text(run / "cells.csv", csv_text(side, index=False))
     lines = []
+    # Of other modes and arms.
+    for path in (*(run / "tables").glob("comparison-*.*"), *(run / "tables").glob("pairs-*.*")):
+        path.unlink()
+    for path in (run / "published").glob("*/metrics_rule_*.json"):
+        path.unlink()
     for mode in MODES:
         if not scores["n_items"].sel(mode=mode).any():
             continue
@@ -222,7 +248,7 @@ def _write(
             lines = [one.markdown for _, one in two]
     published = _write_published(run, rules, names, answers, config)
     means = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean()
-    write_text(run / "tables" / "side-effects.csv", pd.DataFrame(means).to_csv(float_format="%.3f"))
+    write_text(run / "tables" / "side-effects.csv", csv_text(pd.DataFrame(means), float_format="%.3f"))
     return [
         *lines,
         f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer: {run / 'answers.csv'}",
@@ -238,6 +264,7 @@ def _write_published(
 
     from editing.reference_format import case_average, metrics_of, rule_average
     from interp.files import inside, write_text
+    from interp.tables import csv_text
 
     rows = []
     for name in names:
@@ -251,7 +278,7 @@ def _write_published(
             write_text(path, json.dumps(records[-1], indent=1, ensure_ascii=False))
         for how, averages in (("cal_avg", case_average(records)), ("driver", rule_average(records))):
             rows += [{"arm": name, "average": how, "phase": phase, **each} for phase, each in averages.items()]
-    write_text(run / "tables" / "published-averages.csv", pd.DataFrame(rows).round(4).to_csv(index=False))
+    write_text(run / "tables" / "published-averages.csv", csv_text(pd.DataFrame(rows).round(4), index=False))
     return [f"as the published driver writes them: {run / 'published'}"]
 
 
@@ -270,11 +297,32 @@ def trials(config: TuneConfig) -> list[Trial]:
     """Every combination of the values of a grid, for each grid; what two grids share is tried once."""
     found = {}
     for grid in config.grids:
+        if (count := math.prod(map(len, grid.values()))) > MAX_TRIALS:
+            raise ConfigError(f"tune.grid has {count} combinations; at most {MAX_TRIALS} are tried")
         for values in itertools.product(*grid.values()):
             chosen = dict(zip(grid, values, strict=True))
-            name = " ".join(f"{key}={value}" for key, value in chosen.items()).replace("/", "+")
-            found[name] = Trial(name, chosen)
-    return list(found.values())
+            found.setdefault(json.dumps(chosen, default=str), chosen)
+    if len(found) > MAX_TRIALS:
+        raise ConfigError(f"tune.grid has {len(found)} combinations; at most {MAX_TRIALS} are tried")
+    named: dict[str, Trial] = {}
+    for chosen in found.values():
+        name = _trial_name(chosen)
+        # Another of the same name, up to case: a number tells them apart.
+        taken = {other.casefold() for other in named}
+        numbered = (f"{name} ({i})" for i in itertools.count(2))
+        name = next(n for n in itertools.chain((name,), numbered) if n.casefold() not in taken)
+        named[name] = Trial(name, chosen)
+    return list(named.values())
+
+
+def _trial_name(chosen: Mapping[str, Any]) -> str:
+    """The values in words, as a name of a folder."""
+    parts = []
+    for key, value in chosen.items():
+        written = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        parts.append(f"{key}={written}")
+    name = safe_name(" ".join(" ".join(parts).split()))
+    return name if name_fault(name) is None else f"{name[:60].strip('. ')}-{fingerprint(chosen=dict(chosen))}"
 
 
 def _trial_config(context: Context) -> EditConfig:
@@ -296,16 +344,15 @@ def _tuning_rules(context: Context) -> list[Rule]:
 
 def _tune(context: Context) -> str:
     from editing.evaluation import edit_scores
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
     from interp.scores import per_rule
 
     tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
     every = frozenset(rule.id for rule in rules)
+    _check_lengths(context, rules, config)
     arms = _arms(context, config, (config.seed,), dict.fromkeys(config.editors, every))
-    cells, missing = _run(context, rules, arms, "tune")
-    if missing:
-        return f"{missing} cells are not done: another process is at their rules; run again when it has ended"
+    cells = _run(context, rules, arms, "tune")
     failed = Counter(cell.arm for cell in cells if cell.error)
     # A setting that failed somewhere is not chosen, however good the rest is.
     if len(failed) == len(config.editors):
@@ -342,9 +389,12 @@ def _tune(context: Context) -> str:
         "rules": [rule.id for rule in rules],
         "evidence": evidence,
     }
-    effects.save(scores, context.run.path / "tuning.nc")
+    sections = ["edit", "covariance", "evaluate", "tune"]
+    scores.attrs[freshness.RECORD] = freshness.made(context, "tune", sections, rules=["tune"]).text()
     path = context.run.path / "tuned.yaml"
-    write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
+    with context.lock:
+        effects.save(scores, context.run.path / "tuning.nc")
+        write_text(path, yaml.safe_dump(held, sort_keys=False, allow_unicode=True))
     top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
     if best["lacks"]:
         top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']:.4f}"
@@ -367,6 +417,15 @@ def _check_tune(context: Context) -> None:
     _trial_config(context)
 
 
+def _fresh_tune(context: Context) -> None:
+    from interp import freshness
+
+    config = _trial_config(context)
+    if reads_selection(config.settings_of(name) for name in config.editors):
+        context.run.need("selection.json", "select")
+        freshness.check(context, "selection.json")
+
+
 _SECTIONS = {
     "covariance": CovarianceConfig,
     "edit": EditConfig,
@@ -374,5 +433,25 @@ _SECTIONS = {
     "compare": CompareConfig,
     "tune": TuneConfig,
 }
-COMPARE = Step("compare", _compare, compare, _SECTIONS, needs_model=True, check=_check_compare)
-TUNE = Step("tune", _tune, tune, _SECTIONS, needs_model=True, check=_check_tune)
+COMPARE = Step(
+    "compare",
+    _compare,
+    compare,
+    _SECTIONS,
+    needs_model=True,
+    check=_check_compare,
+    fresh=fresh_selection,
+    settles=("covariance", "edit", "evaluate", "compare"),
+    shares=True,
+)
+TUNE = Step(
+    "tune",
+    _tune,
+    tune,
+    _SECTIONS,
+    needs_model=True,
+    check=_check_tune,
+    fresh=_fresh_tune,
+    settles=("covariance", "edit", "evaluate", "tune"),
+    shares=True,
+)

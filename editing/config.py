@@ -1,13 +1,15 @@
 """Settings of the `editing` steps, checked before any work starts."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from editing.presets import preset
-from interp.config import Section, nearest
+from interp.config import Resamples, Section, Seed, nearest
+from interp.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.rules import RuleForm, Split
+from interp.section import explained, nested_section, short
 from interp.sizes import parse_size
 
 EditorName = Literal["dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"]
@@ -31,14 +33,16 @@ Protection = Literal["staged", "protected", "joint"]
 class CovarianceConfig(Section):
     """Second moments of keys, measured on the unedited model over plain text."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
     corpus: str = "embedded"
     """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules between its
     paragraphs, see `editing.rule_text`), a text file with one paragraph per line, or a Hugging Face dataset:
     "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be "organisation/name"; split "train", column "text")."""
-    tokens: int = Field(default=100_000, ge=1)
-    max_length: int = Field(default=256, ge=2)
+    tokens: int = Field(default=100_000, ge=1, le=10**10)
+    max_length: int = Field(default=256, ge=2, le=1_000_000)
     """Longest piece of text run at once, in tokens."""
-    batch_size: int = Field(default=8, ge=1)
+    batch_size: int = Field(default=8, ge=1, le=1_000_000)
     """Texts of full length run at once (shorter ones: as many as have as many tokens)."""
     skip_first: bool = False
     """Leave the first token of each text out (an attention sink whose keys are unlike all others); `tokens` then
@@ -54,7 +58,7 @@ class TargetConfig(Section):
     """Search of the target z (v* in ROME). Source of the defaults: EasyEdit's MEMIT settings for 7B models."""
 
     lookup: Lookup = "subject_last"
-    steps: int = Field(default=25, ge=1)
+    steps: int = Field(default=25, ge=1, le=1_000_000)
     """Gradient evaluations of the target search; the last one takes no step."""
     learning_rate: float = Field(default=0.5, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
@@ -74,7 +78,7 @@ class TargetConfig(Section):
 class FineTuneConfig(Section):
     """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B models."""
 
-    steps: int = Field(default=25, ge=1)
+    steps: int = Field(default=25, ge=1, le=1_000_000)
     learning_rate: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     norm_constraint: float | None = Field(default=None, gt=0)
@@ -85,9 +89,9 @@ class FineTuneConfig(Section):
 class LoraConfig(Section):
     """LoRA with peft. Source of the defaults: EasyEdit's LoRA settings for 7B models."""
 
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=65_536)
     alpha: float = Field(default=32.0, gt=0)
-    steps: int = Field(default=70, ge=1)
+    steps: int = Field(default=70, ge=1, le=1_000_000)
     learning_rate: float = Field(default=5e-3, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
@@ -98,7 +102,7 @@ class LoraConfig(Section):
 class GraceConfig(Section):
     """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B models."""
 
-    steps: int = Field(default=50, ge=1)
+    steps: int = Field(default=50, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1.0, gt=0)
     epsilon: float = Field(default=1.0, gt=0)
     """Radius of a new key's ball, in units of the keys."""
@@ -107,7 +111,7 @@ class GraceConfig(Section):
 class InContextConfig(Section):
     """In-context editing: ICE puts the new facts before a prompt, IKE demonstrations from training rules as well."""
 
-    demonstrations: int = Field(default=4, ge=1)
+    demonstrations: int = Field(default=4, ge=1, le=10_000)
     """IKE: training rules whose edits are demonstrated (each with an edited prompt, a rephrasing, a neighbour)."""
 
 
@@ -135,7 +139,7 @@ class EditorSettings(TargetConfig):
     """AlphaEdit: weight of the penalty on the update's norm (EasyEdit: 1 or 10)."""
     damping: float = Field(default=0.1, ge=0)
     """EMMET: how far the equality constraint gives way; 0 is exact."""
-    rounds: int = Field(default=1, ge=1)
+    rounds: int = Field(default=1, ge=1, le=1000)
     """Closed forms: edit so many times, each time from the model as the round before left it. What the requests did to
     one another in a round is mended in the next; a request that is served takes part with next to nothing."""
     answer: Literal["whole", "words"] = "whole"
@@ -147,12 +151,22 @@ class EditorSettings(TargetConfig):
     lora: LoraConfig = LoraConfig()
     grace: GraceConfig = GraceConfig()
     in_context: InContextConfig = InContextConfig()
-    contexts: int = Field(default=5, ge=0)
+    contexts: int = Field(default=5, ge=0, le=10_000)
     """Sampled texts put before a prompt, besides the bare prompt."""
-    context_tokens: int = Field(default=10, ge=2)
-    seed: int = 0
+    context_tokens: int = Field(default=10, ge=2, le=4096)
+    seed: Seed = 0
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
+
+    @field_validator("layers", "block", mode="before")
+    @classmethod
+    def _list_is_layers(cls, value: Any) -> Any:
+        """[3, 4, 5] is "3,4,5", and [[3, 4], [12]] is "3,4/12"."""
+        if not isinstance(value, list | tuple) or not value:
+            return value
+        parts = value if all(isinstance(part, list | tuple) for part in value) else [value]
+        whole = all(isinstance(layer, int | str) and not isinstance(layer, bool) for part in parts for layer in part)
+        return "/".join(",".join(map(str, part)) for part in parts) if whole else value
 
     @model_validator(mode="before")
     @classmethod
@@ -166,13 +180,15 @@ class EditorSettings(TargetConfig):
         if self.answer == "words" and self.lookup != "last":
             raise ValueError(
                 f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have their own keys only "
-                "at the last token; set edit.lookup to last"
+                "at the last token; take --set edit.lookup=last"
             )
         return self
 
 
 class EditConfig(EditorSettings):
     """Which editors edit which rules, and the settings that they share."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"memory", "splits", "limit"})
 
     editors: tuple[str, ...] = ("dmle", "memit")
     """Names of editors, or of `arms`."""
@@ -193,7 +209,18 @@ class EditConfig(EditorSettings):
 
     @model_validator(mode="after")
     def _arms_are_valid(self) -> "EditConfig":
-        for name in self.editors:
+        # Names become folders and files of the run.
+        for name in self.arms:
+            if fault := name_fault(name):
+                raise ValueError(f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has {NAME_RULE}")
+        if alike := same_on_some_disks([*self.arms, *(name for name in self.editors if name in EDITORS)]):
+            raise ValueError(
+                f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and some disks keep "
+                "one file for both; rename one"
+            )
+        if len(set(self.editors)) < len(self.editors):
+            raise ValueError(f"edit.editors names one twice: {', '.join(self.editors)}")
+        for name in (*self.editors, *self.arms):
             self.settings_of(name)
         return self
 
@@ -204,24 +231,45 @@ class EditConfig(EditorSettings):
             ValueError: There is no such editor or arm, or one of its settings is wrong.
         """
         shared = self.model_dump(include=self.model_fields_set & set(EditorSettings.model_fields))
+        # An arm with the name of an editor is a variant of that editor.
+        own: dict[str, Any] = {"editor": name} if name in EDITORS else {}
         if name in self.arms:
-            own = self.arms[name]
-        elif name in EDITORS:
-            own = {"editor": name}
-        else:
-            raise ValueError(f"no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
+            own |= self.arms[name]
+        elif not own:
+            raise ValueError(f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
+        if name in EDITORS and own["editor"] != name:
+            raise ValueError(
+                f"edit.arms.{name}: this is the name of an editor, but the arm's editor is {own['editor']!r}; "
+                "give the arm another name"
+            )
         try:
-            return EditorSettings.model_validate({**shared, **own})
+            return EditorSettings.model_validate(_over(shared, own))
         except ValidationError as error:
-            said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ValueError(f"arm {name!r}: {said}") from error
+            raise ValueError(
+                explained(f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error)
+            ) from error
+
+
+def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Shared settings with an arm's own on top: part by part inside `ft` and its like; null is the default."""
+    found = dict(shared)
+    for name, value in own.items():
+        if value is None and name in EditorSettings.model_fields:
+            found.pop(name, None)
+        elif nested_section(EditorSettings, name) and isinstance(value, Mapping):
+            found[name] = {**found.get(name, {}), **value}
+        else:
+            found[name] = value
+    return found
 
 
 class EvaluateConfig(Section):
     """Scoring of edited rules."""
 
-    batch_size: int = Field(default=32, ge=1)
-    answer_tokens: int = Field(default=12, ge=1)
+    neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
+
+    batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    answer_tokens: int = Field(default=12, ge=1, le=4096)
     """Least length of the greedy answers, those that are shown and those that are scored; none is cut before the length
     of its target."""
     greedy: bool = True
@@ -231,16 +279,18 @@ class EvaluateConfig(Section):
 class CompareConfig(Section):
     """A comparison of arms (see `editing.comparison`)."""
 
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    neutral: ClassVar[frozenset[str]] = frozenset({"reference", "resamples", "confidence"})
+
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Each rule is edited once with each; scores are means over them."""
     reference: str | None = None
     """Arm that the others are compared with in pairs; the first, if none is named."""
     few: tuple[str, ...] = ()
     """Arms that are run on the first `few_rules` rules only."""
     few_rules: int = Field(default=6, ge=1)
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: Resamples = Field(default=10_000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    bystanders: int = Field(default=2, ge=0)
+    bystanders: int = Field(default=2, ge=0, le=10_000)
     """Other rules whose answers are compared before and after each edit; 0 leaves side effects and fluency out."""
 
     @model_validator(mode="after")
@@ -252,6 +302,8 @@ class CompareConfig(Section):
 
 class SweepConfig(Section):
     """Edits at every window of layers, one group of forms at a time (see `editing.sweep`)."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"splits", "limit", "resamples", "confidence"})
 
     width: int = Field(default=3, ge=1)
     """Layers of a window."""
@@ -268,7 +320,7 @@ class SweepConfig(Section):
         default=("reliability", "generality", "instance_portability", "locality"), min_length=1
     )
     """The success of an edit is the mean of these."""
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: Resamples = Field(default=10_000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from editing.requests import EditRequest
 from interp.model import LanguageModel
+from interp.spans import word_start
 from interp.tokens import token_positions
 
 STARTS = ("The", "Therefore", "Because", "I", "You")
@@ -25,6 +26,8 @@ class Row:
 
 def sample_contexts(model: LanguageModel, n: int, tokens: int, seed: int) -> tuple[str, ...]:
     """The empty context and `n` sampled ones of `tokens` tokens each, every one ending in ``". "``."""
+    if n:
+        model.need_room(tokens, "a context of edit.context_tokens")
     texts = []
     for i in range(n):
         start = model.encode(STARTS[i % len(STARTS)]).ids
@@ -46,7 +49,7 @@ def preservation_row(model: LanguageModel, request: EditRequest, lookup: str) ->
     """
     first, last = request.lookup_span(lookup)
     # Whole words: the span of "last" is the prompt's last character.
-    phrase = request.prompt[request.prompt.rfind(" ", 0, first) + 1 : last]
+    phrase = request.prompt[word_start(request.prompt, first) : last]
     return _row(model, "", f"{phrase} is a", (0, len(phrase)))
 
 

@@ -8,32 +8,23 @@ What an answer states is in its first sentence or line. "A = 3 × 5 = 15 cm" is 
 one counts, so "3 × 5 = 16" says 16; a chain that breaks off ("3 × 5 =") says what its last side is worth. A
 chain ends where another clause begins ("15, so b = 3" says 15).
 
-Formulas are compared at `POINTS` random points, not by rewriting: if the difference of two formulas is a quotient
-of polynomials of degree d, it vanishes at one point with probability at most d/2^24 (Schwartz and Zippel), at
-all of them with at most (d/2^24)^POINTS, below 1e-29 for d = 100. Formulas whose values differ by less than
-`PRECISION` relative to their size everywhere count as the same. Symbols stand for positive numbers, so sqrt(x^2)
-is x.
+Formulas are compared at random points, not by rewriting (see `interp.agreement`).
 """
 
 import ast
-import cmath
 import math
-import random
 import re
 import unicodedata
-from collections.abc import Mapping
 from typing import NamedTuple
 
+from interp.agreement import PRECISION, agree, point_of, value_of
 from interp.derivation import TOLERANCE, sides
 from interp.expressions import CONSTANTS, FUNCTIONS, ExpressionError, names, tree
 from interp.units import UnitError, measure
 
 MAX_LENGTH = 200
 """Characters of an answer that are read; a longer target is neither number nor formula here."""
-POINTS = 6
-PRECISION = 1e-9
-"""Relative difference up to which two computed values are the same."""
-_SENTENCE_END = re.compile(r"[.?]?[\n\r]+|[.?](?=\s|$)")
+_SENTENCE_END = re.compile(r"[.?。？！]?[\n\r]+|[.?](?=\s|$)|[。？！]")
 
 _LATEX = (
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
@@ -116,12 +107,12 @@ def symbolic(answer: str, target: str) -> bool | None:
     if wanted is None:
         return None
     chain = _sides(_statement(answer))
-    if (found := _stated_formula(chain, wanted)) is None or not _same(found, wanted.node):
+    if (found := _stated_formula(chain, wanted)) is None or not agree(found, wanted.node):
         return False
     if wanted.left is None or len(chain) == 1:
         return True
     lefts = [node for side in chain[:-1] if (node := _expression(side.casefold())) is not None]
-    return not lefts or any(_same(node, wanted.left) for node in lefts)
+    return not lefts or any(agree(node, wanted.left) for node in lefts)
 
 
 def first_sentences(text: str, count: int = 1) -> str:
@@ -281,7 +272,7 @@ def _number_at(side: str) -> tuple[_Number, str] | None:
         return None
     node, source, tail = found
     try:
-        value = _value(node, {})
+        value = value_of(node, {})
     except (ArithmeticError, ValueError, RecursionError):
         return None
     if abs(value.imag) > PRECISION * abs(value):
@@ -336,7 +327,7 @@ def _wanted_formula(target: str) -> _Formula | None:
         return None
     try:
         node = tree(side, symbols)
-        _value(node, _point(symbols, 0))
+        value_of(node, point_of(symbols, 0))
     except (ExpressionError, ArithmeticError, ValueError, RecursionError):
         return None
     if not names(node):
@@ -385,95 +376,3 @@ def _stated_formula(chain: list[str], wanted: _Formula) -> ast.expr | None:
         if tail.strip():
             break
     return stated
-
-
-def _same(first: ast.expr, second: ast.expr) -> bool:
-    symbols = frozenset(names(first)) | frozenset(names(second))
-    try:
-        for point in range(POINTS):
-            values = _point(symbols, point)
-            a, b = _value(first, values), _value(second, values)
-            if abs(a - b) > PRECISION * max(abs(a), abs(b)):
-                return False
-    except (ArithmeticError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _point(symbols: frozenset[str], seed: int) -> dict[str, complex]:
-    """Rational numbers between 1/2 and 2, out of 2^24 for each symbol; always the same for the same symbols."""
-    draw = random.Random(seed)
-    return {name: complex(0.5 + 1.5 * draw.randrange(2**24) / 2**24) for name in sorted(symbols)}
-
-
-# Values. Complex, because sqrt(1 - x) is the same formula as itself where x > 1.
-
-
-def _value(node: ast.expr, values: Mapping[str, complex]) -> complex:
-    """The value of a tree.
-
-    Raises:
-        ArithmeticError: It is undefined, or too large for a float.
-        ValueError: A function is undefined there.
-    """
-    value = _computed(node, values)
-    if not cmath.isfinite(value):
-        raise ArithmeticError("not finite")
-    return value
-
-
-def _computed(node: ast.expr, values: Mapping[str, complex]) -> complex:
-    match node:
-        case ast.Constant(value=int() | float() as number):
-            return complex(float(number))
-        case ast.Name(id="pi"):
-            return complex(math.pi)
-        case ast.Name(id=name):
-            return values[name]
-        case ast.UnaryOp(operand=operand):
-            return -_value(operand, values)
-        case ast.Call(func=ast.Name(id=name), args=[argument]):
-            return _called(name, _value(argument, values))
-        case ast.BinOp(left=left, op=op, right=right):
-            return _combined(op, _value(left, values), _value(right, values))
-    raise ValueError("not arithmetic")
-
-
-def _combined(op: ast.operator, left: complex, right: complex) -> complex:
-    match op:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            return left / right
-    if left.imag == right.imag == 0 and (left.real >= 0 or right.real.is_integer()):
-        return complex(left.real**right.real)  # more exact than the complex power
-    return left**right
-
-
-def _called(name: str, argument: complex) -> complex:
-    real = argument.imag == 0
-    match name:
-        case "sqrt":
-            return complex(math.sqrt(argument.real)) if real and argument.real >= 0 else cmath.sqrt(argument)
-        case "abs":
-            return complex(abs(argument))
-        case "factorial":
-            if not real:
-                raise ValueError("factorial of a complex number")
-            return complex(math.gamma(argument.real + 1))
-        case "ln":
-            return cmath.log(argument)
-        case "log":
-            return cmath.log10(argument)
-        case "cot":
-            return 1 / cmath.tan(argument)
-        case "sec":
-            return 1 / cmath.cos(argument)
-        case "csc":
-            return 1 / cmath.sin(argument)
-    plain = {"arcsin": "asin", "arccos": "acos", "arctan": "atan"}.get(name, name)
-    return getattr(cmath, plain)(argument)

@@ -48,11 +48,12 @@ from editing.scoring import (
     greedy_exact,
     greedy_ids,
     greedy_prefix,
+    in_own_tokens,
     teacher_forced,
 )
 from editing.view import Edit, View
 from interp.model import LanguageModel
-from interp.rules import FORMS, Rule, RuleForm
+from interp.rules import FORMS, Probe, Rule, RuleForm
 
 SCHEMA = "dmle.scores/1"
 METRICS = (
@@ -95,6 +96,7 @@ class _Answer:
 
     text: str
     shown: str
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,20 +116,20 @@ def items_of(rule: Rule) -> list[Item]:
     for form, p in rule.forms.items():
         truth = p.target_true[0] if p.target_true else ""
 
-        def add(metric: str, prompt: str, target: str, true: str, form: RuleForm = form) -> None:
-            items.append(Item(form, metric, Question(prompt, target), true))
+        def add(metric: str, question: Question, true: str, form: RuleForm = form) -> None:
+            items.append(Item(form, metric, question, true))
 
-        add("reliability", p.prompt, p.target_new, truth)
+        add("reliability", Question(p.prompt, p.target_new, p.space), truth)
         for prompt in p.rephrasings:
-            add("generality", prompt, p.target_new, truth)
+            add("generality", Question(prompt, p.target_new, p.space), truth)
         for probe in p.instances:
-            add("instance_portability", probe.prompt, probe.target_new, _first(probe.target_true))
+            add("instance_portability", _question(probe), _first(probe.target_true))
         for probe in p.understanding:
             wording = "verbatim" if probe.prompt in edited else "paraphrase"
-            add(f"rule_understanding_{wording}", probe.prompt, probe.target_new, _first(probe.target_true))
+            add(f"rule_understanding_{wording}", _question(probe), _first(probe.target_true))
         for metric in ("locality", "locality_correctness"):
             for other in (*p.neighborhood, *p.distracting):
-                add(metric, other.prompt, other.answer, other.answer)
+                add(metric, Question(other.prompt, other.answer, other.space), other.answer)
     return items
 
 
@@ -179,7 +181,14 @@ class Unedited:
 def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
     """Ask the unedited model all of a rule's questions."""
     items = items_of(rule)
-    return Unedited(items, *_answer(model, items, config))
+    forced, said = _answer(model, items, config)
+    if config.greedy:
+        own = {q: in_own_tokens(model, q, said[q.prompt].ids) for q in forced}
+        items = [replace(item, question=own[item.question]) for item in items]
+        forced = {own[q]: result for q, result in forced.items()}
+        others = [q for q in forced if q.ids]
+        forced |= zip(others, teacher_forced(model, others, batch_size=config.batch_size), strict=True)
+    return Unedited(items, forced, said)
 
 
 def evaluate_edit(
@@ -244,9 +253,10 @@ def _answer(
         # Cut before its end, a right answer looks wrong.
         shown[question.prompt] = max(config.answer_tokens, len(result.target), shown.get(question.prompt, 0))
     said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
-    decode = view.model.decode
+    decode = view.model.decode_continuation
     return forced, {
-        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]])) for prompt, ids in zip(lengths, said, strict=True)
+        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]]), ids)
+        for prompt, ids in zip(lengths, said, strict=True)
     }
 
 
@@ -287,6 +297,10 @@ def _row(
     for phase, when in zip(PHASES, ("before", "after"), strict=True):
         row |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in MODES}
     return row
+
+
+def _question(probe: Probe) -> Question:
+    return Question(probe.prompt, probe.target_new, probe.space)
 
 
 def _first(texts: Sequence[str]) -> str:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from editing.config import CovarianceConfig, EditConfig
+from editing.cli import measured
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.cli import Common, execute
 from interp.rules import Rule
 from interp.steps import Context, Step
@@ -43,29 +44,33 @@ def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
 
 
 def _evidence(context: Context) -> str:
-    from editing import covariance
     from editing.evidence import evidence_dataset, evidence_of
-    from interp import effects
+    from editing.lengths import check_rules
+    from interp import effects, freshness
 
-    model, run, about = context.model, context.run, context.settings(CovarianceConfig)
+    model, run = context.model, context.run
     rules = _rules(context, effects.load(run.need("profile.nc", "profile")))
+    check_rules(model, rules, EvaluateConfig(greedy=False))
     lookup = context.settings(EditConfig).settings_of("dmle").lookup
-    with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
-        statistics = covariance.measure(
-            model, range(model.n_layers), about, run.path / "covariance", advance=bar.update
-        )
+    statistics = measured(context, range(model.n_layers))
     attrs = {"model": model.name, "weight_hash": model.weight_hash, "lookup": lookup}
     folder = run.path / "evidence"
     folder.mkdir(exist_ok=True)
-    found = {}
+    found, kept = {}, set()
     for rule in tqdm(rules, desc="evidence", unit="rule"):
         path = folder / f"{_key(rule, attrs, statistics.origin)}.nc"
         if not path.is_file():
             one = evidence_dataset({rule.id: evidence_of(model, rule, lookup, statistics)}, attrs)
             effects.save(one, path)
+        kept.add(path)
         held = effects.load(path)
         found[rule.id] = held.to_dataarray("measure").isel(rule=0).transpose("measure", "form", "layer").values
-    effects.save(evidence_dataset(found, attrs), run.path / "evidence.nc")
+    record = freshness.made(context, "evidence", ["covariance"], rules=["evidence"], more={"edit.lookup": lookup})
+    effects.save(evidence_dataset(found, {**attrs, freshness.RECORD: record.text()}), run.path / "evidence.nc")
+    if context.overwrite:
+        for path in folder.glob("*.nc"):
+            if path not in kept:
+                path.unlink()
     return f"evidence of {len(found)} rules: {run.path / 'evidence.nc'}"
 
 
@@ -84,7 +89,13 @@ def _check(context: Context) -> None:
         requests_of(rule, lookup)
 
 
+def _fresh(context: Context) -> None:
+    from interp import freshness
+
+    freshness.check(context, "profile.nc")
+
+
 EVIDENCE = Step(
     "evidence", _evidence, evidence, {"covariance": CovarianceConfig, "edit": EditConfig}, needs_model=True,
-    check=_check,
+    check=_check, fresh=_fresh,
 )  # fmt: skip

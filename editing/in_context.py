@@ -17,7 +17,6 @@ from each of 32 facts).
 """
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -26,10 +25,12 @@ from typing import Any
 
 from editing.config import EditorSettings
 from editing.requests import EditRequest
-from editing.scoring import Question, ask
+from editing.scoring import ask, question_of
 from editing.view import EditError, View, check_model, damaged_edit, read_file, write_file
+from interp.joining import join
 from interp.model import LanguageModel
 from interp.rules import Rule, RulePrompt
+from interp.scripts import words as words_of
 
 SCHEMA = "dmle.context/1"
 
@@ -142,7 +143,7 @@ def overlap(first: str, second: str) -> float:
     >>> overlap("The area of a square is", "the area of a circle")
     0.5714285714285714
     """
-    words, others = (set(re.findall(r"\w+", text.casefold())) for text in (first, second))
+    words, others = (set(words_of(text.casefold())) for text in (first, second))
     return len(words & others) / len(words | others) if words | others else 0.0
 
 
@@ -161,10 +162,10 @@ def _context(
         raise EditError("in-context editing needs at least one request, got none")
     edited = {request.rule for request in requests}
     shown = "".join(text for _, form in demonstrations for text in _demonstrations(form, edited))
-    facts = "".join(_fact(request.prompt, request.target_new) for request in requests)
+    facts = "".join(_fact(request.prompt, request.target_new, request.space) for request in requests)
     before = f"{shown}{facts}Prompt: "
     # Found out here rather than after an hour of other editors.
-    ask(View(model, before=before), [Question(request.prompt, request.target_new) for request in requests])
+    ask(View(model, before=before), [question_of(request) for request in requests])
     about = {
         "editor": editor,
         "requests": [dataclasses.asdict(request) for request in requests],
@@ -174,16 +175,16 @@ def _context(
     return InContext(before, model.weight_hash, about)
 
 
-def _fact(prompt: str, target: str) -> str:
-    return f"New Fact: {prompt} {target}\n"
+def _fact(prompt: str, target: str, space: bool | None) -> str:
+    return f"New Fact: {join(prompt, target, space).text}\n"
 
 
 def _demonstrations(form: RulePrompt, edited: set[str]) -> Iterator[str]:
     """Copy, update and retain, as far as the form has what they need."""
-    fact = _fact(form.prompt, form.target_new)
-    asked = [(form.prompt, form.target_new)]
-    asked += [(prompt, form.target_new) for prompt in form.rephrasings[:1]]
+    fact = _fact(form.prompt, form.target_new, form.space)
+    asked = [(form.prompt, form.target_new, form.space)]
+    asked += [(prompt, form.target_new, form.space) for prompt in form.rephrasings[:1]]
     others = [probe for probe in (*form.neighborhood, *form.distracting) if probe.rule not in edited]
-    asked += [(probe.prompt, probe.answer) for probe in others[:1]]
-    for prompt, answer in asked:
-        yield f"{fact}Prompt: {prompt} {answer}\n\n"
+    asked += [(probe.prompt, probe.answer, probe.space) for probe in others[:1]]
+    for prompt, answer, space in asked:
+        yield f"{fact}Prompt: {join(prompt, answer, space).text}\n\n"

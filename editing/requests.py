@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from interp.joining import join, joint
 from interp.rules import Rule, RuleForm
+from interp.scripts import clusters, in_word, unspaced
 from interp.tokens import Span, lookup_span
 
 
@@ -18,6 +20,8 @@ class EditRequest:
     subject: str
     rule_words: tuple[str, ...]
     target_new: str
+    space: bool | None = None
+    """Whether a space is between prompt and answer (see `interp.joining`)."""
 
     def lookup_span(self, lookup: str) -> Span:
         """Characters of the prompt at whose last token the edit reads its key (see `interp.tokens`)."""
@@ -31,7 +35,8 @@ def requests_of(rule: Rule, lookup: str) -> list[EditRequest]:
         ValueError: A prompt has no place for the lookup.
     """
     requests = [
-        EditRequest(rule.id, form, p.prompt, p.subject, rule.rule_words, p.target_new) for form, p in rule.forms.items()
+        EditRequest(rule.id, form, p.prompt, p.subject, rule.rule_words, p.target_new, p.space)
+        for form, p in rule.forms.items()
     ]
     for request in requests:
         request.lookup_span(lookup)
@@ -52,11 +57,39 @@ def words_of(request: EditRequest) -> list[EditRequest]:
     Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form for all of them.
     """
     answer = request.target_new
-    return [
-        replace(
-            request,
-            prompt=f"{request.prompt} {answer[: word.start()].rstrip()}" if word.start() else request.prompt,
-            target_new=word.group(),
-        )
-        for word in re.finditer(r"\S+", answer)
-    ]
+    joined = join(request.prompt, answer, request.space)
+    ahead = len(joined.answer) - len(answer.rstrip())  # what was put between them, or shared by both
+    found = []
+    for first, last in _pieces(answer):
+        if not first:
+            found.append(replace(request, target_new=answer[first:last]))
+            continue
+        before = joined.prompt + joined.answer[: ahead + first]
+        spaced = before.endswith(" ")
+        prompt, piece = before[: len(before) - spaced], answer[first:last]
+        usual = joint(prompt, piece) == (" " if spaced else "")
+        found.append(replace(request, prompt=prompt, target_new=piece, space=None if usual else spaced))
+    return found
+
+
+def _pieces(answer: str) -> list[tuple[int, int]]:
+    """Character ranges of the words of an answer; in scripts that write no spaces, of its signs.
+
+    >>> _pieces("2 times l"), _pieces("東京都")
+    ([(0, 1), (2, 7), (8, 9)], [(0, 1), (1, 2), (2, 3)])
+    """
+    found: list[tuple[int, int]] = []
+    for word in re.finditer(r"\S+", answer):
+        start = word.start()
+        for first, _ in clusters(word.group()):
+            # A new piece behind each such sign, but for marks that follow it.
+            begins = word.start() + first
+            if (
+                begins > start
+                and (unspaced(answer[begins - 1]) or unspaced(answer[begins]))
+                and in_word(answer[begins])
+            ):
+                found.append((start, begins))
+                start = begins
+        found.append((start, word.end()))
+    return found

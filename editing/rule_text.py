@@ -8,6 +8,7 @@ on, with their true answers, tell it what to leave.
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from interp.joining import join
 from interp.rules import Rule
 
 
@@ -17,8 +18,10 @@ def sentences(rules: Sequence[Rule]) -> list[str]:
     for rule in rules:
         for form in rule.forms.values():
             if form.target_true:
-                found |= {f"{prompt} {form.target_true[0]}" for prompt in (form.prompt, *form.rephrasings)}
-            found |= {f"{probe.prompt} {probe.answer}" for probe in (*form.neighborhood, *form.distracting)}
+                truth, space = form.target_true[0], form.space
+                found |= {join(prompt, truth, space).text for prompt in (form.prompt, *form.rephrasings)}
+            others = (*form.neighborhood, *form.distracting)
+            found |= {join(probe.prompt, probe.answer, probe.space).text for probe in others}
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())
 
 

@@ -25,8 +25,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
-
 from editing.scoring import Forced, Question, agreement, divergence, greedy_ids, teacher_forced
 from editing.view import View
 from interp.model import LanguageModel
@@ -89,7 +87,10 @@ def probes_of(rules: Sequence[Rule], texts: Sequence[str]) -> Probes:
         ValueError: A text has fewer than two words.
     """
     questions = tuple(
-        Question(form.prompt, form.target_true[0]) for rule in rules for form in rule.forms.values() if form.target_true
+        Question(form.prompt, form.target_true[0], form.space)
+        for rule in rules
+        for form in rule.forms.values()
+        if form.target_true
     )
     subjects = dict.fromkeys(f"The {rule.subject} is" for rule in rules)
     return Probes(
@@ -161,7 +162,8 @@ def _entropy(items: Sequence[tuple[int, ...]]) -> float:
 
 
 def _nll(model: LanguageModel | View, texts: Sequence[str], batch_size: int) -> float:
-    questions = [Question(*text.split(maxsplit=1)) for text in texts]
+    parts = [text.split(maxsplit=1) for text in texts]
+    questions = [Question(first, rest, space=True) for first, rest in parts]
     total, tokens = 0.0, 0
     for forced in teacher_forced(model, questions, batch_size=batch_size):
         total -= forced.log_prob * len(forced.target)
@@ -175,5 +177,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _exp(value: float) -> float:
-    # Infinite for a model that an edit has ruined, where `math.exp` would raise and lose all else that was measured.
-    return torch.tensor(value, dtype=torch.float64).exp().item()
+    try:
+        return math.exp(value)
+    except OverflowError:  # a model that an edit has ruined: all else that was measured is not to be lost
+        return math.inf

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from editing.cli import measured
 from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig, SweepConfig
 from interp.cli import Common, execute
 from interp.config import SelectConfig
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from editing.comparison import Arm, Cell
+    from interp.freshness import Made
     from interp.selection import LayerSelection
     from interp.tables import Table
 
@@ -26,6 +28,10 @@ CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
 COMBINED = "combined"
+ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
+"""Coords of the arms of a sweep, and what they hold."""
+OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
+"""Settings of edits that a sweep does not read."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
 """Strategies that are held against the oracle; a rule's own selection (adaptive) needs its trace."""
 COLUMNS = (
@@ -64,7 +70,7 @@ def sweep(*, common: Common | None = None) -> None:
 def regret(*, common: Common | None = None) -> None:
     """Hold each way to choose layers against the best window of a sweep; needs no model.
 
-    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) and the cells of `dmle sweep`; writes `regret.csv`
+    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) of the run folder; writes `regret.nc`, `regret.csv`
     and a table: the score at the chosen layers, the oracle's, the regret with its interval over rules, the rank of the
     choice among all windows, how well the profile and the evidence rank windows, and how much better the default
     strategy is than each other choice.
@@ -169,36 +175,38 @@ def _rules(context: Context) -> list[Rule]:
 
 
 def _sweep(context: Context) -> str:
-    from editing.comparison import run_cells
+    from editing.comparison import remove_others, run_cells
+    from editing.lengths import check_edits, check_rules
 
     config, rules = context.settings(SweepConfig), _rules(context)
     evaluate = context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    check_edits(context.model, rules, [context.settings(EditConfig)])
+    check_rules(context.model, rules, evaluate)
     arms = _arms(context, _plan(context, context.model.n_layers), rules)
     with tqdm(total=len(arms) * len(rules), desc="sweep", unit="edit") as bar:
-        cells, missing = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)
+        cells = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)
+    if context.overwrite:
+        remove_others(context.run.path / CELLS, rules, arms)
     failed = Counter(cell.arm for cell in cells if cell.error)
-    _write(context, rules, cells, config)
+    with context.lock:
+        _write(context, rules, cells, config)
     lines = [f"{len(cells)} edits of {len(rules)} rules: {context.run.path / 'sweep.nc'}"]
     if failed:
         first = next(cell for cell in cells if cell.error)
         lines.append(f"{sum(failed.values())} edits failed and have no score; {first.arm}, {first.rule}: {first.error}")
-    if missing:
-        lines.append(f"{missing} cells are not done: another process is at their rules; run again when it has ended")
     return "\n".join(lines)
 
 
 def _arms(
     context: Context, plan: Mapping[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]], rules: Sequence[Rule]
 ) -> "list[Arm]":
-    from editing import covariance
     from editing.comparison import Arm
     from editing.contexts import sample_contexts
     from editing.editors import Resources
 
-    model, about = context.model, context.settings(CovarianceConfig)
+    model = context.model
     needed = sorted({layer for _, layers in plan.values() for layer in layers})
-    with tqdm(total=about.tokens, desc="covariance", unit="token") as bar:
-        statistics = covariance.measure(model, needed, about, context.run.path / "covariance", advance=bar.update)
+    statistics = measured(context, needed)
     shared = context.settings(EditConfig)
     contexts = sample_contexts(model, shared.contexts, shared.context_tokens, shared.seed)
     resources = {shared.seed: Resources(contexts, statistics)}
@@ -215,9 +223,9 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
 
     from editing.evaluation import edit_scores
     from editing.sweep import success, sweep_dataset, windows
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
-    from interp.records import save_records
+    from interp.tables import csv_text
 
     model, ids = context.model, [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
@@ -251,33 +259,87 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "metrics": " ".join(config.metrics),
         "mode": config.mode,
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
+        freshness.RECORD: _record(context).text(),
     }
+    table = pd.DataFrame(rows)
+    # Every arm's score, also at layers that are no window: what `dmle regret` reads; the CSV is for people.
+    arms = table.pivot(index=["group", "layers"], columns="rule", values="score").reindex(columns=ids)
+    labels = {name: ("arm", np.array(arms.index.get_level_values(level), object)) for name, level in ARM_LABELS.items()}
+    held = held.assign(arm_score=(("arm", "rule"), arms.values)).assign_coords(labels)
     effects.save(held, context.run.path / "sweep.nc")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    save_records(context.run.path / "sweep.json", columns, rows)
-    write_text(context.run.path / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    write_text(context.run.path / "sweep.csv", csv_text(table, index=False))
+
+
+def arm_table(swept: "xr.Dataset") -> "pd.DataFrame":
+    """The score of every arm of a sweep: columns group, layers, rule, score."""
+    flat = swept["arm_score"].to_dataframe().reset_index()
+    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(["group", "layers", "rule", "score"])
+
+
+def _record(context: Context) -> "Made":
+    """What a sweep is made with: of the settings of edits, those of one editor; it asks for no greedy answers."""
+    from interp import freshness
+
+    edit = freshness.settings_of("edit", context.settings(EditConfig))
+    of_editor = {key: value for key, value in edit.items() if key.split(".")[1] not in OF_ARMS}
+    return freshness.made(context, "sweep", ["covariance", "sweep"], rules=["sweep"], more=of_editor)
+
+
+def _read_by_sweep(context: Context) -> list[str]:
+    """Files that a sweep reads if they are there."""
+    return [name for name in ("profile.nc", "evidence.nc") if (context.run.path / name).is_file()]
+
+
+def _fresh_sweep(context: Context) -> None:
+    from interp import freshness
+
+    freshness.check(context, *_read_by_sweep(context))
+
+
+def _fresh_regret(context: Context) -> None:
+    from interp import freshness
+
+    context.run.need("sweep.nc", "sweep")
+    context.run.need("profile.nc", "profile")
+    freshness.check(context, "sweep.nc", *_read_by_sweep(context))
 
 
 def _regret(context: Context) -> str:
     import pandas as pd
 
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
-    from interp.records import load_records, save_records
+    from interp.tables import csv_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
-    columns = ("group", "layers", "rule", "score")
-    cells = pd.DataFrame(load_records(run.need("sweep.json", "sweep"), "table of cells", columns, ("score",)))
-    cells["score"] = cells["score"].astype(float)
+    cells = arm_table(swept)
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
-    save_records(run.path / "regret.json", COLUMNS, rows)
-    write_text(run.path / "regret.csv", pd.DataFrame(rows, columns=COLUMNS).to_csv(index=False))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    more = {f"sweep.{name}": getattr(config, name) for name in ("resamples", "confidence")}
+    record = freshness.made(context, "regret", ["select"], inputs=["sweep.nc", *_read_by_sweep(context)], more=more)
+    held = regret_dataset(table).assign_attrs({freshness.RECORD: record.text()})
+    effects.save(held, run.path / "regret.nc")
+    write_text(run.path / "regret.csv", csv_text(table, index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
     write_text(run.path / "tables" / "regret.tex", made.latex)
     return f"{made.markdown}\nregret of every strategy: {run.path / 'regret.csv'}"
+
+
+def regret_dataset(table: "pd.DataFrame") -> "xr.Dataset":
+    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back (`figures`)."""
+    import xarray as xr
+
+    texts = ("strategy", "group", "layers", "supported")
+    return xr.Dataset(
+        {
+            name: ("row", values.astype(str).to_numpy(object) if name in texts else values.to_numpy(float))
+            for name, values in table.items()
+        },
+        attrs={"schema": "dmle.regret/1"},
+    )
 
 
 def regret_rows(
@@ -293,7 +355,7 @@ def regret_rows(
     Args:
         swept: `sweep.nc`.
         profile: `profile.nc`.
-        cells: The rows of `sweep.json` as a data frame.
+        cells: Scores of every arm (`arm_table`).
         config: Resamples and confidence.
         select: The strategies' settings; its strategy is the default that others are compared with.
         evidence: `evidence.nc`, if there is one.
@@ -400,5 +462,17 @@ _SECTIONS = {
     "select": SelectConfig,
     "sweep": SweepConfig,
 }
-SWEEP = Step("sweep", _sweep, sweep, _SECTIONS, needs_model=True, check=_check)
-REGRET = Step("regret", _regret, regret, {"select": SelectConfig, "sweep": SweepConfig})
+SWEEP = Step(
+    "sweep",
+    _sweep,
+    sweep,
+    _SECTIONS,
+    needs_model=True,
+    check=_check,
+    fresh=_fresh_sweep,
+    settles=("covariance", "edit", "evaluate", "sweep"),
+    shares=True,
+)
+REGRET = Step(
+    "regret", _regret, regret, {"select": SelectConfig, "sweep": SweepConfig}, fresh=_fresh_regret, settles=("sweep",)
+)

@@ -21,7 +21,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
@@ -36,6 +35,7 @@ from figures.paper import ANSWER_COLUMNS, read_answers
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp import effects as effects_schema
 from interp.files import write_text
+from interp.plain_yaml import load_yaml
 from interp.rules import load_rules
 from interp.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.selection import LayerSelection, load_for_rules
@@ -567,7 +567,7 @@ def _read_settings(run: Path) -> tuple[str, Mapping[str, Any]]:
     """The text of ``run.yaml``, and what it says of versions."""
     text = (run / "run.yaml").read_text(encoding="utf-8")
     _ = RunFolder(run).settings  # a damaged file is an error that says how to mend it
-    return text, (yaml.safe_load(text) or {}).get("provenance") or {}
+    return text, (load_yaml(text) or {}).get("provenance") or {}
 
 
 # -- the page -------------------------------------------------------------------------------------------------

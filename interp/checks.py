@@ -15,10 +15,21 @@ from typing import Literal, NamedTuple
 
 import sympy
 
-from interp.derivation import NUMBER, candidate_values, close, expression_of, instance_truth, number_of, sides, unify
+from interp.agreement import agree
+from interp.derivation import (
+    NUMBER,
+    candidate_values,
+    close,
+    expression_of,
+    instance_truth,
+    number_of,
+    same_number,
+    sides,
+    unify,
+)
 from interp.expressions import ExpressionError, names, parse, to_sympy, tree
 from interp.rules import FORMS, Probe, Rule, RuleForm, RulePrompt, RuleSet
-from interp.spans import subject_spans
+from interp.spans import char_spans, subject_spans
 from interp.units import UnitError, check_dimensions
 
 Level = Literal["error", "warning", "info"]
@@ -228,7 +239,7 @@ def _compare(check: str, place: str, answer: str, node: ast.expr, values: dict[s
         yield _finding(check, place, answer, f"a result for {values}; there is none ({error})")
         return
     number = number_of(answer)
-    if number is None or (got - number).simplify() != 0:
+    if number is None or not same_number(got, number):
         yield _finding(check, place, answer, f"{got} for {values}")
 
 
@@ -279,7 +290,7 @@ def _formulas(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     pairs += [(f"target_true[{at}]", text, rule.expression_true) for at, text in enumerate(prompt.target_true)]
     for field, text, expression in pairs:
         try:
-            same = (parse(sides(text)[-1], symbols) - parse(expression, symbols)).simplify() == 0
+            same = agree(tree(sides(text)[-1], symbols), tree(expression, symbols))
         except ExpressionError:
             same = False
         if not same:
@@ -310,7 +321,7 @@ def _same_answer(first: str, second: str) -> bool:
     if _plain(first) == _plain(second):
         return True
     a, b = number_of(first), number_of(second)
-    return a is not None and b is not None and (a - b).simplify() == 0
+    return a is not None and b is not None and same_number(a, b)
 
 
 def _plain(text: str) -> str:
@@ -387,7 +398,7 @@ def _replaced_result(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
 def _subjects(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
     for form, prompt in rule.forms.items():
         found = len(subject_spans(prompt.prompt, prompt.subject))
-        whole = len(re.findall(rf"(?<!\w){re.escape(prompt.subject)}(?!\w)", prompt.prompt))
+        whole = len(char_spans(prompt.prompt, prompt.subject))
         if found != 1 or whole != 1:
             where = f"{rule.id}/{form}/prompt"
             yield _finding(
@@ -445,7 +456,7 @@ def _same_truth(probe: Probe, edit: RulePrompt) -> bool:
             return True
     mine = [node for text in probe.target_true if (node := expression_of(text)) is not None]
     other = [node for text in edit.target_true if (node := expression_of(text)) is not None]
-    return not mine or any((to_sympy(a) - to_sympy(b)).simplify() == 0 for a in mine for b in other)
+    return not mine or any(agree(a, b) for a in mine for b in other)
 
 
 def _letters(text: str) -> str:

@@ -7,24 +7,25 @@ them are checked before any work starts. Heavy imports happen inside the steps.
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
-import yaml
 from cyclopts import App, Parameter
-from rich.console import Console
 from tqdm import tqdm
 
+from interp.assignments import assign, merge, read_assignment
 from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.embedded import EmbeddedFileError
 from interp.files import write_text
 from interp.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.one_prompt import PromptRequest, find_plot, report, trace_one
+from interp.printing import command, heading, one_line, say
 from interp.provenance import versions
 from interp.rules import Rule, counted, dump_rules
 from interp.rules_cli import app as rules_app
-from interp.steps import CHAIN, Context, Step, load_steps, parse_settings
+from interp.steps import CHAIN, COMMON, Context, Step, known_sections, load_steps, parse_settings
 from interp.store import RunFolder
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_RUN = Path("runs/default")
 FAILED, STOPPED = 2, 130
+TEXT = Parameter(allow_leading_hyphen=True)
+"""Flags whose value is text, which may begin with a hyphen: --prompt "-5 + 2 ="."""
 
 
 @Parameter(name="*")
@@ -47,7 +50,7 @@ class Common:
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[
         tuple[str, ...],
-        Parameter(help="Any setting: --set section.key=value (YAML value); repeat.", negative=()),
+        Parameter(help="Any setting: --set section.key=value (YAML; null: its default); repeat.", negative=()),
     ] = ()
     overwrite: Annotated[bool, Parameter(help="Replace results of other settings.", negative=())] = False
 
@@ -60,16 +63,23 @@ def trace(
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
     positions: Annotated[str | None, Parameter(help="'all', or token roles separated by commas.")] = None,
     span: Annotated[
-        str | None, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
+        str | None, TEXT, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
     ] = None,
     corruption: Annotated[str | None, Parameter(help="noise, or counterfactual (a twin prompt).")] = None,
     metrics: Annotated[str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")] = None,
     method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = None,
     memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None,
-    prompt: Annotated[str | None, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
-    subject: Annotated[str | None, Parameter(help="What the prompt is about, as it stands there: corrupted.")] = None,
-    answer: Annotated[str | None, Parameter(help="Answer to score. Default: the model's own greedy answer.")] = None,
-    words: Annotated[str | None, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
+    prompt: Annotated[str | None, TEXT, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
+    subject: Annotated[
+        str | None, TEXT, Parameter(help="What the prompt is about, as it stands there: corrupted.")
+    ] = None,
+    answer: Annotated[
+        str | None, TEXT, Parameter(help="Answer to score. Default: the model's own greedy answer.")
+    ] = None,
+    space: Annotated[
+        bool | None, Parameter(help="Whether a space is between prompt and answer. Default: as in the text.")
+    ] = None,
+    words: Annotated[str | None, TEXT, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
     plot: Annotated[Path | None, Parameter(help="Draw the prompt's effect map into this .png or .pdf.")] = None,
     out: Annotated[
         Path | None, Parameter(help="NetCDF file of the prompt's effect map. Default: beside the plot, or map.nc.")
@@ -106,7 +116,7 @@ def trace(
         "memory": memory,
     }
     settings = {f"trace.{name}": value for name, value in flags.items()}
-    own = {"subject": subject, "answer": answer, "words": words, "plot": plot, "out": out}
+    own = {"subject": subject, "answer": answer, "space": space, "words": words, "plot": plot, "out": out}
     if prompt is not None or any(value is not None for value in own.values()):
         _trace_own({"prompt": prompt, **own}, common or Common(), settings)
     else:
@@ -163,7 +173,6 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
     from interp.exports import METHODS
     from interp.selection import LayerSelection
 
-    console = Console(stderr=True)
     try:
         selection = LayerSelection.load(path)
         model = str(selection.provenance.get("model", "unknown"))
@@ -177,13 +186,13 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
                     files[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
         for target, text in files.items():
             write_text(target, text)
-            console.print(f"exported: {target}", soft_wrap=True, highlight=False, markup=False)
+            say(f"exported: {target}")
     except (ValueError, OSError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def _trace(context: Context) -> str:
-    from interp import effects, tracing
+    from interp import effects, freshness, tracing
 
     config = context.settings(TraceConfig)
     rules, folder = traced_rules(context), context.run.path / "traces"
@@ -193,7 +202,11 @@ def _trace(context: Context) -> str:
             context.model, rules, config, folder, overwrite=context.overwrite, advance=bar.update
         )
     path = context.run.path / "effects.nc"
-    tracing.collect(rules, folder, skipped, path)
+    record = freshness.made(context, "trace", ["trace"], rules=["trace"])
+    wanted = tracing.fingerprints(context.model, rules, config)
+    tracing.collect(rules, folder, skipped, path, fingerprints=wanted, attrs={freshness.RECORD: record.text()})
+    if context.overwrite:
+        tracing.remove_others(rules, folder)
     with effects.opened(path) as joined:
         te = effects.total_effect(effects.choose_metric(joined))
         traced = int((joined["n_tokens"] > 0).sum())
@@ -215,7 +228,6 @@ def _trace(context: Context) -> str:
 
 def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> None:
     """Trace one prompt of the user's own, without a run folder."""
-    console = Console(stderr=True)
     try:
         request, context = _own_prompt(own, common, flags)
         config = context.settings(TraceConfig)
@@ -233,12 +245,12 @@ def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any])
         if request.plot is not None:
             find_plot().load()(one, request.plot)
             lines.append(f"figure: {request.plot}")
-        console.print("\n".join(lines), soft_wrap=True, highlight=False, markup=False)
+        say("\n".join(lines))
     except KeyboardInterrupt:
-        console.print("stopped; nothing was written", style="yellow")
+        say("stopped; nothing was written", style="yellow")
         sys.exit(STOPPED)
     except (ValueError, OSError, EmbeddedFileError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def _own_prompt(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> tuple[PromptRequest, Context]:
@@ -292,22 +304,16 @@ def traced_rules(context: Context) -> list[Rule]:
 
 
 def _profile(context: Context) -> str:
-    from interp import effects, form_order
+    from interp import effects, freshness
     from interp.profiles import layer_profile
 
+    record = freshness.made(context, "profile", ["profile"], inputs=["effects.nc"])
     with effects.opened(context.run.need("effects.nc", "trace")) as maps:
         result = layer_profile(maps, context.settings(ProfileConfig))
+    result.attrs[freshness.RECORD] = record.text()
     path = context.run.path / "profile.nc"
     effects.save(result, path)
-    order = context.run.path / "form_order.csv"
-    order.unlink(missing_ok=True)  # of other maps
-    try:
-        of_rules = form_order.depths(result, context.settings(SelectConfig))
-        contrasts = form_order.compare_forms(of_rules)
-        write_text(order, form_order.table(contrasts).to_csv(index=False))
-        said = [*form_order.report(of_rules, contrasts), f"order of the forms: {order}"]
-    except ValueError as error:  # the profile is whole even so: the selection may read another component
-        said = [f"order of the forms: not compared, {error}"]
+    said = _order_of_forms(context, result)
     te = ", ".join(
         f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True)
     )
@@ -320,8 +326,41 @@ def _profile(context: Context) -> str:
     return "\n".join(lines)
 
 
+def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
+    """Write `form_order.csv`, which reads the selection's component and bounds, and say what it says."""
+    from interp import form_order
+    from interp.files import write_text
+
+    path = context.run.path / "form_order.csv"
+    try:
+        of_rules = form_order.depths(profile, context.settings(SelectConfig))
+        contrasts = form_order.compare_forms(of_rules)
+        write_text(path, form_order.table(contrasts).to_csv(index=False))
+    except ValueError as error:  # the profile is whole even so: the selection may read another component
+        path.unlink(missing_ok=True)  # of other maps
+        return [f"order of the forms: not compared, {error}"]
+    return [*form_order.report(of_rules, contrasts), f"order of the forms: {path}"]
+
+
+def _read_by_select(context: Context) -> tuple[str, ...]:
+    """Files that the selection's strategy reads."""
+    strategy = context.settings(SelectConfig).strategy
+    if strategy == "sweep":
+        return ("sweep.nc",)
+    return ("profile.nc", "evidence.nc") if strategy == "combined" else ("profile.nc",)
+
+
+def _fresh(context: Context, names: Sequence[str]) -> None:
+    """See that what a step reads is there, and was made with what is in force."""
+    from interp import freshness
+
+    for name in names:
+        context.run.need(name, freshness.MAKERS[name])
+    freshness.check(context, *names)
+
+
 def _select(context: Context) -> str:
-    from interp import effects
+    from interp import effects, freshness
     from interp.selection import save_for_rules, select_for_rules, select_layers
     from interp.sweep_selection import select_from_sweep
 
@@ -332,10 +371,13 @@ def _select(context: Context) -> str:
         selection, own = select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
     else:
         profile = effects.load(run.need("profile.nc", "profile"))
+        _order_of_forms(context, profile)  # of this selection's component
         combined = config.strategy == "combined"
         evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
         selection = select_layers(profile, config, evidence=evidence)
         own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
+    made = freshness.made(context, "select", ["select"], inputs=_read_by_select(context)).model_dump(mode="json")
+    selection = selection.model_copy(update={"provenance": {**selection.provenance, freshness.RECORD: made}})
     if own is None:
         of_rules.unlink(missing_ok=True)  # of another strategy's run
     else:
@@ -350,8 +392,17 @@ def _select(context: Context) -> str:
 
 
 TRACE = Step("trace", _trace, trace, {"trace": TraceConfig}, needs_model=True, check=traced_rules)
-PROFILE = Step("profile", _profile, profile, {"profile": ProfileConfig, "select": SelectConfig})
-SELECT = Step("select", _select, select, {"select": SelectConfig})
+PROFILE = Step(
+    "profile",
+    _profile,
+    profile,
+    {"profile": ProfileConfig, "select": SelectConfig},
+    fresh=lambda context: _fresh(context, ["effects.nc"]),
+    settles=("profile",),
+)
+SELECT = Step(
+    "select", _select, select, {"select": SelectConfig}, fresh=lambda context: _fresh(context, _read_by_select(context))
+)
 
 
 # -- the chain -----------------------------------------------------------------------------------------------
@@ -385,15 +436,14 @@ def setup() -> None:
 
         dmle setup
     """
-    console = Console(stderr=True)
     try:
         from interp import corpus, model
 
-        console.print(f"embedded model: {model.find(model.EMBEDDED)}", soft_wrap=True, highlight=False)
+        say(f"embedded model: {model.find(model.EMBEDDED)}")
         source, texts = corpus.paragraphs()
-        console.print(f"embedded corpus: {source.name}, {len(texts)} paragraphs", highlight=False)
+        say(f"embedded corpus: {source.name}, {len(texts)} paragraphs")
     except (EmbeddedFileError, OSError) as error:
-        _fail(console, error)
+        _fail(error)
 
 
 def execute(
@@ -403,35 +453,48 @@ def execute(
 
     Flags may be a function that reads them: its errors are then told like those of any setting.
     """
-    console = Console(stderr=True)
     common = common or Common()
     started: list[str] = []
     try:
         steps = load_steps()
         folder = RunFolder(common.run)
         given = flags() if callable(flags) else flags
-        raw = _raw_settings(folder.settings, common, given)
-        context = Context(folder, parse_settings(steps, raw), common.overwrite)
+        held = {} if common.overwrite and not folder.known else folder.settings
+        raw = _raw_settings(held, common, given)
+        options = _options(common, {} if callable(flags) else given)
+        context = Context(folder, parse_settings(steps, raw), common.overwrite, raw, options)
+        context.lock.tell = lambda line: say(line, style="yellow")
         folder.create()
         _check(context, [steps[name] for name in names])
-        resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
-        folder.write_settings(raw, resolved, versions())
-        dump_rules(context.rules.rules, folder.path / "rules.json", sealed=True)
         for refusal in context.rules.refused:
-            console.print(f"rule refused, {refusal.where}: {refusal.reason}", highlight=False, markup=False)
+            say(f"rule refused, {refusal.where}: {refusal.reason}")
         if context.rules.repairs:
-            console.print(f"rules mended: {counted(context.rules.repairs)}", highlight=False, markup=False)
+            say(f"rules mended: {counted(context.rules.repairs)}")
         for name in names:
             started.append(name)
-            console.rule(name)
-            console.print(steps[name].run(context), soft_wrap=True, highlight=False, markup=False)
+            heading(name)
+            say(_run_step(context, steps[name]))
     except KeyboardInterrupt:
         at = started[-1] if started else "set-up"
-        console.print(f"stopped in {at}; run the same command again to continue", style="yellow")
+        say(f"stopped in {at}; run the same command again to continue", style="yellow")
         sys.exit(STOPPED)
     except (ValueError, OSError, EmbeddedFileError) as error:
-        _fail(console, error)
-    console.print(_next(names[-1], common.run), style="bold", soft_wrap=True, highlight=False)
+        _fail(error)
+    say(_next(names[-1], common.run), style="bold")
+
+
+def _run_step(context: Context, step: Step) -> str:
+    """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml` and `rules.json` true."""
+    resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
+    settled = {*(COMMON if step.needs_model else ()), *(step.sections if step.settles is None else step.settles)}
+    alone = nullcontext() if step.shares else context.lock
+    with alone:
+        step.fresh(context)
+        with context.run.making(step.name, settled, context.given, resolved, versions(), context.lock):
+            said = step.run(context)
+            with context.lock:
+                dump_rules(context.rules.rules, context.run.path / "rules.json", sealed=True)
+    return said
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -454,30 +517,25 @@ def _app() -> App:
 
 
 def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, unchecked: the run's own, then the file's, then the flags'."""
-    raw: dict[str, Any] = {}
-    for source in (held, read_yaml(common.config) if common.config else {}):
-        for section, values in source.items():
-            raw[section] = {**raw.get(section, {}), **values} if isinstance(values, dict) else values
+    """Settings by section, unchecked: the run's own, then the file's, then the flags' (see `interp.assignments`)."""
+    known, raw = known_sections(load_steps()), {}
+    merge(raw, held, known)
+    merge(raw, read_yaml(common.config) if common.config else {}, known)
     short = {"model.name": common.model, "rules.source": common.rules, "rules.limit": common.limit}
-    given = {**short, "model.device": common.device, **flags, **dict(map(_assignment, common.set))}
-    for key, value in given.items():
+    for key, value in {**short, "model.device": common.device, **flags}.items():
         if value is not None:
-            section, _, name = key.partition(".")
-            values = raw.get(section) or {}
-            if isinstance(values, dict):  # else the section itself is wrong, which its check says
-                raw[section] = {**values, name: value}
+            assign(raw, key, value, known)
+    for key, value in map(read_assignment, common.set):
+        assign(raw, key, value, known)
     return raw
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or "." not in key:
-        raise ConfigError(f"--set {text}: section.key=value is needed, such as --set trace.samples=4")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: {value!r} is not a YAML value; quote it if it is text") from error
+def _options(common: Common, flags: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The flags that give settings, as a command line takes them."""
+    short = {"--config": common.config, "--model": common.model, "--rules": common.rules, "--limit": common.limit}
+    found = [(flag, str(value)) for flag, value in {**short, "--device": common.device}.items() if value is not None]
+    found += [("--set", f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
+    return found + [("--set", text) for text in common.set]
 
 
 def _check(context: Context, steps: Sequence[Step]) -> None:
@@ -493,13 +551,11 @@ def _next(name: str, folder: Path) -> str:
         return f"Done. Look at {folder}."
     if name == CHAIN[-1]:
         return f"Done. Open {folder / 'report.html'}; figures and tables are beside it."
-    return f"Done. Next: dmle {CHAIN[CHAIN.index(name) + 1]} --run {folder}"
+    return f"Done. Next: {command('dmle', CHAIN[CHAIN.index(name) + 1], '--run', folder)}"
 
 
-def _fail(console: Console, error: BaseException) -> None:
-    # One line: a YAML or validation error has several.
-    text = " ".join(str(error).split())
-    console.print(f"error: {text}", style="red", soft_wrap=True, highlight=False, markup=False)
+def _fail(error: BaseException) -> None:
+    say(f"error: {one_line(error)}", style="red")
     sys.exit(FAILED)
 
 

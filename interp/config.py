@@ -4,16 +4,27 @@ A configuration file is YAML with one mapping per section; every setting has a d
 packages are registered beside these by their steps (see `interp.steps`).
 """
 
-import difflib
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from interp.errors import DmleError
+from interp.plain_yaml import YamlError, read_yaml_file
 from interp.rules import Split
+from interp.scripts import needed
+from interp.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.sizes import parse_size
+
+__all__ = [
+    "ConfigError", "ModelConfig", "ProfileConfig", "RulesConfig", "Section", "SelectConfig", "TraceConfig",
+    "nearest", "parse_section", "read_yaml",
+]  # fmt: skip
+
+Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
+"""What every generator of random numbers takes, and every file holds."""
+Resamples = Annotated[int, Field(le=100_000)]
+"""Draws of a bootstrap or a test: each is a row of an array in memory."""
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
 Component = Literal["resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"]
@@ -28,18 +39,10 @@ CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
 RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
 
 
-class ConfigError(DmleError):
-    """A setting is unknown or out of range; the message names it and what is valid."""
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class ModelConfig(Section):
     """Which model, where, and in which number format."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"device"})
 
     name: str = "smollm2-135m"
     """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as "meta-llama/Meta-Llama-3-8B"."""
@@ -49,6 +52,9 @@ class ModelConfig(Section):
 
 class RulesConfig(Section):
     """Which rules."""
+
+    # Results hold fingerprints of the rules that they are of.
+    neutral: ClassVar[frozenset[str]] = frozenset({"source", "limit", "ids", "split"})
 
     source: str = "embedded"
     """"embedded", a rules.json, or a RuleEdit folder or zip."""
@@ -60,6 +66,8 @@ class RulesConfig(Section):
 
 class TraceConfig(Section):
     """Causal tracing. Source of the defaults: ROME, except where said. Sized for a CPU."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"splits", "memory", "batch_size", "route"})
 
     splits: tuple[Split, ...] = ("train", "validation")
     """Splits that are traced, among rules that have a split: layers are not chosen on rules that test edits."""
@@ -85,18 +93,18 @@ class TraceConfig(Section):
     """Noise rule: e3 (3 standard deviations of all embeddings), s3 (of the subjects'), 0.1, m, t5 or u2."""
     noise_replaces: bool = False
     """Noise takes the place of the embedding instead of being added."""
-    samples: int = Field(default=4, ge=2)
+    samples: int = Field(default=4, ge=2, le=10_000)
     """Noise samples. ROME uses 10; the cost is proportional. A counterfactual prompt is one sample."""
-    seed: int = 0
+    seed: Seed = 0
     answer: Literal["auto", "truth", "greedy"] = "auto"
     """What is scored: the rule's true answer, the model's own greedy answer, or the former where there is one."""
-    answer_tokens: int = Field(default=8, ge=1)
+    answer_tokens: int = Field(default=8, ge=1, le=4096)
     """Length of a greedy answer."""
     metrics: tuple[MetricName, ...] = Field(default=("mean_log_prob",), min_length=1)
     """Scores of one sweep; profiles read the first, if they are not told otherwise."""
     method: Literal["exact", "attribution", "screen"] = "exact"
     """`attribution`: the map from gradients; `screen`: gradients first, then exact where it matters."""
-    gradient_steps: int = Field(default=1, ge=1)
+    gradient_steps: int = Field(default=1, ge=1, le=10_000)
     """Integrated-gradient steps of attribution and screen."""
     screen_share: float = Field(default=0.3, gt=0, le=1)
     """Screen: share of the sites that is run exactly."""
@@ -104,7 +112,7 @@ class TraceConfig(Section):
     """Screen: standard error of a site up to which a few noise samples are enough, as a share of the total effect."""
     memory: str | None = None
     """Memory that a batch may take, such as 4GiB. Default: half of an accelerator's, or what is best on a CPU."""
-    batch_size: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Rows run together, whatever the memory; changes memory and speed only."""
     route: Literal["auto", "fast", "generic"] = "auto"
     """How sites are run (see `interp.patching`); the numbers are the same."""
@@ -112,8 +120,19 @@ class TraceConfig(Section):
     @field_validator("noise", mode="before")
     @classmethod
     def _number_is_rule(cls, value: Any) -> Any:
-        # YAML reads a bare standard deviation as a number.
+        # YAML reads a bare standard deviation as a number, and one with an exponent as text.
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?[eE]-?\d{1,3}", value):
+            value = float(value)
+        if isinstance(value, bool):
+            return value
         return f"{value:.12f}".rstrip("0").rstrip(".") if isinstance(value, int | float) else value
+
+    @field_validator("span")
+    @classmethod
+    def _phrases(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        return tuple(needed(phrase, "a phrase of trace.span").strip() for phrase in value)
 
     @field_validator("memory")
     @classmethod
@@ -129,7 +148,7 @@ class TraceConfig(Section):
         if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
             raise ValueError(
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set corruption: "
-                "counterfactual, or choose other metrics"
+                "counterfactual (--set trace.corruption=counterfactual), or choose other metrics"
             )
         return self
 
@@ -141,9 +160,9 @@ class ProfileConfig(Section):
     """Which of the traced metrics; the first, if none is named."""
     lookup_roles: tuple[RuleRole, ...] = ("subject_last", "rule_word")
     """Roles averaged into the profile that the selection reads: where editors look a rule up."""
-    bootstrap: int = Field(default=1000, ge=10)
+    bootstrap: Resamples = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SelectConfig(Section):
@@ -183,8 +202,8 @@ class SelectConfig(Section):
     fallback: Literal["none", "published"] = "none"
     """Layers of a group that the profile does not support: still the strategy's best guess, or the published 4-8 of
     28 to 32 blocks, scaled to the depth, whatever the bounds. They are marked as not supported either way."""
-    bootstrap: int = Field(default=1000, ge=10)
-    seed: int = 0
+    bootstrap: Resamples = Field(default=1000, ge=10)
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _ordered(self) -> "SelectConfig":
@@ -195,46 +214,15 @@ class SelectConfig(Section):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file.
+    """A YAML mapping from a file, as `interp.plain_yaml` reads it.
 
     Raises:
         ConfigError: The file is missing, not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = read_yaml_file(path)
+    except (OSError, YamlError) as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{path} holds {type(content).__name__}; a mapping of sections is needed")
     return {str(name): values for name, values in (content or {}).items()}
-
-
-def parse_section(name: str, section: type[Section], values: Any) -> Section:
-    """Check one section's values.
-
-    Raises:
-        ConfigError: Naming each wrong key with the nearest valid one, or each wrong value with what is allowed.
-    """
-    if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"section {name!r} holds {values!r}; a mapping of settings is needed")
-    try:
-        return section.model_validate(values or {})
-    except ValidationError as error:
-        raise ConfigError("; ".join(_explain(name, section, item) for item in error.errors())) from error
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """A hint naming the closest of the known words, or all of them.
-
-    >>> nearest("lyers", ["layers", "seed"])
-    "did you mean 'layers'?"
-    """
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"valid are {', '.join(known)}"
-
-
-def _explain(name: str, section: type[Section], item: Any) -> str:
-    where = ".".join([name, *(str(part) for part in item["loc"])])
-    if item["type"] == "extra_forbidden":
-        return f"unknown setting {where!r}: {nearest(str(item['loc'][-1]), list(section.model_fields))}"
-    return f"{where} = {item['input']!r}: {item['msg']}"

@@ -27,6 +27,8 @@ from torch import Tensor
 from interp.config import NOISE_RULE, CorruptedSpan
 from interp.model import Encoding, LanguageModel
 from interp.patching import CorruptedPrompt
+from interp.rules import Twin
+from interp.spans import check_phrases
 from interp.tokens import word_positions
 
 SPAN_ROLES: dict[str, tuple[str, ...]] = {
@@ -58,13 +60,11 @@ def phrase_positions(encoding: Encoding, phrases: Iterable[str]) -> list[int]:
     """Positions of the tokens of given words or phrases (an explicit span).
 
     Raises:
-        ValueError: None of them is in the prompt.
+        TextError: One of them is not in the prompt, or there is none.
     """
     phrases = tuple(phrases)
-    positions = sorted({p for span in word_positions(encoding, phrases) for p in span})
-    if not positions:
-        raise ValueError(f"no token to corrupt: none of the phrases {phrases} is in {encoding.text!r}")
-    return positions
+    check_phrases(encoding.text, phrases)
+    return sorted({p for span in word_positions(encoding, phrases) for p in span})
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def counterfactual(
     model: LanguageModel,
     encoding: Encoding,
     answer: Sequence[int],
-    twins: Iterable[tuple[str, str]],
+    twins: Iterable[Twin],
     roles: Sequence[str],
 ) -> tuple[CorruptedPrompt, str]:
     """The case of the first twin whose tokens align with the prompt's, and that twin's prompt.
@@ -183,7 +183,8 @@ def counterfactual(
     """
     names = {"rule_word", "number", *SPAN_ROLES["subject"]}
     reasons = []
-    for prompt, truth in twins:
+    for twin in twins:
+        prompt = twin.prompt
         other = model.encode(prompt)
         ids = other.ids
         if len(ids) != len(encoding.ids):
@@ -198,7 +199,8 @@ def counterfactual(
         elif not names & {roles[i] for i in positions}:
             reasons.append(f"{prompt!r} differs at no token that names the rule")
         else:
-            alternative = model.encode_continuation(truth)
+            alternative = model.encode_continuation(twin.answer, prompt, twin.space)
+            model.need_room(len(ids) + len(alternative) - 1, f"the counterfactual prompt {prompt!r} with its answer")
             case = CorruptedPrompt(
                 encoding.ids, tuple(answer), tuple(positions), counterfactual=ids, alternative=alternative
             )

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import sympy
 
-from interp.expressions import ExpressionError, exact, names, render, to_sympy, tree
+from interp.expressions import MAX_CALLS, ExpressionError, exact, names, render, to_sympy, tree
+from interp.work_limit import WorkOver, work_limit
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 # Results are written to two or three decimals; more than this apart, relative to the number, is another number.
@@ -57,9 +58,25 @@ def number_of(text: str) -> sympy.Expr | None:
 
 def close(first: sympy.Expr, second: sympy.Expr) -> bool:
     """Whether two numbers are the same up to the decimals that answers are written with."""
-    a, b = complex(first.evalf()), complex(second.evalf())
+    try:
+        with work_limit(MAX_CALLS):
+            a, b = complex(first.evalf()), complex(second.evalf())
+    except (OverflowError, TypeError, ValueError, WorkOver):  # beyond what floats hold, or undefined
+        return bool(first == second)
     # Two decimals are all that a number near one has; a tiny one is not zero for that.
     return abs(a - b) <= TOLERANCE * (max(1.0, abs(b)) if abs(b) > 0.05 else abs(b))
+
+
+def same_number(first: sympy.Expr, second: sympy.Expr) -> bool:
+    """Whether two numbers are the same: fractions exactly, others in their first 20 digits."""
+    if first.is_Rational and second.is_Rational:
+        return bool(first == second)
+    try:
+        with work_limit(MAX_CALLS):
+            a, b = first.evalf(30), second.evalf(30)
+            return bool(abs(a - b) <= sympy.Float(10) ** -20 * max(abs(a), abs(b)))
+    except (ArithmeticError, TypeError, ValueError, RecursionError, WorkOver):
+        return bool(first == second)
 
 
 def instance_truth(

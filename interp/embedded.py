@@ -7,6 +7,7 @@ good one, byte for byte: a damaged file would give wrong numbers without any sig
 """
 
 import hashlib
+import logging
 import os
 import shutil
 import sys
@@ -20,7 +21,9 @@ import platformdirs
 from filelock import FileLock
 
 from interp.errors import DmleError
-from interp.files import atomic
+from interp.files import atomic, write_text
+
+_LOG = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "DMLE_CACHE"
 KEY_LENGTH = 12
@@ -153,7 +156,7 @@ def converted_model(
         search: Folders that hold installed distributions; by default those of `sys.path`.
 
     Raises:
-        EmbeddedFileError: The weights are missing or damaged (checked only if there is no folder yet).
+        EmbeddedFileError: The weights are missing or damaged (checked only if the folder has to be made).
     """
 
     def make(folder: Path) -> None:
@@ -174,23 +177,69 @@ def converted_model(
 
 
 def make_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Make a file or folder that appears complete or not at all, unless it is there already.
+    """Make a file or folder that appears complete or not at all, unless it is there already, byte for byte.
 
     `make` writes to a path beside `target`, which is then renamed. A second process that asks meanwhile waits
     for the first and uses what it made. What a killed process left is removed by the next one.
+
+    The SHA-256 of every file that was made is kept in `<target>.sha256` (check it with `sha256sum -c`) and compared
+    each time: at about 1.8 GB/s that is 0.3 s for the embedded model's 540 MB. What was damaged since, or has no sums
+    to be compared with, is made again, which is logged in one line.
 
     Args:
         target: The file or folder, which is returned; its parents are created.
         make: Creates the file or folder at the path it is given, at which nothing is yet.
     """
-    if target.exists():
+    if _damage(target) is None:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f"{target.name}.lock")):
-        if not target.exists():  # else another process made it while this one waited for the lock
+        # Anew: another process may have made it while this one waited for the lock.
+        if (damage := _damage(target)) is not None:
+            if target.exists():
+                _LOG.warning("%s: %s; it is made again", target, damage)
             with atomic(target) as partial:
                 make(partial)
+                sums = {target / path.relative_to(partial): file_sha256(path) for path in _files(partial)}
+                _remove(target)
+                lines = [f"{digest}  {path.relative_to(target.parent)}\n" for path, digest in sums.items()]
+                write_text(_sums(target), "".join(lines))
     return target
+
+
+def _damage(target: Path) -> str | None:
+    """What is wrong with something that was made once, or None if it is there as it was made."""
+    if not target.exists():
+        return "it is not there"
+    try:
+        lines = _sums(target).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return "it has no SHA-256 sums to be checked by"
+    for line in lines:
+        digest, _, name = line.partition("  ")
+        path = target.parent / name
+        if not path.is_file():
+            return f"{name or line!r} is missing"
+        if file_sha256(path) != digest:
+            return f"{name} is damaged (another SHA-256)"
+    return None
+
+
+def _sums(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _files(made: Path) -> list[Path]:
+    """The files of a folder, or the file itself, in the order of their names."""
+    return sorted(path for path in made.rglob("*") if path.is_file()) if made.is_dir() else [made]
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or folder if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _find(wanted: EmbeddedFile, search: Sequence[Path] | None) -> Path:

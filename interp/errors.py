@@ -13,6 +13,10 @@ class ModelError(DmleError):
     """A model cannot be loaded or used; the message says what was found and how to mend it."""
 
 
+class TooLongError(DmleError):
+    """A text takes more tokens than the model has positions."""
+
+
 class StaleError(DmleError):
     """A file was made with other settings, rules, model or version than the ones in force now."""
 

@@ -14,6 +14,7 @@ from functools import lru_cache
 import sympy
 
 from interp.errors import DmleError
+from interp.work_limit import WorkOver, work_limit
 
 MAX_LENGTH = 300
 MAX_EXPONENT = 64
@@ -28,6 +29,10 @@ FUNCTIONS = {
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
 MAX_BITS = 4096
+MAX_ROOT_BITS, MAX_ROOT = 256, 1000
+"""Binary digits of a number of which a root is taken, and largest part of a fractional exponent."""
+MAX_CALLS = 500_000
+"""Calls of functions for the meaning of one expression: about a second; ordinary ones take a thousandth of it."""
 _WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
@@ -72,11 +77,29 @@ def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> symp
     """
     known = {unicodedata.normalize("NFKC", name): value for name, value in (values or {}).items()}
     try:
-        return _meaning(node, known)
+        if _is_plain(node):
+            return _meaning(node, known)
+        with work_limit(MAX_CALLS):
+            return _meaning(node, known)
     except ExpressionError:
         raise
+    except WorkOver as error:
+        raise ExpressionError(f"{ast.unparse(node)!r} takes more steps to compute than are done here") from error
     except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{ast.unparse(node)!r} cannot be computed ({error})") from error
+
+
+def _is_plain(node: ast.expr) -> bool:
+    """Whether numbers in it are only added, multiplied and raised to plain numbers, which `_bounded` keeps small."""
+    return not any(
+        isinstance(part, ast.Call)
+        or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Pow) and not _is_whole(part.right))
+        for part in ast.walk(node)
+    )
+
+
+def _is_whole(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, int)
 
 
 def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
@@ -96,6 +119,8 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
                 raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
             if name == "exp" and argument.is_number and not (argument.is_real and abs(argument) <= MAX_EXPONENT):
                 raise ExpressionError(f"exp of {argument}; exponents up to {MAX_EXPONENT} are computed")
+            if name == "sqrt":
+                _check_root(argument, sympy.Rational(1, 2))
             return _bounded(FUNCTIONS[name](argument))
     assert isinstance(node, ast.BinOp)
     left, right = _meaning(node.left, values), _meaning(node.right, values)
@@ -114,7 +139,17 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
         raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
     if left.is_zero and right.is_number and right < 0:
         raise ExpressionError("division by zero")
+    _check_root(left, right)
     return _bounded(left**right)
+
+
+def _check_root(left: sympy.Expr, right: sympy.Expr) -> None:
+    """Refuse a root of a number that SymPy would take apart for long: it looks for factors, and writes out powers."""
+    if not isinstance(right, sympy.Rational) or right.is_Integer:
+        return
+    bits = max((max(abs(n.p), n.q).bit_length() for n in left.atoms(sympy.Rational)), default=1)
+    if bits > MAX_ROOT_BITS or max(abs(right.p), right.q) > MAX_ROOT:
+        raise ExpressionError(f"a power of {right} of a number of {bits} binary digits; smaller ones are computed")
 
 
 def _number(text: str) -> sympy.Expr:

@@ -273,8 +273,7 @@ _MADE_BY = {
     "answers.json": "evaluate",
     "evidence.nc": "evidence",
     "sweep.nc": "sweep",
-    "sweep.json": "sweep",
-    "regret.json": "regret",
+    "regret.nc": "regret",
     "tuning.nc": "tune",
 }
 _FOLDERS_MADE_BY = {
@@ -465,14 +464,15 @@ def check_links(folder: Path) -> None:
     """See that no link inside a folder leads what is written there to a place outside.
 
     Raises:
-        DmleError: A link to a folder does; nothing was written.
+        DmleError: A link to a folder, or of a lock, does; nothing was written.
     """
     root = folder.resolve()
-    for where, folders, _ in os.walk(folder):
-        for name in folders:
+    for where, folders, names in os.walk(folder):
+        # Other files are replaced, not written into; a lock is opened as it is.
+        for name in (*folders, *(name for name in names if name.endswith(".lock"))):
             path = Path(where, name)
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise DmleError(
-                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing is written; replace "
-                    f"the link by a folder (mv or cp -r), or give --run the other place"
+                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing is written; put "
+                    "what it leads to in its place, or delete the link"
                 )

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
-from interp.errors import DmleError
+from interp.errors import DmleError, TooLongError
 from interp.files import BLOCK, damaged, regular, write_text
 from interp.metrics import METRICS
 from interp.model import LanguageModel
@@ -24,7 +24,9 @@ from interp.patching import sweep
 from interp.records import load_records, save_records
 from interp.rules import FORMS, Rule, RuleForm
 from interp.schema import explain
-from interp.tracing import prepare, prompts, trace_fingerprint
+from interp.scripts import in_word, plain_digits, unspaced
+from interp.tables import csv_cell
+from interp.tracing import prepare, prompts, too_long, trace_fingerprint
 
 GREEDY_TOKENS = 16
 BATCH = 16
@@ -67,7 +69,10 @@ def holds(answer: str, truth: str) -> bool:
     (True, False, True)
     >>> holds(" (b^2 + bh)", "bh"), holds(" (1/2)Bh.", "Bh"), holds(" s³.", "s^3")
     (False, False, True)
+    >>> holds("答えは東京です。", "東京"), holds("１２です", "12"), holds("=١٢", "12"), holds("112です", "12")
+    (True, True, True, False)
     """
+    answer, truth = plain_digits(answer), plain_digits(truth)
     result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
     if re.fullmatch(r"-?\d+(\.\d+)?", result):
         alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*[/^]|\s*(?:π|\\?pi\b))"
@@ -78,10 +83,16 @@ def holds(answer: str, truth: str) -> bool:
     for found in re.finditer(letters, text):
         before, after = text[: found.start()], text[found.end() :]
         # Part of a word or number, after an operator or a factor, or the argument of a function.
-        inside = re.search(r"(\w|\d\.|[-+/^)×*·⋅√]\s*|\d\s+|(sqrt|sin|cos|tan|ln|log|exp)\()[$\\{]*$", before)
-        if not inside and not re.match(r"\w|\s*[-+*/^(×·⋅]\s*\S", after):
+        inside = re.search(r"(\d\.|[-+/^)×*·⋅√]\s*|\d\s+|(sqrt|sin|cos|tan|ln|log|exp)\()[$\\{]*$", before)
+        joined = _joined(before.rstrip("$\\{")[-1:], text[found.start()]) or _joined(after[:1], text[found.end() - 1])
+        if not inside and not joined and not re.match(r"\s*[-+*/^(×·⋅]\s*\S", after):
             return True
     return False
+
+
+def _joined(outside: str, edge: str) -> bool:
+    """Whether a letter or digit outside belongs to what is at the edge of a result."""
+    return in_word(outside) and not unspaced(outside) and not unspaced(edge)
 
 
 def _plain_powers(text: str) -> str:
@@ -139,7 +150,7 @@ def assess(
 def greedy_answers(model: LanguageModel, texts: Sequence[str]) -> list[str]:
     """The model's own answers, `GREEDY_TOKENS` long at most."""
     generated = model.generate([model.encode(text).ids for text in texts], GREEDY_TOKENS)
-    return [model.decode(ids) for ids in generated]
+    return [model.decode_continuation(ids) for ids in generated]
 
 
 def assess_rules(
@@ -162,8 +173,12 @@ def assess_rules(
     Raises:
         DamagedError: The JSON file does not hold what was written.
         DmleError: There is a file of other columns in the place of the CSV.
+        TooLongError: A prompt with an answer is longer than the model's positions; nothing is run then.
     """
     _check_replaceable(path)
+    for rule, form in prompts(rules):
+        if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
+            raise TooLongError(f"{rule.id}/{form}: {reason}")
     state = path.with_suffix(".json")
     held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)} if state.exists() else {}
     keys = {
@@ -203,7 +218,8 @@ def _write(path: Path, rows: Sequence[Knowledge]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
-    writer.writerows(table)
+    for row in table:
+        writer.writerow({name: csv_cell(value) for name, value in row.items()})
     write_text(path, text.getvalue())
 
 

@@ -1,7 +1,8 @@
 """A language model as a TransformerLens bridge: token ids in, logits and hook values out.
 
-This module, `interp.model` (which loads one) and `interp.quiet` are the only ones that import TransformerLens or the
-Hugging Face loaders. Everything else sees `LanguageModel`, with parameters by their Hugging Face names.
+This module, `interp.model` (which loads one), `interp.checkpoint` (which looks at its files) and `interp.quiet` are the
+only ones that import TransformerLens or Hugging Face's transformers. Everything else sees `LanguageModel`, with
+parameters by their Hugging Face names.
 
 Weights stay those of the Hugging Face model (no folding, no centring: TransformerLens's compatibility mode
 is never switched on), attention is the eager one, and the model is in evaluation mode without gradients.
@@ -13,7 +14,6 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 """
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,14 +27,34 @@ from accelerate import init_empty_weights
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
 
-from interp.errors import ModelError
+from interp.bridge_repairs import repair
+from interp.checkpoint import told
+from interp.errors import ModelError, TooLongError
+from interp.finite import require_finite
+from interp.identity import model_hash, settings_digest
+from interp.joining import join, without_last_space
+from interp.lengths import Lengths
+from interp.model_folder import GENERATION, copy_companions, replaced
 from interp.prefixes import longest
 from interp.quiet import quiet
-from interp.self_check import SelfCheck, check_ids, self_check, tolerance
+from interp.scripts import checked
+from interp.self_check import (
+    SelfCheck,
+    check_device,
+    check_ids,
+    check_long,
+    check_rows,
+    self_check,
+    tolerance,
+)
 
 EMBEDDED_TOGETHER = 128
+NO_LIMIT = 2**31 - 1
+"""Context length of models without one."""
+AFTER_SPACED, AFTER_UNSPACED = ("a", "0", ".", ")", "x", "\n"), ("\n", "(", "[", "a", "0", "。")
+"""Signs that an answer is tokenised behind, with a space before it and without."""
 PARTS = {"q": "attn", "k": "attn", "v": "attn", "o": "attn", "in": "mlp", "gate": "mlp", "out": "mlp"}
 """Linear maps of a block by our names, and the component that each belongs to."""
 
@@ -116,12 +136,19 @@ class LanguageModel:
 
     Attributes:
         name: What the user called it.
-        weight_hash: First 16 hex digits of the SHA-256 of all parameters, as loaded.
+        weight_hash: The model's identity as loaded, 16 hex digits: it changes with everything that changes its numbers,
+            that is parameters and persistent buffers (values and number format), configuration, tokenizer and the
+            tokens that end a text; not with names, places, padding or sampling settings. See `interp.identity`.
+        folder: Where it was loaded from, with all that came beside the weights; None for a model made in memory.
         parameters: Hugging Face parameter name → live parameter.
         check: The self-check's numbers; None if it was skipped.
+        lengths: Lengths at which the model changes what it does.
+        ends: Tokens that end a text.
     """
 
-    def __init__(self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True) -> None:
+    def __init__(
+        self, hf_model: Any, tokenizer: Any, name: str, *, check: bool = True, folder: Path | None = None
+    ) -> None:
         """Wrap a Hugging Face model (it is modified in place, as TransformerLens bridges do).
 
         Raises:
@@ -132,30 +159,43 @@ class LanguageModel:
                 f"{name}: its tokenizer gives no character offsets; a fast tokenizer (tokenizer.json) is needed"
             )
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
-        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point()]:
+        if bad := [n for n, p in self.parameters.items() if not p.is_floating_point() or p.itemsize < 2]:
             raise ModelError(
                 f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model unquantised, "
                 "for example in bfloat16"
             )
         self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
-        self.weight_hash = _hash(self.parameters)
+        self.folder = folder
+        self._buffers = _persistent_buffers(hf_model)
+        # As they came, for export: both are changed below.
+        self._generation, self._own_config = copy.deepcopy((hf_model.generation_config, hf_model.config))
+        self.ends = _end_tokens(hf_model.generation_config, tokenizer)
+        self._settings = settings_digest(self.config, tokenizer, self.ends)
+        self.weight_hash = self.current_hash()
         hf_model.eval().requires_grad_(False)
-        self._ends = _end_tokens(hf_model.generation_config, tokenizer)
         # A checkpoint's own settings (a repetition penalty, say) would make "greedy" something else.
-        hf_model.generation_config = GenerationConfig(eos_token_id=self._ends or None)
-        ids = check_ids(self)
-        with torch.no_grad():
-            expected = hf_model(ids).logits if check else None
+        hf_model.generation_config = GenerationConfig(eos_token_id=self.ends or None)
+        self.lengths = Lengths.of(hf_model)
+        self._long: dict[int, bool] = {}
         architecture = type(hf_model).__name__
+        with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
+            ids = check_rows(self)
+            with torch.no_grad():
+                expected = hf_model(ids).logits if check else None
+        if expected is not None:
+            require_finite(expected, "a first run", self)
+            check_device(self, hf_model, ids)
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
-        try:
+        with told(f"{name}: TransformerLens cannot wrap {architecture}", "use another model"):
             self.bridge: Any = build_bridge_from_module(
-                hf_model, architecture, hf_config=hf_model.config, tokenizer=None
+                hf_model,
+                architecture,
+                hf_config=hf_model.config,
+                tokenizer=None,
+                post_adapter_hook=lambda adapter: repair(adapter, self.config.get_text_config()),
             )
-        except ValueError as error:
-            raise ModelError(f"{name}: TransformerLens cannot wrap it ({error}); use another model") from error
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
@@ -175,8 +215,22 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Largest number of tokens in a row that the model was made for."""
-        return int(self.config.get_text_config().max_position_embeddings)
+        """Largest number of tokens in a row that the model was made for; `NO_LIMIT` if it has none (ALiBi, Mamba)."""
+        config = self.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        return next((int(limit) for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
+
+    def need_room(self, tokens: int, what: str) -> None:
+        """See that a row of so many tokens fits into the model's positions.
+
+        Raises:
+            TooLongError: It does not.
+        """
+        if tokens > self.context_length:
+            raise TooLongError(
+                f"{what} takes {tokens} tokens, {self.name} was made for {self.context_length}; use a shorter text or "
+                "a model with a longer context"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -198,36 +252,127 @@ class LanguageModel:
         """Whether rows can join a batch at later blocks with given states (verified at load)."""
         return self.check is not None and self.check.entry <= tolerance(self.dtype)
 
+    @property
+    def pads_left(self) -> bool:
+        """Whether texts of different length may be padded on the left and run together (verified at load)."""
+        return self.check is None or self.check.left_padding <= tolerance(self.dtype)
+
+    def shares(self, length: int) -> bool:
+        """Whether keys and values of a prefix hold for texts of so many tokens, prefix included.
+
+        Verified at load for short texts. Beyond a length at which the model changes what it does (`interp.lengths`)
+        it is verified when it is first asked for, by runs that are little longer than that length.
+        """
+        if not self.has_prefix_cache:
+            return False
+        switches = self.lengths.switches(length)
+        if not switches:
+            return True
+        if switches[-1] not in self._long:
+            self._long[switches[-1]] = check_long(self, switches[-1])
+        return self._long[switches[-1]]
+
+    def takes_fast_route(self, length: int) -> bool:
+        """Whether the fast route of patching holds for texts of so many tokens."""
+        return self.has_entry and self.shares(length)
+
     def current_hash(self) -> str:
-        """Hash of the parameters as they are now; `weight_hash` unless an edit is in force."""
-        return _hash(self.parameters)
+        """The identity with the parameters as they are now; `weight_hash` unless an edit is in force."""
+        return model_hash(self._settings, {**self._buffers, **self.parameters})
 
     # -- text ----------------------------------------------------------------------------------------------
 
     def encode(self, text: str) -> Encoding:
-        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one)."""
-        got = self.tokenizer(text, return_offsets_mapping=True)
-        return Encoding(text, tuple(got["input_ids"]), tuple((int(a), int(b)) for a, b in got["offset_mapping"]))
+        """Token ids of a prompt as the model expects it (with a BOS token where its tokenizer adds one).
 
-    def encode_continuation(self, text: str) -> tuple[int, ...]:
-        """Token ids of `` text`` as it continues a prompt: a space before it, no special tokens.
-
-        The ids are cut off an encoding that starts with a letter, so that tokenizers which treat the start
-        of a text specially (SentencePiece) give what they would in the middle of a sentence.
+        Neither the last space of a prompt nor a token that the tokenizer appends (EOS) is among them: what continues
+        the prompt begins there (see `interp.joining`). A BOS that the text begins with is not added once more.
 
         Raises:
-            ModelError: The tokenizer merges the letter with the space, so that no boundary exists.
+            TextError: The text is no Unicode text.
         """
-        anchor = "a"
-        whole = self.tokenizer(f"{anchor} {text.strip()}", add_special_tokens=False)["input_ids"]
-        head = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        if whole[: len(head)] != head or len(whole) == len(head):
-            raise ModelError(f"{self.name}: cannot find where {text!r} starts after a space; got tokens {whole}")
-        return tuple(whole[len(head) :])
+        got = self.tokenizer(without_last_space(checked(text, "a text")), return_offsets_mapping=True)
+        ids, offsets = got["input_ids"], got["offset_mapping"]
+        before, after = self._added
+        end = len(ids) - after
+        first = before if before and ids[:before] == ids[before : 2 * before] and 2 * before <= end else 0
+        return Encoding(text, tuple(ids[first:end]), tuple((int(a), int(b)) for a, b in offsets[first:end]))
+
+    def encode_continuation(self, text: str, prompt: str | None = None, space: bool | None = None) -> tuple[int, ...]:
+        """Token ids of an answer as it continues a prompt (see `interp.joining`), no special tokens.
+
+        They are those of prompt and answer as one text. Where a token of that text would reach over their border, they
+        are those that the answer has behind another sign, so that the prompt's tokens stay as they are.
+
+        Args:
+            text: The answer.
+            prompt: The prompt. Default: any that ends in a letter of a script with spaces.
+            space: Whether a space is between them. Default: as `interp.joining` decides.
+
+        Raises:
+            ModelError: The tokenizer has no border there, whatever stands before, or the answer holds the text of a
+                special token.
+            TextError: The answer is blank or no Unicode text.
+        """
+        joined = join("a" if prompt is None else prompt, text, space)
+        if typed := self.special_texts(joined.answer):
+            raise ModelError(
+                f"the answer {text!r} holds {typed[0]!r}, which is a special token of {self.name}; leave it out"
+            )
+        if prompt is not None:
+            head, whole = self.encode(joined.prompt).ids, self.encode(joined.text).ids
+            if whole[: len(head)] == head and len(whole) > len(head):
+                return whole[len(head) :]
+        return self._in_a_text(joined.answer)
+
+    def _in_a_text(self, answer: str) -> tuple[int, ...]:
+        """Token ids of an answer that stands, with its leading space, behind some sign that it does not merge with.
+
+        They are cut off an encoding that starts with that sign, so that tokenizers which treat the start of a text
+        specially (SentencePiece) give what they would in the middle of a sentence.
+        """
+        spaced = answer[0].isspace()
+        tried = []
+        for sign in AFTER_SPACED if spaced else AFTER_UNSPACED:
+            head, whole = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (sign, sign + answer))
+            if head and whole[: len(head)] == head and len(whole) > len(head):
+                return tuple(whole[len(head) :])
+            tried.append(whole)
+        raise ModelError(
+            f"{self.name}: cannot find where {answer.strip()!r} starts {'after' if spaced else 'without'} a space; "
+            f"got tokens {tried[0]}"
+        )
+
+    @cached_property
+    def _added(self) -> tuple[int, int]:
+        """How many tokens the tokenizer puts before and behind every text."""
+        core, whole = (self.tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+        for before in range(len(whole) - len(core) + 1):
+            if whole[before : before + len(core)] == core:
+                return before, len(whole) - len(core) - before
+        return 0, 0
+
+    def special_texts(self, text: str) -> list[str]:
+        """Special tokens of the tokenizer that are written out in a text, in the order of the vocabulary."""
+        return [name for name in self._special_texts if name in text]
+
+    @cached_property
+    def _special_texts(self) -> list[str]:
+        unknown = getattr(self.tokenizer, "unk_token", None)
+        tokens = sorted(self.tokenizer.added_tokens_decoder.items())
+        names = [str(token.content) for _, token in tokens if token.special and str(token.content) != unknown]
+        # A sign alone or a line break may be both: some tokenizers end texts with one.
+        return [name for name in names if len(name.strip()) > 1]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids, exactly (no clean-up of spaces), special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def decode_continuation(self, ids: Iterable[int]) -> str:
+        """Text of token ids as they continue a prompt: some tokenizers leave out a space at the start of a text."""
+        head = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        before, whole = self.decode(head), self.decode([*head, *ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(ids)
 
     def token_texts(self, encoding: Encoding) -> list[str]:
         """What each token covers in the text; special tokens by their name."""
@@ -271,6 +416,7 @@ class LanguageModel:
             # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
             keep = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
+        self._prepare_run(ids, mask, prefix)
         if prefix is not None:
             options |= {"past_key_values": _RepeatedPrefix(prefix), "use_cache": True}
             if mask is not None:
@@ -283,6 +429,24 @@ class LanguageModel:
             grow.append((f"blocks.{block}.hook_resid_pre", lambda value, hook, more=more: torch.cat([value, more])))
         with self._without_blocks(first):
             return self.bridge.run_with_hooks(ids, fwd_hooks=[*grow, *hooks], **options)
+
+    def _prepare_run(self, ids: Tensor, mask: Tensor | None, prefix: DynamicCache | None = None) -> None:
+        """Leave nothing of earlier runs, and refuse a batch whose rows the model would encode by the longest of them.
+
+        Raises:
+            ModelError: A row, or the prefix alone, has other rotary frequencies than the whole.
+        """
+        self.lengths.forget()
+        before = 0 if prefix is None else prefix.get_seq_length()
+        width = before + ids.shape[1]
+        if (kind := self.lengths.kind(width)) == 0:
+            return
+        rows = [width] if mask is None else mask.sum(1).tolist()
+        if before or any(self.lengths.kind(row) != kind for row in rows):
+            raise ModelError(
+                f"{self.name} encodes positions differently in texts of more than {self.lengths.rope} tokens, so texts "
+                f"of {min([*rows, before or width])} and {width} tokens cannot share a run; use shorter ones"
+            )
 
     @contextmanager
     def _without_blocks(self, n: int) -> Iterator[None]:
@@ -321,6 +485,7 @@ class LanguageModel:
         self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook], *, mask: Int[Tensor, "batch pos"] | None = None
     ) -> None:
         """Run hooks for what they see, without gradients; blocks behind the last one with a hook are not run."""
+        self._prepare_run(ids, mask)
         last = max((int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0)
         with torch.no_grad():
             self.bridge.run_with_hooks(
@@ -340,6 +505,7 @@ class LanguageModel:
         Prefixes of different length are padded on the *left*, with `mask`, so that what continues them is in line.
         """
         cache = DynamicCache(config=self.config) if cache is None else cache
+        self._prepare_run(ids, mask, cache)
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options |= {"attention_mask": mask, "position_ids": _positions(mask)}
@@ -399,7 +565,7 @@ class LanguageModel:
         """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token.
 
         Hooks act in the pass over the prompts and in no later one. Prompts are padded on the left, so the last
-        token of each is in the last column there.
+        token of each is in the last column there. What may not be padded together (`groups`) runs apart.
 
         Args:
             prompts: Token ids; with a prefix, with the tokens of the prefix, and at least one more.
@@ -408,12 +574,47 @@ class LanguageModel:
             prefix: Keys and values of one row of tokens that all prompts begin with (see `prefix_cache`); left as it
                 is. Prompts of different length then need a model without sliding windows: padding stands behind the
                 prefix, where it counts as distance.
+
+        Raises:
+            NotFiniteError: A prediction is NaN or infinite, so that no token is the most likely one.
+            ModelError: There are hooks, and the prompts cannot run together.
         """
-        with self.bridge.hooks(fwd_hooks=[(name, _once(hook)) for name, hook in hooks]):
-            return self._generate(prompts, n_tokens, prefix, do_sample=False, use_cache=True)
+        groups = self.groups([len(prompt) for prompt in prompts], n_tokens)
+        if hooks and len(groups) > 1:
+            raise ModelError(f"{self.name}: prompts with hooks run together, and these cannot (see `groups`)")
+        out: list[tuple[int, ...]] = [()] * len(prompts)
+        for rows in groups:
+            some = [prompts[row] for row in rows]
+            # Without keys and values that are kept, each pass is one over the prompt, too.
+            whole = self._grows_past(max(map(len, some)) + n_tokens)
+            acting = [(name, hook if whole else _once(hook)) for name, hook in hooks]
+            with self.bridge.hooks(fwd_hooks=acting):
+                answers = self._generate(some, n_tokens, prefix, do_sample=False)
+            for row, answer in zip(rows, answers, strict=True):
+                out[row] = answer
+        return out
+
+    def groups(self, lengths: Sequence[int], n_tokens: int) -> list[list[int]]:
+        """Which of some prompts, by their lengths, may be continued together, in the order given.
+
+        All of them, if the model can be padded on the left; else those of equal length. Prompts that grow past a
+        length at which positions are encoded anew are apart from the others.
+        """
+        found: dict[tuple[bool, int], list[int]] = {}
+        for row, length in enumerate(lengths):
+            grows = self._grows_past(length + n_tokens)
+            found.setdefault((grows, length if grows or not self.pads_left else 0), []).append(row)
+        return list(found.values())
+
+    def _grows_past(self, length: int) -> bool:
+        return self.lengths.kind(length) != 0
 
     def sample(self, prompt: Sequence[int], n_tokens: int, *, top_k: int, seed: int) -> tuple[int, ...]:
-        """One seeded random continuation; the global random state is left as it was."""
+        """One seeded random continuation; the global random state is left as it was.
+
+        Raises:
+            NotFiniteError: A prediction is NaN or infinite.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return self._generate([prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0)[0]
@@ -421,10 +622,26 @@ class LanguageModel:
     def _generate(
         self, prompts: Sequence[Sequence[int]], n_tokens: int, prefix: DynamicCache | None = None, **options: Any
     ) -> list[tuple[int, ...]]:
+        width = max(len(p) for p in prompts)
+        out = self._continued(prompts, n_tokens, prefix, **options)
+        return [_until(row, self.ends) for row in out[:, width:].tolist()]
+
+    def continued_logits(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int
+    ) -> tuple[Float[Tensor, "row d_vocab"], ...]:
+        """Logits of each step in which prompts are continued greedily together, padded on the left."""
+        settings: dict[str, Any] = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        return self._continued(prompts, n_tokens, **settings).logits
+
+    def _continued(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int, prefix: DynamicCache | None = None, **options: Any
+    ) -> Any:
+        """What Hugging Face's generation returns; prompts of one group (see `groups`)."""
         pad = (
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
         width = max(len(p) for p in prompts)
+        self.lengths.forget()
         # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
         n = 0
         if prefix is not None:
@@ -435,11 +652,22 @@ class LanguageModel:
         mask = torch.tensor(
             [[1] * n + [0] * (width - len(p)) + [1] * (len(p) - n) for p in prompts], device=self.device
         )
+        # Keys of the beginning are not those of a text that has grown past such a length.
+        options["use_cache"] = not self._grows_past(width + n_tokens)
+
+        def finite(ids: Tensor, scores: Tensor) -> Tensor:
+            require_finite(scores, "a prediction", self)
+            return scores
+
         with torch.no_grad():
-            out = self._hf_model.generate(
-                ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options
+            return self._hf_model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=n_tokens,
+                pad_token_id=pad,
+                logits_processor=LogitsProcessorList([finite]),
+                **options,
             )
-        return [_until(row, self._ends) for row in out[:, width:].tolist()]
 
     def row_bytes(self, tokens: int, context: int, kept: int) -> int:
         """An estimate from above of the memory that one more row takes in a run without gradients.
@@ -473,7 +701,7 @@ class LanguageModel:
 
     def value_hook(self, layer: int) -> str:
         """Hook name of the output of the down-projection, before any norm that the block puts behind the MLP."""
-        return f"blocks.{layer}.mlp.hook_out"
+        return f"blocks.{layer}.mlp.out.hook_out"
 
     @property
     def embedding_hook(self) -> str:
@@ -489,7 +717,10 @@ class LanguageModel:
         try:
             module = self.bridge.blocks[layer].mlp.out.original_component
         except AttributeError as error:
-            raise ModelError(f"{self.name}: block {layer} has no dense down-projection to edit ({error})") from error
+            raise ModelError(
+                f"{self.name}: block {layer} has no dense down-projection to edit, as an MLP of experts has none; use "
+                "a model whose blocks have one MLP each"
+            ) from error
         name = self._names[id(module.weight)]
         return DownProjection(name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D")
 
@@ -556,20 +787,40 @@ class LanguageModel:
     def embeddings(self, ids: Sequence[int]) -> Float[Tensor, "token d_model"]:
         """Embeddings of some tokens as the first block's hook sees them, in float32 on the CPU."""
         # In short pieces: the run goes through the first block, whose attention grows with the square of the length.
-        pieces = torch.tensor(list(ids), device=self.device).split(EMBEDDED_TOGETHER)
+        pieces = torch.tensor(list(ids), device=self.device).split(min(EMBEDDED_TOGETHER, self.context_length))
         seen = [self.capture(piece[None], [self.embedding_hook])[self.embedding_hook][0] for piece in pieces]
         return torch.cat(seen).float().cpu()
 
     # -- out -----------------------------------------------------------------------------------------------
 
     def export(self, folder: Path) -> None:
-        """Write the model as it is now (edits applied) as a Hugging Face folder, with its tokenizer."""
+        """Write the model as it is now (edits applied) as a Hugging Face folder, with everything that came with it.
+
+        Generation settings, chat template, tokenizer, processor files and licences are those of the folder it was
+        loaded from, as they were. A model folder that is there is replaced.
+
+        Args:
+            folder: A new or empty folder, or one with an older export; not the one the model was loaded from.
+
+        Raises:
+            ModelError: The folder holds something else, or is the model's own.
+        """
+        folder = Path(folder)
+        if self.folder is not None and folder.exists() and self.folder.exists() and folder.samefile(self.folder):
+            raise ModelError(f"{folder} is where {self.name} was loaded from, and would be lost; give another folder")
         # Wrapping renames the modules, which breaks save_pretrained.
         clean = self.clean_copy()
-        folder.mkdir(parents=True, exist_ok=True)
-        with quiet():
-            clean.save_pretrained(folder)
-            self.tokenizer.save_pretrained(folder)
+        # Ours are written below: the writer refuses what many checkpoints have, a temperature without sampling.
+        clean.generation_config = GenerationConfig()
+        with replaced(folder) as partial, quiet(), told(f"cannot write {folder}", "make room, or give another folder"):
+            clean.save_pretrained(partial)
+            (partial / GENERATION).unlink(missing_ok=True)
+            if self.folder is not None and self.folder.is_dir():
+                copy_companions(self.folder, partial)
+            else:
+                self.tokenizer.save_pretrained(partial)
+                if self._generation is not None:
+                    self._generation.to_json_file(partial / GENERATION)
 
     def clean_copy(self) -> Any:
         """The Hugging Face model as it was before wrapping, without hooks, on the same memory.
@@ -580,11 +831,12 @@ class LanguageModel:
         Raises:
             ModelError: The configuration makes a model with other parameters than this one has.
         """
-        config = type(self.config)(**self.config.to_dict())
-        # Parameters without memory, but real buffers: those are not in the state.
+        config = copy.deepcopy(self._own_config)
+        # Parameters without memory, but real buffers: most are not in the state.
         with torch.random.fork_rng(), init_empty_weights(include_buffers=False):
             clean: Any = AutoModelForCausalLM.from_config(config, dtype=self.dtype, attn_implementation="eager")
         state = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        state |= {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
         clean.load_state_dict(state, strict=False, assign=True)
         clean.tie_weights()
         missing = sorted(name for name, parameter in clean.named_parameters() if parameter.is_meta)
@@ -593,13 +845,10 @@ class LanguageModel:
         return clean.to(self.device).eval().requires_grad_(False)
 
 
-def _hash(parameters: dict[str, nn.Parameter]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(parameters):
-        value = parameters[name].detach()
-        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        digest.update(value.cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+def _persistent_buffers(hf_model: Any) -> dict[str, Tensor]:
+    """Buffers that a checkpoint stores; the others follow from the configuration."""
+    stored = hf_model.state_dict().keys()
+    return {name: buffer for name, buffer in hf_model.named_buffers() if name in stored}
 
 
 def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -608,10 +857,17 @@ def _positions(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
 
 
 def _end_tokens(settings: GenerationConfig | None, tokenizer: Any) -> list[int]:
-    """Every token that ends a text: chat models name more than the tokenizer's one."""
+    """Every token that ends a text: chat models name more than the tokenizer's one.
+
+    Raises:
+        ModelError: The generation settings name something that is no token id.
+    """
     named = getattr(settings, "eos_token_id", None)
-    ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id} - {None}
-    return sorted(ends)
+    ends = [*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id]
+    ends = [end for end in ends if end is not None]
+    if bad := [end for end in ends if not isinstance(end, int) or isinstance(end, bool) or end < 0]:
+        raise ModelError(f"generation_config.json names {bad[0]!r} as eos_token_id; token ids are needed (0 or above)")
+    return sorted(set(ends))
 
 
 def _once(act: Hook) -> Hook:

@@ -3,7 +3,7 @@
 A prompt is traced as a rule of one form whose name is the given rule words; it needs no rulebook and no run folder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.config import TraceConfig
+from interp.errors import TooLongError
 from interp.rules import Rule, RulePrompt
-from interp.spans import char_spans, subject_spans
+from interp.scripts import checked, needed
+from interp.spans import char_spans, check_phrases, subject_spans
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,6 +47,8 @@ class PromptRequest:
     """Further words of the prompt that name what is asked; corrupted with the subject."""
     plot: Path | None = None
     out: Path | None = None
+    space: bool | None = None
+    """Whether a space is between prompt and answer. Default: as `interp.joining` decides."""
 
     @property
     def map_path(self) -> Path:
@@ -54,8 +58,11 @@ class PromptRequest:
     @property
     def rule(self) -> Rule:
         """The prompt as a rule."""
-        answers = () if self.answer is None else (self.answer,)
-        prompt = RulePrompt(prompt=self.prompt, subject=self.subject, target_new="-", target_true=answers)
+        # A blank answer may be the model's own, and is no answer of a rule.
+        answers = (self.answer,) if self.answer and self.answer.strip() else ()
+        prompt = RulePrompt(
+            prompt=self.prompt, subject=self.subject, target_new="-", target_true=answers, space=self.space
+        )
         return Rule(id="prompt", name=" ".join(self.words) or self.subject, subject=self.subject, forms={FORM: prompt})
 
     def check(self, config: TraceConfig, *, overwrite: bool = False) -> None:
@@ -80,10 +87,12 @@ class PromptRequest:
             _check_replaceable(self.map_path)
 
     def _check_text(self, config: TraceConfig) -> None:
-        given = (("--prompt", self.prompt), ("--subject", self.subject), ("--answer", self.answer))
-        for flag, text in given:
-            if text is not None and not text.strip():
-                raise ValueError(f"{flag} is {text!r}; text is needed")
+        needed(self.prompt, "--prompt")
+        needed(self.subject, "--subject")
+        if self.answer is not None and not checked(self.answer, "--answer"):
+            raise ValueError("--answer is ''; text is needed")
+        for word in self.words:
+            needed(word, "--words")
         subject_spans(self.prompt, self.subject)
         for word in self.words:
             if not char_spans(self.prompt, word, ignore_case=True):
@@ -101,9 +110,7 @@ class PromptRequest:
                 "prompt is corrupted by noise: leave --corruption out, or trace rules instead of --prompt"
             )
         if not isinstance(config.span, str):
-            spans = [char_spans(self.prompt, phrase, ignore_case=True) for phrase in config.span]
-            if not any(spans):
-                raise ValueError(f"trace.span: none of {', '.join(config.span)} is in the prompt {self.prompt!r}")
+            check_phrases(self.prompt, config.span)
 
 
 def find_plot() -> EntryPoint:
@@ -136,30 +143,22 @@ def trace_one(
     Raises:
         ValueError: The prompt has no token to corrupt, or the model's own answer is empty.
     """
-    from interp.tracing import trace_prompt
+    from interp.answers import given_answer, own_answer
+    from interp.tracing import too_long, trace_prompt
 
-    if request.answer is not None:
-        changes: dict[str, Any] = {"answer": "truth"}
+    rule = request.rule
+    config = config.model_copy(update={"answer": "greedy" if request.answer is None else "auto"})
+    if reason := too_long(model, rule, FORM, config):
+        raise TooLongError(reason)
+    encoding, n_tokens = model.encode(request.prompt), config.answer_tokens
+    if request.answer is None:
+        answer = own_answer(model, encoding, n_tokens, one_line=True)
     else:
-        ids = model.generate([model.encode(request.prompt).ids], config.answer_tokens)[0]
-        line = first_line([model.decode(ids[: n + 1]) for n in range(len(ids))])
-        changes = {"answer": "greedy", "answer_tokens": max(1, line)}
-    traced = trace_prompt(model, request.rule, FORM, config.model_copy(update=changes), advance=advance)
-    source = "greedy" if request.answer is None else "given"
-    traced = traced.assign_attrs(answer_source=source)
+        given, space = request.answer, request.space
+        answer = given_answer(model, encoding, given, "given", n_tokens, space=space, one_line=True)
+    traced = trace_prompt(model, rule, FORM, config, answer=answer, advance=advance)
     del traced.attrs["rule_name"]  # it has none
     return traced
-
-
-def first_line(texts: list[str]) -> int:
-    r"""How many tokens the first line of an answer has; `texts[i]` is the text of its first i + 1 tokens.
-
-    What a model says after a line break is mostly about something else. Leading line breaks belong to the line.
-
-    >>> first_line([" Paris", " Paris.", " Paris.\n\n", " Paris.\n\nThe"]), first_line(["\n", "\nParis"])
-    (2, 2)
-    """
-    return next((i for i, text in enumerate(texts) if "\n" in text.lstrip()), len(texts))
 
 
 def report(effects: "xr.Dataset") -> list[str]:
@@ -172,10 +171,12 @@ def report(effects: "xr.Dataset") -> list[str]:
     unit, attrs = str(effects.attrs["unit"]), effects.attrs
     lines = [
         f"tokens (* corrupted): {' '.join(f'{str(token)!r}' + '*' * bool(corrupted) for token, corrupted in marks)}",
-        f"answer: {str(effects['answer'].item())!r} ({SAID_OF_SOURCE[attrs['answer_source']]})",
+        f"answer: {str(effects['answer'].item())!r} ({SAID_OF_SOURCE[attrs['answer_source']]}){_joint(attrs)}",
         f"score: clean {float(effects['clean']):.3f}, corrupted {float(effects['corrupted'].mean()):.3f}; total effect "
         f"{total:.3f} ± {error:.3f} {unit} (standard error over {effects.sizes['sample']} noise samples)",
     ]
+    if typed := attrs.get("typed_tokens"):
+        lines.append(f"special tokens written in the prompt, each taken as one token and none added twice: {typed}")
     bound = f"{TRACEABLE_STANDARD_ERRORS:g} standard errors"
     if bool(te["traceable"]):
         lines.append(f"traceable: yes, the total effect is above {bound}")
@@ -191,6 +192,11 @@ def report(effects: "xr.Dataset") -> list[str]:
         name = f"{component} (windows of {attrs['window']} layers around)" if wide else str(component)
         lines.append(f"  {name}: {'; '.join(_strongest(effect.sel(component=component)))}")
     return lines
+
+
+def _joint(attrs: Mapping[str, Any]) -> str:
+    said = attrs.get("answer_joint", "")
+    return f", {said}" if said and attrs["answer_source"] == "given" else ""
 
 
 def _strongest(effect: "xr.DataArray") -> list[str]:

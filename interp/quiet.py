@@ -1,5 +1,7 @@
 """Hush the Hugging Face loaders' progress bars and notices; what matters is raised."""
 
+import logging
+
 from transformers import logging as transformers_logging
 
 
@@ -11,7 +13,8 @@ class quiet:
             transformers_logging.get_verbosity(),
             transformers_logging.is_progress_bar_enabled(),
         )
-        transformers_logging.set_verbosity_error()
+        # Above errors: some notices of that level are a whole configuration.
+        transformers_logging.set_verbosity(logging.CRITICAL)
         transformers_logging.disable_progress_bar()
 
     def __exit__(self, *exception: object) -> None:

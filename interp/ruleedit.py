@@ -20,7 +20,6 @@ from pydantic import Field, TypeAdapter, model_validator
 from interp.files import write_text
 from interp.schema import (
     FORMS,
-    STOP_WORDS,
     Frozen,
     LocalityProbe,
     Probe,
@@ -33,6 +32,7 @@ from interp.schema import (
     explain,
     parse_json,
 )  # fmt: skip
+from interp.words import STOP_WORDS
 
 FILES = ("f_d.json", "ins.json")
 MAX_MEMBER_BYTES = 4 * 2**20

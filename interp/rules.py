@@ -20,7 +20,6 @@ from interp.ruleedit import Reading, read_ruleedit
 from interp.schema import (
     FORMS,
     SCHEMA,
-    STOP_WORDS,
     LocalityProbe,
     Probe,
     Refusal,
@@ -36,6 +35,7 @@ from interp.schema import (
     explain,
     parse_json,
 )  # fmt: skip
+from interp.words import STOP_WORDS
 
 __all__ = [
     "FORMS", "SCHEMA", "STOP_WORDS", "LocalityProbe", "Probe", "Refusal", "Repair", "Rule", "RuleError", "RuleFile",

@@ -8,8 +8,10 @@ from typing import Annotated, NoReturn
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from interp.files import write_text
+from interp.printing import command, one_line, say, shown_by, visible
 from interp.rules import RuleError, RuleSet, counted, dump_rules, load_rules
 
 FOUND, FAILED = 1, 2
@@ -42,23 +44,24 @@ def check(
     findings = check_rules(rules)
     above = [finding for finding in findings if finding.level != "info"]
     if as_json:
-        json.dump([finding._asdict() for finding in findings], sys.stdout, ensure_ascii=False, indent=1)
-        sys.stdout.write("\n")
+        found = json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=1)
+        # Where the stream has no character for something, JSON's own escape stands.
+        plain = found if shown_by(sys.stdout, found) == found else json.dumps(json.loads(found), indent=1)
+        sys.stdout.write(plain + "\n")
     else:
-        console = Console(highlight=False, markup=False)
         listed = findings if info else above
         for finding in listed:
             said = (
                 f"{finding.level:7} {finding.check:22} {finding.where}: {finding.found} (expected: {finding.expected})"
             )
-            console.print(said, soft_wrap=True)
-        summary = Table("level", "check", "findings", "meaning", title=f"{source}: {len(rules)} rules")
+            say(said, to_stdout=True)
+        summary = Table("level", "check", "findings", "meaning", title=Text(visible(f"{source}: {len(rules)} rules")))
         for (level, name), count in counts(findings).items():
             summary.add_row(level, name, str(count), CHECKS[name][1])
-        console.print(summary)
+        Console(highlight=False, markup=False, emoji=False).print(summary)
         if rules.repairs:
-            console.print(f"repairs: {counted(rules.repairs)}", soft_wrap=True)
-        console.print(f"{len(above)} findings above info", soft_wrap=True)
+            say(f"repairs: {counted(rules.repairs)}", to_stdout=True)
+        say(f"{len(above)} findings above info", to_stdout=True)
     sys.exit(FOUND if above else 0)
 
 
@@ -81,7 +84,7 @@ def build(
         dump_rules(rules, out)
     except (RuleError, OSError) as error:
         _fail(error)
-    Console(stderr=True).print(f"{len(rules)} rules in {out}. Next: dmle rules check {out}", soft_wrap=True)
+    say(f"{len(rules)} rules in {out}. Next: {command('dmle', 'rules', 'check', out)}")
 
 
 @app.command
@@ -105,10 +108,9 @@ def export(
         lost = write_ruleedit(rules, folder)
     except (RuleError, OSError) as error:
         _fail(error)
-    console = Console(stderr=True, highlight=False)
-    console.print(f"{len(rules)} folders in {folder}", soft_wrap=True)
+    say(f"{len(rules)} folders in {folder}")
     for line in lost:
-        console.print(f"no place in RuleEdit for {line}", soft_wrap=True)
+        say(f"no place in RuleEdit for {line}")
 
 
 @app.command
@@ -143,7 +145,7 @@ def stats(
         for source, rules in read:
             name = "embedded" if source == "embedded" else Path(source).stem
             rows = out.with_name(f"{out.stem}-{name}.csv")
-            with tqdm(total=len(prompts(rules.rules)), desc=name, unit="prompt") as bar:
+            with tqdm(total=len(prompts(rules.rules)), desc=visible(name), unit="prompt") as bar:
                 found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
         write_text(
             out,
@@ -155,9 +157,9 @@ def stats(
     except (ValueError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
-        Console(stderr=True).print("stopped; run the same command again to continue")
+        say("stopped; run the same command again to continue")
         sys.exit(130)
-    Console(stderr=True).print(f"table: {out}", soft_wrap=True)
+    say(f"table: {out}")
 
 
 def _load(source: str, *, strict: bool = False) -> RuleSet:
@@ -168,5 +170,5 @@ def _load(source: str, *, strict: bool = False) -> RuleSet:
 
 
 def _fail(error: BaseException) -> NoReturn:
-    Console(stderr=True).print(f"error: {' '.join(str(error).split())}", style="red", soft_wrap=True, markup=False)
+    say(f"error: {one_line(error)}", style="red")
     sys.exit(FAILED)

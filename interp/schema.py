@@ -7,27 +7,34 @@ edit worked and did nothing else.
 """
 
 import json
-import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from interp.errors import DmleError
+from interp.scripts import TextError, checked
+from interp.spans import missing, subject_spans
+from interp.words import content_words
 
 RuleForm = Literal["formula", "description", "instance"]
 FORMS: tuple[RuleForm, ...] = get_args(RuleForm)
 SCHEMA = "dmle.rules/1"
+MAX_VALUES = 3_000_000
+"""Values of a rule file, and commas in its texts."""
 Split = Literal["train", "validation", "test"]
 
-# Words of a rule's name that name nothing: they are never corrupted or looked up.
-STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a across an and as at between by can for from has have in into is it its law of on or per rule "
-        "that the theorem through to with",
-    )
-)
+
+def _text(value: Any) -> Any:
+    if isinstance(value, str) and not checked(value, "the text").strip():
+        raise ValueError(f"expected text that is not blank, got {value!r}")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_text)]
+"""Unicode text that is not blank."""
+Space = bool | None
+"""Whether a space is between a prompt and its answer; None: as `interp.joining` decides."""
 
 
 class Frozen(BaseModel):
@@ -39,10 +46,11 @@ class Frozen(BaseModel):
 class Probe(Frozen):
     """A prompt whose answer an edit should change: an instance (IP) or an understanding item (RU)."""
 
-    prompt: str = Field(min_length=1)
-    target_new: str = Field(min_length=1)
+    prompt: Text
+    target_new: Text
     """The answer under the edited rule."""
-    target_true: tuple[str, ...] = ()
+    space: Space = None
+    target_true: tuple[Text, ...] = ()
     """Accepted answers under the true rule; the first is the canonical one."""
     wording: Literal["verbatim", "paraphrase"] | None = None
     """Understanding only: whether the prompt is one that is edited in the same run (`verbatim`)."""
@@ -53,8 +61,9 @@ class Probe(Frozen):
 class LocalityProbe(Frozen):
     """A prompt whose answer an edit must leave alone."""
 
-    prompt: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    prompt: Text
+    answer: Text
+    space: Space = None
     rule: str | None = None
     """The rule of the same file that the prompt asks about, if it is one."""
     values: dict[str, float] = Field(default_factory=dict)
@@ -66,15 +75,16 @@ class Twin(Frozen):
 
     rule: str
     """The rule that the prompt asks about."""
-    prompt: str = Field(min_length=1)
-    answer: str = Field(min_length=1)
+    prompt: Text
+    answer: Text
     """The true answer to it."""
+    space: Space = None
 
 
 class Symbol(Frozen):
     """A quantity in the expressions of a rule."""
 
-    name: str = Field(min_length=1)
+    name: Text
     unit: str = ""
     """As `interp.units` reads it; empty for a pure number."""
 
@@ -82,13 +92,15 @@ class Symbol(Frozen):
 class RulePrompt(Frozen):
     """One form of a rule: the edit it asks for, and what evaluates that edit."""
 
-    prompt: str = Field(min_length=1)
-    subject: str = Field(min_length=1)
-    target_new: str = Field(min_length=1)
-    target_true: tuple[str, ...] = ()
+    prompt: Text
+    subject: Text
+    target_new: Text
+    target_true: tuple[Text, ...] = ()
     target_true_source: Literal["dataset", "derived"] = "dataset"
     """`derived`: the data do not give it, and it was worked out from the rule's formula."""
-    rephrasings: tuple[str, ...] = ()
+    space: Space = None
+    """Of the prompt and its rephrasings, with either answer."""
+    rephrasings: tuple[Text, ...] = ()
     values: dict[str, float] = Field(default_factory=dict)
     instances: tuple[Probe, ...] = ()
     understanding: tuple[Probe, ...] = ()
@@ -99,11 +111,13 @@ class RulePrompt(Frozen):
 
     @model_validator(mode="after")
     def _subject_in_prompt(self) -> "RulePrompt":
-        if self.subject not in self.prompt:
+        try:
+            subject_spans(self.prompt, self.subject)
+        except TextError:
             raise ValueError(
                 f"the subject {self.subject!r} is not in the prompt {self.prompt!r}; "
                 "tracing and editing look it up there, so write it exactly as in the prompt"
-            )
+            ) from None
         return self
 
 
@@ -111,9 +125,11 @@ class Rule(Frozen):
     """A rule in its forms. `id` is unique in a set and safe as a file name."""
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    name: str = Field(min_length=1)
+    name: Text
     """What the rule is of, in words: "perimeter of a rectangle"."""
-    subject: str = Field(min_length=1)
+    subject: Text
+    words: tuple[Text, ...] | None = None
+    """Words or phrases of every prompt that name the rule beside the subject. Default: those of the name."""
     domain: str | None = None
     topic: str | None = None
     split: Split | None = None
@@ -128,15 +144,27 @@ class Rule(Frozen):
 
     @property
     def rule_words(self) -> tuple[str, ...]:
-        """Content words of the name outside the subject, lower case, in order of appearance.
+        """Words that name the rule: `words`, or the content words of the name outside the subject.
+
+        Lower case, in order of appearance. Those of the name need not be in a prompt; `words` must be in every one.
 
         >>> form = RulePrompt(prompt="The area of a circle is", subject="circle", target_new="3")
         >>> Rule(id="a", name="area of a circle", subject="circle", forms={"formula": form}).rule_words
         ('area',)
         """
-        outside = set(re.findall(r"\w+", self.subject.lower()))
-        words = re.findall(r"\w+", self.name.lower())
-        return tuple(dict.fromkeys(w for w in words if w not in outside | STOP_WORDS and len(w) > 1))
+        if self.words is not None:
+            return tuple(dict.fromkeys(word.strip().lower() for word in self.words))
+        return content_words(self.name, self.subject)
+
+    @model_validator(mode="after")
+    def _words_in_prompts(self) -> "Rule":
+        for form, prompt in self.forms.items():
+            if lost := missing(prompt.prompt, [word.strip() for word in self.words or ()]):
+                raise ValueError(
+                    f"words: {lost[0]!r} is not in the {form} prompt {prompt.prompt!r}; write it as it stands "
+                    "there, or leave `words` out (the words of the name are then looked up where they are)"
+                )
+        return self
 
 
 class RuleFile(Frozen):
@@ -182,15 +210,25 @@ class Repair(NamedTuple):
 
 
 def parse_json(content: bytes) -> Any:
-    """JSON in UTF-8, with or without a byte order mark, whose objects name each key once."""
+    """JSON in UTF-8, with or without a byte order mark, whose objects name each key once.
+
+    Raises:
+        ValueError: It is something else, or has more values than any rule file needs.
+    """
+    # Counted before anything is made of it: each value, and each fault of one, takes memory.
+    if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
+        raise ValueError(f"it has more than {MAX_VALUES} values; split it into several files")
     return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {max(keys, key=keys.count)!r} occurs twice in one object; keep one of the two")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            said = key if len(key) <= 60 else key[:57] + "..."
+            raise ValueError(f"the key {said!r} occurs twice in one object; keep one of the two")
+        found[key] = value
+    return found
 
 
 def explain(error: Exception) -> str:

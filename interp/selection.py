@@ -735,7 +735,8 @@ def _layers(text: str, n_layers: int) -> tuple[int, ...]:
     try:
         for part in text.split(","):
             first, _, last = part.partition("-")
-            layers += range(int(first), int(last or first) + 1)
+            # Not written out before it is known to be within the model.
+            layers += range(int(first), min(int(last or first), n_layers) + 1)
     except ValueError as error:
         raise ValueError(
             f"layers {text!r}: numbers and ranges separated by commas are needed, such as 3,4,5 or 4-8"

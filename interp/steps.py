@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.config import ConfigError, ModelConfig, RulesConfig, Section, nearest, parse_section
 from interp.rules import Rule, RuleSet, Split, load_rules
-from interp.store import RunFolder
+from interp.store import RunFolder, RunLock
 
 if TYPE_CHECKING:
     from interp.model import LanguageModel
@@ -30,6 +30,10 @@ class Context:
     run: RunFolder
     sections: Mapping[str, Section]
     overwrite: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that were given for this run, by section; all others are defaults."""
+    options: Sequence[tuple[str, str]] = ()
+    """The command's own flags for settings, for the command lines that errors advise."""
 
     def settings(self, section: type[S]) -> S:
         """The checked settings of a section, by its class."""
@@ -73,6 +77,11 @@ class Context:
         config = self.settings(ModelConfig)
         return load(config.name, device=config.device, dtype=config.dtype)
 
+    @cached_property
+    def lock(self) -> RunLock:
+        """Held by whoever writes results of the run; may be entered again by who holds it."""
+        return self.run.lock()
+
 
 @dataclass(frozen=True)
 class Step:
@@ -87,6 +96,13 @@ class Step:
     needs_model: bool = False
     check: Callable[[Context], object] = lambda context: None
     """Raises if the settings and rules leave the step nothing to do; called before any work."""
+    fresh: Callable[[Context], object] = lambda context: None
+    """Raises if what the step reads was made with other settings, rules or model; called right before it runs."""
+    settles: tuple[str, ...] | None = None
+    """Sections that its results were made with, all that it reads if not given: `run.yaml` keeps them as they were
+    then, until other results are made."""
+    shares: bool = False
+    """Several processes may run it in one run folder at once; it takes the run's lock itself where it has to."""
 
 
 def load_steps() -> dict[str, Step]:
@@ -95,13 +111,18 @@ def load_steps() -> dict[str, Step]:
     return {name: found[name].load() for name in sorted(found, key=_place)}
 
 
+def known_sections(steps: Mapping[str, Step]) -> dict[str, type[Section]]:
+    """All sections of a configuration by name."""
+    return {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
+
+
 def parse_settings(steps: Mapping[str, Step], raw: Mapping[str, Any]) -> dict[str, Section]:
     """Check a whole configuration; sections that are not given take their defaults.
 
     Raises:
         ConfigError: A section or setting is unknown or wrong.
     """
-    known = {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
+    known = known_sections(steps)
     for name in raw:
         if name not in known:
             raise ConfigError(f"unknown section {name!r}: {nearest(name, list(known))}")

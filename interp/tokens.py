@@ -14,6 +14,9 @@ from torch import Tensor
 from interp.model import Encoding
 from interp.spans import Span, char_spans, subject_spans
 
+# Digits of any script, with the separators that go with them: 1,000.5, ١٬٠٠٠٫٥, １，０００.
+_NUMBER = re.compile(r"[０-９]+(?:[．，.,][０-９]+)*|\d+(?:[.,٫٬]\d+)*")
+
 
 def token_positions(encoding: Encoding, span: Span) -> range:
     """Positions of the tokens that share a character, other than white space, with a character range.
@@ -35,7 +38,7 @@ def word_positions(encoding: Encoding, words: Iterable[str]) -> list[range]:
 
 def number_positions(encoding: Encoding, symbols: Iterable[str] = ()) -> list[range]:
     """Token ranges of numbers, and of the given variable symbols standing alone."""
-    spans = [m.span() for m in re.finditer(r"\d+(?:[.,]\d+)*", encoding.text)]
+    spans = [m.span() for m in _NUMBER.finditer(encoding.text)]
     spans += [span for symbol in symbols for span in char_spans(encoding.text, symbol)]
     return [token_positions(encoding, span) for span in sorted(spans)]
 

@@ -8,8 +8,9 @@ formula or description is mostly format.
 Source: ROME §2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of rules.
 """
 
+import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,31 +19,21 @@ import numpy as np
 import xarray as xr
 
 from interp import corpus, corruption, effects, screening
+from interp.answers import Answer, given_answer, own_answer
 from interp.config import Component, TraceConfig
 from interp.corruption import NoiseRule
-from interp.errors import StaleError
+from interp.errors import DmleError, ModelError, StaleError, TooLongError
 from interp.files import inside
+from interp.joining import SAID, join
 from interp.metrics import METRICS, first_difference
 from interp.model import Encoding, LanguageModel
 from interp.patching import CorruptedPrompt, Site
 from interp.provenance import fingerprint, versions
-from interp.rules import Rule, RuleForm
+from interp.rules import Rule, RuleForm, RulePrompt
 from interp.sizes import parse_size
+from interp.spans import check_phrases
 from interp.tokens import token_roles
 from interp.windows import default_window, window
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer that is scored, and whose it is.
-
-    `source` is "dataset" or "derived" for the rule's true answer, given or worked out from its formula, and
-    "greedy" for the model's own.
-    """
-
-    ids: tuple[int, ...]
-    text: str
-    source: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +68,7 @@ def trace_prompt(
     config: TraceConfig,
     *,
     noise: NoiseRule | None = None,
+    answer: Answer | None = None,
     advance: Callable[[float], object] = lambda share: None,
 ) -> xr.Dataset:
     """The effect map of one form of a rule.
@@ -87,6 +79,7 @@ def trace_prompt(
         form: Which of its forms.
         config: Corruption, sites, samples and metrics.
         noise: The run's noise rule. Default: that of this rule alone (see `noise_of`).
+        answer: The answer to score. Default: as `config.answer` says.
         advance: Called with the share of the work done since the last call; the shares sum to 1.
 
     Returns:
@@ -97,10 +90,15 @@ def trace_prompt(
         ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt.
     """
     noise = noise or noise_of(model, config, [rule])
-    ready = prepare(model, rule, form, config, noise)
+    ready = prepare(model, rule, form, config, noise, answer)
     encoding, roles, answer, case = ready.encoding, ready.roles, ready.answer, ready.case
     width = config.window or default_window(model.n_layers)
     positions = _traced_positions(roles, case.positions[0], config)
+    if not positions:
+        raise DmleError(
+            f"no token to trace: trace.positions is {', '.join(config.positions)}; from the first corrupted token on "
+            f"{encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
+        )
     sites = [
         site(component, layer, position, width, model.n_layers)
         for component in config.components
@@ -165,6 +163,8 @@ def trace_prompt(
             "rule_name": rule.name,
             "subject": rule.forms[form].subject,
             "answer_source": answer.source,
+            "answer_joint": answer.joint,
+            **_typed(model, encoding),
             "corruption": config.corruption,
             "direction": config.direction,
             **how,
@@ -174,23 +174,27 @@ def trace_prompt(
             "window": width,
             "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
             "method": config.method,
-            "engine": engine(model, config),
+            "engine": engine(model, config, len(case.ids)),
             **result.about,
             "model": model.name,
             "weight_hash": model.weight_hash,
             "dtype": str(model.dtype).removeprefix("torch."),
             "fingerprint": trace_fingerprint(model, rule, form, config, noise),
+            "config": _config_text(config),
             **versions(),
         },
     )
 
 
-def engine(model: LanguageModel, config: TraceConfig) -> str:
-    """Which route runs the sites, and why."""
+def engine(model: LanguageModel, config: TraceConfig, length: int = 0) -> str:
+    """Which route runs the sites of a prompt with its answer, of so many tokens (0: of short ones), and why."""
     if config.route == "generic":
         return "generic (as asked for)"
-    if model.has_entry and model.has_prefix_cache:
+    if model.takes_fast_route(length):
         return "fast (self-check passed)"
+    switches = model.lengths.switches(length)
+    if model.has_entry and model.has_prefix_cache and switches:
+        return f"generic (the self-check does not allow the fast route above {switches[-1]} tokens)"
     return "generic (the self-check does not allow the fast route)"
 
 
@@ -219,19 +223,33 @@ def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -
 
 
 def prepare(
-    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, noise: NoiseRule | None = None
+    model: LanguageModel,
+    rule: Rule,
+    form: RuleForm,
+    config: TraceConfig,
+    noise: NoiseRule | None = None,
+    answer: Answer | None = None,
 ) -> Prepared:
     """One form of a rule as tokens, their roles, the answer to score, and the corruption.
 
     Raises:
-        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt that aligns.
+        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt that aligns;
+            the prompt with its answer is longer than the model's positions; the subject holds a special token.
     """
+    if typed := model.special_texts(rule.forms[form].subject):
+        raise ModelError(
+            f"the subject {rule.forms[form].subject!r} holds {typed[0]!r}, which is a special token of {model.name}; "
+            "leave it out of the subject"
+        )
+    if reason := too_long(model, rule, form, config):
+        raise TooLongError(reason)
     encoding = model.encode(rule.forms[form].prompt)
     roles = roles_of(rule, form, encoding)
-    answer = find_answer(model, rule, form, config, encoding)
+    if not isinstance(config.span, str) and config.corruption == "noise":
+        check_phrases(encoding.text, config.span)
+    answer = answer or find_answer(model, rule, form, config, encoding)
     if config.corruption == "counterfactual":
-        twins = [(twin.prompt, twin.answer) for twin in rule.forms[form].twins]
-        case, twin = corruption.counterfactual(model, encoding, answer.ids, twins, roles)
+        case, twin = corruption.counterfactual(model, encoding, answer.ids, rule.forms[form].twins, roles)
         if set(config.metrics) & {name for name, metric in METRICS.items() if metric.needs_alternative}:
             first_difference(case.answer, case.alternative)
         return Prepared(encoding, roles, answer, case, twin)
@@ -275,11 +293,14 @@ def trace_rules(
     """
     every = prompts(rules)
     noise = noise_of(model, config, rules)
+    reasons = {(rule.id, form): too_long(model, rule, form, config) for rule, form in every}
+    skipped = [Skipped(rule, form, reason) for (rule, form), reason in reasons.items() if reason]
     todo: list[tuple[Rule, RuleForm]] = [
-        (rule, form) for rule, form in every if not _is_done(model, rule, form, config, noise, folder, overwrite)
+        (rule, form)
+        for rule, form in every
+        if not reasons[rule.id, form] and not _is_done(model, rule, form, config, noise, folder, overwrite)
     ]
     advance(len(every) - len(todo))
-    skipped = []
     for rule, form in todo:
         told: list[float] = []
 
@@ -297,15 +318,52 @@ def trace_rules(
     return skipped
 
 
-def collect(rules: Sequence[Rule], folder: Path, skipped: Sequence[Skipped], target: Path) -> None:
+def collect(
+    rules: Sequence[Rule],
+    folder: Path,
+    skipped: Sequence[Skipped],
+    target: Path,
+    *,
+    fingerprints: Mapping[tuple[str, str], str] | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> None:
     """Join the traces of the given rules in one file; what was skipped is counted and listed in its attributes.
 
     One trace at a time is in memory, however many there are.
+
+    Args:
+        rules: The rules.
+        folder: Where the traces are.
+        skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left out.
+        target: The file to write.
+        fingerprints: What each trace must be of (see `fingerprints`); not looked at if not given.
+        attrs: Further attributes.
+
+    Raises:
+        StaleTraceError: A trace is of other settings.
     """
+    left_out = {(s.rule, str(s.form)) for s in skipped}
     paths = {(rule.id, str(form)): trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
     listed = "; ".join(f"{s.rule}/{s.form}: {s.reason}" for s in skipped)
-    present = {key: path for key, path in paths.items() if path.is_file()}
-    effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed})
+    present = {key: path for key, path in paths.items() if path.is_file() and key not in left_out}
+    for key, path in present.items():
+        if fingerprints is not None and _attrs_of(path).get("fingerprint") != fingerprints[key]:
+            raise StaleTraceError(f"{path} has changed while it was read: another program writes there; trace again")
+    effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed, **(attrs or {})})
+
+
+def fingerprints(model: LanguageModel, rules: Sequence[Rule], config: TraceConfig) -> dict[tuple[str, str], str]:
+    """What every trace of the rules depends on, by rule and form (see `trace_fingerprint`)."""
+    noise = noise_of(model, config, rules)
+    return {(rule.id, str(form)): trace_fingerprint(model, rule, form, config, noise) for rule, form in prompts(rules)}
+
+
+def remove_others(rules: Sequence[Rule], folder: Path) -> None:
+    """Delete traces of other rules and forms."""
+    kept = {trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
+    for path in folder.glob("*.nc"):
+        if path not in kept:
+            path.unlink()
 
 
 def prompts(rules: Sequence[Rule]) -> list[tuple[Rule, RuleForm]]:
@@ -330,19 +388,48 @@ def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceC
     Raises:
         ValueError: "truth" was asked for and the rule has none, or the model's own answer is empty.
     """
-    truths = rule.forms[form].target_true
+    prompt = rule.forms[form]
+    truths = prompt.target_true
     if config.answer == "truth" and not truths:
         raise ValueError(f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy")
     if truths and config.answer != "greedy":
-        return Answer(model.encode_continuation(truths[0]), truths[0], rule.forms[form].target_true_source)
-    ids = model.generate([encoding.ids], config.answer_tokens)[0]
-    if not ids:
-        raise ValueError(f"the model's own answer to {encoding.text!r} is empty")
-    return Answer(ids, model.decode(ids), "greedy")
+        source, n_tokens = prompt.target_true_source, config.answer_tokens
+        return given_answer(model, encoding, truths[0], source, n_tokens, space=prompt.space)
+    return own_answer(model, encoding, config.answer_tokens)
+
+
+def too_long(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, least: int = 1) -> str:
+    """Why a prompt with its answer does not fit into the model's positions; "" if it does. Nothing is run.
+
+    The answer counts as at least so many tokens.
+    """
+    prompt = rule.forms[form]
+    n_prompt = len(model.encode(prompt.prompt).ids)
+    if prompt.target_true and config.answer != "greedy":
+        n_answer = len(model.encode_continuation(prompt.target_true[0], prompt.prompt, prompt.space))
+    else:
+        n_answer = config.answer_tokens
+    n_answer = max(n_answer, least)
+    if (n_tokens := n_prompt + n_answer - 1) <= model.context_length:
+        return ""
+    return (
+        f"the prompt {prompt.prompt[:60]!r} ({n_prompt} tokens) with its answer ({n_answer}) takes {n_tokens} tokens, "
+        f"{model.name} was made for {model.context_length}; shorten the prompt or use a model with a longer context"
+    )
+
+
+def _typed(model: LanguageModel, encoding: Encoding) -> dict[str, str]:
+    """Special tokens that are written out in a prompt, as an attribute: they are tokens there, not text."""
+    typed = model.special_texts(encoding.text)
+    return {"typed_tokens": " ".join(typed)} if typed else {}
 
 
 def trace_fingerprint(
-    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, noise: NoiseRule | None = None
+    model: LanguageModel,
+    rule: Rule,
+    form: RuleForm,
+    config: TraceConfig,
+    noise: NoiseRule | None = None,
 ) -> str:
     """Changes with everything that determines the numbers of a trace, and with nothing else."""
     prompt = rule.forms[form]
@@ -352,13 +439,22 @@ def trace_fingerprint(
         schema=effects.SCHEMA,
         weights=model.weight_hash,
         dtype=str(model.dtype),
-        config=config.model_dump(exclude={"batch_size", "memory", "route", "splits"}),
+        config=config.model_dump(exclude=set(config.neutral)),
         # The scale depends on the other rules of a run; rounding keeps it the same on every machine.
         noise=f"{noise.std:.4g}" if by_noise else "",
         prompt=[prompt.prompt, prompt.subject, prompt.target_true, sorted(prompt.values)],
         twins=[] if by_noise else [(twin.prompt, twin.answer) for twin in prompt.twins],
         rule_words=rule.rule_words,
+        **_joints(prompt, by_noise),
     )
+
+
+def _joints(prompt: RulePrompt, by_noise: bool) -> dict[str, list[str]]:
+    """How answers continue their prompts where it is not by a space, which goes without saying."""
+    pairs = [(prompt.prompt, truth, prompt.space) for truth in prompt.target_true[:1]]
+    pairs += [] if by_noise else [(twin.prompt, twin.answer, twin.space) for twin in prompt.twins]
+    joints = [join(*pair).said for pair in pairs]
+    return {"joints": joints} if set(joints) - {SAID[" "]} else {}
 
 
 def _traced_positions(roles: Sequence[str], first: int, config: TraceConfig) -> list[int]:
@@ -378,13 +474,34 @@ def _is_done(
     path = trace_path(folder, rule.id, form)
     if not path.is_file():
         return False
-    with effects.opened(path) as found:
-        held = found.attrs.get("fingerprint")
-    if held == trace_fingerprint(model, rule, form, config, noise):
+    held = _attrs_of(path)
+    if held.get("fingerprint") == trace_fingerprint(model, rule, form, config, noise):
         return True
     if overwrite:
         return False
     raise StaleTraceError(
-        f"{path} was traced with other settings, another model or another wording; "
+        f"{path} was traced with other settings, another model or another wording ({_change(held, model, config)}); "
         "use another run folder, or --overwrite to trace it again"
     )
+
+
+def _attrs_of(path: Path) -> dict[str, Any]:
+    with effects.opened(path) as found:
+        return dict(found.attrs)
+
+
+def _change(held: Mapping[str, Any], model: LanguageModel, config: TraceConfig) -> str:
+    """What differs from a trace's attributes, in words."""
+    if held.get("weight_hash") != model.weight_hash:
+        return f"the model was {held.get('weight_hash')}, it is {model.weight_hash} now"
+    before, now = (json.loads(text) for text in (held.get("config", "{}"), _config_text(config)))
+    changed = [
+        f"trace.{key} was {json.dumps(before.get(key))}, it is {json.dumps(now[key])} now"
+        for key in now
+        if before and before.get(key) != now[key]
+    ]
+    return "; ".join(changed) or "the wording of the prompt, its answer, or the scale of the noise"
+
+
+def _config_text(config: TraceConfig) -> str:
+    return json.dumps(config.model_dump(mode="json", exclude=set(config.neutral)))

@@ -7,7 +7,7 @@ import ast
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import lru_cache
 
 import sympy
 
@@ -29,6 +29,8 @@ _UNITS: dict[str, tuple[str, str]] = {
     "S": ("siemens", "A^2*s^3/(kg*m^2)"), "D": ("diopters", "1/m"), "rad": ("radians", "1"), "%": ("percent", "1"),
     "lm": ("lumens", "cd"), "lx": ("lux", "cd/m^2"), "Bq": ("becquerels", "1/s"), "Gy": ("grays", "m^2/s^2"),
 }  # fmt: skip
+MAX_EXPONENT = 24
+"""Largest power of a unit, and largest denominator of one."""
 _BASE = ("m", "kg", "s", "A", "K", "mol", "cd", "dollar", "bit")
 
 
@@ -56,7 +58,7 @@ class Measure:
         return " ".join(([str(self.scale)] if self.scale != 1 else []) + named) or "a pure number"
 
 
-@cache
+@lru_cache(maxsize=4096)
 def measure(unit: str) -> Measure:
     """What a unit measures; an empty unit is that of a pure number.
 
@@ -74,7 +76,7 @@ def measure(unit: str) -> Measure:
         raise UnitError(f"the unit {unit!r} is not known ({error}); units are made of {', '.join(_UNITS)}") from error
 
 
-@cache
+@lru_cache(maxsize=4096)
 def spoken(unit: str) -> str:
     """A unit in words, as after a number above one.
 
@@ -116,6 +118,8 @@ def _measure(node: ast.expr) -> Measure:
                 return Measure(tuple(Fraction(int(unit == name)) for unit in _BASE))
             return _measure(tree(base, frozenset(_UNITS)))
         case ast.Constant(value=value):
+            if not re.fullmatch(r"\d{1,12}(?:\.\d{1,6})?", str(value)) or not value:
+                raise ExpressionError(f"{str(value)[:40]} is no size of a unit")
             return Measure(scale=sympy.Rational(str(value)))
         case ast.BinOp(left, ast.Mult(), right):
             return _measure(left) * _measure(right)
@@ -129,10 +133,22 @@ def _measure(node: ast.expr) -> Measure:
 def _exponent(node: ast.expr) -> Fraction:
     sign, node = (-1, node.operand) if isinstance(node, ast.UnaryOp) else (1, node)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
-        return sign * _exponent(node.left) / _exponent(node.right)
+        above, below = _exponent(node.left), _exponent(node.right)
+        if not below:
+            raise UnitError(f"the exponent {ast.unparse(node)} divides by zero")
+        return _small(sign * above / below)
     if not isinstance(node, ast.Constant):
         raise UnitError(f"the exponent {ast.unparse(node)} of a quantity with a unit is not a number")
-    return sign * Fraction(str(node.value))
+    text = str(node.value)
+    if not re.fullmatch(r"\d{1,4}(?:\.\d{1,4})?", text):
+        raise UnitError(f"the exponent {text[:40]} of a quantity with a unit is not a number from 0 to {MAX_EXPONENT}")
+    return _small(sign * Fraction(text))
+
+
+def _small(exponent: Fraction) -> Fraction:
+    if abs(exponent) > MAX_EXPONENT or exponent.denominator > MAX_EXPONENT:
+        raise UnitError(f"the exponent {exponent} of a quantity with a unit; at most {MAX_EXPONENT} is read")
+    return exponent
 
 
 def _quantity(node: ast.expr, units: dict[str, Measure]) -> Measure:

@@ -11,16 +11,24 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from interp.agreement import agree
 from interp.expressions import ExpressionError, exact, names, parse, tree
+from interp.plain_yaml import YamlError, read_yaml_file
 from interp.schema import RuleError
+from interp.section import clipped, short
 from interp.units import UnitError, check_dimensions, measure
 
 MAX_CHOICES = 50_000
+MAX_RULES = 5000
+"""Rules of one specification file."""
+MAX_RANGE_LENGTH = 2000
+"""Characters of a symbol's range or list of numbers."""
 _SYMBOL = re.compile(r"(?P<range>[^\[\]]*?)\s*(?:\[(?P<unit>[^\[\]]+)\])?")
-_RANGE = re.compile(r"(?P<low>[\d.]+?)\s*\.\.\s*(?P<high>[\d.]+)(?:\s+step\s+(?P<step>[\d.]+))?")
+# Up to 12 digits, and 6 decimals: what `decimal` writes without loss.
+_DECIMAL = r"\d{1,12}(?:\.\d{1,6})?"
+_RANGE = re.compile(rf"(?P<low>{_DECIMAL})\s*\.\.\s*(?P<high>{_DECIMAL})(?:\s+step\s+(?P<step>{_DECIMAL}))?")
 # Domains whose rules are about physical quantities: their expressions must be dimensionally consistent.
 DIMENSIONAL = ("physics", "chemistry")
 
@@ -37,8 +45,12 @@ class SymbolSpec(BaseModel):
     @classmethod
     def _read(cls, text: Any) -> Any:
         """Read "3..9", "0.5..3 step 0.5 [s]", "2, 4, 8 [kg]" or "[N]"."""
-        if not isinstance(text, str | int | float):
-            return text
+        if isinstance(text, bool) or not isinstance(text, str | int | float):
+            raise ValueError(
+                f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'"
+            )
+        if len(str(text)) > MAX_RANGE_LENGTH:
+            raise ValueError(f"{short(text)} has more than {MAX_RANGE_LENGTH} characters")
         found = _SYMBOL.fullmatch(str(text).strip())
         if not found:
             raise ValueError(f"{text!r} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'")
@@ -92,7 +104,12 @@ class RuleSpec(BaseModel):
         for text in (self.phrase, self.plain):
             if len(re.findall(rf"(?<!\w){re.escape(self.subject)}(?!\w)", text)) != 1:
                 raise ValueError(f"the subject {self.subject!r} must be in {text!r} once, as a word of its own")
-        used = [name for _, name, _, _ in Formatter().parse(self.phrase) if name is not None]
+        parts = [(name, how, kind) for _, name, how, kind in Formatter().parse(self.phrase) if name is not None]
+        used = [name for name, _, _ in parts]
+        if odd := [f"{{{name}}}" for name, how, kind in parts if how or kind]:
+            raise ValueError(
+                f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in braces"
+            )
         if sorted(used) != sorted(self.symbols):
             raise ValueError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
         if not self.result_symbol or self.result_symbol in self.symbols:
@@ -106,11 +123,12 @@ class RuleSpec(BaseModel):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
                 raise ValueError(f"{field} has the unknown symbols {sorted(unknown)}; symbols are {list(self.symbols)}")
-        true = parse(self.expression, self.names)
-        if (true - parse(self.edited, self.names)).simplify() == 0:
+            parse(getattr(self, field), self.names)  # a division by zero, a number too large
+        true = tree(self.expression, self.names)
+        if agree(true, tree(self.edited, self.names)):
             raise ValueError(f"edited {self.edited!r} says the same as the expression {self.expression!r}")
         for text in self.also:
-            if (true - parse(text, self.names)).simplify() != 0:
+            if not agree(true, tree(text, self.names)):
                 raise ValueError(f"also: {text!r} differs from the expression {self.expression!r}")
         if self.domain in DIMENSIONAL:
             units = {name: symbol.unit for name, symbol in self.symbols.items()}
@@ -177,20 +195,22 @@ def read_specs(path: Path) -> list[RuleSpec]:
         RuleError: If it is not YAML, or a rule in it contradicts itself; names the rule and the field.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        content = read_yaml_file(path)
+    except (OSError, YamlError) as error:
         raise RuleError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
         raise RuleError(f"{path} is not a specification file: 'domain', 'topic' and a list 'rules' are needed")
+    if len(content["rules"]) > MAX_RULES:
+        raise RuleError(f"{path} has {len(content['rules'])} rules; at most {MAX_RULES} are read from one file")
     shared = {key: content.get(key, "") for key in ("domain", "topic")}
     specs: list[RuleSpec] = []
     for at, fields in enumerate(content["rules"]):
         try:
-            specs.append(RuleSpec.model_validate({**shared, **fields}))
+            specs.append(RuleSpec.model_validate({**shared, **fields} if isinstance(fields, dict) else fields))
         except (ValidationError, UnitError, ExpressionError, TypeError) as error:
             named = f"{fields.get('subject')}, {fields.get('quantity')}" if isinstance(fields, dict) else str(fields)
             said = "; ".join(_said(e) for e in error.errors()) if isinstance(error, ValidationError) else str(error)
-            raise RuleError(f"{path}, rule {at + 1} ({named}): {said}") from error
+            raise RuleError(f"{path}, rule {at + 1} ({clipped(named)}): {said}") from error
     return specs
 
 
@@ -200,6 +220,8 @@ def _said(error: Any) -> str:
 
 
 def _decimal_fraction(text: str) -> Fraction:
+    if not re.fullmatch(rf"[+-]?(?:{_DECIMAL}|\.\d{{1,6}}|\d{{1,12}}\.|\d{{1,12}}/\d{{1,12}})", text):
+        raise ValueError(f"{short(text)} is not a decimal number of at most 12 digits and 6 decimals")
     number = Fraction(text)
     decimal(number)
     return number
@@ -218,4 +240,6 @@ def _numbers(text: str) -> list[Fraction]:
     low, high, step = Fraction(found["low"]), Fraction(found["high"]), Fraction(found["step"] or 1)
     if high < low or step <= 0:
         raise ValueError(f"the range {text!r} is empty")
-    return [low + step * at for at in range(int((high - low) / step) + 1)]
+    if (count := int((high - low) / step) + 1) > MAX_CHOICES:
+        raise ValueError(f"the range {text!r} has {count} numbers; narrow it to {MAX_CHOICES}")
+    return [low + step * at for at in range(count)]

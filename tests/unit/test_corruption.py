@@ -14,6 +14,7 @@ from interp.corruption import (
 )
 from interp.effects import ROLES
 from interp.model import LanguageModel
+from interp.rules import Twin
 from interp.tokens import token_roles
 
 PROMPT = ("prefix", "rule_word", "after", "subject_first", "subject_middle", "subject_last", "number", "last")
@@ -98,8 +99,8 @@ def test_explicit_spans_are_words_of_the_prompt(tiny_llama: LanguageModel) -> No
     texts = [text.strip() for text in tiny_llama.token_texts(encoding)]
     positions = phrase_positions(encoding, ["Side", "square"])
     assert [texts[p] for p in positions] == ["square", "side", "side"]
-    with pytest.raises(ValueError, match=r"none of the phrases \('cube',\) is in 'The area of a square"):
-        phrase_positions(encoding, ["cube"])
+    with pytest.raises(ValueError, match=r"'cube' not found in the prompt 'The area of a square"):
+        phrase_positions(encoding, ["side", "cube"])
 
 
 def test_scales_of_noise_rules(tiny_llama: LanguageModel) -> None:
@@ -160,11 +161,15 @@ def test_noise_rules_that_cannot_be_made_say_why(text: str, message: str, tiny_l
 SQUARE = "The area of a square is"
 
 
+def twins_of(*pairs: tuple[str, str]) -> list[Twin]:
+    return [Twin(rule="another", prompt=prompt, answer=answer) for prompt, answer in pairs]
+
+
 def test_the_first_twin_that_aligns_is_taken(tiny_llama: LanguageModel) -> None:
     encoding = tiny_llama.encode(SQUARE)
     roles = token_roles(encoding, "square", ["area"])
     twins = [("The area of a very big circle is", "x"), ("The area of a circle is", "pi times"), (SQUARE, "y")]
-    case, prompt = counterfactual(tiny_llama, encoding, (3, 4), twins, roles)
+    case, prompt = counterfactual(tiny_llama, encoding, (3, 4), twins_of(*twins), roles)
     assert prompt == "The area of a circle is"
     texts = [text.strip() for text in tiny_llama.token_texts(encoding)]
     assert [texts[p] for p in case.positions] == ["square"] and case.samples == 1
@@ -177,7 +182,7 @@ def test_twins_that_do_not_align_say_why(tiny_llama: LanguageModel) -> None:
     roles = token_roles(encoding, "square", ["area"])
     twins = [("The area of a very big circle is", "x"), (SQUARE, "y"), ("The area of the square is", "z")]
     with pytest.raises(ValueError) as caught:
-        counterfactual(tiny_llama, encoding, (3,), twins, roles)
+        counterfactual(tiny_llama, encoding, (3,), twins_of(*twins), roles)
     said = str(caught.value)
     assert "tokens, not" in said and "has the same tokens" in said
     assert "'The area of the square is' differs at no token that names the rule" in said
@@ -190,4 +195,4 @@ def test_a_twin_whose_tokens_stand_against_other_words_is_refused(tiny_llama: La
     twin = "The square of a zebra is"
     assert len(tiny_llama.encode(twin).ids) == len(encoding.ids) > 6  # a zebra is several tokens, a square is one
     with pytest.raises(ValueError, match="has words of other lengths"):
-        counterfactual(tiny_llama, encoding, (3,), [(twin, "x")], token_roles(encoding, "square", ["zebra"]))
+        counterfactual(tiny_llama, encoding, (3,), twins_of((twin, "x")), token_roles(encoding, "square", ["zebra"]))

@@ -236,7 +236,7 @@ def test_a_token_that_the_tokenizer_puts_before_texts_counts_and_makes_other_fil
     again = PreTrainedTokenizerFast.from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     again.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
     plain, with_bos = (LanguageModel(make_hf("llama"), t, "tiny") for t in (tokenizer, again))
-    assert plain.weight_hash == with_bos.weight_hash and with_bos.encode("A").ids[0] == 0
+    assert plain.weight_hash != with_bos.weight_hash and with_bos.encode("A").ids[0] == 0
     folder = tmp_path / "covariance"
     without, got = (measure(model, [0], config(corpus), folder) for model in (plain, with_bos))
     assert (without.about["added_tokens"], got.about["added_tokens"]) == ([], [0])

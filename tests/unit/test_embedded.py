@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,45 @@ def test_make_once_existing_target_is_not_made_again(tmp_path: Path) -> None:
     (target / "mark").touch()
     assert make_once(target, lambda path: path.mkdir()) == target
     assert (target / "mark").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lost", "unsummed", "sums flipped"])
+def test_make_once_makes_again_what_was_damaged_since_and_says_so(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target, made = tmp_path / "result", []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        (path / "deep").mkdir(parents=True)
+        (path / "deep" / "weights").write_bytes(CONTENT)
+        (path / "settings").write_bytes(b"{}")
+
+    weights, sums = target / "deep" / "weights", tmp_path / "result.sha256"
+    assert make_once(target, make) == make_once(target, make) == target and len(made) == 1
+    # As `sha256sum -c` reads it.
+    assert f"{WANTED.sha256}  result/deep/weights\n" in sums.read_text(encoding="utf-8")
+    change: dict[str, Callable[[], object]] = {
+        "flip": lambda: weights.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:]),
+        "cut": lambda: weights.write_bytes(CONTENT[:-1]),
+        "lost": lambda: (target / "settings").unlink(),
+        "unsummed": sums.unlink,
+        "sums flipped": lambda: sums.write_bytes(b"\xff" + sums.read_bytes()[1:]),
+    }
+    change[damage]()
+    assert make_once(target, make) == target and len(made) == 2
+    assert weights.read_bytes() == CONTENT and (target / "settings").is_file()
+    (record,) = caplog.records
+    assert str(target) in record.getMessage() and "it is made again" in record.getMessage()
+    make_once(target, make)
+    assert len(made) == 2
+
+
+def test_make_once_keeps_a_single_file_whole_too(tmp_path: Path) -> None:
+    target = tmp_path / "corpus.txt"
+    make_once(target, lambda path: path.write_bytes(CONTENT) and None)
+    target.write_bytes(CONTENT[::-1])
+    assert make_once(target, lambda path: path.write_bytes(CONTENT) and None).read_bytes() == CONTENT
 
 
 MAKER = """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from editing.sweep_cli import regret_dataset
 from figures import cli, manifest, paper
 from interp import effects as effects_schema
 from interp.records import save_records
@@ -18,7 +19,7 @@ from interp.store import RunFolder
 def write_regret(run: Path, regret: float) -> None:
     row = {"strategy": "window", "group": "instance", "layers": "4-6", "score": 0.5, "oracle": 0.5 + regret}
     more = {"regret": regret, "lower": 0.0, "upper": 0.2, "rank": 2, "n_windows": 9, "n_rules": 4}
-    save_records(run / "regret.json", [*row, *more], [{**row, **more}])
+    effects_schema.save(regret_dataset(pd.DataFrame([{**row, **more}])), run / "regret.nc")
 
 
 def write_scores(run: Path, editors: list[str]) -> None:
@@ -51,7 +52,7 @@ def test_manifest_says_which_file_came_from_which_data(run: Path) -> None:
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
     regret = parts["regret"]
     assert set(regret["outputs"]) == {"figures/regret.pdf", "figures/regret.png"}
-    assert regret["inputs"] == {"regret.json": hashlib.sha256((run / "regret.json").read_bytes()).hexdigest()}
+    assert regret["inputs"] == {"regret.nc": hashlib.sha256((run / "regret.nc").read_bytes()).hexdigest()}
     assert set(parts["answers"]["outputs"]) == {"tables/before-after.md"}
     assert regret["settings"]["max_rules"] == paper.MOST_PANELS
     assert set(regret["version"]) == {"code", *manifest.LIBRARIES}

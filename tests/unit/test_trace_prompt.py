@@ -85,7 +85,12 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "run": ([*OWN, "--run", "mine"], "--run does not go with --prompt"),
     "rules": ([*OWN, "--rules", "embedded", "--limit", "3"], "--rules, --limit does not go with --prompt"),
     "counterfactual": ([*OWN, "--corruption", "counterfactual"], "a single prompt is corrupted by noise"),
-    "span": ([*OWN, "--span", "cube,side"], "trace.span: none of cube, side is in the prompt"),
+    "span": ([*OWN, "--span", "cube,side"], "trace.span: 'cube', 'side' not found in the prompt"),
+    "one phrase": ([*OWN, "--span", "area, sqare"], "trace.span: 'sqare' not found in the prompt"),
+    "stray byte": (
+        [*OWN[:2], "The ar\udce9a", "--subject", "The"],
+        "--prompt is not Unicode text: character 7 is U+DCE9",
+    ),
     "setting": ([*OWN, "--set", "trace.sample=4"], "unknown setting 'trace.sample': did you mean 'samples'?"),
     "section": ([*OWN, "--set", "model=3"], "--set model=3: section.key=value is needed"),
 }
