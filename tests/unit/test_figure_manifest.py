@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -116,7 +117,7 @@ def test_a_manifest_deletes_nothing_outside_the_figures(name: str, run: Path) ->
     inner, outside = run / "inner", run / "outside"
     inner.mkdir()
     outside.mkdir()
-    for file in ("regret.json", "answers.json"):
+    for file in ("regret.nc", "answers.json"):
         (run / file).rename(inner / file)
     run = inner
     victims = [run.parent / "victim", run / "victim", outside / "victim"]

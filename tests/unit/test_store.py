@@ -154,7 +154,7 @@ def test_settings_that_are_not_those_written_are_refused(tmp_path: Path) -> None
         content[:-1],
     ):
         path.write_bytes(damage)
-        with pytest.raises(RunError, match=r"run\.yaml .*; mend or delete it"):
+        with pytest.raises(RunError, match=r"run\.yaml .*; if somebody changed it by hand, delete its first line"):
             _ = run.settings
     path.write_text("settings: {trace: {samples: 4}}\n", encoding="utf-8")  # by hand
     assert run.settings == {"trace": {"samples": 4}}
@@ -177,7 +177,7 @@ def test_a_folder_with_a_link_that_leads_out_is_not_written(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"])
 def test_settings_of_a_damaged_file_name_the_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=r"(?s)run\.yaml is damaged .*; mend or delete it"):
+    with pytest.raises(RunError, match=r"(?s)run\.yaml is damaged .*; if somebody changed it by hand"):
         _ = RunFolder(tmp_path).settings
 
 
