@@ -58,7 +58,7 @@ def words_of(request: EditRequest) -> list[EditRequest]:
     """
     answer = request.target_new
     joined = join(request.prompt, answer, request.space)
-    ahead = len(joined.answer) - len(answer.rstrip())  # what was put between them, or shared by both
+    ahead = len(joined.answer) - len(answer.rstrip())  # what was put between them, less what both have
     found = []
     for first, last in _pieces(answer):
         if not first:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from interp.errors import DmleError
 from interp.joining import join
 from interp.model import Encoding, LanguageModel
+from interp.scripts import TextError
 
 BROKEN = "\ufffd"
 """What a part of a character is decoded to."""
@@ -32,7 +33,7 @@ class Answer:
 
 
 def own_answer(model: LanguageModel, encoding: Encoding, n_tokens: int, *, one_line: bool = False) -> Answer:
-    """The model's own greedy answer of at most `n_tokens` tokens, without a last character that was cut.
+    """The model's own greedy answer of at most `n_tokens` tokens.
 
     Args:
         model: The model.
@@ -51,8 +52,6 @@ def own_answer(model: LanguageModel, encoding: Encoding, n_tokens: int, *, one_l
     texts = [model.decode_continuation(ids[: n + 1]) for n in range(len(ids))]
     if one_line:
         texts = texts[: max(1, first_line(texts))]
-    while len(texts) > 1 and texts[-1].endswith(BROKEN):
-        texts.pop()
     return Answer(ids[: len(texts)], texts[-1], "greedy", AS_GENERATED)
 
 
@@ -78,7 +77,7 @@ def given_answer(
         one_line: The own answer ends with its first line.
 
     Raises:
-        TextError: The answer is blank, and the model's own one is another.
+        TextError: The answer is blank or holds a broken character, and the model's own one is another.
         TooLongError: The prompt with the answer is longer than the model's positions.
     """
     joined = join(encoding.text, text, space) if text.strip() else None
@@ -87,6 +86,11 @@ def given_answer(
         own = own_answer(model, encoding, n_tokens, one_line=one_line)
         if own.text in (text, joined.answer if joined else text):
             return Answer(own.ids, text, source, AS_OWN)
+    if BROKEN in text:
+        raise TextError(
+            f"the answer {text!r} holds U+FFFD, a part of a character, and is not the model's own answer as a whole; "
+            "leave the answer out, or give whole characters"
+        )
     ids = model.encode_continuation(text, encoding.text, space)
     assert joined is not None  # a blank answer is refused there
     model.need_room(len(encoding.ids) + len(ids) - 1, f"the prompt {encoding.text!r} with its answer {text!r}")

@@ -74,8 +74,8 @@ def joint(prompt: str, answer: str, space: bool | None = None) -> str:
 def join(prompt: str, answer: str, space: bool | None = None) -> Joined:
     """A prompt and its answer as one text (see the module).
 
-    White space at the end of the answer is left out. A prompt's last space and a first one of the answer are the
-    same space: a model's own answer begins with it.
+    White space at the end of the answer is left out, and several spaces at its beginning are one. A prompt's last
+    space and that of the answer are the same space: a model's own answer begins with it.
 
     Raises:
         TextError: One of them is no Unicode text, or the answer is blank.
@@ -84,6 +84,8 @@ def join(prompt: str, answer: str, space: bool | None = None) -> Joined:
     said = checked(answer, "the answer").rstrip()
     if not said:
         raise TextError(f"the answer is {answer!r}; text is needed")
+    if said[0] == " ":
+        said = f" {said.lstrip(' ')}"
     body = without_last_space(prompt)
     if body != prompt:
         return Joined(body, said if said[0] == " " else f" {said}")

@@ -437,7 +437,7 @@ def test_greedy_answers_are_as_long_as_the_longest_target_and_a_margin(
 def test_near_the_end_of_the_context_the_margin_gives_way(tiny_llama: LanguageModel) -> None:
     rule = asking("12")
     long = "A " * 200
-    size = next(n for n in range(1, 200) if len(tiny_llama.encode(long[: 2 * n]).ids) == tiny_llama.context_length - 4)
+    size = next(n for n in range(1, 200) if len(tiny_llama.encode(long[: 2 * n]).ids) == tiny_llama.context_length - 5)
     prompt = rule.forms["formula"].model_copy(update={"prompt": long[: 2 * size], "understanding": ()})
     edge = rule.model_copy(update={"forms": {"formula": prompt}})
     _, answers = evaluate(tiny_llama, [edge], {"a": {rule.id: empty(tiny_llama)}}, CONFIG)

@@ -253,7 +253,7 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("kind", ["byte level", "with BOS", "sentencepiece"])
-@pytest.mark.parametrize("answer", ["side squared", "4", " the side\n", "(side)^2"])
+@pytest.mark.parametrize("answer", ["side squared", "4", "  the side\n", "(side)^2"])
 def test_encode_continuation_is_how_the_whole_text_continues(
     kind: str, answer: str, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
