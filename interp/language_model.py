@@ -14,6 +14,7 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 
 import copy
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -166,7 +167,7 @@ class LanguageModel:
             with torch.no_grad(), foreign_errors(name):
                 expected = hf_model(ids).logits
             assert expected is not None
-            require_finite(expected, "a first run", self)
+                require_finite(expected, "a first run", self)
             check_device(self, hf_model, ids)
         architecture = type(hf_model).__name__
         # from_config leaves this empty, and the bridge looks the architecture up there.
@@ -201,8 +202,10 @@ class LanguageModel:
 
     @property
     def context_length(self) -> int:
-        """Largest number of tokens in a row that the model was made for."""
-        return int(self.config.get_text_config().max_position_embeddings)
+        """Largest number of tokens in a row that the model was made for; no bound where it names none (Bloom)."""
+        text = self.config.get_text_config()
+        named = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
+        return next((int(length) for length in named if length), sys.maxsize)
 
     @property
     def device(self) -> torch.device:

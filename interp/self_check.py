@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from interp.errors import DmleError, ModelError
+from interp.errors import DmleError, ModelError, NotFiniteError
 from interp.finite import require_finite
 
 if TYPE_CHECKING:
@@ -102,6 +102,8 @@ def foreign_errors(name: str) -> Iterator[None]:
     """Make one line of whatever another library raises inside, for architectures fail in any way."""
     try:
         yield
+    except NotFiniteError as error:
+        raise ModelError(str(error)) from error
     except DmleError:
         raise
     except Exception as error:
@@ -128,8 +130,8 @@ def self_check(
         expected: Their logits before wrapping.
 
     Raises:
-        ModelError: A relative error is above the tolerance of the model's dtype, or the model does not run.
-        NotFiniteError: A state is NaN or infinite.
+        ModelError: A relative error is above the tolerance of the model's dtype, a state is NaN or infinite, or the
+            model does not run.
     """
     with torch.no_grad(), foreign_errors(model.name):
         check, plain = _hooks(model, ids, expected)
@@ -228,18 +230,22 @@ def _hooks(model: "LanguageModel", ids: Tensor, expected: Tensor) -> tuple[SelfC
         raise ModelError(_no_hook(model, f"block 0 has no {lacking[0]}."))
     for layer, of_block in names.items():
         model.down_projection(layer)  # refused here where there is none
-        of_block += [model.key_hook(layer), model.value_hook(layer)]
+        of_block += [model.key_hook(layer), model.value_hook(layer), f"blocks.{layer}.mlp.hook_out"]
     seen, logits = _watched(model, ids, [name for of_block in names.values() for name in of_block])
     check = SelfCheck(_relative(logits, expected), 0.0, 0.0, 0.0, 0.0, post_norm=False)
     for layer, of_block in names.items():
-        pre, attn, mlp, post, key, raw = (seen[name] for name in of_block)
+        pre, attn, mlp, post, key, raw, module = (seen[name] for name in of_block)
         down = model.down_projection(layer)
         value = key @ down.orient(down.weight).T if not down.transposed else key @ down.weight
         value = value if down.bias is None else value + down.bias
         check = replace(
             check,
             additivity=max(check.additivity, _relative(pre + attn + mlp, post)),
-            projection=max(check.projection, _relative(value, raw)),
+            # Behind it comes nothing, or the norm that what is added has gone through: an MLP that adds the stream
+            # itself (Bloom) says what it adds at the block, others at the MLP.
+            projection=max(
+                check.projection, _relative(value, raw), min(_relative(value, module), _relative(value, mlp))
+            ),
             post_norm=check.post_norm or _relative(raw, mlp) > tolerance(model.dtype),
         )
     return check, seen

@@ -87,7 +87,7 @@ def test_logits_and_keys_are_the_raw_models(
         assert down.name == f"{block.format(layer)}.{name}.weight"
         seen: list[Tensor] = []
         handle = raw.get_submodule(down.name.removesuffix(".weight")).register_forward_hook(
-            lambda module, args, out, seen=seen: seen.extend((args[0], out))
+            lambda module, args, out, seen=seen: seen.extend((args[0].clone(), out.clone()))
         )
         fresh = whole_logits(raw, random_ids(1, 9))
         handle.remove()
