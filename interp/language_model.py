@@ -166,7 +166,7 @@ class LanguageModel:
         if check:
             with torch.no_grad(), foreign_errors(name):
                 expected = hf_model(ids).logits
-            assert expected is not None
+                assert expected is not None
                 require_finite(expected, "a first run", self)
             check_device(self, hf_model, ids)
         architecture = type(hf_model).__name__
