@@ -9,7 +9,7 @@ where such a way fails, the slower one is taken. All else that fails refuses the
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,10 @@ TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
 ROW, SHORT = 8, 5
 """Tokens of the texts that are run, and of the shorter of two that are padded."""
+Whole = Callable[[Int[Tensor, " place"], Int[Tensor, " place"]], Float[Tensor, "place d_vocab"]]
+"""Rows and positions → logits of whole runs there."""
+COMPARED = 4
+"""Tokens at the end of a text at which logits are compared: all of them would take the memory of a vocabulary each."""
 ANSWER = 2
 """Tokens that are continued, and that a patched run is scored on."""
 DEVICE_BLOCKS = 2
@@ -144,12 +148,17 @@ def self_check(
                     f"allowed {tolerance(model.dtype):.0e} in {model.dtype}: {why}. Tracing and editing would give "
                     "wrong numbers; use another model, or report this architecture"
                 )
+
+        def whole(rows: Tensor, positions: Tensor) -> Tensor:
+            return expected[rows, positions]
+
         return replace(
             check,
-            prefix_cache=_supported(_cache_error, model, ids, expected),
-            entry=_supported(_entry_error, model, len(ids[0])),
+            prefix_cache=_supported(_cache_error, model, ids, ids.shape[1] // 2, whole),
+            entry=_supported(_entry_error, model, ids.shape[1]),
             left_padding=max(
-                _supported(_padded_error, model, ids, expected), _supported(_continued_error, model, ids, expected)
+                _supported(_padded_error, model, ids, ids.shape[1] // 2, whole),
+                _supported(_continued_error, model, ids, expected),
             ),
         )
 
@@ -160,16 +169,23 @@ def check_long(model: "LanguageModel", switch: int) -> bool:
     if length <= switch:
         # No run is so long. Keys of other frequencies are known not to hold.
         return switch != model.lengths.rope
-    with torch.no_grad(), foreign_errors(model.name):
-        ids = check_rows(model, length)
-        # Of whole runs, which no way needs less than, and where logits are compared.
-        expected = model.logits(ids, keep=length - length // 3)
-        errors = [_supported(_cache_error, model, ids, expected)]
-        if model.pads_left:
-            errors.append(_supported(_padded_error, model, ids, expected))
-        if model.has_entry:
-            errors.append(_supported(_entry_error, model, length))
-    return max(errors) <= tolerance(model.dtype)
+    ids = check_rows(model, length)
+
+    def whole(rows: Tensor, positions: Tensor) -> Tensor:
+        return model.logits(ids, only=(rows, positions))[0]
+
+    # Beginnings that the switch comes behind, and such that it comes before.
+    ways: list[tuple[Any, ...]] = [
+        (_cache_error, ids, length // 2, whole),
+        (_cache_error, ids, length - COMPARED, whole),
+    ]
+    if model.pads_left:
+        ways.append((_padded_error, ids, length - COMPARED - 1, whole))
+    if model.has_entry:
+        ways.append((_entry_error, length))
+    with torch.no_grad():
+        # One after the other: the first that fails decides.
+        return all(_supported(measure, model, *rest) <= tolerance(model.dtype) for measure, *rest in ways)
 
 
 def check_device(model: "LanguageModel", hf_model: Any, ids: Int[Tensor, "batch pos"]) -> None:
@@ -348,24 +364,27 @@ def _supported(measure: Any, *arguments: Any) -> float:
         return float("inf")
 
 
-def _cache_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
-    """Several rows behind one beginning, against a whole run; `expected` are its last logits, some or all."""
-    cut = ids.shape[1] // 2
-    got = model.logits(ids[:1, cut:].repeat(2, 1), prefix=model.prefix_cache(ids[:1, :cut]))
-    return _relative(got, expected[:1, cut - ids.shape[1] :].repeat(2, 1, 1))
+def _cache_error(model: "LanguageModel", ids: Tensor, cut: int, whole: Whole) -> float:
+    """Several rows behind a beginning of `cut` tokens, which is run once."""
+    last = min(COMPARED, ids.shape[1] - cut)
+    got = model.logits(ids[:1, cut:].repeat(2, 1), prefix=model.prefix_cache(ids[:1, :cut]), keep=last)
+    at = torch.arange(ids.shape[1] - last, ids.shape[1], device=model.device)
+    return _relative(got, whole(torch.zeros_like(at), at).repeat(2, 1, 1))
 
 
-def _padded_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
-    """Two beginnings of different length, padded on the left, each continued; against whole runs, as above."""
+def _padded_error(model: "LanguageModel", ids: Tensor, cut: int, whole: Whole) -> float:
+    """A beginning of `cut` tokens and a shorter one, padded on the left, each continued; the second ends earlier."""
     length = ids.shape[1]
-    # The second row's run ends earlier, so that it is padded on the right as well.
-    cut, other = length // 2, length // 3
-    more = length - cut - 1
+    other, more = cut - 1 if cut < 6 else cut // 2, length - cut - 1
     prefix, before = model.prefixes([ids[0, :cut].tolist(), ids[1, :other].tolist()])
     rest, mask = _pad_right([ids[0, cut:].tolist(), ids[1, other : other + more].tolist()], model.device)
-    got = model.logits(rest, mask=torch.cat([before, mask], 1), prefix=prefix)
-    wanted = expected[1, other - length :][:more]
-    return max(_relative(got[0], expected[0, cut - length :]), _relative(got[1, :more], wanted))
+    last = min(COMPARED, more)
+    rows = torch.tensor([0] * last + [1] * last, device=model.device)
+    back = torch.arange(last, device=model.device).repeat(2) - last
+    ends = torch.tensor([length - cut, more], device=model.device)[rows]
+    got = model.logits(rest, mask=torch.cat([before, mask], 1), prefix=prefix, only=(rows, ends + back))[0]
+    starts = torch.tensor([cut, other], device=model.device)[rows]
+    return _relative(got, whole(rows, starts + ends + back))
 
 
 def _entry_error(model: "LanguageModel", length: int) -> float:
