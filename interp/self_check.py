@@ -409,8 +409,8 @@ def _entry_error(model: "LanguageModel", length: int) -> float:
         return logits.float().flatten(1)
 
     fast = Patcher(model, case, sites, whole, route="fast", unchecked=True)
-    results = [each.run(range(len(sites)), range(2)) for each in (fast, fast.generic())]
-    return _relative(*results)
+    got, expected = (each.run(range(len(sites)), range(2)) for each in (fast, fast.generic()))
+    return _relative(got, expected)
 
 
 def _continued_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
