@@ -76,6 +76,8 @@ class SelfCheck:
     """Logits of a shorter text padded on the right, at chosen places, against those of the text alone."""
     left_padding: float = 0.0
     """Logits of texts padded on the left, behind kept keys and in greedy continuation, against whole runs of each."""
+    device: float = 0.0
+    """Logits of the first blocks on the device against those on the CPU; 0 on a CPU."""
 
     def __str__(self) -> str:
         """The errors, in one line."""
@@ -188,22 +190,29 @@ def check_long(model: "LanguageModel", switch: int) -> bool:
         return all(_supported(measure, model, *rest) <= tolerance(model.dtype) for measure, *rest in ways)
 
 
-def check_device(model: "LanguageModel", hf_model: Any, ids: Int[Tensor, "batch pos"]) -> None:
-    """Compare the first blocks on the device with the same on the CPU, once; nothing on a CPU.
+def check_device(model: "LanguageModel", hf_model: Any, ids: Int[Tensor, "batch pos"]) -> float:
+    """Compare the first blocks on the device with the same on the CPU, once.
+
+    Returns:
+        The relative error; 0 on a CPU, infinite where they cannot be compared (no memory for a copy, say).
 
     Raises:
         ModelError: They differ by more than rounding: the device, or its driver, computes something else.
     """
     if model.device.type == torch.empty(0).device.type:
-        return
-    with torch.no_grad(), foreign_errors(model.name):
-        error = device_error(hf_model, ids)
-    if not error <= tolerance(model.dtype):
+        return 0.0
+    with torch.no_grad():
+        try:
+            error = device_error(hf_model, ids)
+        except Exception:  # what runs on the device is no less right for it; the check's numbers say so
+            return float("inf")
+    if error > tolerance(model.dtype):
         raise ModelError(
             f"{model.name}: self-check failed, its first blocks on {model.device} differ from those on the CPU by "
             f"{error:.2g} (relative), allowed {tolerance(model.dtype):.0e} in {model.dtype}; use another device "
             "(--device cpu), another number format, or another version of torch or of the driver"
         )
+    return error
 
 
 def device_error(hf_model: Any, ids: Int[Tensor, "batch pos"]) -> float:

@@ -188,8 +188,10 @@ def test_the_device_is_compared_at_load_where_it_is_not_the_cpu(
     monkeypatch.setattr(LanguageModel, "device", property(lambda self: torch.empty(0, device="meta").device))
     model = object.__new__(LanguageModel)
     model.parameters, model.name = dict(hf.named_parameters()), "there"
-    self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]]))
+    assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == 0
     first = hf.transformer.h[0].mlp
     first.register_forward_hook(lambda one, args, out: out * 1.1 if one is first else out)
     with pytest.raises(ModelError, match=r"first blocks on meta differ from those on the CPU by .*use another device"):
         self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]]))
+    monkeypatch.setattr(self_check.copy, "deepcopy", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory")))
+    assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == float("inf")
