@@ -77,8 +77,10 @@ def _at_lookup(model: LanguageModel, request: EditRequest, lookup: str) -> tuple
     def embed(value: Tensor, hook: object) -> Tensor:
         return value.detach().requires_grad_()
 
-    def keep(value: Tensor, hook: object, name: str) -> None:
+    def keep(value: Tensor, hook: object, name: str) -> Tensor:
         held[name] = value
+        # Given back, so that the run goes on with this tensor where a hook sees a view (OPT).
+        return value
 
     hooks: list[NamedHook] = [(model.embedding_hook, embed)]
     hooks += [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.budget import chunked, default_budget
+from interp.errors import ModelError
 from interp.finite import require_finite
 from interp.metrics import Metric
 from interp.model import LanguageModel, NamedHook
@@ -119,8 +120,10 @@ def _gradients(
     def embed(value: Tensor, hook: Any) -> Tensor:
         return mixed.requires_grad_()
 
-    def keep(value: Tensor, hook: Any, name: str) -> None:
+    def keep(value: Tensor, hook: Any, name: str) -> Tensor:
         values[name] = value
+        # Given back, so that the run goes on with this tensor where a hook sees a view (OPT).
+        return value
 
     hooks: list[NamedHook] = [(model.embedding_hook, embed)]
     hooks += [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
@@ -130,6 +133,12 @@ def _gradients(
         totals = scores.sum(0).reshape(-1)
         found = []
         for at, total in enumerate(totals):
-            got = torch.autograd.grad(total, [values[name] for name in names], retain_graph=at + 1 < len(totals))
+            more = at + 1 < len(totals)
+            got = torch.autograd.grad(total, [values[name] for name in names], retain_graph=more, allow_unused=True)
+            if unused := [name for name, value in zip(names, got, strict=True) if value is None]:
+                raise ModelError(
+                    f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects cannot be estimated by "
+                    "gradients; use trace.method=exact"
+                )
             found.append({name: value.float() for name, value in zip(names, got, strict=True)})
     return found

@@ -16,7 +16,7 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -178,13 +178,14 @@ class LanguageModel:
         self.lengths = Lengths.of(hf_model)
         self._long: dict[int, bool] = {}
         architecture = type(hf_model).__name__
+        apart = 0.0
         with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
             ids = check_rows(self)
             with torch.no_grad():
                 expected = hf_model(ids).logits if check else None
         if expected is not None:
             require_finite(expected, "a first run", self)
-            check_device(self, hf_model, ids)
+            apart = check_device(self, hf_model, ids)
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
@@ -199,7 +200,7 @@ class LanguageModel:
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:
-            self.check = self_check(self, ids, expected)
+            self.check = replace(self_check(self, ids, expected), device=apart)
 
     # -- sizes ---------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class LanguageModel:
     def context_length(self) -> int:
         """Largest number of tokens in a row that the model was made for; `NO_LIMIT` if it has none (ALiBi, Mamba)."""
         config = self.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
         return next((int(limit) for limit in limits if isinstance(limit, int) and limit > 0), NO_LIMIT)
 
     def need_room(self, tokens: int, what: str) -> None:
@@ -597,13 +598,17 @@ class LanguageModel:
     def groups(self, lengths: Sequence[int], n_tokens: int) -> list[list[int]]:
         """Which of some prompts, by their lengths, may be continued together, in the order given.
 
-        All of them, if the model can be padded on the left; else those of equal length. Prompts that grow past a
-        length at which positions are encoded anew are apart from the others.
+        All of them, if the model can be padded on the left at such lengths; else those of equal length. Prompts that
+        grow past a length at which positions are encoded anew are apart from the others.
         """
+        grows = [self._grows_past(length + n_tokens) for length in lengths]
+        # Those that do not grow so far, padded to the longest of them.
+        width = max((n for n, more in zip(lengths, grows, strict=True) if not more), default=0) + n_tokens
+        windows = self.check is not None and bool(self.lengths.switches(width))
+        padded = self.pads_left and (len(set(lengths)) == 1 or not windows or self.shares(width))
         found: dict[tuple[bool, int], list[int]] = {}
-        for row, length in enumerate(lengths):
-            grows = self._grows_past(length + n_tokens)
-            found.setdefault((grows, length if grows or not self.pads_left else 0), []).append(row)
+        for row, (length, more) in enumerate(zip(lengths, grows, strict=True)):
+            found.setdefault((more, length if more or not padded else 0), []).append(row)
         return list(found.values())
 
     def _grows_past(self, length: int) -> bool:
@@ -645,6 +650,8 @@ class LanguageModel:
         # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
         n = 0
         if prefix is not None:
+            if self._grows_past(width + n_tokens):
+                raise ModelError(f"{self.name}: no prefix holds for texts of more than {self.lengths.rope} tokens")
             n = prefix.get_seq_length()
             rows = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
             options["past_key_values"] = self.rows_of_cache(prefix, rows)

@@ -4,6 +4,7 @@ What is tested is what is used: logits, hooks read and written, the sweep's rout
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from editing.keys import find_states, keys_of_prompts
 from editing.memit import edit
 from editing.requests import requests_of
 from editing.scoring import Question, greedy_ids, teacher_forced
+from interp.attribution import attribute
 from interp.config import TraceConfig
 from interp.metrics import mean_log_prob
 from interp.model import LanguageModel, ModelError
@@ -87,7 +89,7 @@ def test_logits_and_keys_are_the_raw_models(
         assert down.name == f"{block.format(layer)}.{name}.weight"
         seen: list[Tensor] = []
         handle = raw.get_submodule(down.name.removesuffix(".weight")).register_forward_hook(
-            lambda module, args, out, seen=seen: seen.extend((args[0], out))
+            lambda module, args, out, seen=seen: seen.extend((args[0].clone(), out.clone()))
         )
         fresh = whole_logits(raw, random_ids(1, 9))
         handle.remove()
@@ -130,6 +132,17 @@ def test_every_route_that_is_offered_equals_the_definition(kind: str, prompt: in
             torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=1e-4)
             torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=1e-4)
         assert (expected.restored - expected.corrupted).abs().max() > 1e-3
+
+
+def test_gradients_are_those_of_small_changes(model: LanguageModel) -> None:
+    one = case(8)
+    assert one.noise is not None
+    small = replace(one, noise=1e-3 * one.noise)
+    some = [Site(c, p, range(n, n + 1)) for c in ("resid", "mlp", "attn") for p in (3, 7) for n in range(3)]
+    expected = sweep_reference(model, small, some, mean_log_prob)
+    got = attribute(model, small, some, mean_log_prob)
+    size = (expected.restored - expected.corrupted).abs().max()
+    assert (got.restored - expected.restored).abs().max() < 0.05 * size
 
 
 def test_prompts_continued_together_are_continued_as_alone_and_as_by_whole_runs(

@@ -9,6 +9,7 @@ from editing_reference import averaged_key, inputs_of, key, place, state, tokens
 
 from editing.keys import find_keys, find_states, keys_of_prompts, values_at_lookup
 from editing.requests import EditRequest, requests_of, words_of
+from interp.budget import MemoryLimitError
 from interp.model import LanguageModel
 from interp.rules import Rule
 
@@ -148,3 +149,49 @@ def test_keys_of_prompts_are_those_of_every_token_of_prompt_and_answer(
         ids = tiny_llama.tokenizer(f"{one.prompt} {one.target_new}", return_tensors="pt")["input_ids"]
         expected.append(inputs_of(hf, hf.get_submodule(name.removesuffix(".weight")), ids))
     torch.testing.assert_close(got, torch.cat(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", [1, 200_000, 10**10])
+def test_keys_do_not_depend_on_the_memory_and_runs_fit_in_it(
+    memory: int, tiny_llama: LanguageModel, rules: tuple[Rule, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [one for rule in rules for one in requests_of(rule, "subject_last")]
+    expected = find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")
+    states = find_states(tiny_llama, requests, tiny_llama.hook("resid", 1), "subject_last")
+    prompts = keys_of_prompts(tiny_llama, requests, 1)
+    shapes: list[tuple[int, ...]] = []
+    capture = tiny_llama.capture
+    monkeypatch.setattr(
+        tiny_llama, "capture", lambda ids, *a, **k: shapes.append(tuple(ids.shape)) or capture(ids, *a, **k)
+    )
+    for got, want in (
+        (find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last", memory=memory), expected),
+        (find_states(tiny_llama, requests, tiny_llama.hook("resid", 1), "subject_last", memory), states),
+        (keys_of_prompts(tiny_llama, requests, 1, memory), prompts),
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    for rows, width in shapes:
+        assert rows == 1 or rows * tiny_llama.row_bytes(width, width, 1) <= memory
+    # Texts with which others begin are not run of their own.
+    assert len(shapes) == 3 if memory == 10**10 else len(shapes) > 3
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("not enough memory"), MemoryError()])
+def test_keys_take_smaller_batches_when_memory_runs_out(
+    error: Exception, tiny_llama: LanguageModel, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    expected = find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")
+    capture, most = tiny_llama.capture, [3]
+
+    def limited(ids: Any, *arguments: Any, **options: Any) -> Any:
+        if len(ids) > most[0]:
+            raise error
+        return capture(ids, *arguments, **options)
+
+    monkeypatch.setattr(tiny_llama, "capture", limited)
+    got = find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    most[0] = 0
+    with pytest.raises(MemoryLimitError, match=r"one item alone does not fit .*; use shorter prompts or contexts"):
+        find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")
