@@ -144,7 +144,10 @@ def test_an_arm_may_take_the_name_of_an_editor() -> None:
 @pytest.mark.parametrize(
     ("own", "said"),
     [
-        ({"editor": "memit", "rigde": 2.0}, "unknown setting 'edit.arms.mine.rigde': did you mean 'edit.arms.mine.ridge'"),
+        (
+            {"editor": "memit", "rigde": 2.0},
+            "unknown setting 'edit.arms.mine.rigde': did you mean 'edit.arms.mine.ridge'",
+        ),
         ({"editor": "memit", "ridge": -1}, "edit.arms.mine.ridge = -1: Input should be greater than 0"),
         ({"editor": "memti"}, "edit.arms.mine.editor = 'memti': Input should be 'dmle', 'memit'"),
         ({"ft": {"stps": 3}}, "unknown setting 'edit.arms.mine.ft.stps': did you mean 'edit.arms.mine.ft.steps'"),
