@@ -287,7 +287,8 @@ def trials(config: TuneConfig) -> list[Trial]:
         name = _trial_name(chosen)
         # Another of the same name, up to case: a number tells them apart.
         taken = {other.casefold() for other in named}
-        name = next(n for n in (name, *(f"{name} ({i})" for i in itertools.count(2))) if n.casefold() not in taken)
+        numbered = itertools.chain([name], (f"{name} ({n})" for n in itertools.count(2)))
+        name = next(each for each in numbered if each.casefold() not in taken)
         named[name] = Trial(name, chosen)
     return list(named.values())
 
