@@ -61,10 +61,11 @@ def close(first: sympy.Expr, second: sympy.Expr) -> bool:
     try:
         with work_limit(MAX_CALLS):
             a, b = complex(first.evalf()), complex(second.evalf())
+        difference, size = abs(a - b), abs(b)
     except (OverflowError, TypeError, ValueError, WorkOver):  # beyond what floats hold, or undefined
         return bool(first == second)
     # Two decimals are all that a number near one has; a tiny one is not zero for that.
-    return abs(a - b) <= TOLERANCE * (max(1.0, abs(b)) if abs(b) > 0.05 else abs(b))
+    return difference <= TOLERANCE * (max(1.0, size) if size > 0.05 else size)
 
 
 def same_number(first: sympy.Expr, second: sympy.Expr) -> bool:
