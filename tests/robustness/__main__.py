@@ -69,7 +69,7 @@ def noticed(root: Path) -> dict[str, list[str]]:
 
 def main() -> int:
     """Write everything as JSON; 0 whatever is found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", type=int, default=8, help="of each reader of files; the others get a hundred")
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=0, help="of each command")

@@ -331,7 +331,9 @@ def _sources(states: States, root: Path) -> list[FileReader]:
     texts: tuple[Damager, ...] = (mutate.damaged, mutate.changed_yaml)
     spare: dict[str, Any] = {"strict": False}
     return [
-        FileReader("rules.json", _alone(states, rules), rules.name, lambda at: load_rules(at / rules.name), both, **spare),
+        FileReader(
+            "rules.json", _alone(states, rules), rules.name, lambda at: load_rules(at / rules.name), both, **spare
+        ),
         FileReader(
             "rules check", _alone(states, rules), rules.name, lambda at: check_rules(load_rules(at / rules.name)),
             (mutate.changed_json,), **spare,
@@ -342,10 +344,12 @@ def _sources(states: States, root: Path) -> list[FileReader]:
             "RuleEdit zip", packed, "RuleEdit.zip", lambda at: load_rules(at / "RuleEdit.zip"),
             (mutate.damaged, mutate.changed_zip), **spare,
         ),
-        FileReader("specification", _alone(states, spec), spec.name, lambda at: build_files([at / spec.name]), texts, **spare),
         FileReader(
-            "corpus", _alone(states, states.inputs / "corpus.txt"), "corpus.txt", lambda at: paragraphs(at / "corpus.txt"),
-            share=0.5, **spare,
+            "specification", _alone(states, spec), spec.name, lambda at: build_files([at / spec.name]), texts, **spare
+        ),
+        FileReader(
+            "corpus", _alone(states, states.inputs / "corpus.txt"), "corpus.txt",
+            lambda at: paragraphs(at / "corpus.txt"), share=0.5, **spare,
         ),
     ]  # fmt: skip
 
