@@ -163,9 +163,8 @@ def prepared(root: Path) -> Path:
 
 def main() -> int:
     """Check, print a table, and return 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.robustness.kills", description=(__doc__ or "").partition("\n")[0]
-    )
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.kills", description=about)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=3, help="of each command")
     parser.add_argument("--only", action="append", choices=list(BY_NAME), help="this command; may be repeated")
