@@ -52,7 +52,7 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
             raise ValueError(
                 f"{n_free} of {len(keys)} directions of the covariance of layer {layer} are below "
                 f"edit.null_threshold={settings.null_threshold}; choose one between its smallest and largest "
-                "eigenvalue, or set edit.null_relative"
+                "eigenvalue, or take --set edit.null_relative=true"
             )
         projector = covariances.null_space(layer, settings.null_threshold, settings.null_relative)
         return null_space(residual, keys, projector.to(keys.device), settings.l2, earlier, protected)

@@ -151,7 +151,6 @@ def _evaluate(context: Context) -> str:
     from interp.tables import csv_text
 
     config = context.settings(EditConfig)
-    context.run.need("deltas", "edit")
     rules = edited_rules(context, config)
     edits = _edits_of(context, config, rules)
     check_rules(context.model, rules, context.settings(EvaluateConfig))
@@ -340,6 +339,11 @@ def _check_edit(context: Context) -> None:
             requests_of(rule, settings.lookup)
 
 
+def _fresh_evaluate(context: Context) -> None:
+    context.run.need("deltas", "edit")
+    fresh_selection(context)
+
+
 EDIT = Step(
     "edit",
     _edit,
@@ -356,5 +360,5 @@ EVALUATE = Step(
     {"covariance": CovarianceConfig, "edit": EditConfig, "evaluate": EvaluateConfig},
     needs_model=True,
     check=_check_edit,
-    fresh=fresh_selection,
+    fresh=_fresh_evaluate,
 )

@@ -180,7 +180,7 @@ class EditorSettings(TargetConfig):
         if self.answer == "words" and self.lookup != "last":
             raise ValueError(
                 f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have their own keys only "
-                "at the last token; set edit.lookup to last"
+                "at the last token; take --set edit.lookup=last"
             )
         return self
 

@@ -104,7 +104,7 @@ class Covariances:
             try:
                 self._computed["factor", layer] = factorise(moment)
             except ValueError as error:
-                raise ValueError(f"block {layer}: {error}, or set covariance.shrinkage") from error
+                raise ValueError(f"block {layer}: {error}") from error
         return self._computed["factor", layer]
 
     def null_space(self, layer: int, threshold: float, relative: bool) -> Float[Tensor, "d_mlp d_mlp"]:

@@ -43,7 +43,7 @@ def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_i
     if info.item():
         raise ValueError(
             f"the covariance ({len(covariance)} dimensions) is not positive definite; measure it over more tokens "
-            f"(covariance.tokens, several times {len(covariance)}) or set covariance.shrinkage"
+            f"(--set covariance.tokens={4 * len(covariance)} or more), or take --set covariance.shrinkage=ledoit-wolf"
         )
     return factor
 

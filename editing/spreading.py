@@ -78,9 +78,11 @@ def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
     if model.check is None or not model.check.post_norm:
         return "resid"
     if any(len(layers) > 1 for layers in plan):
+        middle, later = model.n_layers // 3, 2 * model.n_layers // 3
         raise DeltaError(
             f"{model.name} normalises the MLP output before adding it to the stream, so a residual cannot be spread "
-            "over layers there; give one layer per request (edit.block=6, or edit.layers=6/10 for DMLE), or use rome"
+            f"over layers there; give one layer per request (--set edit.block={middle}, or --set "
+            f"edit.layers={middle}/{later} for DMLE), or take --editors rome"
         )
     return "mlp"
 

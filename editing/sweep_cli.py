@@ -28,6 +28,8 @@ CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
 COMBINED = "combined"
+ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
+"""Coords of the arms of a sweep, and what they hold."""
 OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
 """Settings of edits that a sweep does not read."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
@@ -68,7 +70,7 @@ def sweep(*, common: Common | None = None) -> None:
 def regret(*, common: Common | None = None) -> None:
     """Hold each way to choose layers against the best window of a sweep; needs no model.
 
-    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) and the cells of `dmle sweep`; writes `regret.csv`
+    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) of the run folder; writes `regret.nc`, `regret.csv`
     and a table: the score at the chosen layers, the oracle's, the regret with its interval over rules, the rank of the
     choice among all windows, how well the profile and the evidence rank windows, and how much better the default
     strategy is than each other choice.
@@ -223,7 +225,6 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
     from editing.sweep import success, sweep_dataset, windows
     from interp import effects, freshness
     from interp.files import write_text
-    from interp.records import save_records
     from interp.tables import csv_text
 
     model, ids = context.model, [rule.id for rule in rules]
@@ -260,19 +261,28 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
         freshness.RECORD: _record(context).text(),
     }
+    table = pd.DataFrame(rows)
+    # Every arm's score, also at layers that are no window: what `dmle regret` reads; the CSV is for people.
+    arms = table.pivot(index=["group", "layers"], columns="rule", values="score").reindex(columns=ids)
+    labels = {name: ("arm", np.array(arms.index.get_level_values(level), object)) for name, level in ARM_LABELS.items()}
+    held = held.assign(arm_score=(("arm", "rule"), arms.values)).assign_coords(labels)
     effects.save(held, context.run.path / "sweep.nc")
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    save_records(context.run.path / "sweep.json", columns, rows)
-    write_text(context.run.path / "sweep.csv", csv_text(pd.DataFrame(rows), index=False))
+    write_text(context.run.path / "sweep.csv", csv_text(table, index=False))
+
+
+def arm_table(swept: "xr.Dataset") -> "pd.DataFrame":
+    """The score of every arm of a sweep: columns group, layers, rule, score."""
+    flat = swept["arm_score"].to_dataframe().reset_index()
+    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(["group", "layers", "rule", "score"])
 
 
 def _record(context: Context) -> "Made":
-    """What a sweep is made with: of the settings of edits, those of one editor."""
+    """What a sweep is made with: of the settings of edits, those of one editor; it asks for no greedy answers."""
     from interp import freshness
 
     edit = freshness.settings_of("edit", context.settings(EditConfig))
     of_editor = {key: value for key, value in edit.items() if key.split(".")[1] not in OF_ARMS}
-    return freshness.made(context, "sweep", ["covariance", "evaluate", "sweep"], rules=["sweep"], more=of_editor)
+    return freshness.made(context, "sweep", ["covariance", "sweep"], rules=["sweep"], more=of_editor)
 
 
 def _read_by_sweep(context: Context) -> list[str]:
@@ -297,24 +307,39 @@ def _fresh_regret(context: Context) -> None:
 def _regret(context: Context) -> str:
     import pandas as pd
 
-    from interp import effects
+    from interp import effects, freshness
     from interp.files import write_text
-    from interp.records import load_records, save_records
     from interp.tables import csv_text
 
     config, run = context.settings(SweepConfig), context.run
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
-    columns = ("group", "layers", "rule", "score")
-    cells = pd.DataFrame(load_records(run.need("sweep.json", "sweep"), "table of cells", columns, ("score",)))
-    cells["score"] = cells["score"].astype(float)
+    cells = arm_table(swept)
     rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
-    save_records(run.path / "regret.json", COLUMNS, rows)
-    write_text(run.path / "regret.csv", csv_text(pd.DataFrame(rows, columns=COLUMNS), index=False))
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    more = {f"sweep.{name}": getattr(config, name) for name in ("resamples", "confidence")}
+    record = freshness.made(context, "regret", ["select"], inputs=["sweep.nc", *_read_by_sweep(context)], more=more)
+    held = regret_dataset(table).assign_attrs({freshness.RECORD: record.text()})
+    effects.save(held, run.path / "regret.nc")
+    write_text(run.path / "regret.csv", csv_text(table, index=False))
     made = regret_table(rows, notes)
     write_text(run.path / "tables" / "regret.md", made.markdown)
     write_text(run.path / "tables" / "regret.tex", made.latex)
     return f"{made.markdown}\nregret of every strategy: {run.path / 'regret.csv'}"
+
+
+def regret_dataset(table: "pd.DataFrame") -> "xr.Dataset":
+    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back (`figures`)."""
+    import xarray as xr
+
+    texts = ("strategy", "group", "layers", "supported")
+    return xr.Dataset(
+        {
+            name: ("row", values.astype(str).to_numpy(object) if name in texts else values.to_numpy(float))
+            for name, values in table.items()
+        },
+        attrs={"schema": "dmle.regret/1"},
+    )
 
 
 def regret_rows(
@@ -330,7 +355,7 @@ def regret_rows(
     Args:
         swept: `sweep.nc`.
         profile: `profile.nc`.
-        cells: The rows of `sweep.json` as a data frame.
+        cells: Scores of every arm (`arm_table`).
         config: Resamples and confidence.
         select: The strategies' settings; its strategy is the default that others are compared with.
         evidence: `evidence.nc`, if there is one.

@@ -138,7 +138,7 @@ def read_file(path: Path, what: str, schema: str | None = None) -> tuple[dict[st
     except DamagedError as error:
         raise DamagedEditError(str(error)) from error
     except FileNotFoundError as error:
-        raise EditError(f"{path} is not a readable {what}: it does not exist; `dmle edit` makes it") from error
+        raise EditError(f"{path} is not a readable {what}: it is missing; run `dmle edit` first") from error
     found = header.get("schema")
     if schema is not None and found != schema:
         raise damaged_edit(path, what, f"its schema is {found!r}, {schema!r} is needed")

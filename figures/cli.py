@@ -18,10 +18,21 @@ def figures(*, common: Common | None = None) -> None:
     execute(["figures"], common, {})
 
 
-def _figures(context: Context) -> str:
-    from figures.paper import draw_all
+def _fresh(context: Context) -> None:
+    from figures.paper import INPUTS, ONLY_ON_REQUEST
+    from interp import freshness
 
-    done = draw_all(context.run.path, overwrite=context.overwrite)
+    read = [name for name in INPUTS if name in freshness.MAKERS and name not in ONLY_ON_REQUEST]
+    freshness.check(context, *(name for name in read if (context.run.path / name).is_file()))
+
+
+def _figures(context: Context) -> str:
+    from figures.paper import ONLY_ON_REQUEST, draw_all
+    from interp import freshness
+
+    # What no step of the chain makes is not needed for the rest.
+    stale = {name: said for name in ONLY_ON_REQUEST if (said := freshness.objection(context, name))}
+    done = draw_all(context.run.path, overwrite=context.overwrite, without=stale)
     places = f"{context.run.path / 'figures'} and {context.run.path / 'tables'}"
     current = f"{len(done.unchanged)} are current"
     lines = [f"{len(done.written)} files drawn, {current}: {places}"]
@@ -30,7 +41,8 @@ def _figures(context: Context) -> str:
     if done.removed:
         lines.append(f"removed, as the data have no place for them any more: {', '.join(p.name for p in done.removed)}")
     lines += [f"drawn in part: {what}" for what in done.left_out]
+    lines += [f"not drawn: {said}" for said in stale.values()]
     return "\n".join(lines)
 
 
-FIGURES = Step("figures", _figures, figures)
+FIGURES = Step("figures", _figures, figures, fresh=_fresh, settles=())

@@ -11,7 +11,7 @@ of more than `MOST_EDITORS` editors.
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,11 +38,11 @@ INPUTS = {
     "scores.nc": "dmle evaluate",
     "answers.json": "dmle evaluate",
     "sweep.nc": "dmle sweep",
-    "regret.json": "dmle regret",
+    "regret.nc": "dmle regret",
     "tuning.nc": "dmle tune",
 }
 """Files read, and the command that writes each."""
-ONLY_ON_REQUEST = ("sweep.nc", "regret.json", "tuning.nc")
+ONLY_ON_REQUEST = ("sweep.nc", "regret.nc", "tuning.nc")
 """Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
@@ -88,18 +88,23 @@ class Drawn:
     """What was not drawn of the parts that were, in words."""
 
 
-def draw_all(run: Path, *, max_rules: int = MOST_PANELS, overwrite: bool = False) -> Drawn:
+def draw_all(
+    run: Path, *, max_rules: int = MOST_PANELS, overwrite: bool = False, without: Collection[str] = ()
+) -> Drawn:
     """Draw every figure and write every table that the run folder allows and that is not current.
+
+    Figures of inputs that are not there any more are removed.
 
     Args:
         run: The run folder.
         max_rules: Draw the effect panels of at most so many rules, in the order of the file.
         overwrite: Draw also what is current.
+        without: Inputs that are taken for absent.
 
     Raises:
         ValueError: The folder holds none of the inputs.
     """
-    present = [name for name in INPUTS if (run / name).is_file()]
+    present = [name for name in INPUTS if (run / name).is_file() and name not in without]
     if not present:
         commands = dict.fromkeys(INPUTS[name] for name in INPUTS if name not in ONLY_ON_REQUEST)
         steps = ", ".join(f"`{command}`" for command in commands)
@@ -109,6 +114,9 @@ def draw_all(run: Path, *, max_rules: int = MOST_PANELS, overwrite: bool = False
     manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)
     for part in PARTS:
         if not set(part.needs) <= set(present):
+            if (gone := manifest.parts.pop(part.name, None)) is not None:
+                done.removed += _remove_others(run, gone, {})
+                manifest.save(run)
             continue
         read = {name: hashes[name] for name in (*part.needs, *part.uses) if name in hashes}
         settings: dict[str, int | float | str] = {"max_rules": max_rules, "png_dpi": style.PNG_DPI}
@@ -208,9 +216,7 @@ def _oracle_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 
 def _regret_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    names = oracle.REGRET_COLUMNS
-    rows = load_records(run / "regret.json", "table of regrets", names, numbers=names[3:])
-    regret = pd.DataFrame([{name: np.nan if value is None else value for name, value in row.items()} for row in rows])
+    regret = effects_schema.load(run / "regret.nc").to_dataframe()
     if regret.empty:
         note("regret: no strategy yet")
         return
@@ -294,7 +300,7 @@ PARTS = (
     Part("profile", ("profile.nc",), _profile_figures),
     Part("selection", ("profile.nc", "selection.json"), _selection_figure),
     Part("oracle", ("sweep.nc", "profile.nc"), _oracle_figure, uses=("selection.json",)),
-    Part("regret", ("regret.json",), _regret_figure),
+    Part("regret", ("regret.nc",), _regret_figure),
     Part("scores", ("scores.nc",), _score_figures),
     Part("rules", ("scores.nc",), _rule_figures),
     Part("trade-off", ("scores.nc",), _trade_off_figures),

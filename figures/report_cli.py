@@ -14,6 +14,14 @@ def report(*, common: Common | None = None) -> None:
     execute(["report"], common, {})
 
 
+def _fresh(context: Context) -> None:
+    from figures.report import INPUTS
+    from interp import freshness
+
+    read = [name for name in INPUTS if name in freshness.MAKERS]
+    freshness.check(context, *(name for name in read if (context.run.path / name).is_file()))
+
+
 def _report(context: Context) -> str:
     from figures.report import write_report
 
@@ -21,4 +29,4 @@ def _report(context: Context) -> str:
     return f"report: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser"
 
 
-REPORT = Step("report", _report, report)
+REPORT = Step("report", _report, report, fresh=_fresh, settles=())

@@ -486,7 +486,7 @@ def execute(
 def _run_step(context: Context, step: Step) -> str:
     """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml` and `rules.json` true."""
     resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
-    settled = {*COMMON, *(step.sections if step.settles is None else step.settles)}
+    settled = {*(COMMON if step.needs_model else ()), *(step.sections if step.settles is None else step.settles)}
     alone = nullcontext() if step.shares else context.lock
     with alone:
         step.fresh(context)

@@ -148,7 +148,7 @@ class TraceConfig(Section):
         if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
             raise ValueError(
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set corruption: "
-                "counterfactual, or choose other metrics"
+                "counterfactual (--set trace.corruption=counterfactual), or choose other metrics"
             )
         return self
 

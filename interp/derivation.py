@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import sympy
 
-from interp.expressions import SECONDS, ExpressionError, exact, names, render, to_sympy, tree
-from interp.time_limit import TimeUp, time_limit
+from interp.expressions import MAX_CALLS, ExpressionError, exact, names, render, to_sympy, tree
+from interp.work_limit import WorkOver, work_limit
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
 # Results are written to two or three decimals; more than this apart, relative to the number, is another number.
@@ -59,9 +59,9 @@ def number_of(text: str) -> sympy.Expr | None:
 def close(first: sympy.Expr, second: sympy.Expr) -> bool:
     """Whether two numbers are the same up to the decimals that answers are written with."""
     try:
-        with time_limit(SECONDS):
+        with work_limit(MAX_CALLS):
             a, b = complex(first.evalf()), complex(second.evalf())
-    except (OverflowError, TypeError, ValueError, TimeUp):  # beyond what floats hold, or undefined
+    except (OverflowError, TypeError, ValueError, WorkOver):  # beyond what floats hold, or undefined
         return bool(first == second)
     # Two decimals are all that a number near one has; a tiny one is not zero for that.
     return abs(a - b) <= TOLERANCE * (max(1.0, abs(b)) if abs(b) > 0.05 else abs(b))
@@ -72,10 +72,10 @@ def same_number(first: sympy.Expr, second: sympy.Expr) -> bool:
     if first.is_Rational and second.is_Rational:
         return bool(first == second)
     try:
-        with time_limit(SECONDS):
+        with work_limit(MAX_CALLS):
             a, b = first.evalf(30), second.evalf(30)
             return bool(abs(a - b) <= sympy.Float(10) ** -20 * max(abs(a), abs(b)))
-    except (ArithmeticError, TypeError, ValueError, RecursionError, TimeUp):
+    except (ArithmeticError, TypeError, ValueError, RecursionError, WorkOver):
         return bool(first == second)
 
 

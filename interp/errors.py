@@ -29,5 +29,9 @@ class NotFiniteError(DmleError):
     """A number that should be finite is NaN or infinite; names the likely cause."""
 
 
-class WriteError(DmleError):
+class MissingFileError(DmleError, FileNotFoundError):
+    """A file is not there; says which command makes it."""
+
+
+class WriteError(DmleError, OSError):
     """A file cannot be written; names it, the cause (a full disk, permissions, a folder in the way) and what to do."""

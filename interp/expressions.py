@@ -14,7 +14,7 @@ from functools import lru_cache
 import sympy
 
 from interp.errors import DmleError
-from interp.time_limit import TimeUp, time_limit
+from interp.work_limit import WorkOver, work_limit
 
 MAX_LENGTH = 300
 MAX_EXPONENT = 64
@@ -31,8 +31,8 @@ CONSTANTS = {"pi": sympy.pi}
 MAX_BITS = 4096
 MAX_ROOT_BITS, MAX_ROOT = 256, 1000
 """Binary digits of a number of which a root is taken, and largest part of a fractional exponent."""
-SECONDS = 1.0
-"""Longest time for the meaning of one expression."""
+MAX_CALLS = 500_000
+"""Calls of functions for the meaning of one expression: about a second; ordinary ones take a thousandth of it."""
 _WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
@@ -79,12 +79,12 @@ def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> symp
     try:
         if _is_plain(node):
             return _meaning(node, known)
-        with time_limit(SECONDS):
+        with work_limit(MAX_CALLS):
             return _meaning(node, known)
     except ExpressionError:
         raise
-    except TimeUp as error:
-        raise ExpressionError(f"{ast.unparse(node)!r} takes longer than {SECONDS} s to compute") from error
+    except WorkOver as error:
+        raise ExpressionError(f"{ast.unparse(node)!r} takes more steps to compute than are done here") from error
     except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{ast.unparse(node)!r} cannot be computed ({error})") from error
 

@@ -13,6 +13,7 @@ Reading: results carry a checksum of their content, which is compared before any
 fit is a `DamagedError` that names the file and the command that makes it again.
 
     write_json(path, {"schema": …, …}); read_json(path, "cell", schema="dmle.cell/1")
+    write_marked(path, text); read_marked(path, "settings of a run")  # YAML: in a comment
     write_sealed(path, content); check_seal(path, "effect map")      # any bytes, and a line with the checksum
 
 Paths: `inside(folder, name)` is the path of a name that somebody else chose, and refuses what leaves the folder.
@@ -34,7 +35,7 @@ from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from interp.errors import DamagedError, DmleError, WriteError
+from interp.errors import DamagedError, DmleError, MissingFileError, WriteError
 
 PARTIAL_SUFFIX = ".partial"
 PARTIAL = re.compile(r"\..*\.dmle-([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
@@ -45,7 +46,10 @@ NAME_BYTES = 160
 """Of the target's name in a partial name: both fit into the 255 bytes that file systems take."""
 JSON_BYTES = 1 << 30
 """Larger JSON files are refused: ours are far smaller, and reading takes some times as much memory."""
+TEXT_BYTES = 1 << 24
+"""The same of texts that people write."""
 CHECKSUM = "checksum"
+MARK = "# Written by dmle, not to be changed by hand; sha256 "
 SEAL = b"\n#dmle-sha256:"
 SEAL_BYTES = len(SEAL) + 64 + 1
 BLOCK = 1 << 20
@@ -213,13 +217,13 @@ def regular(path: Path, what: str, mend: str | None = None) -> BinaryIO:
     """Open a file for reading, if it is one: folders, pipes and devices are refused, and never waited for.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        MissingFileError: There is nothing.
         DamagedError: It is no regular file, or cannot be read.
     """
     try:
         held = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path} does not exist; {_maker(path)} first") from error
     except (OSError, ValueError) as error:
         if path.is_dir():  # which Windows does not open
             raise damaged(path, what, "it is a folder", mend) from error
@@ -235,18 +239,16 @@ def read_bytes(path: Path, what: str, mend: str | None = None, *, limit: int = J
     """The content of a regular file of at most `limit` bytes.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        MissingFileError: There is nothing.
         DamagedError: It is no regular file, too large, or cannot be read.
     """
     with regular(path, what, mend) as file:
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            raise damaged(path, what, f"it has {size} bytes, more than the {limit} that are read", mend)
         try:
-            # As much as it has: Python takes the memory that is asked for before it reads.
-            content = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
+            return file.read()
         except OSError as error:
             raise damaged(path, what, error.strerror or str(error), mend) from error
-    if len(content) > limit:
-        raise damaged(path, what, f"it has more than {limit} bytes", mend)
-    return content
 
 
 def damaged(path: Path, what: str, reason: object, mend: str | None = None) -> DamagedError:
@@ -271,8 +273,7 @@ _MADE_BY = {
     "answers.json": "evaluate",
     "evidence.nc": "evidence",
     "sweep.nc": "sweep",
-    "sweep.json": "sweep",
-    "regret.json": "regret",
+    "regret.nc": "regret",
     "tuning.nc": "tune",
 }
 _FOLDERS_MADE_BY = {
@@ -286,6 +287,11 @@ _FOLDERS_MADE_BY = {
 
 def remedy(path: Path) -> str:
     """How to make a file of a run folder again: delete it, and the command."""
+    return f"delete it and {_maker(path)} again"
+
+
+def _maker(path: Path) -> str:
+    """The command that writes a file, as an order."""
     run, command = path.parent, _MADE_BY.get(path.name)
     if command is None:
         for folder in path.parents:
@@ -293,8 +299,8 @@ def remedy(path: Path) -> str:
                 run, command = folder.parent, _FOLDERS_MADE_BY[folder.name]
                 break
     if command is None:
-        return "delete it and run the command that writes it again"
-    return f"delete it and run `dmle {command} --run {shlex.quote(str(run))}` again"
+        return "run the command that writes it"
+    return f"run `dmle {command} --run {shlex.quote(str(run))}`"
 
 
 # -- checksums -----------------------------------------------------------------------------------------------
@@ -333,7 +339,7 @@ def check_seal(path: Path, what: str, mend: str | None = None) -> int:
         Its size without the checksum.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        MissingFileError: There is nothing.
         DamagedError: It differs, or has none.
     """
     with regular(path, what, mend) as file:
@@ -380,7 +386,7 @@ def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | N
         mend: What to do if it is damaged; by default what `remedy` says.
 
     Raises:
-        FileNotFoundError: There is nothing.
+        MissingFileError: There is nothing.
         DamagedError: It is of another kind, or not as it was written.
     """
     content = read_bytes(path, what, mend)
@@ -398,6 +404,30 @@ def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | N
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise damaged(path, what, reason, mend) from error
     return held
+
+
+def write_marked(path: Path, text: str) -> None:
+    """Write a text that people read, too (YAML), with its checksum in a comment on the first line, atomically."""
+    write_text(path, f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def read_marked(path: Path, what: str, mend: str | None = None) -> str:
+    """A text that `write_marked` wrote, with the comment; or one that somebody wrote by hand, without.
+
+    Raises:
+        MissingFileError: There is nothing.
+        DamagedError: It differs from its checksum, is empty, or is no text.
+    """
+    try:
+        text = read_bytes(path, what, mend, limit=TEXT_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise damaged(path, what, error, mend) from error
+    first, _, rest = text.partition("\n")
+    if not text.strip("\0 \n"):
+        raise damaged(path, what, "it is empty", mend)
+    if first.startswith(MARK) and first != MARK + hashlib.sha256(rest.encode()).hexdigest():
+        raise damaged(path, what, "its content does not fit the checksum on its first line", mend)
+    return text
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -434,14 +464,15 @@ def check_links(folder: Path) -> None:
     """See that no link inside a folder leads what is written there to a place outside.
 
     Raises:
-        DmleError: A link to a folder does; nothing was written.
+        DmleError: A link to a folder, or of a lock, does; nothing was written.
     """
     root = folder.resolve()
-    for where, folders, _ in os.walk(folder):
-        for name in folders:
+    for where, folders, names in os.walk(folder):
+        # Other files are replaced, not written into; a lock is opened as it is.
+        for name in (*folders, *(name for name in names if name.endswith(".lock"))):
             path = Path(where, name)
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise DmleError(
-                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing is written; replace "
-                    f"the link by a folder (mv or cp -r), or give --run the other place"
+                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing is written; put "
+                    "what it leads to in its place, or delete the link"
                 )

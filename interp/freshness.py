@@ -45,6 +45,7 @@ MAKERS = {
     "evidence.nc": "evidence",
     "scores.nc": "evaluate",
     "sweep.nc": "sweep",
+    "regret.nc": "regret",
     "tuning.nc": "tune",
 }
 """Files with a record, and the step that makes each."""
@@ -156,7 +157,10 @@ def record_of(path: Path) -> Made | None:
     if path.suffix == ".json":
         from interp.selection import LayerSelection
 
-        held: Any = LayerSelection.load(path).provenance.get(RECORD)
+        selection = LayerSelection.load(path)
+        if selection.strategy == "manual":  # layers given by hand are of no data
+            return Made(step="select", version=VERSIONS["select"])
+        held: Any = selection.provenance.get(RECORD)
     else:
         from interp import effects
 
@@ -177,7 +181,18 @@ def check(context: Context, *names: str) -> None:
     for name in names:
         if (found := _stale(context, name)) is not None:
             steps, difference = found
-            raise StaleError(f"{difference}; {remedy(context, steps)}")
+            as_it_is = "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
+            raise StaleError(f"{difference}; {remedy(context, steps)}{as_it_is}")
+
+
+def objection(context: Context, name: str) -> str:
+    """What is against a file of the run folder, as `check` says it; "" if nothing is, or there is no such file."""
+    try:
+        if (context.run.path / name).is_file():
+            check(context, name)
+    except StaleError as error:
+        return str(error)
+    return ""
 
 
 def differences(name: str, held: Mapping[str, Any], now: Mapping[str, Any], known: Mapping[str, Any]) -> str:

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
-from interp.errors import TooLongError
-from interp.files import damaged, write_text
+from interp.errors import DmleError, TooLongError
+from interp.files import BLOCK, damaged, regular, write_text
 from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import sweep
@@ -172,8 +172,10 @@ def assess_rules(
 
     Raises:
         DamagedError: The JSON file does not hold what was written.
+        DmleError: There is a file of other columns in the place of the CSV.
         TooLongError: A prompt with an answer is longer than the model's positions; nothing is run then.
     """
+    _check_replaceable(path)
     for rule, form in prompts(rules):
         if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
             raise TooLongError(f"{rule.id}/{form}: {reason}")
@@ -197,6 +199,16 @@ def assess_rules(
             _write(path, rows)
             advance(1)
     return [held[key] for key in keys.values()]
+
+
+def _check_replaceable(path: Path) -> None:
+    """Rows may be replaced; another file is somebody's work."""
+    if not path.exists():
+        return
+    with regular(path, "CSV file of rows", "move it away") as file:
+        first = file.readline(BLOCK).decode(errors="replace")
+    if (found := next(csv.reader([first]), [])) != list(COLUMNS):
+        raise DmleError(f"{path} has the columns {found}; needed are {list(COLUMNS)}: move it away")
 
 
 def _write(path: Path, rows: Sequence[Knowledge]) -> None:

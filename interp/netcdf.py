@@ -18,12 +18,7 @@ from typing import Any
 
 import xarray as xr
 
-from interp.errors import DmleError
 from interp.files import check_seal, damaged, write_sealed
-
-
-class MissingFileError(FileNotFoundError, DmleError):
-    """A file that an earlier command writes is not there."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +29,16 @@ class Kind:
     schema: str
     dims: frozenset[str] = frozenset()
     variables: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    """Dims that a file of another kind has."""
 
 
-def _kind(what: str, schema: str, dims: str, variables: str) -> Kind:
-    return Kind(what, schema, frozenset(dims.split()), frozenset(variables.split()))
+def _kind(what: str, schema: str, dims: str, variables: str, without: str = "") -> Kind:
+    return Kind(what, schema, frozenset(dims.split()), frozenset(variables.split()), frozenset(without.split()))
 
 
 _MAP = "score clean corrupted token role is_corrupted prompt answer"
-_SCORES = _kind("scores file", "dmle.scores/", "editor rule form metric mode phase", "score n_items")
+_SCORES = _kind("scores file", "dmle.scores/", "editor rule form metric mode phase", "score")
 KINDS: Mapping[str, Kind] = {
     "effects.nc": _kind(
         "effect map of rules", "dmle.effects/", "rule form component layer pos sample", f"{_MAP} n_tokens"
@@ -50,7 +47,7 @@ KINDS: Mapping[str, Kind] = {
         "layer profile",
         "dmle.profile/",
         "form component role layer rule",
-        "aie lower upper n effect total_effect traceable te te_lower te_upper",
+        "effect",
     ),
     "scores.nc": _SCORES,
     "tuning.nc": _SCORES,
@@ -59,7 +56,7 @@ KINDS: Mapping[str, Kind] = {
 }
 """By the name that a file has in a run folder."""
 _OF_FOLDERS: Mapping[str, Kind] = {
-    "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP),
+    "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP, "rule form"),
     "evidence": KINDS["evidence.nc"],
 }
 
@@ -100,8 +97,6 @@ def opened(path: Path) -> Iterator[xr.Dataset]:
         DamagedError: It does not hold what was written.
     """
     kind = _kind_of(path)
-    if not os.path.lexists(path):
-        raise MissingFileError(f"{path} does not exist; run the command that writes it first")
     check_seal(path, kind.what)
     try:
         dataset = xr.open_dataset(path, engine="h5netcdf")
@@ -214,12 +209,14 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
-    schema = str(dataset.attrs.get("schema", "(none)"))
+    schema = str(dataset.attrs.get("schema", kind.schema))
     if not schema.startswith(kind.schema):
         raise damaged(path, kind.what, f"its schema is {schema}, {kind.schema}… is needed")
     missing = sorted((kind.dims - set(map(str, dataset.dims))) | (kind.variables - set(map(str, dataset.variables))))
     if missing:
         raise damaged(path, kind.what, f"it lacks {', '.join(missing)}")
+    if kind.without & set(map(str, dataset.dims)):
+        raise damaged(path, kind.what, "it is a joined file of many")
 
 
 def _memory() -> int:

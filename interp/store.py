@@ -8,7 +8,6 @@
 a first step works they stand there too, so that a stopped one goes on with them.
 """
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +18,17 @@ from uuid import uuid4
 import yaml
 from filelock import FileLock, Timeout
 
-from interp.errors import DmleError
-from interp.files import write_bytes, write_text
-from interp.plain_yaml import YamlError, read_yaml_file
+from interp.errors import DamagedError, DmleError
+from interp.files import check_links, read_marked, write_bytes, write_marked
+from interp.plain_yaml import YamlError, load_yaml
 from interp.printing import command as command_line
 
 RESULTS = ("effects.nc", "profile.nc", "evidence.nc", "sweep.nc", "scores.nc", "tuning.nc")
 """What no step leaves without settings beside it."""
+_MEND = (
+    "if somebody changed it by hand, delete its first line; else put back a copy, or delete it and give "
+    "--overwrite and the settings by --config and --set"
+)
 
 
 class RunError(DmleError):
@@ -67,8 +70,12 @@ class RunFolder:
         """Make the folder and see that it can be written, and that nothing in it leads out of it.
 
         Raises:
-            RunError: It cannot, or a folder or lock in it is a link to somewhere else.
+            RunError: It cannot, or a link in it leads what is written there to another place.
         """
+        try:
+            check_links(self.path)
+        except DmleError as error:
+            raise RunError(str(error)) from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".write-test-{uuid4().hex}"
@@ -78,15 +85,6 @@ class RunFolder:
             raise RunError(
                 f"cannot write to the run folder {self.path}: {error.strerror or error}; give another with --run"
             ) from error
-        home = self.path.resolve()
-        for place, folders, names in os.walk(self.path):
-            for name in (*folders, *(name for name in names if name.endswith(".lock"))):
-                inside = Path(place, name)
-                if inside.is_symlink() and not inside.resolve().is_relative_to(home):
-                    raise RunError(
-                        f"{inside} is a link to {inside.resolve()}, outside of the run folder, where nothing is "
-                        "written; put what it leads to in its place, or delete the link"
-                    )
 
     def need(self, name: str, command: str) -> Path:
         """Path of a file that an earlier step writes.
@@ -126,7 +124,7 @@ class RunFolder:
             )
         settings = content.get("settings") or {}
         if not isinstance(settings, dict):
-            raise RunError(f"{path} is damaged (a mapping of settings is needed); mend or delete it")
+            raise RunError(f"{path} is damaged (a mapping of settings is needed); {_MEND}")
         return settings
 
     @contextmanager
@@ -163,7 +161,7 @@ class RunFolder:
         except Exception:
             with lock:
                 # Another process may have ended its step since.
-                if path.is_file() and path.read_bytes() == written.encode():
+                if path.is_file() and path.read_bytes() == written:
                     if before is None:
                         path.unlink(missing_ok=True)
                     else:
@@ -185,7 +183,8 @@ class RunFolder:
         settings: Mapping[str, Any],
         resolved: Mapping[str, Any],
         provenance: Mapping[str, Any],
-    ) -> str:
+    ) -> bytes:
+        """Write the file; its content as it is now on the disk."""
         kept = {name: values for name, values in (held.get("settings") or {}).items() if name not in given}
         whole = {name: values for name, values in (held.get("resolved") or {}).items() if name not in names}
         parts = {
@@ -196,19 +195,22 @@ class RunFolder:
             "provenance": dict(provenance),
         }
         text = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
-        write_text(self.path / "run.yaml", text)
-        return text
+        write_marked(self.path / "run.yaml", text)
+        return (self.path / "run.yaml").read_bytes()
 
     def _content(self) -> dict[str, Any]:
         path = self.path / "run.yaml"
-        if not path.is_file():
+        # An empty file says nothing of the results beside it, as one that is missing.
+        if not path.exists() or (path.is_file() and not path.stat().st_size):
             return {}
         try:
-            content = read_yaml_file(path) or {}
+            content = load_yaml(read_marked(path, "record of settings", _MEND)) or {}
+        except DamagedError as error:
+            raise RunError(str(error)) from error
         except (OSError, YamlError) as error:
-            raise RunError(f"{path} is damaged ({error}); mend or delete it") from error
+            raise RunError(f"{path} is damaged ({error}); {_MEND}") from error
         if not isinstance(content, dict):
-            raise RunError(f"{path} is damaged (a mapping of settings is needed); mend or delete it")
+            raise RunError(f"{path} is damaged (a mapping of settings is needed); {_MEND}")
         return content
 
 

@@ -96,9 +96,8 @@ def trace_prompt(
     positions = _traced_positions(roles, case.positions[0], config)
     if not positions:
         raise DmleError(
-            f"no token to trace: trace.positions is {', '.join(config.positions)}, and from the first corrupted "
-            f"token on {encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; "
-            "set trace.positions=all"
+            f"no token to trace: trace.positions is {', '.join(config.positions)}; from the first corrupted token on "
+            f"{encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
         )
     sites = [
         site(component, layer, position, width, model.n_layers)

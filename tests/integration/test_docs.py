@@ -60,7 +60,37 @@ def commands() -> list[tuple[str, list[str]]]:
     return found
 
 
+def inline_settings() -> list[tuple[str, str]]:
+    """Page and assignment of every `--set section.key=value` in the text of a page."""
+    found = []
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for code in re.findall(r"`([^`]+)`", text):
+            words = code.replace("\n", " ").split(" --set ") if "--set " in code else []
+            found += [(page.name, word.split(" ")[0]) for word in words[1:]]
+            if code.startswith("--set "):
+                found.append((page.name, code.replace("\n", " ").removeprefix("--set ")))
+    return [(page, word) for page, word in found if "section.key" not in word]
+
+
+def help_lines() -> list[tuple[str, list[str]]]:
+    """Command and words of each example in the help texts."""
+    from interp import cli
+    from interp.rules_cli import build, check, export, stats
+    from interp.steps import load_steps
+
+    functions = [step.command for step in load_steps().values()] + [cli.run, cli.setup, build, check, export, stats]
+    lines = []
+    for function in functions:
+        for line in (inspect.getdoc(function) or "").splitlines():
+            words = shlex.split(line.partition(" > ")[0]) if line.strip().startswith("dmle ") else []
+            if words:
+                lines.append((f"{function.__name__} --help", words[1:]))
+    return lines
+
+
 COMMANDS = commands()
+LINES = [*COMMANDS, *help_lines()]
 
 
 def is_run(words: list[str]) -> bool:
@@ -73,22 +103,48 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
         assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
 
 
-@pytest.mark.parametrize(
-    ("page", "words"), COMMANDS, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in COMMANDS]
-)
-def test_every_command_line_parses_with_valid_settings(
-    page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
+    """The checked settings of a command line, its flags included; None for commands without settings.
+
+    The command's own function is called up to where the work would begin.
+    """
     from interp import cli
     from interp.steps import load_steps, parse_settings
 
+    reached: list[dict[str, Any]] = []
+
+    def execute(names: Any, common: Any, flags: Any) -> None:
+        raw = cli._raw_settings({}, common or cli.Common(), flags() if callable(flags) else flags)
+        reached.append(dict(parse_settings(load_steps(), raw)))
+
+    command, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
+    if command is cli.setup or command.__module__ == "interp.rules_cli" or bound.arguments.get("prompt"):
+        return None
+    monkeypatch.setattr(sys.modules[command.__module__], "execute", execute)
+    monkeypatch.setattr(cli, "_export", lambda *files: None)
+    command(*bound.args, **bound.kwargs)
+    (settings,) = reached
+    return settings
+
+
+@pytest.mark.parametrize(("page", "words"), LINES, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in LINES])
+def test_every_command_line_parses_with_valid_settings(
+    page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(ROOT)  # configuration files are named from there
     if "--help" in words:
         words = [word for word in words if word != "--help"]
-    _, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
-    common = bound.arguments.get("common")
-    if isinstance(common, cli.Common):
-        parse_settings(load_steps(), cli._raw_settings({}, common, {}))
+    settings = settings_of(words, monkeypatch)
+    if settings is not None and "--editors" in words:
+        assert settings["edit"].editors == tuple(words[words.index("--editors") + 1].split(","))
+
+
+@pytest.mark.parametrize(("page", "assignment"), inline_settings())
+def test_every_setting_in_the_text_is_valid(page: str, assignment: str) -> None:
+    from interp import cli
+    from interp.steps import load_steps, parse_settings
+
+    parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=(assignment,)), {}))
 
 
 def test_a_wrong_line_would_be_found() -> None:
@@ -116,14 +172,13 @@ def test_rule_of_the_readme_is_built_and_checked_as_it_says(tmp_path: Path, dmle
 
 
 def test_settings_shown_as_yaml_are_valid() -> None:
-    import yaml
-
+    from interp.plain_yaml import load_yaml
     from interp.steps import load_steps, parse_settings
 
     shown = [text for page, text in blocks("yaml") if not text.startswith("domain:")]
     assert shown
     for text in shown:
-        parse_settings(load_steps(), yaml.safe_load(text))
+        parse_settings(load_steps(), load_yaml(text))
 
 
 def test_python_of_the_schemas_runs() -> None:

@@ -14,6 +14,7 @@ import xarray as xr
 from figures.report import write_report
 from interp import effects
 from interp.profiles import layer_profile
+from interp.records import save_records
 from interp.rules import Rule, dump_rules
 from interp.selection import LayerSelection
 
@@ -85,7 +86,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     effects.save(layer_profile(maps), run / "profile.nc")
     selection().save(run / "selection.json")
     effects.save(scores(), run / "scores.nc")
-    answers().to_csv(run / "answers.csv", index=False)
+    rows = answers()
+    save_records(run / "answers.json", list(rows.columns), rows.to_dict("records"))
     form = {"prompt": "The x is", "subject": "x", "target_new": "1"}
     dump_rules([Rule.model_validate({"id": "plain", "name": EVIL, "subject": "x", "forms": {"formula": form}})],
                run / "rules.json")  # fmt: skip

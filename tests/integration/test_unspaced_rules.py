@@ -17,7 +17,7 @@ from interp.rules import Rule, load_rules
 RULES = Path(__file__).parents[1] / "data" / "cjk_rules.json"
 FAST = [
     "covariance.identity=true", "edit.contexts=0", "edit.steps=3", "edit.block=1-2", "evaluate.answer_tokens=6",
-    "trace.samples=2", "trace.positions=[last]", "profile.bootstrap=10", "select.bootstrap=10",
+    "trace.answer=greedy", "trace.positions=[last,rule_word]", "profile.bootstrap=10", "select.bootstrap=10",
     "select.identity_blocks=0", "select.strategy=window", "select.width=1", "trace.components=[mlp]",
 ]  # fmt: skip
 

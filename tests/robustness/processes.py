@@ -186,7 +186,7 @@ class Counter:
 
     def _inside(self, path: str) -> bool:
         # Relative names are relative to the working directory, which is the root.
-        return not path.startswith(os.sep) or path.startswith(self.root)
+        return not Path(path).is_absolute() or path.startswith(self.root)
 
 
 def prepare(folder: Path) -> None:

@@ -381,7 +381,7 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         ("profile", "trace", "effects.nc", "profile.nc"),
         ("select", "profile", "profile.nc", "selection.json"),
         ("regret", "sweep", "sweep.nc", "regret.csv"),
-        ("regret", "sweep", "sweep.json", "regret.json"),
+        ("regret", "sweep", "profile.nc", "regret.csv"),
         ("report", "evaluate", "effects.nc", "report.html"),
         ("report", "evaluate", "scores.nc", "report.html"),
         ("report", "evaluate", "answers.json", "report.html"),

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from records import known, recorded
 
 from interp import cli, effects
 from interp.rules import Rule, dump_rules, load_rules
@@ -38,7 +39,7 @@ def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def save_maps(path: Path, layers: int = 6, rules: int = 4) -> None:
-    """Effect maps with a strong mlp effect in layers 3 and 4 at the subject."""
+    """Effect maps with a strong mlp effect in layers 3 and 4 at the subject, as `dmle trace` leaves them."""
     maps = {}
     for rule, form in ((r, f) for r in range(rules) for f in ("formula", "description", "instance")):
         rng = np.random.default_rng([rule, len(form)])
@@ -56,7 +57,8 @@ def save_maps(path: Path, layers: int = 6, rules: int = 4) -> None:
             answer="d",
             attrs={"window": 1},
         )
-    effects.save(effects.concat(maps), path)
+    known(path.parent)
+    effects.save(recorded(effects.concat(maps), "trace", "trace"), path)
 
 
 # Settings.
@@ -146,6 +148,7 @@ def prepare(folder: Path) -> None:
         "other.json": '{"schema": "other/1", "rules": []}',
         "damaged/run.yaml": "settings: [",
         "maps/effects.nc": "no map",
+        "maps/run.yaml": "settings: {}",
     }
     for name, text in texts.items():
         (folder / name).parent.mkdir(exist_ok=True)

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from editing import comparison
 from editing.comparison import cell_path, read_cell, run_cells
 from editing.comparison_cli import trials
-from editing.config import EvaluateConfig, TuneConfig
+from editing.config import EditConfig, EvaluateConfig, TuneConfig
+from editing.editors import Resources
 from interp import cli, effects
 from interp.model import LanguageModel
 from interp.rules import Rule, dump_rules
@@ -156,23 +157,27 @@ def test_few_arms_run_on_few_rules(compared: Path, inputs: Path, dmle: Command, 
     assert np.isnan(effects.load(run / "scores.nc")["score"].sel(editor="strong", rule="other")).all()
 
 
-def test_a_rule_that_another_process_is_at_is_left(tiny_llama: LanguageModel, rule: Rule, tmp_path: Path) -> None:
-    from editing.config import EditConfig
-    from editing.editors import Resources
-
+def test_a_rule_that_another_process_is_at_is_waited_for(tiny_llama: LanguageModel, rule: Rule, tmp_path: Path) -> None:
     settings = EditConfig.model_validate({"arms": ARMS, "editors": ["weak"], "block": "1"}).settings_of("weak")
-    arm = comparison.Arm("weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id]))
-    config = EvaluateConfig(greedy=False)
+    later = rule.model_copy(update={"id": "later"})
+    arm = comparison.Arm("weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id, later.id]))
+    config, order = EvaluateConfig(greedy=False), []
     (tmp_path / "locks").mkdir()
-    with FileLock(tmp_path / "locks" / f"{rule.id}.lock"):
-        assert run_cells(tiny_llama, [rule], [arm], config, tmp_path) == ([], 1)
-    (made,), missing = run_cells(tiny_llama, [rule], [arm], config, tmp_path)
-    assert missing == 0
-    # A cell of other settings is no result of these, also while another process is at its rule.
+    lock = FileLock(tmp_path / "locks" / f"{rule.id}.lock", thread_local=False)
+    lock.acquire()
+
+    def advance(n: int) -> None:
+        order.append([path.stem for path in tmp_path.glob("weak/*.json")])
+        if lock.is_locked:  # the other process ends when this one has done what it can
+            lock.release()
+
+    cells = run_cells(tiny_llama, [rule, later], [arm], config, tmp_path, advance=advance)
+    assert [cell.rule for cell in cells] == [rule.id, "later"]  # as given, whichever was first
+    assert order[0] == ["later@0"] and len(order) == 2
+    # A cell of other settings is no result of these.
     other = EvaluateConfig(greedy=False, answer_tokens=3)
-    with FileLock(tmp_path / "locks" / f"{rule.id}.lock"):
-        assert run_cells(tiny_llama, [rule], [arm], other, tmp_path) == ([], 1)
-    assert made.arm == "weak"
+    (again, _) = run_cells(tiny_llama, [rule, later], [arm], other, tmp_path)
+    assert again.key != cells[0].key
     cell = read_cell(cell_path(tmp_path, "weak", rule.id, 0))
     assert cell is not None
     assert not cell.error

@@ -236,7 +236,7 @@ def test_a_token_that_the_tokenizer_puts_before_texts_counts_and_makes_other_fil
     again = PreTrainedTokenizerFast.from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     again.backend_tokenizer.post_processor = TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
     plain, with_bos = (LanguageModel(make_hf("llama"), t, "tiny") for t in (tokenizer, again))
-    assert plain.weight_hash == with_bos.weight_hash and with_bos.encode("A").ids[0] == 0
+    assert plain.weight_hash != with_bos.weight_hash and with_bos.encode("A").ids[0] == 0
     folder = tmp_path / "covariance"
     without, got = (measure(model, [0], config(corpus), folder) for model in (plain, with_bos))
     assert (without.about["added_tokens"], got.about["added_tokens"]) == ([], [0])
@@ -267,7 +267,9 @@ def test_a_damaged_file_says_what_to_do(tiny_llama: LanguageModel, corpus: Path,
     measure(tiny_llama, [0], config(corpus), tmp_path)
     (file,) = tmp_path.glob("*/layer_0.safetensors")
     file.write_bytes(file.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=r"layer_0\.safetensors is not a readable covariance: .* Delete it"):
+    with pytest.raises(
+        ValueError, match=r"layer_0\.safetensors is not a readable covariance: .*; delete it to measure it anew"
+    ):
         measure(tiny_llama, [0], config(corpus), tmp_path)
 
 

@@ -444,5 +444,5 @@ def test_word_by_word_is_the_edit_of_the_words_as_requests(
 
 
 def test_word_by_word_needs_a_key_for_each_word() -> None:
-    with pytest.raises(ValueError, match=r"set edit.lookup to last"):
+    with pytest.raises(ValueError, match=r"--set edit.lookup=last"):
         settings_of("memit", lookup="subject_last", answer="words")

@@ -1,8 +1,11 @@
+import errno
 import hashlib
+import os
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,6 @@ import pytest
 
 from interp.embedded import (
     MODEL,
-    PARTIAL_SUFFIX,
     EmbeddedFile,
     EmbeddedFileError,
     cache_dir,
@@ -20,6 +22,8 @@ from interp.embedded import (
     make_once,
     model_file,
 )
+from interp.errors import WriteError
+from interp.files import PARTIAL
 
 CONTENT = b"weights of a model"
 WANTED = EmbeddedFile(
@@ -135,7 +139,7 @@ def test_converted_model_converts_once_under_a_name_of_the_hash(
 
     def convert(source: Path, folder: Path) -> None:
         given.append(source)
-        assert folder.name.endswith(PARTIAL_SUFFIX)
+        assert PARTIAL.fullmatch(folder.name)
         assert list(folder.iterdir()) == []
         (folder / "model.safetensors").write_bytes(b"tensors")
 
@@ -158,9 +162,9 @@ def test_make_once_failed_making_leaves_nothing_and_can_be_repeated(tmp_path: Pa
     def fail(path: Path) -> None:
         path.mkdir()
         (path / "half").write_bytes(b"half")
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(WriteError, match=r"deep/result: No space left .* make room"):
         make_once(target, fail)
     assert [path for path in target.parent.iterdir() if path.suffix != ".lock"] == []
     make_once(target, lambda path: path.mkdir())
@@ -173,6 +177,45 @@ def test_make_once_existing_target_is_not_made_again(tmp_path: Path) -> None:
     (target / "mark").touch()
     assert make_once(target, lambda path: path.mkdir()) == target
     assert (target / "mark").exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "lost", "unsummed", "sums flipped"])
+def test_make_once_makes_again_what_was_damaged_since_and_says_so(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target, made = tmp_path / "result", []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        (path / "deep").mkdir(parents=True)
+        (path / "deep" / "weights").write_bytes(CONTENT)
+        (path / "settings").write_bytes(b"{}")
+
+    weights, sums = target / "deep" / "weights", tmp_path / "result.sha256"
+    assert make_once(target, make) == make_once(target, make) == target and len(made) == 1
+    # As `sha256sum -c` reads it.
+    assert f"{WANTED.sha256}  result/deep/weights\n" in sums.read_text(encoding="utf-8")
+    change: dict[str, Callable[[], object]] = {
+        "flip": lambda: weights.write_bytes(bytes([CONTENT[0] ^ 1]) + CONTENT[1:]),
+        "cut": lambda: weights.write_bytes(CONTENT[:-1]),
+        "lost": lambda: (target / "settings").unlink(),
+        "unsummed": sums.unlink,
+        "sums flipped": lambda: sums.write_bytes(b"\xff" + sums.read_bytes()[1:]),
+    }
+    change[damage]()
+    assert make_once(target, make) == target and len(made) == 2
+    assert weights.read_bytes() == CONTENT and (target / "settings").is_file()
+    (record,) = caplog.records
+    assert str(target) in record.getMessage() and "it is made again" in record.getMessage()
+    make_once(target, make)
+    assert len(made) == 2
+
+
+def test_make_once_keeps_a_single_file_whole_too(tmp_path: Path) -> None:
+    target = tmp_path / "corpus.txt"
+    make_once(target, lambda path: path.write_bytes(CONTENT) and None)
+    target.write_bytes(CONTENT[::-1])
+    assert make_once(target, lambda path: path.write_bytes(CONTENT) and None).read_bytes() == CONTENT
 
 
 MAKER = """
@@ -213,7 +256,7 @@ def test_make_once_two_processes_at_once_make_it_once_and_both_use_it(tmp_path: 
 def test_make_once_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     target, log = tmp_path / "model", tmp_path / "log"
     assert start_maker(target, log, "killed").wait(timeout=60) == -signal.SIGKILL
-    partial = tmp_path / f"model{PARTIAL_SUFFIX}"
+    (partial,) = (path for path in tmp_path.iterdir() if PARTIAL.fullmatch(path.name))
     assert (partial / "half").exists()
     assert not target.exists()
     make_once(target, lambda path: path.mkdir())

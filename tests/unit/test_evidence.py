@@ -10,6 +10,7 @@ import pytest
 import torch
 import xarray as xr
 import yaml
+from records import known, recorded
 from torch import Tensor
 
 from editing.config import CovarianceConfig
@@ -199,6 +200,8 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     assert code != 0 and "dmle profile" in said
     ids = [rule.id for rule in rules]
     made = profile(3, len(rules)).assign_coords(rule=ids).assign_attrs(weight_hash="")
+    made = recorded(made, "profile", "profile")
+    known(run)
     effects.save(made, run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0
     code, said = dmle("evidence", *common)

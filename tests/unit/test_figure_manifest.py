@@ -5,12 +5,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import xarray as xr
 
+from editing.sweep_cli import regret_dataset
 from figures import cli, manifest, paper
 from interp import effects as effects_schema
+from interp.records import save_records
 from interp.steps import Context
 from interp.store import RunFolder
 
@@ -18,7 +19,7 @@ from interp.store import RunFolder
 def write_regret(run: Path, regret: float) -> None:
     row = {"strategy": "window", "group": "instance", "layers": "4-6", "score": 0.5, "oracle": 0.5 + regret}
     more = {"regret": regret, "lower": 0.0, "upper": 0.2, "rank": 2, "n_windows": 9, "n_rules": 4}
-    pd.DataFrame([{**row, **more}]).to_csv(run / "regret.csv", index=False)
+    effects_schema.save(regret_dataset(pd.DataFrame([{**row, **more}])), run / "regret.nc")
 
 
 def write_scores(run: Path, editors: list[str]) -> None:
@@ -34,7 +35,7 @@ def run(tmp_path: Path) -> Path:
     """A run with one figure and one table."""
     write_regret(tmp_path, 0.1)
     columns = ("editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after")
-    pd.DataFrame([dict.fromkeys(columns, "x")]).to_csv(tmp_path / "answers.csv", index=False)
+    save_records(tmp_path / "answers.json", columns, [dict.fromkeys(columns, "x")])
     return tmp_path
 
 
@@ -51,7 +52,7 @@ def test_manifest_says_which_file_came_from_which_data(run: Path) -> None:
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
     regret = parts["regret"]
     assert set(regret["outputs"]) == {"figures/regret.pdf", "figures/regret.png"}
-    assert regret["inputs"] == {"regret.csv": hashlib.sha256((run / "regret.csv").read_bytes()).hexdigest()}
+    assert regret["inputs"] == {"regret.nc": hashlib.sha256((run / "regret.nc").read_bytes()).hexdigest()}
     assert set(parts["answers"]["outputs"]) == {"tables/before-after.md"}
     assert regret["settings"]["max_rules"] == paper.MOST_PANELS
     assert set(regret["version"]) == {"code", *manifest.LIBRARIES}
@@ -98,7 +99,7 @@ def test_unreadable_manifest_draws_everything(run: Path, caplog: pytest.LogCaptu
     first = paper.draw_all(run)
     (run / "figures" / "manifest.json").write_text('{"parts": 3}', encoding="utf-8")
     assert set(paper.draw_all(run).written) == set(first.written)
-    assert "cannot be read" in caplog.text
+    assert "cannot be used" in caplog.text
 
 
 def test_the_step_says_what_it_drew(run: Path) -> None:
@@ -107,3 +108,27 @@ def test_the_step_says_what_it_drew(run: Path) -> None:
     assert first.startswith(f"{n} files drawn, 0 are current: ")
     assert cli.FIGURES.run(Context(RunFolder(run), {})).startswith(f"nothing to draw: all {n} are current; --overwrite")
     assert cli.FIGURES.run(Context(RunFolder(run), {}, overwrite=True)).startswith(f"{n} files drawn")
+
+
+@pytest.mark.parametrize("name", ["../victim", "{victim}", "figures/../../victim", "figures/link/victim", "victim"])
+def test_a_manifest_deletes_nothing_outside_the_figures(name: str, run: Path) -> None:
+    """A run folder may come from somebody else; its manifest names files that are there, with their digests."""
+    inner, outside = run / "inner", run / "outside"
+    inner.mkdir()
+    outside.mkdir()
+    for file in ("regret.json", "answers.json"):
+        (run / file).rename(inner / file)
+    run = inner
+    victims = [run.parent / "victim", run / "victim", outside / "victim"]
+    for path in victims:
+        path.write_text("precious", encoding="utf-8")
+    paper.draw_all(run)
+    (run / "figures" / "link").symlink_to(outside)
+    held = manifest.Manifest.load(run)
+    outputs = {name.format(victim=victims[0]): hashlib.sha256(b"precious").hexdigest()}
+    held.parts["regret"] = held.parts["regret"].model_copy(update={"outputs": outputs})
+    held.save(run)
+    write_regret(run, 0.3)
+    assert paper.draw_all(run).removed == []
+    assert all(path.read_text(encoding="utf-8") == "precious" for path in victims)
+    assert set(manifest.Manifest.load(run).parts["regret"].outputs) == {"figures/regret.pdf", "figures/regret.png"}

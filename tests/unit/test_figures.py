@@ -15,6 +15,7 @@ from figures import edit_scores, effect_map, layer_profile, layer_selection, pap
 from interp import effects as effects_schema
 from interp.profiles import layer_profile as profile_of
 from interp.profiles import resample_counts
+from interp.records import save_records
 from interp.scores import per_rule
 from interp.selection import LayerSelection
 
@@ -536,7 +537,8 @@ def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
     effects_schema.save(profile_of(data), tmp_path / "profile.nc")
     effects_schema.save(hand_scores(), tmp_path / "scores.nc")
     selection().save(tmp_path / "selection.json")
-    answers().to_csv(tmp_path / "answers.csv", index=False)
+    rows = answers()
+    save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     written = paper.draw_all(tmp_path).written
     figures = {
         "effect-panel-0", "effect-panel-rule+20+a+2f+b", "effect-map-formula", "effect-map-instance",

@@ -13,10 +13,12 @@ import torch
 
 from interp.config import TraceConfig
 from interp.corruption import gaussian_noise
+from interp.errors import DamagedError
 from interp.knowledge import GREEDY_TOKENS, Knowledge, assess, assess_rules, greedy_answers, holds, read_rows, table
 from interp.metrics import METRICS
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Site, sweep_reference
+from interp.records import save_records
 from interp.rules import FORMS, Rule, RuleForm, Twin
 from interp.tracing import trace_fingerprint
 
@@ -44,7 +46,7 @@ def whole(
 ) -> tuple[list[Knowledge], bytes]:
     """The rows of those prompts, and the file that they were written to."""
     path = tmp_path_factory.mktemp("whole") / "rows.csv"
-    return assess_rules(tiny_llama, some, settings(), path), path.read_bytes()
+    return assess_rules(tiny_llama, some, settings(), path), path.with_suffix(".json").read_bytes()
 
 
 # Whether a text holds an answer.
@@ -260,29 +262,25 @@ def test_every_form_of_every_rule_is_assessed_in_order(
     assert [row.known == "" for row in found] == [False, False, False, True, False]
 
 
-def test_rows_are_read_as_they_were_written(whole: tuple[list[Knowledge], bytes], tmp_path: Path) -> None:
+def test_rows_are_read_as_they_were_written(
+    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+) -> None:
     found, content = whole
     path = tmp_path / "rows.csv"
-    path.write_bytes(content)
-    assert read_rows(path) == found
+    path.with_suffix(".json").write_bytes(content)
+    assert read_rows(path.with_suffix(".json")) == found
+    assert assess_rules(tiny_llama, some, settings(), path) == found
     with path.open(encoding="utf-8", newline="") as file:
         raw = list(csv.DictReader(file))
     assert [list(row) for row in raw] == [list(asdict(row)) for row in found]
     assert [row["total_effect"] for row in raw] == [str(row.total_effect) for row in found]
 
 
-def changed(path: Path, line: int, **values: str) -> None:
-    """Change a row of the file by hand, so that a row that was kept can be told from one worked out again."""
-    lines = path.read_bytes().split(b"\n")
-    names, fields = next(csv.reader([lines[0].decode()])), next(csv.reader([lines[line].decode()]))
-    texts = [values.get(name, field) for name, field in zip(names, fields, strict=True)]
-    lines[line] = ",".join(f'"{text}"' for text in texts).encode()
-    path.write_bytes(b"\n".join(lines))
-
-
-def last_line(content: bytes) -> int:
-    """Where the last line of a file begins."""
-    return content.rindex(b"\n", 0, -1) + 1
+def changed(path: Path, row: int, **values: Any) -> None:
+    """Change a row of the file, so that a row that was kept can be told from one worked out again."""
+    rows = [asdict(each) for each in read_rows(path)]
+    rows[row] |= values
+    save_records(path, list(rows[row]), rows)
 
 
 def test_rows_that_are_there_are_kept_and_not_worked_out_again(
@@ -290,12 +288,13 @@ def test_rows_that_are_there_are_kept_and_not_worked_out_again(
 ) -> None:
     path, (first, content) = tmp_path / "rows.csv", whole
     done: list[int] = []
-    path.write_bytes(content)
-    changed(path, 2, total_effect="123.5", known="yes", traceable="True", twin="3")
-    text = path.read_bytes()
+    state = path.with_suffix(".json")
+    state.write_bytes(content)
+    changed(state, 1, total_effect=123.5, known="yes", traceable=True, twin=3)
+    text = state.read_bytes()
     again = assess_rules(tiny_llama, some, settings(), path, advance=done.append)
     assert again == [first[0], replace(first[1], total_effect=123.5, known="yes", traceable=True, twin=3), first[2]]
-    assert path.read_bytes() == text and sum(done) == 3
+    assert state.read_bytes() == text and sum(done) == 3
     # More rules: theirs are added, in the order of the rules.
     third = only(some[0], "instance").model_copy(update={"id": "another"})
     more = assess_rules(tiny_llama, [some[0], third, some[1]], settings(), path)
@@ -306,12 +305,12 @@ def test_rows_of_other_settings_are_worked_out_again(
     tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
 ) -> None:
     path, other, one = tmp_path / "rows.csv", settings(seed=6), some[1:]
-    path.write_bytes(whole[1])
+    path.with_suffix(".json").write_bytes(whole[1])
     again = assess_rules(tiny_llama, one, other, path)
     assert again == [assess(tiny_llama, one[0], "formula", other, whole[0][2].greedy)]
     assert again[0].total_effect != whole[0][2].total_effect
     # What changes no number of a row is no other setting.
-    changed(path, 1, total_effect="123.5")
+    changed(path.with_suffix(".json"), 0, total_effect=123.5)
     same = assess_rules(tiny_llama, one, settings(seed=6, batch_size=1, splits=("test",)), path)
     assert same == [replace(again[0], total_effect=123.5)]
 
@@ -329,50 +328,27 @@ def test_a_stopped_run_goes_on(
 
     with pytest.raises(KeyboardInterrupt):
         assess_rules(tiny_llama, some, settings(), path, advance=stop_after_two)
-    assert read_rows(path) == whole[0][:2]
-    changed(path, 1, total_effect="123.5")
+    state = path.with_suffix(".json")
+    assert read_rows(state) == whole[0][:2]
+    changed(state, 0, total_effect=123.5)
     found = assess_rules(tiny_llama, some, settings(), path)
     assert found == [replace(whole[0][0], total_effect=123.5), *whole[0][1:]]
 
 
-# Where the last line is cut: how many of its characters are there, from its end if below zero.
-CUTS = {"no character": 0, "in a name": 5, "in the fingerprint": -10, "one before the end": -2}
-
-
-@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_a_last_line_that_was_cut_is_done_again(
-    cut: int, tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
+    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
 ) -> None:
     path, (rows, content) = tmp_path / "rows.csv", whole
-    end = last_line(content)
-    path.write_bytes(content[: end + cut] if cut >= 0 else content[:cut])
-    changed(path, 1, total_effect="123.5")  # kept, so only the cut line is done again
-    found = assess_rules(tiny_llama, some, settings(), path)
-    assert found == [replace(rows[0], total_effect=123.5), *rows[1:]]
-    assert read_rows(path) == found
-    changed(path, 1, total_effect=str(rows[0].total_effect))
-    assert path.read_bytes() == content
-
-
-def test_every_cut_of_the_last_line_is_read_without_it(whole: tuple[list[Knowledge], bytes], tmp_path: Path) -> None:
-    rows, content = whole
-    end = last_line(content)
-    for cut in range(end, len(content) - 1):
-        (tmp_path / "rows.csv").write_bytes(content[:cut])
-        found = read_rows(tmp_path / "rows.csv")
-        assert found[:2] == rows[:2]
-        # It is not there, or has a fingerprint of no settings, or lacks nothing but the end of the line.
-        assert len(found) <= 3 and all(row == rows[2] or row.fingerprint != rows[2].fingerprint for row in found[2:])
-
-
-def test_a_line_that_was_cut_within_a_character_is_left_out(
-    whole: tuple[list[Knowledge], bytes], tmp_path: Path
-) -> None:
-    rows, content = whole
-    cut = content.rindex("\ufffd".encode()) + 1
-    assert cut > last_line(content)
-    (tmp_path / "rows.csv").write_bytes(content[:cut])
-    assert read_rows(tmp_path / "rows.csv") == rows[:2]
+    state = path.with_suffix(".json")
+    at = content.index(str(rows[1].total_effect).encode())
+    other = b"%d" % ((content[at + 1] - 47) % 10)  # another digit
+    for damage in (content[:-40], content[: at + 1] + other + content[at + 2 :], b"[]", b""):
+        state.write_bytes(damage)
+        with pytest.raises(DamagedError, match=r"rows\.json .*; delete it, and run the same command again"):
+            assess_rules(tiny_llama, some, settings(), path)
+    state.unlink()
+    assert assess_rules(tiny_llama, some, settings(), path) == rows
+    assert state.read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -389,12 +365,10 @@ def test_any_answer_is_kept(
 ) -> None:
     path = tmp_path / "rows.csv"
     kept = [replace(row, greedy=answer) for row in whole[0]]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(asdict(kept[0])))
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in kept)
+    save_records(path.with_suffix(".json"), list(asdict(kept[0])), map(asdict, kept))
     assert assess_rules(tiny_llama, some, settings(), path) == kept
-    assert read_rows(path) == kept
+    with path.open(encoding="utf-8", newline="") as file:
+        assert [row["greedy"] for row in csv.DictReader(file)] == [answer] * len(kept)
 
 
 def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
@@ -411,11 +385,12 @@ def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
             assert (row.answer_source == "none") == nothing
             assert np.isnan(row.total_effect) == np.isnan(row.standard_error) == nothing
             assert not (nothing and row.traceable)
-        text = path.read_bytes()
-        changed(path, 1, known="kept")
+        state = path.with_suffix(".json")
+        text = state.read_bytes()
+        changed(state, 0, known="kept")
         again = assess_rules(tiny_llama, some, config, path)
         assert again[0].known == "kept" and [str(row) for row in again[1:]] == [str(row) for row in found[1:]]
-        path.write_bytes(text)
+        state.write_bytes(text)
 
 
 @pytest.mark.parametrize("content", ["rule,form\nsquare-area,formula\n", "no table", "# Notes\n"])

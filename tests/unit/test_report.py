@@ -26,7 +26,9 @@ from figures.report import (
 )  # fmt: skip
 from figures.report_cli import REPORT
 from interp import effects as effects_schema
+from interp.errors import DamagedError
 from interp.profiles import layer_profile
+from interp.records import save_records
 from interp.selection import LayerSelection
 from interp.steps import Context
 from interp.store import RunFolder
@@ -244,21 +246,24 @@ def test_absent_inputs_are_named_with_their_command(tmp_path: Path) -> None:
     pairs = re.findall(r"([a-z]+\.[a-z]+) \(written by (dmle [a-z]+)\)", absent)
     assert pairs == [
         ("effects.nc", "dmle trace"), ("profile.nc", "dmle profile"), ("selection.json", "dmle select"),
-        ("answers.csv", "dmle evaluate"),
+        ("answers.json", "dmle evaluate"),
     ]  # fmt: skip
 
 
 def test_damaged_inputs_say_how_to_mend_them(tmp_path: Path) -> None:
-    (tmp_path / "answers.csv").write_text("editor,rule\n1,2\n")
-    with pytest.raises(ValueError, match=r"answers.csv lacks the columns .*`dmle evaluate`"):
+    path = tmp_path / "answers.json"
+    save_records(path, ["editor", "rule"], [{"editor": "1", "rule": "2"}])
+    with pytest.raises(DamagedError, match=r"answers.json .* it lacks the columns .*`dmle evaluate --run .*`"):
         read(tmp_path)
-    (tmp_path / "answers.csv").write_text("")
-    with pytest.raises(ValueError, match="no table of answers"):
-        read(tmp_path)
+    for content in ("", "[]", '{"schema": "dmle.records/1", "columns": [], "rows": []}'):
+        path.write_text(content)
+        with pytest.raises(DamagedError, match=r"answers.json .*`dmle evaluate --run .*`"):
+            read(tmp_path)
 
 
 def test_step_writes_the_page_beside_its_inputs(tmp_path: Path) -> None:
-    answers(2).to_csv(tmp_path / "answers.csv", index=False)
+    rows = answers(2)
+    save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     said = REPORT.run(Context(RunFolder(tmp_path), {}))
     assert str(tmp_path / "report.html") in said and not REPORT.needs_model
     data = json.loads(Page((tmp_path / "report.html").read_text(encoding="utf-8")).data)

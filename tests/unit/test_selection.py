@@ -10,6 +10,7 @@ import xarray as xr
 
 from interp import effects
 from interp.config import SelectConfig
+from interp.errors import DmleError
 from interp.profiles import LOOKUP, resample_counts
 from interp.selection import (
     LayerGroup,
@@ -300,7 +301,7 @@ def test_selections_by_rule_are_equal_after_saving_and_loading(tmp_path: Path) -
     save_for_rules(own, tmp_path / "rules.json")
     assert load_for_rules(tmp_path / "rules.json") == own
     (tmp_path / "rules.json").write_text("[]", encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no layer selections by rule"):
+    with pytest.raises(ValueError, match="is not a readable file of layer selections by rule"):
         load_for_rules(tmp_path / "rules.json")
 
 
@@ -503,7 +504,9 @@ def test_a_file_that_is_no_selection_is_refused(content: str | None, tmp_path: P
     path = tmp_path / "selection.json"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"selection\.json is not a layer selection: "):
+    with pytest.raises(
+        DmleError, match=r"selection\.json (is not a readable layer|does not exist).*`dmle select --run"
+    ):
         LayerSelection.load(path)
 
 

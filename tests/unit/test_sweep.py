@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 import yaml
+from records import recorded
 
 from editing import sweep
 from editing.config import SweepConfig
@@ -217,7 +218,7 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert code == 0, said
     swept = effects.load(run / "sweep.nc")
     n_layers = swept.attrs["n_layers"]
-    assert dict(swept.sizes) == {"group": 2, "rule": 1, "window": n_layers}
+    assert dict(swept.sizes) == {"group": 2, "rule": 1, "window": n_layers, "arm": 2 * n_layers}
     assert bool(swept["score"].notnull().all())
     cells = {path: json.loads(path.read_text())["cell"] for path in (run / "sweep").glob("*/*.json")}
     assert len(cells) == 2 * n_layers
@@ -232,12 +233,18 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert swept["score"].sel(group="instance", window="0").item() == pytest.approx(one["score"].item())
 
     times = {path: path.stat().st_mtime_ns for path in cells}
-    _profile(n_layers).to_netcdf(run / "profile.nc", engine="h5netcdf")
+    effects.save(_profile(n_layers), run / "profile.nc")
+    code, said = dmle("sweep", "--config", config, "--run", run)
+    assert code == 2 and "does not say what it was made with" in said
+    effects.save(recorded(_profile(n_layers), "profile", "profile"), run / "profile.nc")
     assert dmle("sweep", "--config", config, "--run", run)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in cells} == times  # layers of strategies are added, no more
     code, said = dmle("regret", "--config", config, "--run", run)
     assert code == 0, said
     rows = pd.read_csv(run / "regret.csv")
+    held = effects.load(run / "regret.nc")
+    assert held["score"].values == pytest.approx(rows["score"].to_numpy(), nan_ok=True)
+    assert held["layers"].values.tolist() == rows["layers"].astype(str).tolist()
     assert {"window", "published", "best-layer", "all", "reversed", "random"} <= set(rows["strategy"])
     assert (rows[rows["strategy"] == "window"]["n_rules"] == 1).all()
     assert (run / "tables" / "regret.tex").is_file()

@@ -1,0 +1,27 @@
+"""Records of hand-made results, as the steps write them."""
+
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from interp.freshness import RECORD, VERSIONS, Made, settings_of
+from interp.steps import load_steps, parse_settings
+
+
+def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **more: Any) -> Made:
+    """The record of a result of a step, whose numbers depend on some sections, and on no rules and model."""
+    parsed = parse_settings(load_steps(), settings or {})
+    values = {key: value for name in sections for key, value in settings_of(name, parsed[name]).items()}
+    return Made(step=step, version=VERSIONS[step], settings=values, sections=sections, **more)
+
+
+def recorded(data: xr.Dataset, step: str, *sections: str, **more: Any) -> xr.Dataset:
+    """A dataset with a record (see `record`)."""
+    return data.assign_attrs({RECORD: record(step, *sections, **more).text()})
+
+
+def known(run: Path) -> None:
+    """Make a folder one whose settings are known: the defaults."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "run.yaml").write_text("settings: {}\n", encoding="utf-8")
