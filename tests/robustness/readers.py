@@ -394,7 +394,7 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         readers.append(
             FileReader(
                 f"dmle {command}: {file}", folder, f"{RUN}/{file}",
-                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.7,
+                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.5,
             )
         )  # fmt: skip
     return readers
