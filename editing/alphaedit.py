@@ -13,6 +13,7 @@ from torch import Tensor
 from editing.config import EditorSettings
 from editing.covariance import Covariances
 from editing.delta import EditDelta
+from editing.precision import exact, frobenius
 from editing.requests import EditRequest
 from editing.solvers import LowRank, null_space
 from editing.spreading import Others, Solve, edit_block
@@ -55,11 +56,12 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
                 "eigenvalue, or take --set edit.null_relative=true"
             )
         projector = covariances.null_space(layer, settings.null_threshold, settings.null_relative)
-        return null_space(residual, keys, projector.to(keys.device), settings.l2, earlier, protected)
+        return null_space(residual, keys, projector, settings.l2, earlier, protected)
 
     return solve
 
 
 def free(covariances: Covariances, layer: int, settings: EditorSettings) -> int:
     """Number of directions that the projector leaves free to write."""
-    return round(covariances.null_space(layer, settings.null_threshold, settings.null_relative).trace().item())
+    # The squares of a projector's entries sum to its trace.
+    return round(frobenius(exact(covariances.null_space(layer, settings.null_threshold, settings.null_relative))) ** 2)

@@ -23,7 +23,7 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
-from interp.errors import DamagedError
+from interp.errors import DamagedError, NotFiniteError
 from interp.files import inside, read_json, write_json
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
@@ -230,6 +230,11 @@ def _cell(
     said = remarks(made.about)
     try:
         side = _side(model, made, probes, side_before, config)
+    except NotFiniteError as error:
+        # What the edit did to other prompts is no number, so what was measured on its own is none to compare.
+        return Cell(
+            arm.name, rule.id, seed, key, seconds, len(requests), (), {}, (), f"{type(error).__name__}: {error}"
+        )
     except EditError as error:
         # Too long for the model behind what an in-context edit puts before it: the scores hold without.
         side, said = {}, [*said, f"no side effects: {error}"]

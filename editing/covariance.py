@@ -26,12 +26,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editing.config import CovarianceConfig
+from editing.precision import as_tensor, device_of_sums, eigen, exact
 from editing.rule_text import mixed, sentences
 from editing.solvers import factorise
+from interp.budget import one_batch
 from interp.corpus import paragraphs, paragraphs_sha256
-from interp.errors import DamagedError
+from interp.errors import DamagedError, NotFiniteError
 from interp.files import damaged
-from interp.model import LanguageModel
+from interp.finite import cause
+from interp.model import LanguageModel, NamedHook
 from interp.provenance import fingerprint
 from interp.rules import load_rules
 from interp.tensor_files import read_tensors, write_tensors
@@ -103,6 +106,8 @@ class Covariances:
         if ("factor", layer) not in self._computed:
             try:
                 self._computed["factor", layer] = factorise(moment)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"block {layer}: {error}") from error
             except ValueError as error:
                 raise ValueError(f"block {layer}: {error}") from error
         return self._computed["factor", layer]
@@ -125,10 +130,10 @@ class Covariances:
         key = ("null space", layer, threshold, relative)
         if key not in self._computed:
             if ("eigen", layer) not in self._computed:
-                self._computed["eigen", layer] = torch.linalg.eigh(moment.double())
+                self._computed["eigen", layer] = eigen(exact(moment))
             values, vectors = self._computed["eigen", layer]
             free = vectors[:, values < threshold * (values.mean() if relative else 1)]
-            self._computed[key] = free @ free.T
+            self._computed[key] = as_tensor(free @ free.T)
         return self._computed[key]
 
 
@@ -271,8 +276,8 @@ def second_moments(
         ValueError: A block's keys are not finite.
     """
     half = _half(rows, skip_first)
-    first = _batches(rows, range(half), together)
-    batches = [*first, *_batches(rows, range(half, len(rows)), together)]
+    first = _batches(rows, range(half), together, model.lengths.kind)
+    batches = [*first, *_batches(rows, range(half, len(rows)), together, model.lengths.kind)]
     sums = _Sums(model, layers, n_probes=min(PROBES, half))
     plan = {
         "schema": CHECKPOINT_SCHEMA,
@@ -416,11 +421,18 @@ def _half(rows: Sequence[Sequence[int]], skip_first: bool) -> int:
     return len(rows)
 
 
-def _batches(rows: Sequence[Sequence[int]], which: Iterable[int], together: int) -> list[list[int]]:
-    """Texts to run at once, longest first, so that memory that does not suffice shows at the start."""
+def _batches(
+    rows: Sequence[Sequence[int]], which: Iterable[int], together: int, kind: Callable[[int], int] = lambda length: 0
+) -> list[list[int]]:
+    """Texts to run at once, longest first, so that memory that does not suffice shows at the start.
+
+    Texts of one batch are of one kind (`interp.lengths`).
+    """
     batches: list[list[int]] = []
     for i in sorted(which, key=lambda i: -len(rows[i])):
-        if batches and (len(batches[-1]) + 1) * len(rows[batches[-1][0]]) <= together:
+        longest = len(rows[batches[-1][0]]) if batches else 0
+        alike = kind(longest) == kind(len(rows[i]))
+        if batches and alike and (len(batches[-1]) + 1) * longest <= together:
             batches[-1].append(i)
         else:
             batches.append([i])
@@ -436,8 +448,7 @@ class _Sums:
     def __init__(self, model: LanguageModel, layers: Sequence[int], n_probes: int) -> None:
         self.n_probes = n_probes
         self.batches = self.tokens = self.half = 0
-        # Metal has no float64.
-        device = torch.device("cpu") if model.device.type == "mps" else model.device
+        device = device_of_sums(model.device)
         sizes = {layer: _width(model, layer) for layer in layers}
 
         # All at once before the first run, whose passing tensors would otherwise leave gaps between them.
@@ -473,15 +484,21 @@ class _Sums:
                 self.probes[layer][number] = value[row, position]
 
         hooks = [(model.key_hook(layer), lambda value, hook, layer=layer: look(value, hook, layer)) for layer in layers]
+        with one_batch("use a smaller covariance.batch_size or covariance.max_length, or fewer layers at once"):
+            self._run(model, layers, ids, mask, hooks)
+        self.batches += 1
+        self.tokens += len(kept)
+        return len(kept)
+
+    def _run(
+        self, model: LanguageModel, layers: Sequence[int], ids: Tensor, mask: Tensor, hooks: Sequence[NamedHook]
+    ) -> None:
         if max(layers) < model.n_layers - 1:
             model.watch(ids, hooks, mask=mask)
         else:
             # Nothing ends a run behind the last block, and the logits of every token take more than several blocks.
             with torch.no_grad():
                 model.logits(ids, mask=mask, keep=1, hooks=hooks)
-        self.batches += 1
-        self.tokens += len(kept)
-        return len(kept)
 
     def _add(self, layer: int, keys: Tensor) -> None:
         width = keys.shape[1]
@@ -512,10 +529,7 @@ class _Sums:
         """What the sums come to at the end; they are used up."""
         fourth = self.fourth[layer].item() / self.tokens
         if not fourth < float("inf"):
-            raise ValueError(
-                f"keys of block {layer} of {model.name} are not finite in {model.dtype}; load the model in float32 "
-                "or bfloat16"
-            )
+            raise NotFiniteError(f"keys of block {layer} of {model.name} are not finite: {cause(model)}")
         change = None
         if layer in self.solved and (end := self._solution(layer)) is not None:
             change = ((self.solved[layer] - end).norm() / end.norm()).item()
@@ -535,7 +549,7 @@ class _Sums:
         """Take over what `save` wrote, if it is of the same texts and batches and has all the blocks."""
         if not path.is_file():
             return False
-        place = "cpu" if device.type == "mps" else str(device)
+        place = str(device_of_sums(device))
         try:
             tensors, header = read_tensors(path, "checkpoint of covariances", device=place)
             if any(header.get(name) != value for name, value in plan.items()):

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from editing import grace, in_context
+from editing.precision import Exact, as_tensor, exact, frobenius, rank, together, triangle
 from editing.solvers import LowRank
 from editing.view import Edit, EditError, View, check_model, damaged_edit, read_file, write_file
 from interp.display import Update, delta_html
+from interp.errors import NotFiniteError
 from interp.model import LanguageModel, ModelError, Projection
 
 SCHEMA = "dmle.delta/2"
@@ -58,21 +60,41 @@ class EditDelta:
     model_hash: str
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse updates that are no numbers, so that none is ever written, kept or applied.
+
+        Raises:
+            NotFiniteError: An update holds NaN or infinity.
+        """
+        for name, update in self.updates.items():
+            parts = (update.left, update.right) if isinstance(update, LowRank) else (update,)
+            if not all(bool(part.isfinite().all()) for part in parts):
+                raise NotFiniteError(
+                    f"the update of {name} is not finite; make the edit again with a smaller learning rate, a larger "
+                    "edit.ridge, or model.dtype=float32"
+                )
+
     def apply(self, model: LanguageModel) -> Applied:
         """Add the updates to the model's weights, in place.
 
         Raises:
             EditError: The model is not the one that the delta was made for, or an update does not fit its
                 block; nothing is changed then.
+            NotFiniteError: The edited weights are too large for the model's number format; nothing is changed.
         """
         check_model(model, self.model_hash, "delta")
         originals: dict[str, Tensor] = {}
         handle = Applied(model, originals)
         try:
             for name in self.updates:
-                place, change = self._placed(model, name)
+                place, weight, change = self._placed(model, name)
+                new = _rounded(weight + change, place.weight)
+                if not bool(new.isfinite().all()):
+                    raise NotFiniteError(
+                        f"{name} with the edit is not finite in {new.dtype}; use model.dtype=float32 or a smaller edit"
+                    )
                 originals[name] = place.weight.detach().clone()
-                _write(place.weight, _added(place.weight, change))
+                _write(place.weight, new)
         except BaseException:
             handle.revert()
             raise
@@ -120,10 +142,10 @@ class EditDelta:
         check_model(model, self.model_hash, "delta")
         lost = {}
         for name in self.updates:
-            place, change = self._placed(model, name)
-            wanted = place.weight.detach().double() + change
-            norm = torch.linalg.matrix_norm(change).item()
-            missed = torch.linalg.matrix_norm(_added(place.weight, change).double() - wanted).item()
+            place, weight, change = self._placed(model, name)
+            wanted = weight + change
+            arrived = together(place.weight, _rounded(wanted, place.weight))[1]
+            norm, missed = frobenius(change), frobenius(arrived - wanted)
             lost[name] = missed / norm if norm else 0.0
         return lost
 
@@ -161,7 +183,10 @@ class EditDelta:
         if not isinstance(layers, dict) or not all(type(layer) is int for layer in layers.values()):
             raise damaged_edit(path, what, "its header has no layers by parameter")
         updates = {name: _update_of(tensors, name, path, what) for name in layers}
-        return cls(updates, layers, header["model_hash"], header["about"])
+        try:
+            return cls(updates, layers, header["model_hash"], header["about"])
+        except NotFiniteError as error:
+            raise damaged_edit(path, what, error) from error
 
     def _repr_html_(self) -> str:
         """What a notebook shows: what was asked, how far each request got, and what is written where."""
@@ -172,8 +197,8 @@ class EditDelta:
             shown.append(Update(name, self.layers[name], shape, update.left.shape[1] if low else None))
         return delta_html(shown, self.norms(), self.about, model_hash=self.model_hash)
 
-    def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Tensor]:
-        """Where an update goes, and the update there: float64, in the parameter's orientation.
+    def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Exact, Exact]:
+        """Where an update goes, the weights there and the update: float64, in the parameter's orientation.
 
         Raises:
             EditError: It does not fit.
@@ -183,18 +208,28 @@ class EditDelta:
             place = model.linear(name)
         except ModelError as error:
             raise EditError(f"the update of {name} has no place: {error}") from error
-        change = place.orient(dense(update).to(place.weight.device))
+        factors = (update.left, update.right) if isinstance(update, LowRank) else (update, None)
+        weight, left, right = together(place.weight, *factors)
+        change = left if right is None else left @ right.T
+        change = change.T if place.transposed else change
         if place.layer != layer or change.shape != place.weight.shape:
             raise EditError(
                 f"the update of {name} with shape {tuple(change.shape)} does not fit block {layer}: that parameter is "
                 f"of block {place.layer}, with shape {tuple(place.weight.shape)}"
             )
-        return place, change
+        return place, weight, change
 
 
 def dense(update: LowRank | Tensor) -> Tensor:
     """An update as a float64 matrix, shape (d_out, d_in)."""
-    return update.left.double() @ update.right.double().T if isinstance(update, LowRank) else update.double()
+    return as_tensor(_matrix(update))
+
+
+def _matrix(update: LowRank | Tensor) -> Exact:
+    if not isinstance(update, LowRank):
+        return exact(update)
+    left, right = together(update.left, update.right)
+    return left @ right.T
 
 
 def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
@@ -248,7 +283,7 @@ def _sum(old: LowRank | Tensor, new: LowRank | Tensor) -> LowRank | Tensor:
         return LowRank(torch.cat([old.left, new.left], 1), torch.cat([old.right, new.right], 1))
     whole = new if isinstance(old, LowRank) else old
     assert isinstance(whole, Tensor)
-    return (dense(old).to(whole.device) + dense(new).to(whole.device)).to(whole.dtype)
+    return as_tensor(_matrix(old) + _matrix(new)).to(whole.dtype)
 
 
 def _update_of(tensors: Mapping[str, Tensor], name: str, path: Path, what: str) -> LowRank | Tensor:
@@ -263,10 +298,10 @@ def _update_of(tensors: Mapping[str, Tensor], name: str, path: Path, what: str) 
 
 def _norm(update: LowRank | Tensor) -> float:
     if not isinstance(update, LowRank):
-        return torch.linalg.matrix_norm(update.double()).item()
+        return frobenius(exact(update))
     # ‖L Rᵀ‖ without the whole matrix: orthogonal factors leave it to the small triangles.
-    left, right = (torch.linalg.qr(factor.double(), mode="r").R for factor in (update.left, update.right))
-    return torch.linalg.matrix_norm(left @ right.T).item()
+    left, right = (triangle(factor) for factor in together(update.left, update.right))
+    return frobenius(left @ right.T)
 
 
 def _rank(update: LowRank | Tensor) -> int:
@@ -274,12 +309,12 @@ def _rank(update: LowRank | Tensor) -> int:
         return min(*update.left.shape, len(update.right))
     # Rounding of the type that the update is stored in makes no rank.
     tolerance = max(update.shape) * torch.finfo(update.dtype).eps
-    return int(torch.linalg.matrix_rank(update.double(), rtol=tolerance))
+    return rank(exact(update), tolerance)
 
 
-def _added(weight: Tensor, change: Tensor) -> Tensor:
-    """The weights with a change, rounded once to their type."""
-    return (weight.detach().double() + change).to(weight.dtype)
+def _rounded(value: Exact, like: Tensor) -> Tensor:
+    """Float64 numbers, rounded once to another's type, where that is."""
+    return as_tensor(value).to(like.dtype).to(like.device)
 
 
 def _write(parameter: nn.Parameter, value: Tensor) -> None:

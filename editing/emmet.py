@@ -42,6 +42,6 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
     """ΔW = R (Kᵀ C⁻¹ K + damping·I)⁻¹ Kᵀ C⁻¹."""
 
     def solve(layer: int, residual: Tensor, keys: Tensor, protected: Tensor | None, earlier: Tensor | None) -> LowRank:
-        return equality(residual, keys, covariances.factor(layer).to(keys.device), settings.damping, protected)
+        return equality(residual, keys, covariances.factor(layer), settings.damping, protected)
 
     return solve

@@ -25,6 +25,7 @@ import xarray as xr
 from torch import Tensor
 
 from editing.covariance import Covariances
+from editing.precision import together, triangular
 from editing.requests import EditRequest, requests_of
 from interp.model import LanguageModel, NamedHook
 from interp.rules import FORMS, Rule
@@ -100,7 +101,7 @@ def _separability(
     seen = model.capture(ids, names, mask=mask)
     out = []
     for layer, key in enumerate(keys):
-        others = seen[names[layer]][mask.bool()].double()
-        read = torch.cholesky_solve(key.double()[:, None], statistics.factor(layer))[:, 0]
-        out.append(1 - float((others @ read).abs().max() / (key.double() @ read)))
+        others, one, factor = together(seen[names[layer]][mask.bool()], key, statistics.factor(layer))
+        read = triangular(factor, triangular(factor, one[:, None]), transposed=True)[:, 0]
+        out.append(1 - float(abs(others @ read).max() / (one @ read)))
     return np.clip(out, 0, 1)

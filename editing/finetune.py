@@ -22,9 +22,12 @@ from editing.delta import EditDelta
 from editing.requests import EditRequest
 from editing.scoring import ask, question_of
 from editing.view import EditError
+from interp.budget import one_batch
+from interp.finite import cause
 from interp.model import LanguageModel, NamedHook
 
 
+@one_batch("all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16")
 def edit(
     model: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int], settings: EditorSettings
 ) -> EditDelta:
@@ -59,9 +62,8 @@ def edit(
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
             loss = asked.nll(logits).mean()
         if not loss.isfinite():
-            raise EditError(
-                f"fine-tuning diverged at step {step}; use a smaller ft.learning_rate, or model.dtype float32"
-            )
+            why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
+            raise EditError(f"fine-tuning diverged at step {step}: {why}")
         losses.append(loss.item())
         if losses[-1] < config.stop_loss:
             break

@@ -38,6 +38,8 @@ from editing.config import EditorSettings
 from editing.requests import EditRequest
 from editing.scoring import Asked, ask, question_of
 from editing.view import EditError, View, check_model, damaged_edit, read_file, write_file
+from interp.errors import NotFiniteError
+from interp.finite import cause
 from interp.model import LanguageModel, NamedHook
 
 SCHEMA = "dmle.codebook/1"
@@ -66,6 +68,19 @@ class Codebook:
     labels: tuple[str, ...]
     model_hash: str
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what are no numbers.
+
+        Raises:
+            NotFiniteError: A key, value or radius is NaN or infinite.
+        """
+        for what in ("keys", "values", "radii"):
+            if not bool(getattr(self, what).isfinite().all()):
+                raise NotFiniteError(
+                    f"the codebook's {what} are not finite; make the edit again with a smaller grace.learning_rate, or "
+                    "model.dtype=float32"
+                )
 
     def nearest(self, query: Float[Tensor, "batch d_mlp"]) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Distance to the nearest key, and which it is (the first of equals)."""
@@ -121,7 +136,10 @@ class Codebook:
             raise damaged_edit(path, what, "it lacks the layer, keys, values or radii")
         if not len(keys) == len(values) == len(radii) == n:
             raise damaged_edit(path, what, f"it has {len(keys)} keys, {len(values)} values, {len(radii)} radii for {n}")
-        return cls(layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"])
+        try:
+            return cls(layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"])
+        except NotFiniteError as error:
+            raise damaged_edit(path, what, error) from error
 
     def _hooks(self, model: LanguageModel, ends: Int[Tensor, " batch"]) -> list[NamedHook]:
         if not self.labels:
@@ -233,7 +251,8 @@ def _train(
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
             loss = asked.nll(logits).mean()
         if not loss.isfinite():
-            raise EditError(f"GRACE diverged at step {step}; use a smaller grace.learning_rate, or model.dtype float32")
+            why = "use a smaller grace.learning_rate, or model.dtype=float32" if step else cause(model)
+            raise EditError(f"GRACE diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()

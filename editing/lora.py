@@ -22,9 +22,12 @@ from editing.requests import EditRequest
 from editing.scoring import Asked, ask, question_of
 from editing.solvers import LowRank
 from editing.view import EditError
+from interp.budget import one_batch
+from interp.finite import cause
 from interp.model import LanguageModel, ModelError, Projection
 
 
+@one_batch("all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16")
 def edit(
     model: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int], settings: EditorSettings
 ) -> EditDelta:
@@ -58,7 +61,7 @@ def edit(
         torch.manual_seed(settings.seed)
         clean = model.clean_copy()
         adapters = _adapt(clean, places, settings)
-        losses = _train(clean, asked, settings)
+        losses = _train(model, clean, asked, settings)
     updates = {
         place.name: LowRank(
             (adapter.scaling["default"] * adapter.lora_B["default"].weight.detach()).float().cpu(),
@@ -99,7 +102,7 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
     return adapters
 
 
-def _train(clean: Any, asked: Asked, settings: EditorSettings) -> list[float]:
+def _train(model: LanguageModel, clean: Any, asked: Asked, settings: EditorSettings) -> list[float]:
     """Train the adapters; the loss before each step."""
     config = settings.lora
     trained = [parameter for parameter in clean.parameters() if parameter.requires_grad]
@@ -110,7 +113,8 @@ def _train(clean: Any, asked: Asked, settings: EditorSettings) -> list[float]:
             run = clean(input_ids=asked.ids, attention_mask=asked.mask, logits_to_keep=asked.kept, use_cache=False)
             loss = asked.nll(run.logits).mean()
         if not loss.isfinite():
-            raise EditError(f"LoRA diverged at step {step}; use a smaller lora.learning_rate, or model.dtype float32")
+            why = "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)
+            raise EditError(f"LoRA diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()

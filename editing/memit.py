@@ -39,7 +39,7 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
     """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with λ = `ridge` · d_mlp. Keys of earlier edits have no term of their own."""
 
     def solve(layer: int, residual: Tensor, keys: Tensor, protected: Tensor | None, earlier: Tensor | None) -> LowRank:
-        factor = covariances.factor(layer).to(keys.device)
+        factor = covariances.factor(layer)
         return ridge(residual, keys, factor, settings.ridge * len(keys), protected)
 
     return solve

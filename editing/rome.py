@@ -24,6 +24,7 @@ from editing.solvers import rank_one
 from editing.spreading import block_delta, check_model, described
 from editing.targets import Targets, find_targets
 from interp.model import LanguageModel
+from interp.sizes import parse_size
 
 
 def edit(
@@ -52,16 +53,17 @@ def edit(
         DeltaError: The covariances are of another model.
     """
     check_model(model, covariances)
+    memory = parse_size(settings.memory)
     parts: list[EditDelta] = []
     losses: list[list[float]] = []
     with ExitStack() as stack:
         for i, request in enumerate(requests):
             found = targets or find_targets(model, [request], layer, contexts, settings, site="mlp")
             at = i if targets else 0
-            key = find_keys(model, [request], layer, contexts, settings.lookup, "mean")[0]
-            bare = find_keys(model, [request], layer, ("",), settings.lookup)[0]
+            key = find_keys(model, [request], layer, contexts, settings.lookup, "mean", memory)[0]
+            bare = find_keys(model, [request], layer, ("",), settings.lookup, memory=memory)[0]
             written = key if settings.rome_keys == "consistent" else bare
-            factor = covariances.factor(layer).to(key.device)
+            factor = covariances.factor(layer)
             part = block_delta(model, layer, rank_one(found.z[at] - found.initial[at], key, factor, written))
             parts.append(part)
             losses.append(list(found.losses[at]))

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -21,11 +22,17 @@ from torch import Tensor
 from editing.equivalence import first_sentences, sentence_count
 from editing.requests import EditRequest
 from editing.view import View, no_hooks
+from interp.budget import chunked, default_budget
+from interp.finite import require_finite
 from interp.joining import join
 from interp.model import LanguageModel
+from interp.sizes import parse_size
 from interp.spans import begins_word
 from interp.tokens import pad_right
 
+REMEDY = "use a smaller evaluate.batch_size, another device, or model.dtype=bfloat16"
+MEMORY = parse_size("1GiB")
+"""Bytes that a batch may take (estimated) whatever the device; more if it has more (`interp.budget`)."""
 WORTH_SHARING = 64
 """Tokens that a shared beginning must save: the pass over it costs as much as some 40, by reading the weights."""
 
@@ -130,35 +137,66 @@ def teacher_forced(model: LanguageModel | View, questions: Sequence[Question], *
     """
     view = View.of(model)
     prompts, targets = _encoded(view, questions)
-    shared = _shared(view, prompts)
+    whole = [len(p) + len(t) - 1 for p, t in zip(prompts, targets, strict=True)]
+    shared = _shared(view, prompts, max(whole, default=0))
     prefix = None
     if shared:
         prefix = view.model.prefix_cache(torch.tensor([prompts[0][:shared]], device=view.model.device))
     for at in range(0, len(questions), batch_size):
-        asked = _laid_out(prompts[at : at + batch_size], targets[at : at + batch_size], view.model.device)
-        with torch.no_grad():
-            logits = view.model.logits(
-                asked.ids[:, shared:],
-                mask=asked.mask,
-                keep=asked.kept - shared,
-                hooks=view.hooks(asked.ends),
-                prefix=prefix,
+        found: dict[int, Forced] = {}
+
+        def work(rows: list[int], found: dict[int, Forced] = found) -> None:
+            found |= zip(
+                rows, _forced(view, [prompts[i] for i in rows], [targets[i] for i in rows], prefix), strict=True
             )
-            log_probs = logits.float().log_softmax(-1).cpu()
-        for row, end, target in zip(log_probs, asked.ends.tolist(), asked.targets, strict=True):
-            start = end - int(asked.kept[0])
-            own = row[start : start + len(target)].clone()
-            yield Forced(target, tuple(own.argmax(-1).tolist()), own)
+
+        batch = range(at, min(at + batch_size, len(questions)))
+        for group in view.model.lengths.groups([whole[i] for i in batch]):
+            rows = [batch[i] for i in group]
+            width, first = max(whole[i] for i in rows), min(len(prompts[i]) for i in rows)
+            chunked(rows, _together(view, width - shared, width, width - first + 1), work, REMEDY)
+        yield from (found[row] for row in batch)
 
 
-def _shared(view: View, prompts: Sequence[tuple[int, ...]]) -> int:
+def _forced(
+    view: View, prompts: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], prefix: Any
+) -> list[Forced]:
+    """One run; `prefix` holds what all prompts begin with, if anything."""
+    asked = _laid_out(prompts, targets, view.model.device)
+    shared = 0 if prefix is None else prefix.get_seq_length()
+    with torch.no_grad():
+        logits = view.model.logits(
+            asked.ids[:, shared:],
+            mask=asked.mask,
+            keep=asked.kept - shared,
+            hooks=view.hooks(asked.ends),
+            prefix=prefix,
+        )
+        log_probs = logits.float().log_softmax(-1).cpu()
+    found = []
+    for row, end, target in zip(log_probs, asked.ends.tolist(), asked.targets, strict=True):
+        start = end - int(asked.kept[0])
+        own = row[start : start + len(target)].clone()
+        require_finite(own, "a prediction", view.model)
+        found.append(Forced(target, tuple(own.argmax(-1).tolist()), own))
+    return found
+
+
+def _together(view: View, tokens: int, context: int, kept: int) -> int:
+    """How many rows the memory takes in one run, by an estimate from above."""
+    memory = max(MEMORY, default_budget(view.model.device))
+    return max(1, memory // view.model.row_bytes(tokens, context, kept))
+
+
+def _shared(view: View, prompts: Sequence[tuple[int, ...]], longest: int) -> int:
     """Number of tokens at the beginning of all prompts that are run once for all; 0 where that saves too little.
 
     Token ids are compared, not texts: what is put before a prompt is encoded with it, and its last token may be
-    another one for each. The last token of a prompt is never shared, for its logits are asked for.
+    another one for each. The last token of a prompt is never shared, for its logits are asked for. `longest` is the
+    number of tokens of the longest row, with what follows its prompt.
     """
     # Hooks address columns of whole rows.
-    if len(prompts) < 2 or view.hooks is not no_hooks or not view.model.has_prefix_cache:
+    if len(prompts) < 2 or view.hooks is not no_hooks or not view.model.shares(longest):
         return 0
     # What the least and the greatest of sorted rows share, all share.
     first, last = min(prompts), max(prompts)
@@ -249,16 +287,26 @@ def greedy_ids(
     prefix = None
     # Padding behind the prefix counts as distance: it must not push tokens out of a sliding window.
     window = getattr(view.model.config.get_text_config(), "sliding_window", None) or view.model.context_length
-    fits = max(map(len, ids), default=0) + max(lengths, default=0) - 1 <= window
-    if fits and (shared := _shared(view, ids)):
+    longest = max(map(len, ids), default=0) + max(lengths, default=0)
+    if longest - 1 <= window and (shared := _shared(view, ids, longest)):
         prefix = view.model.prefix_cache(torch.tensor([ids[0][:shared]], device=view.model.device))
-    for rows in _batches([len(each) for each in ids], lengths, batch_size, view.model.context_length):
+
+    def work(rows: list[int]) -> None:
         # Padded on the left, every prompt ends in the last column.
         ends = torch.full((len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device)
         n = max(lengths[row] for row in rows)
         answers = view.model.generate([ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix)
         for row, answer in zip(rows, answers, strict=True):
             out[row] = answer[: lengths[row]]
+
+    # An answer does not depend on how many tokens others in its batch are continued by, unless the model does.
+    for group in view.model.groups([len(each) for each in ids], max(lengths, default=0)):
+        own = [lengths[row] for row in group]
+        for batch in _batches([len(ids[row]) for row in group], own, batch_size, view.model.context_length):
+            rows = [group[i] for i in batch]
+            width = max(len(ids[row]) for row in rows)
+            size = _together(view, width, width + max(lengths[row] for row in rows), 1)
+            chunked(rows, size, work, REMEDY)
     return out
 
 

@@ -25,8 +25,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
-
 from editing.scoring import Forced, Question, agreement, divergence, greedy_ids, teacher_forced
 from editing.view import View
 from interp.model import LanguageModel
@@ -179,5 +177,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _exp(value: float) -> float:
-    # Infinite for a model that an edit has ruined, where `math.exp` would raise and lose all else that was measured.
-    return torch.tensor(value, dtype=torch.float64).exp().item()
+    try:
+        return math.exp(value)
+    except OverflowError:  # a model that an edit has ruined: all else that was measured is not to be lost
+        return math.inf

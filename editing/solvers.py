@@ -1,7 +1,8 @@
 """Closed forms of weight updates, on plain tensors; no model.
 
 Conventions: W maps keys to values, v = W k, shape (d_out, d_in); keys and residuals are columns, K (d_in, n)
-and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside.
+and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside, where the keys are or, if
+their device has none, on the host (`editing.precision`): there the update is, too.
 
 Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P = 0
 exactly. A request whose key lies in their span cannot be served; its column of ΔW K is zero.
@@ -13,9 +14,26 @@ damping of the constraint.
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from editing.precision import (
+    Exact,
+    as_tensor,
+    beside,
+    cholesky,
+    exact,
+    finite,
+    lengths,
+    pseudo_inverse,
+    solve,
+    span,
+    together,
+    triangular,
+    where_longer,
+    with_diagonal,
+)
+from interp.errors import NotFiniteError
 
 NEGLIGIBLE = 1e-10
 """Singular values below this share of the largest are taken for zero."""
@@ -37,15 +55,21 @@ def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_i
     """Lower Cholesky factor of a covariance, to be reused over updates.
 
     Raises:
+        NotFiniteError: It holds NaN or infinity.
         ValueError: It is not positive definite: fewer independent samples than dimensions.
     """
-    factor, info = torch.linalg.cholesky_ex(covariance.double())
-    if info.item():
+    if not bool(covariance.isfinite().all()):
+        raise NotFiniteError(
+            f"the covariance ({len(covariance)} dimensions) holds NaN or infinity; delete its file, and measure it "
+            "again on a model whose keys are finite (model.dtype=float32 or bfloat16)"
+        )
+    factor = cholesky(exact(covariance))
+    if factor is None:
         raise ValueError(
             f"the covariance ({len(covariance)} dimensions) is not positive definite; measure it over more tokens "
             f"(--set covariance.tokens={4 * len(covariance)} or more), or take --set covariance.shrinkage=ledoit-wolf"
         )
-    return factor
+    return as_tensor(factor)
 
 
 def ridge(
@@ -71,9 +95,10 @@ def ridge(
 
     Source: MEMIT eq. 14.
     """
-    white = _whiten(keys, factor, protected)
-    gram = white.T @ white + weight * torch.eye(white.shape[1], dtype=white.dtype, device=white.device)
-    return LowRank(residual.double(), _unwhiten(torch.linalg.solve(gram, white.T).T, factor))
+    wanted, read, lower, kept = together(residual, keys, factor, protected)
+    white = _whiten(read, lower, kept)
+    gram = with_diagonal(white.T @ white, weight)
+    return _low_rank(wanted, triangular(lower, solve(gram, white.T).T, transposed=True))
 
 
 def equality(
@@ -92,9 +117,9 @@ def equality(
     """
     if damping:
         return ridge(residual, keys, factor, damping, protected)
-    white = _whiten(keys, factor, protected)
-    right = torch.linalg.pinv(white, rtol=NEGLIGIBLE).T
-    return LowRank(residual.double(), _unwhiten(right, factor))
+    wanted, read, lower, kept = together(residual, keys, factor, protected)
+    right = pseudo_inverse(_whiten(read, lower, kept), NEGLIGIBLE).T
+    return _low_rank(wanted, triangular(lower, right, transposed=True))
 
 
 def null_space(
@@ -120,13 +145,11 @@ def null_space(
 
     Source: AlphaEdit (Fang et al. 2025), eq. 14 and its code.
     """
-    n, basis = keys.shape[1], projector.double()
-    both = keys if earlier is None else torch.cat([keys, earlier], 1)
-    free = basis @ both.double()
-    if protected is not None:
-        free = _without(free, basis @ protected.double())
-    gram = free.T @ free + l2 * torch.eye(free.shape[1], dtype=free.dtype, device=free.device)
-    return LowRank(residual.double(), torch.linalg.solve(gram, free.T).T[:, :n])
+    wanted, read, basis, before, kept = together(residual, keys, projector, earlier, protected)
+    free = basis @ (read if before is None else beside(read, before))
+    if kept is not None:
+        free = _without(free, basis @ kept)
+    return _low_rank(wanted, solve(with_diagonal(free.T @ free, l2), free.T).T[:, : keys.shape[1]])
 
 
 def rank_one(
@@ -147,28 +170,34 @@ def rank_one(
 
     Source: ROME eq. 2; r-ROME (Gupta et al. 2024, "Rebuilding ROME").
     """
-    u = torch.cholesky_solve(key.double().unsqueeze(1), factor)[:, 0]
-    scale = u @ (key if written is None else written).double()
-    return LowRank((change.double() / scale).unsqueeze(1), u.unsqueeze(1))
+    wanted, read, at, lower = together(change, key, key if written is None else written, factor)
+    u = triangular(lower, triangular(lower, read[:, None]), transposed=True)
+    return _low_rank((wanted / (u[:, 0] @ at))[:, None], u)
 
 
-def _whiten(keys: Tensor, factor: Tensor, protected: Tensor | None) -> Tensor:
-    white = torch.linalg.solve_triangular(factor, keys.double(), upper=False)
-    if protected is None:
-        return white
-    return _without(white, torch.linalg.solve_triangular(factor, protected.double(), upper=False))
+def _low_rank(left: Exact, right: Exact) -> LowRank:
+    """An update, if its numbers are some.
+
+    Raises:
+        NotFiniteError: They are not: what was wanted, or a key, is NaN or infinite, or the system is singular.
+    """
+    if not (finite(left) and finite(right)):
+        raise NotFiniteError(
+            "the update is not finite: a key or target is NaN or infinite, or a key is zero; use model.dtype=float32, "
+            "other requests, or a larger edit.ridge"
+        )
+    return LowRank(as_tensor(left), as_tensor(right))
 
 
-def _unwhiten(right: Tensor, factor: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(factor.T, right, upper=True)
+def _whiten(keys: Exact, factor: Exact, protected: Exact | None) -> Exact:
+    white = triangular(factor, keys)
+    return white if protected is None else _without(white, triangular(factor, protected))
 
 
-def _without(vectors: Tensor, others: Tensor) -> Tensor:
+def _without(vectors: Exact, others: Exact) -> Exact:
     """The part of the columns that is orthogonal to the span of others."""
-    basis, sizes, _ = torch.linalg.svd(others, full_matrices=False)
-    basis = basis[:, sizes > NEGLIGIBLE * sizes.max()] if sizes.numel() else basis
-    lengths = vectors.norm(dim=0)
+    basis, before = span(others, NEGLIGIBLE), lengths(vectors)
     for _ in range(2):  # once more for what rounding left
         vectors = vectors - basis @ (basis.T @ vectors)
     # What is left of a vector inside the span is rounding, which a small λ would blow up.
-    return torch.where(vectors.norm(dim=0) > 1e-6 * lengths, vectors, 0)
+    return where_longer(vectors, 1e-6 * before)

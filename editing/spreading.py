@@ -25,10 +25,12 @@ from editing.config import EditorSettings
 from editing.covariance import Covariances
 from editing.delta import DeltaError, EditDelta, merge
 from editing.keys import find_keys, find_states, keys_of_prompts
+from editing.precision import as_tensor, together
 from editing.requests import EditRequest
 from editing.solvers import LowRank
 from editing.targets import Site, Targets, find_targets, state_hook
 from interp.model import LanguageModel
+from interp.sizes import parse_size
 
 COLLINEAR = 0.999
 NO_CHANGE = 1e-6
@@ -164,26 +166,27 @@ def spread(
         colliding keys.
     """
     others, lookup, site = others or Others(), settings.lookup, site_of(model, plan)
+    memory = parse_size(settings.memory)
     hooks = [state_hook(model, site, layers[-1]) for layers in plan]
     report, parts = _Report(), []
     with ExitStack() as stack:
         for layer in sorted({layer for layers in plan for layer in layers}):
-            keys = find_keys(model, requests, layer, contexts, lookup)
-            missing = targets.z - _states(model, requests, hooks, lookup)
+            keys = find_keys(model, requests, layer, contexts, lookup, memory=memory)
+            missing = targets.z - _states(model, requests, hooks, lookup, memory)
             share = torch.tensor([_share(layers, layer) for layers in plan], device=missing.device)
             residual = missing * share.unsqueeze(1)
             update = solve(
                 layer,
                 residual.T,
                 keys.T,
-                _optional(keys_of_prompts, model, others.protected, layer),
-                _optional(find_keys, model, others.earlier, layer, contexts, lookup),
+                _optional(keys_of_prompts, model, others.protected, layer, memory),
+                _optional(find_keys, model, others.earlier, layer, contexts, lookup, "halves", memory),
             )
             part = block_delta(model, layer, update)
             _describe(report, layer, requests, keys, residual, update)
             parts.append(part)
             stack.enter_context(part.applied(model))
-        left = (targets.z - _states(model, requests, hooks, lookup)).norm(dim=-1)
+        left = (targets.z - _states(model, requests, hooks, lookup, memory)).norm(dim=-1)
     wanted = (targets.z - targets.initial).norm(dim=-1)
     # A request that is served already wants no change, and there is no way of which a share could be left.
     wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
@@ -228,9 +231,9 @@ def collinear_keys(
 
 
 def _states(
-    model: LanguageModel, requests: Sequence[EditRequest], hooks: Sequence[str], lookup: str
+    model: LanguageModel, requests: Sequence[EditRequest], hooks: Sequence[str], lookup: str, memory: int
 ) -> Float[Tensor, "n d_model"]:
-    found: dict[str, Tensor] = {hook: find_states(model, requests, hook, lookup) for hook in sorted(set(hooks))}
+    found: dict[str, Tensor] = {hook: find_states(model, requests, hook, lookup, memory) for hook in sorted(set(hooks))}
     return torch.stack([found[hook][i] for i, hook in enumerate(hooks)])
 
 
@@ -246,7 +249,8 @@ def _describe(
     report: _Report, layer: int, requests: Sequence[EditRequest], keys: Tensor, residual: Tensor, update: LowRank
 ) -> None:
     report.collinear += [{"layer": layer, **pair} for pair in collinear_keys(keys, residual, requests)]
-    given = (update.left @ (update.right.T @ keys.T.to(update.right.dtype))).T.to(residual.dtype)
+    left, right, read = together(update.left, update.right, keys)
+    given = as_tensor((left @ (right.T @ read.T)).T).to(residual.dtype).to(residual.device)
     size = residual.square().sum(-1)
     along = (given * residual).sum(-1) / size.clamp_min(1e-30)
     report.served[str(layer)] = torch.where(size > 0, along, torch.nan).tolist()

@@ -20,7 +20,7 @@ batches of about equal length; their losses are separate, so the result is that 
 Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared, nor is it here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -32,7 +32,9 @@ from editing.config import TargetConfig
 from editing.contexts import preservation_row, rows
 from editing.keys import find_states
 from editing.requests import EditRequest
-from interp.errors import DmleError
+from interp.budget import one_batch
+from interp.errors import NotFiniteError
+from interp.finite import cause, require_finite
 from interp.model import LanguageModel, NamedHook
 from interp.sizes import parse_size
 from interp.tokens import pad_right
@@ -43,7 +45,7 @@ PADDING, FREE_PADDING = 1.15, 40
 costs as much as some 40 tokens by its weights alone, which have to be read."""
 
 
-class TargetSearchError(DmleError):
+class TargetSearchError(NotFiniteError):
     """The search for a target gave no usable number."""
 
 
@@ -103,6 +105,7 @@ def state_hook(model: LanguageModel, site: Site, layer: int) -> str:
     return model.hook("resid", layer) if site == "resid" else model.value_hook(layer)
 
 
+@one_batch("use a smaller edit.memory, fewer requests at once, another device, or model.dtype=bfloat16")
 def find_targets(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -124,14 +127,18 @@ def find_targets(
 
     Raises:
         TargetSearchError: The loss became NaN or infinite.
+        NotFiniteError: A state, or a target, is.
+        MemoryLimitError: A batch does not fit in memory.
     """
     if not contexts or contexts[0]:
         raise ValueError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
     hook = state_hook(model, site, layer)
-    initial = find_states(model, requests, hook, config.lookup)
+    initial = find_states(model, requests, hook, config.lookup, parse_size(config.memory))
     batches = [
         _prepare(model, chunk, layer, site)
-        for chunk in _batched(_rows(model, requests, contexts, config), _row_bytes(model, layer), config)
+        for chunk in _batched(
+            _rows(model, requests, contexts, config), _row_bytes(model, layer), config, model.lengths.kind
+        )
     ]
     size = initial.norm(dim=-1)
     delta = torch.zeros_like(initial, requires_grad=True)
@@ -157,10 +164,9 @@ def find_targets(
                     part.sum().backward()
         if not loss[~done].isfinite().all():
             worst = [requests[i].prompt for i in (~loss.isfinite() & ~done).nonzero().flatten().tolist()]
-            raise TargetSearchError(
-                f"the target search diverged at step {step} for {worst}; "
-                "use a smaller edit.learning_rate or edit.clamp, or model.dtype float32"
-            )
+            # Before the first step nothing of the search's has changed anything.
+            why = "use a smaller edit.learning_rate or edit.clamp, or model.dtype=float32" if step else cause(model)
+            raise TargetSearchError(f"the target search diverged at step {step} for {worst}: {why}")
         for i in (~done).nonzero().flatten().tolist():
             losses[i].append(loss[i].item())
         finished = ~done & (loss < config.stop_loss)
@@ -175,7 +181,9 @@ def find_targets(
             delta *= (config.clamp * size / delta.norm(dim=-1)).clamp(max=1).unsqueeze(-1)
             # Adam's momentum moves finished requests too; they stay where they stopped.
             delta[done] = before[done]
-    return Targets(initial + delta.detach(), initial, tuple(tuple(one) for one in losses))
+    z = initial + delta.detach()
+    require_finite(z, "a target", model)
+    return Targets(z, initial, tuple(tuple(one) for one in losses))
 
 
 def _rows(
@@ -195,14 +203,17 @@ def _rows(
     return found
 
 
-def _batched(found: Sequence[_Row], row_bytes: float, config: TargetConfig) -> Iterator[list[_Row]]:
-    """Rows in batches of similar length that fit into the memory."""
+def _batched(
+    found: Sequence[_Row], row_bytes: float, config: TargetConfig, kind: Callable[[int], int] = lambda length: 0
+) -> Iterator[list[_Row]]:
+    """Rows in batches of similar length, and of one kind (`interp.lengths`), that fit into the memory."""
     memory = parse_size(config.memory)
     batch: list[_Row] = []
-    for row in sorted(found, key=lambda row: row.suffix):
+    for row in sorted(found, key=lambda row: (kind(len(row.ids)), row.suffix)):
         padded = row.suffix * (len(batch) + 1)
         real = row.suffix + sum(other.suffix for other in batch)
-        if batch and (padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory):
+        alike = not batch or kind(len(batch[0].ids)) == kind(len(row.ids))
+        if batch and (not alike or padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory):
             yield batch
             batch = []
         batch.append(row)
@@ -218,7 +229,9 @@ def _row_bytes(model: LanguageModel, layer: int) -> float:
 
 def _prepare(model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site) -> _Batch:
     device = model.device
-    middle = model.has_entry and model.has_prefix_cache
+    middle = model.takes_fast_route(max(len(row.ids) for row in chunk))
+    # Beginnings of different length are padded on the left.
+    middle = middle and (model.pads_left or len({row.lookup for row in chunk}) == 1)
     entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
     cut = [row.lookup if middle else 0 for row in chunk]
     ids, suffix_mask = pad_right([row.ids[c:] for row, c in zip(chunk, cut, strict=True)], device)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.budget import chunked, default_budget
+from interp.finite import require_finite
 from interp.metrics import Metric
 from interp.model import LanguageModel, NamedHook
 from interp.patching import CorruptedPrompt, Direction, Side, Site, SweepResult, target
@@ -47,6 +48,7 @@ def attribute(
 
     Raises:
         ValueError: A site is outside the prompt, or `steps` is below 1.
+        NotFiniteError: A score or a gradient is NaN or infinite.
         MemoryError: Not even one sample fits in memory.
     """
     if steps < 1:
@@ -55,20 +57,14 @@ def attribute(
         raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
     clean, corrupted = Side.clean(case), Side.corrupted(case)
+    hooks, n, budget = [model.embedding_hook, *names], len(case.answer), memory or default_budget(model.device)
     with torch.no_grad():
-        clean_logits, corrupted_logits = (
-            model.logits(
-                side.tokens(model, side.rows),
-                keep=len(case.answer),
-                hooks=[
-                    *side.embedding_hooks(model, range(side.rows)),
-                    *side.watch_hooks([model.embedding_hook, *names]),
-                ],
-            )
-            for side in (clean, corrupted)
-        )
-    goal = target(case, model.device, clean_logits[0].float().log_softmax(-1))
-    scores = {"clean": metric(clean_logits, goal), "corrupted": metric(corrupted_logits, goal)}
+        clean_logits = clean.run(model, hooks, n, lambda logits: logits, budget)
+        goal = target(case, model.device, clean_logits[0].float().log_softmax(-1))
+        found = corrupted.run(model, hooks, n, lambda logits: metric(logits, goal), budget)
+    scores = {"clean": metric(clean_logits, goal), "corrupted": found}
+    for name, values in scores.items():
+        require_finite(values, f"the {name} run", model)
     to_base = direction == "denoise"
     base, source = (corrupted, clean) if to_base else (clean, corrupted)
     start = scores["corrupted" if to_base else "clean"].expand_as(scores["corrupted"])
@@ -81,7 +77,7 @@ def attribute(
         parts: list[list[dict[str, Tensor]]] = []
         # What the backward pass needs is kept of every block.
         row = model.row_bytes(len(case.ids), len(case.ids), len(case.answer)) * model.n_layers
-        size = max(1, (memory or default_budget(model.device)) // row)
+        size = max(1, budget // row)
         chunked(
             range(case.samples),
             size,
@@ -105,6 +101,7 @@ def attribute(
         effects.append(torch.stack([total.expand(case.samples) for total in sums]))
     # [site, sample], with the metrics' axis behind if there is one.
     effect = torch.stack(effects, dim=-1) if start.ndim > 1 else effects[0]
+    require_finite(effect, "a gradient", model)
     return SweepResult(scores["clean"][0].cpu(), scores["corrupted"].cpu(), (start + effect).cpu())
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from interp.errors import ModelError
+from interp.errors import DmleError, ModelError
 
 NEEDED = "a text model with a decoder only (GPT-2, Llama, Qwen and their kin) is needed"
 UNQUANTISED = "load the unquantised checkpoint that it was made from"
@@ -63,7 +63,7 @@ def told(what: str, mend: str) -> Iterator[None]:
     """Turn whatever a library raises inside the block into one line: what failed, why, and how to mend it."""
     try:
         yield
-    except ModelError:
+    except DmleError:
         raise
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(_no_memory(what)) from error

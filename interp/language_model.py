@@ -27,18 +27,28 @@ from accelerate import init_empty_weights
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessorList
 
 from interp.bridge_repairs import repair
 from interp.checkpoint import told
 from interp.errors import ModelError, TooLongError
+from interp.finite import require_finite
 from interp.identity import model_hash, settings_digest
 from interp.joining import join, without_last_space
+from interp.lengths import Lengths
 from interp.model_folder import GENERATION, copy_companions, replaced
 from interp.prefixes import longest
 from interp.quiet import quiet
 from interp.scripts import checked
-from interp.self_check import SelfCheck, check_ids, self_check, tolerance
+from interp.self_check import (
+    SelfCheck,
+    check_device,
+    check_ids,
+    check_long,
+    check_rows,
+    self_check,
+    tolerance,
+)
 
 EMBEDDED_TOGETHER = 128
 NO_LIMIT = 2**31 - 1
@@ -132,6 +142,8 @@ class LanguageModel:
         folder: Where it was loaded from, with all that came beside the weights; None for a model made in memory.
         parameters: Hugging Face parameter name → live parameter.
         check: The self-check's numbers; None if it was skipped.
+        lengths: Lengths at which the model changes what it does.
+        ends: Tokens that end a text.
     """
 
     def __init__(
@@ -157,17 +169,22 @@ class LanguageModel:
         self._buffers = _persistent_buffers(hf_model)
         # As they came, for export: both are changed below.
         self._generation, self._own_config = copy.deepcopy((hf_model.generation_config, hf_model.config))
-        self._ends = _end_tokens(hf_model.generation_config, tokenizer)
-        self._settings = settings_digest(self.config, tokenizer, self._ends)
+        self.ends = _end_tokens(hf_model.generation_config, tokenizer)
+        self._settings = settings_digest(self.config, tokenizer, self.ends)
         self.weight_hash = self.current_hash()
         hf_model.eval().requires_grad_(False)
         # A checkpoint's own settings (a repetition penalty, say) would make "greedy" something else.
-        hf_model.generation_config = GenerationConfig(eos_token_id=self._ends or None)
+        hf_model.generation_config = GenerationConfig(eos_token_id=self.ends or None)
+        self.lengths = Lengths.of(hf_model)
+        self._long: dict[int, bool] = {}
         architecture = type(hf_model).__name__
         with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
-            ids = check_ids(self)
+            ids = check_rows(self)
             with torch.no_grad():
                 expected = hf_model(ids).logits if check else None
+        if expected is not None:
+            require_finite(expected, "a first run", self)
+            check_device(self, hf_model, ids)
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
         self._names = {id(p): n for n, p in self.parameters.items()}
@@ -234,6 +251,30 @@ class LanguageModel:
     def has_entry(self) -> bool:
         """Whether rows can join a batch at later blocks with given states (verified at load)."""
         return self.check is not None and self.check.entry <= tolerance(self.dtype)
+
+    @property
+    def pads_left(self) -> bool:
+        """Whether texts of different length may be padded on the left and run together (verified at load)."""
+        return self.check is None or self.check.left_padding <= tolerance(self.dtype)
+
+    def shares(self, length: int) -> bool:
+        """Whether keys and values of a prefix hold for texts of so many tokens, prefix included.
+
+        Verified at load for short texts. Beyond a length at which the model changes what it does (`interp.lengths`)
+        it is verified when it is first asked for, by runs that are little longer than that length.
+        """
+        if not self.has_prefix_cache:
+            return False
+        switches = self.lengths.switches(length)
+        if not switches:
+            return True
+        if switches[-1] not in self._long:
+            self._long[switches[-1]] = check_long(self, switches[-1])
+        return self._long[switches[-1]]
+
+    def takes_fast_route(self, length: int) -> bool:
+        """Whether the fast route of patching holds for texts of so many tokens."""
+        return self.has_entry and self.shares(length)
 
     def current_hash(self) -> str:
         """The identity with the parameters as they are now; `weight_hash` unless an edit is in force."""
@@ -375,6 +416,7 @@ class LanguageModel:
             # As indices, not as a slice: a slice is not contiguous, and the unembedding then runs once per row.
             keep = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
         options: dict[str, Any] = {"attention_mask": mask, "logits_to_keep": keep}
+        self._prepare_run(ids, mask, prefix)
         if prefix is not None:
             options |= {"past_key_values": _RepeatedPrefix(prefix), "use_cache": True}
             if mask is not None:
@@ -387,6 +429,24 @@ class LanguageModel:
             grow.append((f"blocks.{block}.hook_resid_pre", lambda value, hook, more=more: torch.cat([value, more])))
         with self._without_blocks(first):
             return self.bridge.run_with_hooks(ids, fwd_hooks=[*grow, *hooks], **options)
+
+    def _prepare_run(self, ids: Tensor, mask: Tensor | None, prefix: DynamicCache | None = None) -> None:
+        """Leave nothing of earlier runs, and refuse a batch whose rows the model would encode by the longest of them.
+
+        Raises:
+            ModelError: A row, or the prefix alone, has other rotary frequencies than the whole.
+        """
+        self.lengths.forget()
+        before = 0 if prefix is None else prefix.get_seq_length()
+        width = before + ids.shape[1]
+        if (kind := self.lengths.kind(width)) == 0:
+            return
+        rows = [width] if mask is None else mask.sum(1).tolist()
+        if before or any(self.lengths.kind(row) != kind for row in rows):
+            raise ModelError(
+                f"{self.name} encodes positions differently in texts of more than {self.lengths.rope} tokens, so texts "
+                f"of {min([*rows, before or width])} and {width} tokens cannot share a run; use shorter ones"
+            )
 
     @contextmanager
     def _without_blocks(self, n: int) -> Iterator[None]:
@@ -425,6 +485,7 @@ class LanguageModel:
         self, ids: Int[Tensor, "batch pos"], hooks: Sequence[NamedHook], *, mask: Int[Tensor, "batch pos"] | None = None
     ) -> None:
         """Run hooks for what they see, without gradients; blocks behind the last one with a hook are not run."""
+        self._prepare_run(ids, mask)
         last = max((int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0)
         with torch.no_grad():
             self.bridge.run_with_hooks(
@@ -444,6 +505,7 @@ class LanguageModel:
         Prefixes of different length are padded on the *left*, with `mask`, so that what continues them is in line.
         """
         cache = DynamicCache(config=self.config) if cache is None else cache
+        self._prepare_run(ids, mask, cache)
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
         if mask is not None:
             options |= {"attention_mask": mask, "position_ids": _positions(mask)}
@@ -503,7 +565,7 @@ class LanguageModel:
         """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's end-of-text token.
 
         Hooks act in the pass over the prompts and in no later one. Prompts are padded on the left, so the last
-        token of each is in the last column there.
+        token of each is in the last column there. What may not be padded together (`groups`) runs apart.
 
         Args:
             prompts: Token ids; with a prefix, with the tokens of the prefix, and at least one more.
@@ -512,12 +574,47 @@ class LanguageModel:
             prefix: Keys and values of one row of tokens that all prompts begin with (see `prefix_cache`); left as it
                 is. Prompts of different length then need a model without sliding windows: padding stands behind the
                 prefix, where it counts as distance.
+
+        Raises:
+            NotFiniteError: A prediction is NaN or infinite, so that no token is the most likely one.
+            ModelError: There are hooks, and the prompts cannot run together.
         """
-        with self.bridge.hooks(fwd_hooks=[(name, _once(hook)) for name, hook in hooks]):
-            return self._generate(prompts, n_tokens, prefix, do_sample=False, use_cache=True)
+        groups = self.groups([len(prompt) for prompt in prompts], n_tokens)
+        if hooks and len(groups) > 1:
+            raise ModelError(f"{self.name}: prompts with hooks run together, and these cannot (see `groups`)")
+        out: list[tuple[int, ...]] = [()] * len(prompts)
+        for rows in groups:
+            some = [prompts[row] for row in rows]
+            # Without keys and values that are kept, each pass is one over the prompt, too.
+            whole = self._grows_past(max(map(len, some)) + n_tokens)
+            acting = [(name, hook if whole else _once(hook)) for name, hook in hooks]
+            with self.bridge.hooks(fwd_hooks=acting):
+                answers = self._generate(some, n_tokens, prefix, do_sample=False)
+            for row, answer in zip(rows, answers, strict=True):
+                out[row] = answer
+        return out
+
+    def groups(self, lengths: Sequence[int], n_tokens: int) -> list[list[int]]:
+        """Which of some prompts, by their lengths, may be continued together, in the order given.
+
+        All of them, if the model can be padded on the left; else those of equal length. Prompts that grow past a
+        length at which positions are encoded anew are apart from the others.
+        """
+        found: dict[tuple[bool, int], list[int]] = {}
+        for row, length in enumerate(lengths):
+            grows = self._grows_past(length + n_tokens)
+            found.setdefault((grows, length if grows or not self.pads_left else 0), []).append(row)
+        return list(found.values())
+
+    def _grows_past(self, length: int) -> bool:
+        return self.lengths.kind(length) != 0
 
     def sample(self, prompt: Sequence[int], n_tokens: int, *, top_k: int, seed: int) -> tuple[int, ...]:
-        """One seeded random continuation; the global random state is left as it was."""
+        """One seeded random continuation; the global random state is left as it was.
+
+        Raises:
+            NotFiniteError: A prediction is NaN or infinite.
+        """
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return self._generate([prompt], n_tokens, do_sample=True, top_k=top_k, temperature=1.0, top_p=1.0)[0]
@@ -525,10 +622,26 @@ class LanguageModel:
     def _generate(
         self, prompts: Sequence[Sequence[int]], n_tokens: int, prefix: DynamicCache | None = None, **options: Any
     ) -> list[tuple[int, ...]]:
+        width = max(len(p) for p in prompts)
+        out = self._continued(prompts, n_tokens, prefix, **options)
+        return [_until(row, self.ends) for row in out[:, width:].tolist()]
+
+    def continued_logits(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int
+    ) -> tuple[Float[Tensor, "row d_vocab"], ...]:
+        """Logits of each step in which prompts are continued greedily together, padded on the left."""
+        settings: dict[str, Any] = {"do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        return self._continued(prompts, n_tokens, **settings).logits
+
+    def _continued(
+        self, prompts: Sequence[Sequence[int]], n_tokens: int, prefix: DynamicCache | None = None, **options: Any
+    ) -> Any:
+        """What Hugging Face's generation returns; prompts of one group (see `groups`)."""
         pad = (
             self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id or 0
         )
         width = max(len(p) for p in prompts)
+        self.lengths.forget()
         # Generation appends on the right, so prompts are padded on the left; the mask hides the padding.
         n = 0
         if prefix is not None:
@@ -539,11 +652,22 @@ class LanguageModel:
         mask = torch.tensor(
             [[1] * n + [0] * (width - len(p)) + [1] * (len(p) - n) for p in prompts], device=self.device
         )
+        # Keys of the beginning are not those of a text that has grown past such a length.
+        options["use_cache"] = not self._grows_past(width + n_tokens)
+
+        def finite(ids: Tensor, scores: Tensor) -> Tensor:
+            require_finite(scores, "a prediction", self)
+            return scores
+
         with torch.no_grad():
-            out = self._hf_model.generate(
-                ids, attention_mask=mask, max_new_tokens=n_tokens, pad_token_id=pad, **options
+            return self._hf_model.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=n_tokens,
+                pad_token_id=pad,
+                logits_processor=LogitsProcessorList([finite]),
+                **options,
             )
-        return [_until(row, self._ends) for row in out[:, width:].tolist()]
 
     def row_bytes(self, tokens: int, context: int, kept: int) -> int:
         """An estimate from above of the memory that one more row takes in a run without gradients.
@@ -593,7 +717,10 @@ class LanguageModel:
         try:
             module = self.bridge.blocks[layer].mlp.out.original_component
         except AttributeError as error:
-            raise ModelError(f"{self.name}: block {layer} has no dense down-projection to edit ({error})") from error
+            raise ModelError(
+                f"{self.name}: block {layer} has no dense down-projection to edit, as an MLP of experts has none; use "
+                "a model whose blocks have one MLP each"
+            ) from error
         name = self._names[id(module.weight)]
         return DownProjection(name, module.weight, getattr(module, "bias", None), type(module).__name__ == "Conv1D")
 

@@ -26,6 +26,7 @@ of the blocks and half of the tokens on average, hence a quarter of the block ar
 Source: Meng et al. 2022 (ROME §2.1), causal tracing; Zhang & Nanda 2024 for the vocabulary.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -36,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.budget import chunked, default_budget
+from interp.finite import require_finite
 from interp.metrics import Metric, Target
 from interp.model import LanguageModel, NamedHook
 
@@ -159,6 +161,7 @@ def sweep(
 
     Raises:
         ValueError: A site is outside the prompt, or the fast route is asked for where it does not hold.
+        NotFiniteError: A score of a run is NaN or infinite.
         MemoryError: Not even one site fits in memory.
     """
     patcher = Patcher(
@@ -276,13 +279,39 @@ class Side:
 
         return [(model.embedding_hook, corrupt)]
 
-    def watch_hooks(self, names: Sequence[str]) -> list[NamedHook]:
-        """Keep the states at these hooks."""
+    def run(
+        self,
+        model: LanguageModel,
+        names: Iterable[str],
+        keep: int,
+        score: Callable[[Tensor], Tensor],
+        memory: int,
+        together: int | None = None,
+    ) -> Tensor:
+        """Do the runs, in as many batches as the memory asks for, and keep their states.
 
-        def keep(value: Tensor, hook: Any, name: str) -> None:
-            self.states[name] = value
+        Args:
+            model: The model.
+            names: Hooks whose values are kept in `states`.
+            keep: How many logits, from the end.
+            score: Logits of some runs → what is returned of them, one row each.
+            memory: Bytes that a batch may take (estimated).
+            together: Runs of a batch, whatever the memory.
+        """
+        parts: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
-        return [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+        def work(rows: list[int]) -> None:
+            seen: dict[str, Tensor] = {}
+            hooks = [*self.embedding_hooks(model, rows), *watch_hooks(found, seen)]
+            parts.append(score(model.logits(self.tokens(model, len(rows)), keep=keep, hooks=hooks)))
+            for name, value in seen.items():
+                found[name].append(value)
+
+        size = together or memory // model.row_bytes(len(self.ids), len(self.ids), keep)
+        chunked(range(self.rows), max(1, size), work)
+        self.states = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in found.items()}
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def take(self, name: str, samples: Sequence[int]) -> Float[Tensor, "sample pos d"]:
         """States at a hook, one row per noise sample."""
@@ -296,6 +325,15 @@ class Side:
         rows = samples if self.rows > 1 else [0]
         hooks = self.embedding_hooks(model, rows, start, end)
         return model.prefix_cache(self.tokens(model, len(rows), start, end), hooks, cache)
+
+
+def watch_hooks(names: Iterable[str], into: dict[str, Tensor]) -> list[NamedHook]:
+    """Keep the values at these hooks."""
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        into[name] = value
+
+    return [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
 
 
 class Patcher:
@@ -318,11 +356,15 @@ class Patcher:
         route: Route = "auto",
         memory: int | None = None,
         batch_size: int | None = None,
+        unchecked: bool = False,
     ) -> None:
-        """Do the two runs, keeping the states that the sites need. Arguments and errors: see `sweep`."""
+        """Do the two runs, keeping the states that the sites need. Arguments and errors: see `sweep`.
+
+        `unchecked` takes the fast route although nothing has shown yet that it holds: what the self-check does.
+        """
         if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
             raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
-        holds = model.has_entry and model.has_prefix_cache
+        holds = unchecked or model.takes_fast_route(len(case.ids))
         if route == "fast" and not holds:
             raise ValueError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
         self._model, self._case, self._sites, self._metric = model, case, sites, metric
@@ -336,16 +378,24 @@ class Patcher:
         if self._fast and sites:
             kept |= {_stream(layer) for layer in range(model.n_layers)}
             kept |= {model.hook(s.component, s.layers.start) for s in sites if s.component == "mlp"}
+        of_clean, of_corrupted = (kept, taken) if clean is self._base else (taken, kept)
+        n, memory = len(case.answer), self._memory
         with torch.inference_mode():
-            first = self._logits(clean, kept if clean is self._base else taken)
-            self._target = target(case, model.device, first[0].float().log_softmax(-1))
-            self.clean = metric(first, self._target)[0]
-            second = self._logits(corrupted, kept if corrupted is self._base else taken)
-            self.corrupted = metric(second, self._target)
+            logits = clean.run(model, of_clean, n, lambda logits: logits, memory)
+            # What the other runs are compared with is known from here on.
+            self._target = target(case, model.device, logits[0].float().log_softmax(-1))
+            self.clean = metric(logits, self._target)[0]
+            require_finite(self.clean, "the clean run", model)
+            self.corrupted = corrupted.run(
+                model, of_corrupted, n, lambda logits: metric(logits, self._target), memory, batch_size
+            )
+            require_finite(self.corrupted, "a corrupted run", model)
 
-    def _logits(self, side: Side, names: Iterable[str]) -> Tensor:
-        hooks = [*side.embedding_hooks(self._model, range(side.rows)), *side.watch_hooks(sorted(names))]
-        return self._model.logits(side.tokens(self._model, side.rows), keep=len(self._case.answer), hooks=hooks)
+    def generic(self) -> "Patcher":
+        """The same on the generic route, with the runs that are done."""
+        other = copy.copy(self)
+        other._fast = False
+        return other
 
     def run(
         self, indices: Sequence[int], samples: Sequence[int], advance: Callable[[int], object] = lambda n: None
@@ -369,6 +419,7 @@ class Patcher:
                 def work(some: list[int], start: int = start, cache: Any = cache) -> None:
                     chosen = [self._sites[indices[i]] for i in some]
                     got = self._patched(chosen, samples, start, cache)
+                    require_finite(got, "a patched run", model)
                     scores[some] = got.unflatten(0, (len(some), len(samples))).cpu()
                     advance(len(some))
 

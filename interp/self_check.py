@@ -1,29 +1,58 @@
 """What tracing and editing rely on, measured on a model at load: a model that fails is refused.
 
-The numbers are relative errors, the largest difference over the largest value.
+The numbers are relative errors, the largest difference over the largest value. What is measured is what is used, as it
+is used: values are read and written in some rows of a batch, batches grow from block to block, texts are padded on the
+right and on the left, a common beginning is computed once, and prompts of different length are continued together.
+
+Three faster ways have a slower one that needs less (a prefix computed once, batches that grow, padding on the left):
+where such a way fails, the slower one is taken. All else that fails refuses the model.
 """
 
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from interp.errors import ModelError
+from interp.errors import DmleError, ModelError
+from interp.finite import require_finite
 
 if TYPE_CHECKING:
     from interp.model import LanguageModel
 
-# A relative error above this is a hook that means something else, not rounding.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
+# A relative error above this is a hook that means something else, not rounding. Models compute norms, rotary angles and
+# softmax in float32 whatever their type, so float64 is not much nearer.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
 TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
+ROW, SHORT = 8, 5
+"""Tokens of the texts that are run, and of the shorter of two that are padded."""
+ANSWER = 2
+"""Tokens that are continued, and that a patched run is scored on."""
+DEVICE_BLOCKS = 2
+"""Blocks that are run on the CPU, too, to compare with the device."""
+REFUSES = {
+    "logits": "TransformerLens's bridge does not compute what the model computes",
+    "additivity": "resid_pre + attn_out + mlp_out is not resid_post: its blocks do more than add to the stream (some "
+    "normalise the sum, as OPT-350m does)",
+    "projection": "the MLP's output is not the down-projection of its key",
+    "writing": "what a hook writes into the embeddings, attention, MLP or stream of one row is not what the model goes "
+    "on with, or another row sees it",
+    "right_padding": "padding on the right changes what the tokens before it say",
+}
+"""What it means that an error is above the tolerance, for those that refuse a model."""
 
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Relative errors (largest difference over largest value) of what tracing and editing rely on."""
+    """Relative errors (largest difference over largest value) of what tracing and editing rely on.
+
+    An error is infinite where the way is not supported at all.
+    """
 
     logits: float
     """Bridge against the Hugging Face model before wrapping."""
@@ -32,15 +61,21 @@ class SelfCheck:
     projection: float
     """key @ W_out (+ bias) against the MLP's raw output, worst block."""
     prefix_cache: float
-    """Logits with the first half of the tokens cached against all at once; infinite if not supported."""
+    """Logits of rows behind one prefix, whose keys and values are computed once, against whole runs."""
     entry: float
-    """Logits of a batch that grows at two later blocks against whole runs; infinite if not supported."""
+    """Logits of sites patched in a batch that grows (the fast route) against whole runs (the generic one)."""
     post_norm: bool
     """Whether the block normalises the MLP output before adding it (Gemma 3)."""
+    writing: float = 0.0
+    """What goes on from a written value against that value: embeddings, attention, MLP and stream, one row of two."""
+    right_padding: float = 0.0
+    """Logits of a shorter text padded on the right, at chosen places, against those of the text alone."""
+    left_padding: float = 0.0
+    """Logits of texts padded on the left, behind kept keys and in greedy continuation, against whole runs of each."""
 
     def __str__(self) -> str:
         """The errors, in one line."""
-        names = ("logits", "additivity", "projection", "prefix_cache", "entry")
+        names = [name for name in vars(self) if name != "post_norm"]
         return "relative errors " + ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):.0e}" for name in names)
 
 
@@ -49,85 +84,333 @@ def tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, TOLERANCE_HALF)
 
 
-def check_ids(model: "LanguageModel") -> Int[Tensor, "batch pos"]:
-    """A short row of random tokens, the same for every model of a vocabulary."""
+def check_ids(model: "LanguageModel", length: int = CHECK_TOKENS) -> Int[Tensor, "batch pos"]:
+    """A row of random tokens, the same for every model of a vocabulary."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
-    return torch.randint(vocabulary, (1, CHECK_TOKENS), generator=generator).to(model.device)
+    return torch.randint(vocabulary, (1, length), generator=generator).to(model.device)
 
 
-def self_check(model: "LanguageModel", ids: Int[Tensor, "batch pos"], expected: Tensor) -> SelfCheck:
+def check_rows(model: "LanguageModel", length: int = ROW) -> Int[Tensor, "batch pos"]:
+    """Two rows of random tokens."""
+    ids = check_ids(model, length)
+    return torch.cat([ids, ids.flip(1)])
+
+
+@contextmanager
+def foreign_errors(name: str) -> Iterator[None]:
+    """Make one line of whatever another library raises inside, for architectures fail in any way."""
+    try:
+        yield
+    except DmleError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name}: self-check failed: the model does not run ({told(error)}). Its architecture is none that tracing "
+            "and editing know how to use; use another model, or report this architecture"
+        ) from error
+
+
+def told(error: BaseException) -> str:
+    """An error of another library in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def self_check(
+    model: "LanguageModel", ids: Int[Tensor, "batch pos"], expected: Float[Tensor, "batch pos d_vocab"]
+) -> SelfCheck:
     """Measure what the rest relies on and refuse a model that fails (see `SelfCheck`).
 
+    Args:
+        model: The wrapped model.
+        ids: Two rows of tokens.
+        expected: Their logits before wrapping.
+
     Raises:
-        ModelError: A relative error is above the tolerance of the model's dtype.
+        ModelError: A relative error is above the tolerance of the model's dtype, or the model does not run.
+        NotFiniteError: A state is NaN or infinite.
     """
-    check = SelfCheck(0.0, 0.0, 0.0, _cache_error(model, ids), _entry_error(model, ids), post_norm=False)
-    layers = range(model.n_layers)
-    parts = (
-        "hook_resid_pre",
-        "hook_attn_out",
-        "hook_mlp_out",
-        "hook_resid_post",
-        "mlp.hook_post",
-        "mlp.out.hook_out",
+    with torch.no_grad(), foreign_errors(model.name):
+        check, plain = _hooks(model, ids, expected)
+        check = replace(check, writing=_writing_error(model, ids, plain, expected))
+        check = replace(check, right_padding=_right_error(model, ids, expected))
+        for what, why in REFUSES.items():
+            if not (error := getattr(check, what)) <= tolerance(model.dtype):
+                raise ModelError(
+                    f"{model.name}: self-check failed, relative error of {what.replace('_', ' ')} is {error:.2g}, "
+                    f"allowed {tolerance(model.dtype):.0e} in {model.dtype}: {why}. Tracing and editing would give "
+                    "wrong numbers; use another model, or report this architecture"
+                )
+        return replace(
+            check,
+            prefix_cache=_supported(_cache_error, model, ids, expected),
+            entry=_supported(_entry_error, model, len(ids[0])),
+            left_padding=max(
+                _supported(_padded_error, model, ids, expected), _supported(_continued_error, model, ids, expected)
+            ),
+        )
+
+
+def check_long(model: "LanguageModel", switch: int) -> bool:
+    """Whether a prefix computed once, and batches that grow, hold for texts longer than a length (`interp.lengths`)."""
+    length = min(switch + CHECK_TOKENS, model.context_length)
+    if length <= switch:
+        # No run is so long. Keys of other frequencies are known not to hold.
+        return switch != model.lengths.rope
+    with torch.no_grad(), foreign_errors(model.name):
+        ids = check_rows(model, length)
+        # Of whole runs, which no way needs less than, and where logits are compared.
+        expected = model.logits(ids, keep=length - length // 3)
+        errors = [_supported(_cache_error, model, ids, expected)]
+        if model.pads_left:
+            errors.append(_supported(_padded_error, model, ids, expected))
+        if model.has_entry:
+            errors.append(_supported(_entry_error, model, length))
+    return max(errors) <= tolerance(model.dtype)
+
+
+def check_device(model: "LanguageModel", hf_model: Any, ids: Int[Tensor, "batch pos"]) -> None:
+    """Compare the first blocks on the device with the same on the CPU, once; nothing on a CPU.
+
+    Raises:
+        ModelError: They differ by more than rounding: the device, or its driver, computes something else.
+    """
+    if model.device.type == torch.empty(0).device.type:
+        return
+    with torch.no_grad(), foreign_errors(model.name):
+        error = device_error(hf_model, ids)
+    if not error <= tolerance(model.dtype):
+        raise ModelError(
+            f"{model.name}: self-check failed, its first blocks on {model.device} differ from those on the CPU by "
+            f"{error:.2g} (relative), allowed {tolerance(model.dtype):.0e} in {model.dtype}; use another device "
+            "(--device cpu), another number format, or another version of torch or of the driver"
+        )
+
+
+def device_error(hf_model: Any, ids: Int[Tensor, "batch pos"]) -> float:
+    """Relative difference of the logits of a model's first blocks where it is, and on the CPU."""
+    with _shortened(hf_model, DEVICE_BLOCKS):
+        here = hf_model(ids).logits
+        # Copies that are made on the host, so that the device needs no room for them.
+        memo = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in hf_model.parameters()}
+        memo |= {id(b): b.detach().cpu() for b in hf_model.buffers()}
+        there = copy.deepcopy(hf_model, memo)(ids.cpu()).logits
+    return _relative(here.cpu(), there)
+
+
+@contextmanager
+def _shortened(hf_model: Any, blocks: int) -> Iterator[None]:
+    """The model with its first blocks alone."""
+    config = hf_model.config.get_text_config()
+    lists = [
+        (parent, name, child)
+        for parent in hf_model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == config.num_hidden_layers
+    ]
+    # Several lists of that length: what they are is not known, and the whole model is run.
+    lists = lists if len(lists) == 1 else []
+    for parent, name, child in lists:
+        setattr(parent, name, child[:blocks])
+    try:
+        yield
+    finally:
+        for parent, name, child in lists:
+            setattr(parent, name, child)
+
+
+def _hooks(model: "LanguageModel", ids: Tensor, expected: Tensor) -> tuple[SelfCheck, dict[str, Tensor]]:
+    """What hooks read: its errors, and the values."""
+    parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    names = {layer: [f"blocks.{layer}.{part}" for part in parts] for layer in range(model.n_layers)}
+    if lacking := [part for part in ("attn", "mlp") if not hasattr(model.bridge.blocks[0], part)]:
+        raise ModelError(_no_hook(model, f"block 0 has no {lacking[0]}."))
+    for layer, of_block in names.items():
+        model.down_projection(layer)  # refused here where there is none
+        of_block += [model.key_hook(layer), model.value_hook(layer)]
+    seen, logits = _watched(model, ids, [name for of_block in names.values() for name in of_block])
+    check = SelfCheck(_relative(logits, expected), 0.0, 0.0, 0.0, 0.0, post_norm=False)
+    for layer, of_block in names.items():
+        pre, attn, mlp, post, key, raw = (seen[name] for name in of_block)
+        down = model.down_projection(layer)
+        value = key @ down.orient(down.weight).T if not down.transposed else key @ down.weight
+        value = value if down.bias is None else value + down.bias
+        check = replace(
+            check,
+            additivity=max(check.additivity, _relative(pre + attn + mlp, post)),
+            projection=max(check.projection, _relative(value, raw)),
+            post_norm=check.post_norm or _relative(raw, mlp) > tolerance(model.dtype),
+        )
+    return check, seen
+
+
+def _watched(
+    model: "LanguageModel", ids: Tensor, names: Sequence[str], writes: Sequence[tuple[str, Any]] = ()
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Values at hooks in one run, before what is written there, and logits."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        seen[name] = value.detach().clone()
+
+    hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+    try:
+        logits = model.logits(ids, hooks=[*hooks, *writes])
+    except KeyError as error:
+        raise ModelError(_no_hook(model, str(error.args[0]))) from error
+    if missing := [name for name in names if name not in seen]:
+        raise ModelError(_no_hook(model, f"nothing is seen at {missing[0]}."))
+    for name, value in seen.items():
+        require_finite(value, name, model)
+    return seen, logits
+
+
+def _no_hook(model: "LanguageModel", why: str) -> str:
+    return (
+        f"{model.name}: self-check failed: {why} Tracing and editing need blocks of attention and MLP that add to a "
+        "residual stream (blocks that normalise the sum, as GPT-1's, have none); use another model"
     )
-    with torch.no_grad():
-        try:
-            seen = model.capture(ids, [f"blocks.{layer}.{part}" for layer in layers for part in parts])
-        except KeyError as error:
-            raise ModelError(
-                f"{model.name}: self-check failed: {error.args[0]} Tracing and editing need blocks of attention "
-                "and MLP; use another model"
-            ) from error
-        check = replace(check, logits=_relative(model.logits(ids), expected))
-        for layer in layers:
-            pre, attn, mlp, post, key, raw = (seen[f"blocks.{layer}.{part}"] for part in parts)
-            down = model.down_projection(layer)
-            value = key @ down.orient(down.weight).T if not down.transposed else key @ down.weight
-            value = value if down.bias is None else value + down.bias
-            check = replace(
-                check,
-                additivity=max(check.additivity, _relative(pre + attn + mlp, post)),
-                projection=max(check.projection, _relative(value, raw)),
-                post_norm=check.post_norm or _relative(raw, mlp) > tolerance(model.dtype),
-            )
-    for what in ("logits", "additivity", "projection"):
-        if not (error := getattr(check, what)) <= tolerance(model.dtype):
-            raise ModelError(
-                f"{model.name}: self-check failed, relative error of {what} is {error:.2g}, "
-                f"allowed {tolerance(model.dtype):.0e} "
-                f"in {model.dtype}. TransformerLens's hooks do not mean for this architecture what "
-                "tracing and editing need; use another model, or report this architecture"
-            )
-    return check
 
 
-def _entry_error(model: "LanguageModel", ids: Int[Tensor, "batch pos"]) -> float:
-    blocks = (model.n_layers // 3, 2 * model.n_layers // 3)
-    names = [f"blocks.{block}.hook_resid_pre" for block in blocks]
-    both = torch.cat([ids, ids.flip(1)])
-    with torch.no_grad():
-        try:
-            seen = model.capture(both, sorted(set(names)))
-            joins = [(block, seen[name][i : i + 1]) for i, (block, name) in enumerate(zip(blocks, names, strict=True))]
-            entered = model.logits(ids, joins=joins)
-        except (AttributeError, TypeError, ValueError, IndexError, RuntimeError):
-            return float("inf")
-        return _relative(entered, model.logits(both))
+def _writing_error(model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor], before: Tensor) -> float:
+    """What goes on from values written in the second row, at one token, as patching and editors write them.
+
+    `plain` and `before` are the values and logits of the same rows without.
+    """
+    at = (torch.tensor([1], device=model.device), torch.tensor([2], device=model.device))
+    generator = torch.Generator().manual_seed(1)
+    n, places = model.n_layers, (model.n_layers // 3, 2 * model.n_layers // 3)
+    written: dict[str, Tensor] = {}
+
+    def write(value: Tensor, hook: Any, name: str) -> Tensor:
+        change = torch.randn(value.shape[-1], generator=generator).to(value) * value.float().std().to(value.dtype)
+        value = value.index_put_(at, (value[at] + change))
+        written[name] = value.detach().clone()
+        return value
+
+    def embed(value: Tensor, hook: Any) -> Tensor:
+        return write(value.clone(), hook, model.embedding_hook)
+
+    changed = [model.hook("attn", places[0]), model.hook("mlp", places[1]), model.hook("resid", places[0])]
+    # The last block's MLP as editors write it; the one above writes what a norm behind the MLP has left of it.
+    changed += [model.value_hook(n - 1)] if places[1] != n - 1 else []
+    parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
+    names = [f"blocks.{layer}.{part}" for layer in range(n) for part in parts]
+    seen, after = _watched(
+        model,
+        ids,
+        names,
+        [
+            (model.embedding_hook, embed),
+            *((name, lambda value, hook, name=name: write(value, hook, name)) for name in changed),
+        ],
+    )
+    if set(written) != {model.embedding_hook, *changed}:
+        return float("inf")
+    first = names[0]
+    moved = (seen[first] - plain[first]).abs().amax(-1)
+    # The token that was written is another one, and no other is.
+    errors = [_relative(after[:1], before[:1]), float("inf") if float(moved[1, 2]) == 0 else 0.0]
+    moved[1, 2] = 0
+    errors.append(float(moved.max() / plain[first].abs().max()))
+    stream = seen[first]
+    for layer in range(n):
+        pre, attn, mlp, post = (f"blocks.{layer}.{part}" for part in parts)
+        attn_out, mlp_out = (written.get(name, seen[name]) for name in (attn, mlp))
+        errors += [_relative(seen[pre], stream), _relative(seen[pre] + attn_out + mlp_out, seen[post])]
+        stream = written.get(post, seen[post])
+    raw, mlp = model.value_hook(n - 1), f"blocks.{n - 1}.hook_mlp_out"
+    if raw in written and seen[mlp][1, 2].equal(plain[mlp][1, 2]):
+        return float("inf")
+    return max(errors)
 
 
-def _cache_error(model: "LanguageModel", ids: Int[Tensor, "batch pos"]) -> float:
-    half = ids.shape[1] // 2
-    with torch.no_grad():
-        try:
-            cache = model.prefix_cache(ids[:, :half])
-            second = model.logits(ids[:, half:].repeat(2, 1), prefix=cache)
-        except (TypeError, ValueError, NotImplementedError, AttributeError, RuntimeError):
-            return float("inf")
-        return _relative(second, model.logits(ids)[:, half:].repeat(2, 1, 1))
+def _right_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
+    """A shorter text beside a longer one, logits at chosen places alone."""
+    padded, mask = _pad_right([ids[0].tolist(), ids[1, :SHORT].tolist()], model.device)
+    rows = torch.tensor([0] * ids.shape[1] + [1] * SHORT, device=model.device)
+    at = torch.cat([torch.arange(ids.shape[1]), torch.arange(SHORT)]).to(model.device)
+    return _relative(model.logits(padded, mask=mask, only=(rows, at))[0], expected[rows, at])
+
+
+def _supported(measure: Any, *arguments: Any) -> float:
+    """A relative error; infinite where the model does not do that at all, or gives numbers that are none."""
+    try:
+        return measure(*arguments)
+    except Exception:  # whatever an architecture raises there: the slower way is taken, and said
+        return float("inf")
+
+
+def _cache_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
+    """Several rows behind one beginning, against a whole run; `expected` are its last logits, some or all."""
+    cut = ids.shape[1] // 2
+    got = model.logits(ids[:1, cut:].repeat(2, 1), prefix=model.prefix_cache(ids[:1, :cut]))
+    return _relative(got, expected[:1, cut - ids.shape[1] :].repeat(2, 1, 1))
+
+
+def _padded_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
+    """Two beginnings of different length, padded on the left, each continued; against whole runs, as above."""
+    length = ids.shape[1]
+    # The second row's run ends earlier, so that it is padded on the right as well.
+    cut, other = length // 2, length // 3
+    more = length - cut - 1
+    prefix, before = model.prefixes([ids[0, :cut].tolist(), ids[1, :other].tolist()])
+    rest, mask = _pad_right([ids[0, cut:].tolist(), ids[1, other : other + more].tolist()], model.device)
+    got = model.logits(rest, mask=torch.cat([before, mask], 1), prefix=prefix)
+    wanted = expected[1, other - length :][:more]
+    return max(_relative(got[0], expected[0, cut - length :]), _relative(got[1, :more], wanted))
+
+
+def _entry_error(model: "LanguageModel", length: int) -> float:
+    """The fast route of patching against the generic one, with what it is used for: noise, every component, windows."""
+    # Late, as patching itself imports the model.
+    from interp.patching import CorruptedPrompt, Patcher, Site
+
+    row = check_ids(model, length)[0].tolist()
+    n, at = len(row) - ANSWER, (len(row) - ANSWER) // 2
+    seen = model.capture(torch.tensor([row[:SHORT]], device=model.device), [model.embedding_hook])
+    std = seen[model.embedding_hook].float().std().item()
+    noise = std * torch.randn(2, 2, model.d_model, generator=torch.Generator().manual_seed(2))
+    case = CorruptedPrompt(tuple(row[:n]), tuple(row[n:]), (at - 1, at), noise)
+    low, high = model.n_layers // 3, 2 * model.n_layers // 3
+    sites = [
+        Site("resid", at, range(low, low + 1), "mlp"),
+        Site("mlp", at, range(low, min(low + 2, model.n_layers))),
+        Site("attn", at, range(high, min(high + 2, model.n_layers))),
+    ]
+
+    def whole(logits: Tensor, target: Any) -> Tensor:
+        return logits.float().flatten(1)
+
+    fast = Patcher(model, case, sites, whole, route="fast", unchecked=True)
+    results = [each.run(range(len(sites)), range(2)) for each in (fast, fast.generic())]
+    return _relative(*results)
+
+
+def _continued_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
+    """Prompts of different length continued together, greedily, against whole runs of each."""
+    prompts = [ids[0].tolist(), ids[1, :SHORT].tolist()]
+    out = list(model.continued_logits(prompts, ANSWER))
+    error = max(_relative(out[0][0], expected[0, -1]), _relative(out[0][1], expected[1, SHORT - 1]))
+    for row, prompt in enumerate(prompts):
+        said = int(out[0][row].argmax())
+        if len(out) > 1 and said not in model.ends:  # else the text may have ended there
+            whole = model.logits(torch.tensor([[*prompt, said]], device=model.device), keep=1)[0, -1]
+            error = max(error, _relative(out[1][row], whole))
+    return error
 
 
 def _relative(got: Tensor, expected: Tensor) -> float:
+    """Largest difference over largest value; infinite if a number is none."""
     got, expected = got.float(), expected.float()
-    return ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+    error = ((got - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+    # NaN compares as false with everything and would pass where a maximum is taken.
+    return error if error < float("inf") else float("inf")
+
+
+def _pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    # Late, as the module of tokens imports the model.
+    from interp.tokens import pad_right
+
+    return pad_right(rows, device)

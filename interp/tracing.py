@@ -174,7 +174,7 @@ def trace_prompt(
             "window": width,
             "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
             "method": config.method,
-            "engine": engine(model, config),
+            "engine": engine(model, config, len(case.ids)),
             **result.about,
             "model": model.name,
             "weight_hash": model.weight_hash,
@@ -186,12 +186,15 @@ def trace_prompt(
     )
 
 
-def engine(model: LanguageModel, config: TraceConfig) -> str:
-    """Which route runs the sites, and why."""
+def engine(model: LanguageModel, config: TraceConfig, length: int = 0) -> str:
+    """Which route runs the sites of a prompt with its answer, of so many tokens (0: of short ones), and why."""
     if config.route == "generic":
         return "generic (as asked for)"
-    if model.has_entry and model.has_prefix_cache:
+    if model.takes_fast_route(length):
         return "fast (self-check passed)"
+    switches = model.lengths.switches(length)
+    if model.has_entry and model.has_prefix_cache and switches:
+        return f"generic (the self-check does not allow the fast route above {switches[-1]} tokens)"
     return "generic (the self-check does not allow the fast route)"
 
 

@@ -46,6 +46,29 @@ _NEW_NAMES = {
     "max_position_embeddings": MAX_TOKENS,
 }
 _GROUPED = {**_NEW_NAMES, "num_key_value_heads": N_KV_HEADS}
+_OPT = {
+    "hidden_size": D_MODEL,
+    "ffn_dim": D_MLP,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": N_HEADS,
+    "max_position_embeddings": MAX_TOKENS,
+}
+_FALCON = {
+    "hidden_size": D_MODEL,
+    "num_hidden_layers": N_LAYERS,
+    "num_attention_heads": N_HEADS,
+    "ffn_hidden_size": D_MLP,
+    "max_position_embeddings": MAX_TOKENS,
+}
+# Kinds of one family that are models of their own here.
+FAMILIES = {
+    "opt-post-norm": "opt",
+    "falcon-alibi": "falcon",
+    "falcon-new": "falcon",
+    "falcon-new-one-norm": "falcon",
+    "phi3-longrope": "phi3",
+    "llama-dynamic": "llama",
+}
 SIZES: dict[str, dict[str, Any]] = {
     "llama": _GROUPED,
     "gpt2": _OLD_NAMES,
@@ -56,6 +79,60 @@ SIZES: dict[str, dict[str, Any]] = {
     "mistral": _GROUPED,
     "phi": _NEW_NAMES,
     "gemma3_text": {**_GROUPED, "head_dim": 8, "query_pre_attn_scalar": 8},
+    "opt": {**_OPT, "word_embed_proj_dim": D_MODEL},
+    "opt-post-norm": {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    "falcon": {**_FALCON, "multi_query": True, "parallel_attn": True},
+    "falcon-alibi": {**_FALCON, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    "falcon-new": {**_FALCON, "num_kv_heads": N_KV_HEADS, "new_decoder_architecture": True},
+    "falcon-new-one-norm": {
+        **_FALCON,
+        "num_kv_heads": N_KV_HEADS,
+        "new_decoder_architecture": True,
+        "num_ln_in_parallel_attn": 1,
+    },
+    "phi3": {**_GROUPED, "pad_token_id": 0},
+    # Frequencies change in texts of more than 16 tokens: one set for all of them, or one for each length.
+    "phi3-longrope": {
+        **_GROUPED,
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+    },
+    "llama-dynamic": {
+        **_GROUPED,
+        "max_position_embeddings": 16,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 4.0},
+    },
+    "gpt_neo": {
+        "hidden_size": D_MODEL,
+        "num_layers": N_LAYERS,
+        "num_heads": N_HEADS,
+        "intermediate_size": D_MLP,
+        "max_position_embeddings": MAX_TOKENS,
+        "attention_types": [[["global", "local"], 1], [["global"], 1]],
+        "window_size": 6,
+    },
+    "gemma2": {
+        **_GROUPED,
+        "head_dim": 8,
+        "query_pre_attn_scalar": 8,
+        "sliding_window": 6,
+        "attn_logit_softcapping": 5.0,
+        "final_logit_softcapping": 5.0,
+    },
+    "olmo2": _GROUPED,
+    "cohere": _GROUPED,
+    "stablelm": _GROUPED,
+    "bloom": {"hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": N_HEADS},
+    "mpt": {
+        "d_model": D_MODEL,
+        "n_layers": N_LAYERS,
+        "n_heads": N_HEADS,
+        "expansion_ratio": 2,
+        "max_seq_len": MAX_TOKENS,
+    },
+    "openai-gpt": _OLD_NAMES,
+    "mixtral": {**_GROUPED, "num_local_experts": 2},
 }
 
 
@@ -97,7 +174,7 @@ def make_hf(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., "PreTrainedMo
     def make(architecture: str, *, seed: int = 0, **overrides: Any) -> "PreTrainedModel":
         special = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
         config = AutoConfig.for_model(
-            architecture,
+            FAMILIES.get(architecture, architecture),
             vocab_size=len(tokenizer),
             initializer_range=WEIGHT_STD,
             **{**SIZES[architecture], **special, **overrides},
