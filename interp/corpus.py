@@ -19,7 +19,7 @@ from mwparserfromhell.nodes import Heading, Node, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from interp.embedded import KEY_LENGTH, EmbeddedFile, cache_dir, locate, make_once
-from interp.errors import DamagedError
+from interp.errors import DamagedError, DmleError
 from interp.files import check_seal, read_bytes, write_sealed
 
 EMBEDDED = "embedded"
@@ -198,7 +198,7 @@ def _user_lines(path: Path) -> list[str]:
     try:
         texts = _lines(read_bytes(path, "text file", "give a UTF-8 text file", limit=1 << 40).decode())
     except UnicodeDecodeError as error:
-        raise ValueError(f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8.") from error
+        raise DmleError(f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8.") from error
     if not texts:
-        raise ValueError(f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a line.")
+        raise DmleError(f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a line.")
     return texts

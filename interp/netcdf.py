@@ -55,6 +55,8 @@ KINDS: Mapping[str, Kind] = {
     "sweep.nc": _kind("sweep", "dmle.sweep/", "group rule window", "score start width"),
 }
 """By the name that a file has in a run folder."""
+UNLABELLED = frozenset(("pos", "sample"))
+"""Dims that are counted; all others have labels, by which they are read."""
 _OF_FOLDERS: Mapping[str, Kind] = {
     "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP, "rule form"),
     "evidence": KINDS["evidence.nc"],
@@ -212,7 +214,9 @@ def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
     schema = str(dataset.attrs.get("schema", kind.schema))
     if not schema.startswith(kind.schema):
         raise damaged(path, kind.what, f"its schema is {schema}, {kind.schema}… is needed")
-    missing = sorted((kind.dims - set(map(str, dataset.dims))) | (kind.variables - set(map(str, dataset.variables))))
+    have = set(map(str, dataset.variables))
+    labels = kind.dims & set(map(str, dataset.dims)) - UNLABELLED
+    missing = sorted((kind.dims - set(map(str, dataset.dims))) | ((kind.variables | labels) - have))
     if missing:
         raise damaged(path, kind.what, f"it lacks {', '.join(missing)}")
     if kind.without & set(map(str, dataset.dims)):

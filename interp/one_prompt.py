@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.config import TraceConfig
-from interp.errors import TooLongError
+from interp.errors import DmleError, TooLongError
 from interp.rules import Rule, RulePrompt
 from interp.scripts import checked, needed
 from interp.spans import char_spans, check_phrases, subject_spans
@@ -74,15 +74,15 @@ class PromptRequest:
         self._check_text(config)
         if self.plot is not None:
             if self.plot.suffix.lower() not in PLOT_SUFFIXES:
-                raise ValueError(f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png or .pdf")
+                raise DmleError(f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png or .pdf")
             find_plot()
         if self.map_path.suffix.lower() in PLOT_SUFFIXES:
-            raise ValueError(f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending in .nc")
+            raise DmleError(f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending in .nc")
         for flag, path in (("--plot", self.plot), ("--out", self.map_path)):
             if path is not None and not path.parent.is_dir():
-                raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it, or give another")
+                raise DmleError(f"{flag} {path}: there is no folder {path.parent}; make it, or give another")
             if path is not None and path.is_dir():
-                raise ValueError(f"{flag} {path} is a folder; give the name of a file")
+                raise DmleError(f"{flag} {path} is a folder; give the name of a file")
         if self.map_path.exists() and not overwrite:
             _check_replaceable(self.map_path)
 
@@ -90,22 +90,22 @@ class PromptRequest:
         needed(self.prompt, "--prompt")
         needed(self.subject, "--subject")
         if self.answer is not None and not checked(self.answer, "--answer"):
-            raise ValueError("--answer is ''; text is needed")
+            raise DmleError("--answer is ''; text is needed")
         for word in self.words:
             needed(word, "--words")
         subject_spans(self.prompt, self.subject)
         for word in self.words:
             if not char_spans(self.prompt, word, ignore_case=True):
-                raise ValueError(
+                raise DmleError(
                     f"--words: {word!r} is no word of the prompt {self.prompt!r}; write it as it stands there"
                 )
             if word.lower() not in self.rule.rule_words:
-                raise ValueError(
+                raise DmleError(
                     f"--words: {word!r} names nothing (a stop word, a single letter, part of the subject, or several "
                     f"words); choose another, or corrupt exactly what you like by --span WORD,WORD"
                 )
         if config.corruption == "counterfactual":
-            raise ValueError(
+            raise DmleError(
                 "trace.corruption is counterfactual, which takes another rule's prompt from a rulebook; a single "
                 "prompt is corrupted by noise: leave --corruption out, or trace rules instead of --prompt"
             )
@@ -121,7 +121,7 @@ def find_plot() -> EntryPoint:
     """
     found = list(entry_points(group="dmle.plots", name="prompt"))
     if not found:
-        raise ValueError("--plot: no installed package draws effect maps; install this one again (pip install -e .)")
+        raise DmleError("--plot: no installed package draws effect maps; install this one again (pip install -e .)")
     return found[0]
 
 
@@ -219,4 +219,4 @@ def _check_replaceable(path: Path) -> None:
     with suppress(OSError, ValueError), effects.opened(path) as found:
         if str(found.attrs.get("schema", "")).startswith("dmle.effects") and "rule" not in found.dims:
             return
-    raise ValueError(f"{path} is there and is no effect map of one prompt; give another by --out, or --overwrite it")
+    raise DmleError(f"{path} is there and is no effect map of one prompt; give another by --out, or --overwrite it")

@@ -10,14 +10,14 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from interp.files import write_text
+from interp.files import atomic, write_text
 from interp.schema import (
     FORMS,
     Frozen,
@@ -401,10 +401,12 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
     if folder.is_dir() and any(folder.iterdir()):
         raise RuleError(f"{folder} is not empty; give a new folder")
     written = [_folder_of(number, rule) for number, rule in enumerate(rules)]
-    for number, files in enumerate(written):
-        for name, records in files.items():
-            text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
-            write_text(folder / str(number) / name, text)
+    # A new folder is there as a whole or not at all, so that a killed export can be given again.
+    with nullcontext(folder) if folder.is_dir() else atomic(folder) as place:
+        for number, files in enumerate(written):
+            for name, records in files.items():
+                text = json.dumps(records, ensure_ascii=False, indent=2) + "\n"
+                write_text(place / str(number) / name, text)
     forms = [form for rule in rules for form in rule.forms.values()]
     lost = {
         "rephrasings beyond the first": sum(len(form.rephrasings) - 1 for form in forms),

@@ -53,6 +53,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.config import SelectConfig
 from interp.display import selection_html, selection_markdown
+from interp.errors import DmleError
 from interp.exports import Method, easyedit_yaml
 from interp.files import damaged, read_json, write_json
 from interp.profiles import LOOKUP, resample_counts
@@ -328,7 +329,7 @@ def parse_layers(text: str, n_layers: int) -> LayerSelection:
     forms = (("formula", "description"), ("instance",)) if "/" in text else (("formula", "description", "instance"),)
     parts = text.split("/")
     if len(parts) != len(forms):
-        raise ValueError(f"layers {text!r}: give one list, or two separated by '/', such as 3,4,5/12,13,14")
+        raise DmleError(f"layers {text!r}: give one list, or two separated by '/', such as 3,4,5/12,13,14")
     groups = tuple(
         LayerGroup(name="+".join(names), forms=names, layers=_layers(part, n_layers), reason="given by hand")
         for names, part in zip(forms, parts, strict=True)
@@ -385,14 +386,14 @@ def _candidates(profile: xr.Dataset, config: SelectConfig) -> _Bounds:
     most = have - 1 if config.strategy == "changepoint" and have > 1 else have
     if needed > most:
         outside = " and a segment needs one outside it" if most < have else ""
-        raise ValueError(
+        raise DmleError(
             f"select.{name} is {needed}, but only {have} of the model's {n_layers} layers are "
             f"candidates{outside} (blocks {restored} wide are restored, behind the first {config.identity_blocks}; "
             f"bounds {config.first} to {last}); lower select.{name}, select.identity_blocks or trace.window, or "
             "widen select.first and select.last"
         )
     if config.component not in profile["component"].values:
-        raise ValueError(
+        raise DmleError(
             f"the profile has no component {config.component!r}, only "
             f"{profile['component'].values.tolist()}; trace it first"
         )
@@ -469,10 +470,10 @@ def _untraceable(forms: tuple[str, ...]) -> ValueError:
 def _check_evidence(evidence: xr.Dataset, profile: xr.Dataset) -> None:
     if evidence.attrs.get("schema") != EVIDENCE_SCHEMA:
         got = evidence.attrs.get("schema")
-        raise ValueError(f"expected evidence of edits ({EVIDENCE_SCHEMA}), got {got!r}; `dmle evidence` writes it")
+        raise DmleError(f"expected evidence of edits ({EVIDENCE_SCHEMA}), got {got!r}; `dmle evidence` writes it")
     both = [str(each.attrs.get("weight_hash", "")) for each in (profile, evidence)]
     if evidence.sizes["layer"] != profile.sizes["layer"] or (all(both) and both[0] != both[1]):
-        raise ValueError("the evidence is of another model than the profile; run `dmle evidence` in this run folder")
+        raise DmleError("the evidence is of another model than the profile; run `dmle evidence` in this run folder")
 
 
 def _measures(evidence: xr.Dataset, rules: Sequence[str], forms: tuple[str, ...]) -> list[np.ndarray]:
@@ -738,11 +739,11 @@ def _layers(text: str, n_layers: int) -> tuple[int, ...]:
             # Not written out before it is known to be within the model.
             layers += range(int(first), min(int(last or first), n_layers) + 1)
     except ValueError as error:
-        raise ValueError(
+        raise DmleError(
             f"layers {text!r}: numbers and ranges separated by commas are needed, such as 3,4,5 or 4-8"
         ) from error
     if not layers or layers != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] < n_layers:
-        raise ValueError(f"layers {text!r}: ascending layers within 0 to {n_layers - 1} are needed")
+        raise DmleError(f"layers {text!r}: ascending layers within 0 to {n_layers - 1} are needed")
     return tuple(layers)
 
 

@@ -187,9 +187,13 @@ class RunFolder:
         """Write the file; its content as it is now on the disk."""
         kept = {name: values for name, values in (held.get("settings") or {}).items() if name not in given}
         whole = {name: values for name, values in (held.get("resolved") or {}).items() if name not in names}
+        kept |= {name: settings[name] for name in settings if name in given}
+        whole |= {name: resolved[name] for name in resolved if name in names}
+        # In one order, however often steps were stopped and begun again.
+        order = [*resolved, *sorted({*kept, *whole} - set(resolved))]
         parts = {
-            "settings": {**kept, **{name: settings[name] for name in settings if name in given}},
-            "resolved": {**whole, **{name: resolved[name] for name in resolved if name in names}},
+            "settings": {name: kept[name] for name in order if name in kept},
+            "resolved": {name: whole[name] for name in order if name in whole},
             "settled": sorted(_names(held, "settled")),
             "steps": sorted(_names(held, "steps")),
             "provenance": dict(provenance),

@@ -144,7 +144,8 @@ def repeat(work: Cases, seed: int, out: Path) -> int:
 
 def main() -> int:
     """Try, print a table and the failures, and return 1 if there is one."""
-    parser = argparse.ArgumentParser(prog="python -m tests.robustness.fuzz", description=__doc__.splitlines()[0])
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tests.robustness.fuzz", description=about)
     parser.add_argument("--minutes", type=float, default=1.0, help="for all readers, besides making the files")
     parser.add_argument("--cases", type=int, help="of each reader, in place of a time")
     parser.add_argument("--seed", type=int, default=0, help="first seed; another gives other cases")

@@ -31,8 +31,8 @@ SCALARS: tuple[Any, ...] = (
     *([], {}, [[]], {"": {}}, [None], ["a", 1], {"a": 1}),
 )
 YAML_TEXTS = (
-    "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b]\n"
-    "d: &d [*c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d]\nf: [*e, *e, *e, *e, *e, *e, *e, *e]\n",
+    "a: &a [x, x, x, x, x, x, x, x]\n"  # of these, some make eight times as many of the ones before: a bomb
+    + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in ("ab", "bc", "cd", "de", "ef", "fg")),
     "a: &a [*a]\n",
     "a: &a {b: *a}\n",
     "trace: !!python/object/apply:os.mkdir [hacked]\n",

@@ -331,7 +331,9 @@ def _sources(states: States, root: Path) -> list[FileReader]:
     texts: tuple[Damager, ...] = (mutate.damaged, mutate.changed_yaml)
     spare: dict[str, Any] = {"strict": False}
     return [
-        FileReader("rules.json", _alone(states, rules), rules.name, lambda at: load_rules(at / rules.name), both, **spare),
+        FileReader(
+            "rules.json", _alone(states, rules), rules.name, lambda at: load_rules(at / rules.name), both, **spare
+        ),
         FileReader(
             "rules check", _alone(states, rules), rules.name, lambda at: check_rules(load_rules(at / rules.name)),
             (mutate.changed_json,), **spare,
@@ -342,10 +344,12 @@ def _sources(states: States, root: Path) -> list[FileReader]:
             "RuleEdit zip", packed, "RuleEdit.zip", lambda at: load_rules(at / "RuleEdit.zip"),
             (mutate.damaged, mutate.changed_zip), **spare,
         ),
-        FileReader("specification", _alone(states, spec), spec.name, lambda at: build_files([at / spec.name]), texts, **spare),
         FileReader(
-            "corpus", _alone(states, states.inputs / "corpus.txt"), "corpus.txt", lambda at: paragraphs(at / "corpus.txt"),
-            share=0.5, **spare,
+            "specification", _alone(states, spec), spec.name, lambda at: build_files([at / spec.name]), texts, **spare
+        ),
+        FileReader(
+            "corpus", _alone(states, states.inputs / "corpus.txt"), "corpus.txt",
+            lambda at: paragraphs(at / "corpus.txt"), share=0.5, **spare,
         ),
     ]  # fmt: skip
 
@@ -377,7 +381,7 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         ("profile", "trace", "effects.nc", "profile.nc"),
         ("select", "profile", "profile.nc", "selection.json"),
         ("regret", "sweep", "sweep.nc", "regret.csv"),
-        ("regret", "sweep", "sweep.nc", "regret.nc"),
+        ("regret", "sweep", "profile.nc", "regret.csv"),
         ("report", "evaluate", "effects.nc", "report.html"),
         ("report", "evaluate", "scores.nc", "report.html"),
         ("report", "evaluate", "answers.json", "report.html"),
@@ -390,7 +394,7 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         readers.append(
             FileReader(
                 f"dmle {command}: {file}", folder, f"{RUN}/{file}",
-                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.7,
+                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.5,
             )
         )  # fmt: skip
     return readers

@@ -1,4 +1,4 @@
-"""Small inputs for whole commands: a random model as a folder, three rules, a corpus, and settings that take seconds."""
+"""Small inputs for whole commands: a random model, three rules, a corpus, and settings that take seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path
