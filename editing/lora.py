@@ -49,7 +49,9 @@ def edit(
     try:
         places = [model.projection(layer, part) for layer in layers for part in settings.lora.targets]
     except ModelError as error:
-        raise EditError(f"LoRA cannot adapt {settings.lora.targets}: {error}; set edit.lora.targets, such as --set edit.lora.targets=[q,v]") from error
+        raise EditError(
+            f"LoRA cannot adapt {settings.lora.targets}: {error}; choose others, such as --set edit.lora.targets=[q,v]"
+        ) from error
     asked = ask(model, [Question(request.prompt, request.target_new) for request in requests])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
