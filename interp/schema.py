@@ -183,8 +183,8 @@ class RuleFile(Frozen):
             seen.add(rule.id)
         if (pair := same_on_some_disks(rule.id for rule in self.rules)) is not None:
             raise ValueError(
-                f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some disks keep one file "
-                "for both; rename one"
+                f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some disks keep "
+                "one file for both; rename one"
             )
         return self
 
