@@ -241,7 +241,7 @@ def _nested(depth: int, kind: type) -> Any:
 def changed_zip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """An archive whose members have other names or content."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+        members = [(info.filename, archive.read(info)) for info in archive.infolist() if not info.is_dir()]
     at = rng.randrange(len(members))
     name, inner = members[at]
     how = rng.randrange(4)
