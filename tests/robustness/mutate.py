@@ -248,7 +248,7 @@ def changed_zip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> 
     if how == 0:
         base = name.rsplit("/", 1)[-1]
         name = rng.choice(
-            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", "", f"9/{base}", LONG[:9999])
+            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", " ", f"9/{base}", LONG[:9999])
         )
         said = f"member named {name[:30]!r}"
     elif how == 1:

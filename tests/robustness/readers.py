@@ -81,7 +81,12 @@ class FileCases:
         rng = random.Random(f"{self.reader.name} {seed}")
         if rng.random() < 0.02:
             return rng.choice(self.others), "another file in its place"
-        return rng.choice(self.reader.damagers)(self.content, rng, self.others)
+        how = rng.choice(self.reader.damagers)
+        try:
+            return how(self.content, rng, self.others)
+        except Exception as error:  # what no writer of the format makes
+            changed, said = mutate.damaged(self.content, rng, self.others)
+            return changed, f"{said} (after {type(error).__name__} in {how.__name__})"
 
     def __call__(self, seed: int, say: Say) -> list[Failure]:
         """Read the file of a seed."""
@@ -394,7 +399,7 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         readers.append(
             FileReader(
                 f"dmle {command}: {file}", folder, f"{RUN}/{file}",
-                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=0.5,
+                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=1.5,
             )
         )  # fmt: skip
     return readers
