@@ -358,13 +358,17 @@ def _left_over(unexpected: Iterable[str], stored: Mapping[str, Stored]) -> set[s
     return left
 
 
+def _counted(weights: set[str]) -> str:
+    return "1 weight is" if len(weights) == 1 else f"{len(weights)} weights are"
+
+
 def _misfit(folder: Path, missing: set[str], left: set[str]) -> str:
     """What is wrong with a checkpoint that lacks weights or has others, with the likeliest reason."""
     parts = []
     if missing:
-        parts.append(f"{len(missing)} weights are missing ({listed(missing)})")
+        parts.append(f"{_counted(missing)} missing ({listed(missing)})")
     if left:
-        parts.append(f"{len(left)} are not of this architecture ({listed(left)})")
+        parts.append(f"{_counted(left)} not of this architecture ({listed(left)})")
     if any(_QUANTISED_NAMES.search(name) for name in left):
         mend = f"It is quantised: {UNQUANTISED}"
     elif missing and left:

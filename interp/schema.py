@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from interp.errors import DmleError
+from interp.names import same_on_some_disks
 from interp.scripts import TextError, checked
 from interp.spans import missing, subject_spans
 from interp.words import content_words
@@ -124,7 +125,7 @@ class RulePrompt(Frozen):
 class Rule(Frozen):
     """A rule in its forms. `id` is unique in a set and safe as a file name."""
 
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=150)
     name: Text
     """What the rule is of, in words: "perimeter of a rectangle"."""
     subject: Text
@@ -180,6 +181,11 @@ class RuleFile(Frozen):
             if rule.id in seen:
                 raise ValueError(f"two rules have the id {rule.id!r}; ids must be unique")
             seen.add(rule.id)
+        if (pair := same_on_some_disks(rule.id for rule in self.rules)) is not None:
+            raise ValueError(
+                f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some disks keep "
+                "one file for both; rename one"
+            )
         return self
 
 

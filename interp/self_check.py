@@ -425,13 +425,13 @@ def _entry_error(model: "LanguageModel", length: int) -> float:
 def _continued_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float:
     """Prompts of different length continued together, greedily, against whole runs of each."""
     prompts = [ids[0].tolist(), ids[1, :SHORT].tolist()]
-    out = list(model.continued_logits(prompts, ANSWER))
-    error = max(_relative(out[0][0], expected[0, -1]), _relative(out[0][1], expected[1, SHORT - 1]))
-    for row, prompt in enumerate(prompts):
-        said = int(out[0][row].argmax())
-        if len(out) > 1 and said not in model.ends:  # else the text may have ended there
-            whole = model.logits(torch.tensor([[*prompt, said]], device=model.device), keep=1)[0, -1]
-            error = max(error, _relative(out[1][row], whole))
+    steps = list(model.continued_logits(prompts, ANSWER))
+    error = max(_relative(steps[0][0], expected[0, -1]), _relative(steps[0][1], expected[1, SHORT - 1]))
+    # Of later steps that of the padded row, unless its text has ended.
+    said = int(steps[0][1].argmax())
+    if len(steps) > 1 and said not in model.ends:
+        whole = model.logits(torch.tensor([[*prompts[1], said]], device=model.device), keep=1)[0, -1]
+        error = max(error, _relative(steps[1][1], whole))
     return error
 
 

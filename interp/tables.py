@@ -84,21 +84,12 @@ def csv_cell(value: Any) -> Any:
     """A value as a cell of CSV: a text that a spreadsheet would compute gets an apostrophe before it.
 
     That is a text whose first character other than blanks is one of ``= + - @`` (also in full width), or that begins
-    with a tab or a line end, and that is no number. `plain_cell` takes the apostrophe away.
+    with a tab or a line end, and that is no number.
 
     >>> csv_cell("=1+1"), csv_cell(" -x"), csv_cell("-5"), csv_cell("a=b"), csv_cell(-5)
     ("'=1+1", "' -x", '-5', 'a=b', -5)
     """
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
-
-
-def plain_cell(value: Any) -> Any:
-    """The value of which `csv_cell` made this cell.
-
-    >>> plain_cell("'=1+1"), plain_cell("'tis"), plain_cell(csv_cell("'=1"))
-    ('=1+1', "'tis", "'=1")
-    """
-    return value[1:] if isinstance(value, str) and value.startswith("'") and _FORMULA.match(value[1:]) else value
 
 
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

@@ -281,3 +281,15 @@ def test_several_grids_are_tried_one_after_the_other_and_what_they_share_once() 
 def test_a_setting_without_values_is_refused_in_any_grid() -> None:
     with pytest.raises(ValidationError, match="rounds has no values"):
         TuneConfig(grid=({"ridge": (1,)}, {"rounds": ()}))
+
+
+def test_names_of_trials_are_safe_short_and_different() -> None:
+    from interp.names import MAX_NAME_BYTES, name_fault
+
+    grid = {"layers": ("3/4", "3+4"), "preset": ("A", "a"), "targets": (["q", "v"], "../../x" * 40)}
+    names = [trial.name for trial in trials(TuneConfig(grid=grid))]
+    assert len({name.casefold() for name in names}) == 8
+    assert names[0] == "layers=3+4 preset=A targets=q+v" and names[2] == "layers=3+4 preset=a targets=q+v (2)"
+    assert not any(map(name_fault, names)) and max(map(len, names)) <= MAX_NAME_BYTES
+    with pytest.raises(ValueError, match="10000 are tried"):
+        trials(TuneConfig(grid={name: tuple(range(100)) for name in ("a", "b", "c")}))

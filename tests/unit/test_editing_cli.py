@@ -400,7 +400,10 @@ def test_automatic_layers_without_a_selection_name_the_command_that_makes_one(
     ("flags", "message"),
     [
         (["--editors", "memit,grce"], "no editor or arm 'grce': did you mean 'grace'?"),
-        (["--set", "edit.arms={odd: {editor: ft, blok: 1}}", "--editors", "odd"], "arm 'odd': blok: Extra inputs"),
+        (
+            ["--set", "edit.arms={odd: {editor: ft, blok: 1}}", "--editors", "odd"],
+            "did you mean 'edit.arms.odd.block'?",
+        ),
         (["--set", "edit.preset=llama-4"], "no preset for 'llama-4'"),
         (["--editors", "rome,ft", "--set", "edit.block='7'"], "layers '7': ascending layers within 0 to 2 are needed"),
         (["--editors", "ft,rome", "--set", "edit.block=0-1"], "rome writes one block, edit.block gives [0, 1]"),

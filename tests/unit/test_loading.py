@@ -71,13 +71,13 @@ def as_shards(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: {k: v for k, v in w.items() if "lm_head" not in k}, ["1 weights are missing (lm_head.weight)"]),
+        (lambda w: {k: v for k, v in w.items() if "lm_head" not in k}, ["1 weight is missing (lm_head.weight)"]),
         (lambda w: {k: v for k, v in w.items() if "layers.2.mlp" not in k}, ["3 weights are missing", "2.mlp.down"]),
         (
             lambda w: {f"_orig_mod.{k}": v for k, v in w.items()},
             ["30 weights are missing", "and 27 more", "_orig_mod."],
         ),
-        (lambda w: {**w, "v_head.weight": torch.ones(1, 32)}, ["1 are not of this architecture (v_head.weight)"]),
+        (lambda w: {**w, "v_head.weight": torch.ones(1, 32)}, ["1 weight is not of this architecture (v_head.weight)"]),
         (lambda w: {**w, UP: torch.ones(64, 32)}, [UP, "(64, 32)", "(48, 32)"]),
         (lambda w: {**w, UP: torch.ones(48, 32, dtype=torch.int8)}, ["quantised", UP, "I8", "unquantised"]),
         (lambda w: {**w, UP: torch.ones(48, 32).to(torch.float8_e5m2)}, ["quantised", UP, "F8_E5M2", "unquantised"]),
@@ -97,7 +97,7 @@ def test_weights_that_are_not_the_models_are_refused_by_name(
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"num_hidden_layers": 2}, ["9 are not of this architecture", "model.layers.2."]),
+        ({"num_hidden_layers": 2}, ["9 weights are not of this architecture", "model.layers.2."]),
         ({"num_hidden_layers": 4}, ["9 weights are missing", "model.layers.3."]),
         ({"num_hidden_layers": 10**9}, ["1000000000 blocks"]),
         ({"vocab_size": 10**12}, ["2 weights have another shape", "lm_head.weight is (350, 32)"]),
