@@ -286,12 +286,6 @@ def changed_safetensors(content: bytes, rng: random.Random, others: Sequence[byt
 # -- damage that the checksum does not show: somebody wrote it -------------------------------------------------
 
 
-def resealed(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
-    """Other bytes of a file with a checksum behind it, and the checksum of those."""
-    changed, said = damaged(content[: -files.SEAL_BYTES], rng, others)
-    return _sealed(changed), f"{said}, with its checksum"
-
-
 def resealed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """Another JSON tree, and the checksum of that."""
     tree, said = changed(json.loads(content), rng)
