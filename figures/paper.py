@@ -291,8 +291,14 @@ def read_answers(path: Path) -> pd.DataFrame:
         DamagedError: The file does not hold what `dmle evaluate` wrote.
     """
     rows = load_records(path, "table of answers", ANSWER_COLUMNS)
-    texts = [{name: "" if value is None else str(value) for name, value in row.items()} for row in rows]
+    # A model's answer may end within a character; tables of pandas hold whole ones.
+    texts = [{_whole(name): "" if value is None else _whole(str(value)) for name, value in row.items()} for row in rows]
     return pd.DataFrame(texts, columns=None if texts else list(ANSWER_COLUMNS))
+
+
+def _whole(text: str) -> str:
+    """A text without halves of character pairs."""
+    return text.encode(errors="replace").decode()
 
 
 PARTS = (

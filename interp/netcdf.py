@@ -57,6 +57,8 @@ KINDS: Mapping[str, Kind] = {
 """By the name that a file has in a run folder."""
 UNLABELLED = frozenset(("pos", "sample"))
 """Dims that are counted; all others have labels, by which they are read."""
+NUMBERED = frozenset(("layer",))
+"""Labels that are numbers; all others are texts."""
 _OF_FOLDERS: Mapping[str, Kind] = {
     "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP, "rule form"),
     "evidence": KINDS["evidence.nc"],
@@ -221,6 +223,12 @@ def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
         raise damaged(path, kind.what, f"it lacks {', '.join(missing)}")
     if kind.without & set(map(str, dataset.dims)):
         raise damaged(path, kind.what, "it is a joined file of many")
+    for dim in sorted(kind.dims):
+        if not dataset.sizes[dim]:
+            raise damaged(path, kind.what, f"it holds nothing along {dim}")
+    for name in sorted(labels - NUMBERED):
+        if dataset[name].dtype.kind not in "OUS":
+            raise damaged(path, kind.what, f"the labels of {name} are {dataset[name].dtype}, texts are needed")
 
 
 def _memory() -> int:

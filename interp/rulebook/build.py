@@ -16,9 +16,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from interp.expressions import render, tree
 from interp.rulebook.spec import RuleSpec, read_specs
-from interp.schema import FORMS, LocalityProbe, Probe, Rule, RuleError, RuleForm, RulePrompt, Split, Symbol, Twin
+from interp.schema import (
+    FORMS,
+    LocalityProbe,
+    Probe,
+    Rule,
+    RuleError,
+    RuleForm,
+    RulePrompt,
+    Split,
+    Symbol,
+    Twin,
+    explain,
+)  # fmt: skip
 from interp.units import spoken
 
 SPECS = Path(__file__).parent / "specs"
@@ -96,7 +110,13 @@ def build(specs: Sequence[RuleSpec]) -> list[Rule]:
         if count > 1:
             raise RuleError(f"{count} specifications have the subject and quantity of {name!r}: keep one")
     book = _Book(specs)
-    return [_rule(spec, book) for spec in specs]
+    rules = []
+    for spec in specs:
+        try:
+            rules.append(_rule(spec, book))
+        except ValidationError as error:  # a text that makes no prompt or no answer, such as a blank one
+            raise RuleError(f"rule {spec.id} cannot be built: {explain(error)}") from error
+    return rules
 
 
 def build_files(paths: Iterable[Path] | None = None) -> list[Rule]:

@@ -96,6 +96,8 @@ class RuleSpec(BaseModel):
         if not isinstance(fields, dict):
             return fields
         subject, quantity = fields.get("subject", ""), fields.get("quantity", "")
+        if not isinstance(subject, str):  # said below, of the field
+            return fields
         slug = "-".join(re.findall(r"[a-z0-9]+", f"{subject} {quantity}".lower()))
         return {"plain": f"{article(subject)} {subject}", "id": slug, **fields}
 

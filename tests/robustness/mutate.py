@@ -241,14 +241,14 @@ def _nested(depth: int, kind: type) -> Any:
 def changed_zip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """An archive whose members have other names or content."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = [(info.filename, archive.read(info)) for info in archive.infolist()]
+        members = [(info.filename, archive.read(info)) for info in archive.infolist() if not info.is_dir()]
     at = rng.randrange(len(members))
     name, inner = members[at]
     how = rng.randrange(4)
     if how == 0:
         base = name.rsplit("/", 1)[-1]
         name = rng.choice(
-            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", "", f"9/{base}", LONG[:9999])
+            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", " ", f"9/{base}", LONG[:9999])
         )
         said = f"member named {name[:30]!r}"
     elif how == 1:
@@ -284,12 +284,6 @@ def changed_safetensors(content: bytes, rng: random.Random, others: Sequence[byt
 
 
 # -- damage that the checksum does not show: somebody wrote it -------------------------------------------------
-
-
-def resealed(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
-    """Other bytes of a file with a checksum behind it, and the checksum of those."""
-    changed, said = damaged(content[: -files.SEAL_BYTES], rng, others)
-    return _sealed(changed), f"{said}, with its checksum"
 
 
 def resealed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
