@@ -46,6 +46,7 @@ from interp.self_check import (
     check_ids,
     check_long,
     check_rows,
+    foreign_errors,
     self_check,
     tolerance,
 )
@@ -179,12 +180,15 @@ class LanguageModel:
         self._long: dict[int, bool] = {}
         architecture = type(hf_model).__name__
         apart = 0.0
-        with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"):
+        expected: Tensor | None = None
+        with told(f"{name}: {architecture} cannot run a row of tokens", "use another model"), foreign_errors(name):
             ids = check_rows(self)
-            with torch.no_grad():
-                expected = hf_model(ids).logits if check else None
+            if check:
+                with torch.no_grad():
+                    expected = hf_model(ids).logits
+                assert expected is not None
+                require_finite(expected, "a first run", self)
         if expected is not None:
-            require_finite(expected, "a first run", self)
             apart = check_device(self, hf_model, ids)
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]

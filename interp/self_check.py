@@ -110,7 +110,7 @@ def foreign_errors(name: str) -> Iterator[None]:
         yield
     except NotFiniteError as error:
         raise ModelError(str(error)) from error
-    except DmleError:
+    except (DmleError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         raise ModelError(

@@ -10,7 +10,7 @@ from interp import corruption, embedded
 from interp.config import TraceConfig
 from interp.metrics import first_token_prob, mean_log_prob, several
 from interp.patching import CorruptedPrompt, sweep, sweep_reference
-from interp.rules import load_rules
+from interp.rules import Twin, load_rules
 from interp.tracing import prepare, site
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def cases(model: "LanguageModel") -> dict[str, tuple[CorruptedPrompt, str]]:
     texts = [text.strip() for text in model.token_texts(encoding)]
     roles = ["subject_last" if text == "France" else "after" for text in texts]
     answer = model.encode_continuation("Paris")
-    twin, _ = corruption.counterfactual(model, encoding, answer, [(other.text, "Rome")], roles)
+    twin, _ = corruption.counterfactual(
+        model, encoding, answer, [Twin(rule="italy", prompt=other.text, answer="Rome")], roles
+    )
     return {"noise": (noisy, "denoise"), "denoise twin": (twin, "denoise"), "noise twin": (twin, "noise")}
 
 

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from interp.freshness import RECORD, VERSIONS, Made, settings_of
+from interp.netcdf import KINDS, NUMBERED, UNLABELLED
 from interp.steps import load_steps, parse_settings
 
 
@@ -25,3 +27,13 @@ def known(run: Path) -> None:
     """Make a folder one whose settings are known: the defaults."""
     run.mkdir(parents=True, exist_ok=True)
     (run / "run.yaml").write_text("settings: {}\n", encoding="utf-8")
+
+
+def smallest(name: str) -> xr.Dataset:
+    """The smallest dataset that readers take for the file of that name: one of everything."""
+    if (kind := KINDS.get(name)) is None:
+        return xr.Dataset({"x": ("y", np.zeros(1))})
+    labels = {dim: [0] if dim in NUMBERED else np.array(["a"], dtype=object) for dim in kind.dims - UNLABELLED}
+    dims = sorted(kind.dims)
+    values = {variable: (dims, np.zeros([1] * len(dims))) for variable in kind.variables}
+    return xr.Dataset(values, coords=labels)

@@ -345,7 +345,7 @@ def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> No
         selection_of(EditorSettings(layers=str(tmp_path / "deep.json")), 12, None)
     with pytest.raises(ValueError, match="ascending layers within 0 to 2 are needed"):
         selection_of(EditorSettings(layers="1/3"), 3, None)
-    with pytest.raises(ValueError, match=r"none.json is not a layer selection"):
+    with pytest.raises(ValueError, match=r"none.json does not exist"):
         selection_of(EditorSettings(layers=str(tmp_path / "none.json")), 3, None)
 
 

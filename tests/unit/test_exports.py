@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import yaml
+from records import known, recorded
 
 from interp import cli, effects
 from interp.exports import METHODS, easyedit_yaml
@@ -119,12 +120,13 @@ def save_profile(path: Path) -> None:
         },
         attrs={"model": "smollm2-135m"},
     )
-    effects.save(profile, path)
+    effects.save(recorded(profile, "profile", "profile"), path)
 
 
 def test_select_writes_the_files_of_other_drivers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run, config, folder = tmp_path / "run", tmp_path / "data" / "config.json", tmp_path / "hparams"
     save_profile(run / "profile.nc")
+    known(run)
     cli.main(["select", "--run", str(run), "--export-dmle", str(config), "--export-easyedit", str(folder)])
     assert json.loads(config.read_text(encoding="utf-8")) == [
         {"name": "f_d", "layers": [3, 4, 5]},
@@ -139,6 +141,7 @@ def test_select_writes_the_files_of_other_drivers(tmp_path: Path, capfd: pytest.
 
 def test_select_says_what_cannot_be_exported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_profile(tmp_path / "profile.nc")
+    known(tmp_path)
     forms = "select.groups=[[formula], [instance]]"
     with pytest.raises(SystemExit):
         cli.main(["select", "--run", str(tmp_path), "--set", forms, "--export-dmle", str(tmp_path / "c.json")])
@@ -148,6 +151,7 @@ def test_select_says_what_cannot_be_exported(tmp_path: Path, capfd: pytest.Captu
 
 def test_select_adaptive_writes_a_selection_for_each_rule(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     save_profile(tmp_path / "profile.nc")
+    known(tmp_path)
     cli.main(["select", "--run", str(tmp_path), "--strategy", "adaptive"])
     own = load_for_rules(tmp_path / "selection-rules.json")
     assert sorted(own) == list("abcdef")

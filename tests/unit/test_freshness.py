@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import numpy as np
 import pytest
-import xarray as xr
+from records import smallest
 
 from editing.config import EditConfig, EditorSettings
 from editing.planned import Planned, plan
@@ -109,7 +108,7 @@ def context(folder: Path, **settings: Mapping[str, Any]) -> Context:
 def save(now: Context, name: str, record: Made) -> None:
     path = now.run.path / name
     if path.suffix == ".nc":
-        effects.save(xr.Dataset({"x": ("y", np.zeros(2))}, attrs={RECORD: record.text()}), path)
+        effects.save(smallest(name).assign_attrs({RECORD: record.text()}), path)
         return
     group = LayerGroup(name="all", forms=("formula", "description", "instance"), layers=(1,))
     provenance = {RECORD: record.model_dump(mode="json")}
@@ -191,7 +190,7 @@ def test_a_result_without_a_record_of_another_version_or_of_inputs_made_anew_is_
     folder.mkdir()
     (tmp_path / "rules.json").write_bytes((run.parent / "rules.json").read_bytes())
     now = context(folder)
-    effects.save(xr.Dataset({"x": ("y", np.zeros(2))}), folder / "effects.nc")
+    effects.save(smallest("effects.nc"), folder / "effects.nc")
     with pytest.raises(
         StaleError, match=r"does not say what it was made with .*; run `dmle trace --run .* --overwrite`"
     ):
@@ -265,7 +264,8 @@ def planned(folder: Path, model: LanguageModel, **settings: Mapping[str, Any]) -
     now = context(folder, **{**settings, "covariance": {**corpus, **settings.get("covariance", {})}})
     vars(now)["model"] = model
     first = now.rules.rules[0]
-    return plan(now, [first], {name: {"all": [1]} for name in now.settings(EditConfig).editors}, [])["memit"][0]
+    (arm,) = now.settings(EditConfig).editors
+    return plan(now, [first], {arm: {"all": [1]}}, [])[arm][0]
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +296,6 @@ def test_every_setting_of_the_statistics_makes_another_edit_or_is_neutral(
     before, after = (planned(run, tiny_llama, edit=EDIT, covariance=each) for each in ({}, other))
     assert (before.fingerprint == after.fingerprint) == (field == "batch_size")
     # What statistics are not read does not matter.
-    ft = {**EDIT, "arms": {"memit": {"editor": "ft"}}}
+    ft = {**EDIT, "editors": ["ft"]}
     before, after = (planned(run, tiny_llama, edit=ft, covariance=each) for each in ({}, other))
     assert before.fingerprint == after.fingerprint

@@ -131,7 +131,7 @@ def test_a_fused_model_is_refused_with_the_reason(
 ) -> None:
     model = make_model(family)
     before = snapshot(model)
-    with pytest.raises(EditError, match=r"no projection 'q'.*it has o, in, out.*fuses.*set lora\.targets"):
+    with pytest.raises(EditError, match=r"no projection 'q'.*it has o, in, out.*fuses.*set edit\.lora\.targets"):
         edit(model, requests, (1,), settings_of())
     assert_unchanged(model, before)
 

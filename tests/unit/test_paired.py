@@ -220,7 +220,8 @@ def test_comparison_table_puts_the_floor_first() -> None:
         "\\begin{tabular}{lccccc}", "\\toprule", "Arm & Rel. & IP & Loc. & n & failed \\\\", "\\midrule",
     ]  # fmt: skip
     assert rows[4].startswith("unedited & ") and rows[5] == "\\midrule"
-    assert rows[6] == f"my\\_arm & {' & '.join(mine)} & 4 & 0 \\\\"
+    shielded = [text.replace("[", "{[}").replace("]", "{]}") for text in mine]
+    assert rows[6] == f"my\\_arm & {' & '.join(shielded)} & 4 & 0 \\\\"
 
 
 def test_comparison_table_of_no_failure_has_no_such_column() -> None:
@@ -251,7 +252,8 @@ def test_pair_table_shows_differences_and_counts() -> None:
     assert lines[3] == "| other | – | – |"
     assert "higher is better" in lines[-1]
     assert (
-        "my\\_arm & +0.07 [0.02, 0.11], 9/1/2 & +0.00 [$-$0.12, 0.00], 0/3/2 \\\\\nother & -- & -- \\\\" in table.latex
+        "my\\_arm & +0.07 {[}0.02, 0.11{]}, 9/1/2 & +0.00 {[}$-$0.12, 0.00{]}, 0/3/2 \\\\\nother & -- & -- \\\\"
+        in table.latex
     )
     kl = pair_table(found[1:2], "kl").markdown.splitlines()
     assert kl[2] == "| my\\_arm | −0.001 [−0.123, 0.000], 0/3/2 |"

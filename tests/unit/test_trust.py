@@ -191,7 +191,7 @@ def test_a_folder_that_leads_elsewhere_is_not_written(run: Path, dmle: Command, 
     shutil.rmtree(run / "traces")
     (run / "traces").symlink_to(tmp_path / "mine")
     code, said = dmle("trace", "--run", run, "--overwrite")
-    assert code == 2 and "outside of the run folder" in said
+    assert code == 2 and "outside the run folder" in said
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["kept.nc"]
 
 
