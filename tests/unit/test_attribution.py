@@ -113,7 +113,7 @@ def test_memory_changes_no_number(direction: Any, tiny_llama: LanguageModel) -> 
 
     singly = attribute(tiny_llama, one, some, watched, **options, memory=1)
     torch.testing.assert_close(singly.restored, whole.restored, rtol=0, atol=2e-6)
-    assert sizes[2:] == [1] * 10  # after the clean and the corrupted run: two steps of five samples
+    assert sizes == [1] * 16  # the clean and five corrupted runs, then two steps of five samples
 
 
 def test_noising_is_the_mirror_of_denoising(tiny_llama: LanguageModel) -> None:

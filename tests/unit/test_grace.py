@@ -261,7 +261,7 @@ def test_nothing_to_do_and_a_loss_that_is_no_number_are_errors(
         edit(model, [], 1, settings_of())
     with torch.no_grad():
         model.parameters["lm_head.weight"][0] = torch.nan
-    with pytest.raises(EditError, match=r"diverged at step 0.*grace\.learning_rate"):
+    with pytest.raises(EditError, match=r"diverged at step 0: 1 of its parameters hold such numbers"):
         edit(model, requests, 1, settings_of())
 
 
