@@ -30,7 +30,7 @@ CHANGES = frozenset(
 TORN_BYTES = 100
 """Size at which a file is cut in a torn write: smaller than nearly everything that is written."""
 CRASHED = 70
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 How = Literal["kill", "torn"]
 
