@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from interp.config import TraceConfig
 from interp.effects import TRACEABLE_STANDARD_ERRORS
-from interp.errors import DmleError, TooLongError
+from interp.errors import DmleError, NotFiniteError, TooLongError
 from interp.files import BLOCK, damaged, regular, write_text
 from interp.metrics import METRICS
 from interp.model import LanguageModel
@@ -120,7 +120,9 @@ def assess(
     te, se, source = math.nan, math.nan, "none"
     try:
         ready = prepare(model, rule, form, config)
-    except ValueError:
+    except NotFiniteError:
+        raise  # no number is not the same as no effect
+    except DmleError:
         pass  # the row says so: no source, no numbers
     else:
         result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)

@@ -51,7 +51,7 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
         name: "smollm2-135m" (embedded), a folder with config.json, or "organisation/model".
         device: "auto" takes the accelerator if there is one; else any torch device name.
         dtype: "float32", "bfloat16", "float16" or "float64".
-        check: Whether to run the self-check (two short forward passes).
+        check: Whether to run the self-check (some short forward passes).
 
     Raises:
         ModelError: There is no such model, its files are damaged, quantised or of another kind of model, or it fails

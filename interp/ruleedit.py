@@ -415,6 +415,8 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
         "twins": sum(len(form.twins) for form in forms),
         "expressions": sum(rule.expression_true is not None for rule in rules),
         "splits": sum(rule.split is not None for rule in rules),
+        "words that name a rule": sum(rule.words is not None for rule in rules),
+        "said spaces before answers": sum(form.space is not None for form in forms),
     }
     return [f"{name}: {count}" for name, count in lost.items() if count > 0]
 

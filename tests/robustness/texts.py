@@ -288,7 +288,8 @@ def _trees() -> st.SearchStrategy[dict[str, Any]]:
     keys = (
         "samples", "noise", "span", "positions", "components", "metrics", "memory", "groups", "width", "layers",
         "block", "editors", "arms", "ft", "lora", "grace", "preset", "steps", "grid", "floors", "seeds", "few",
-        "shrinkage", "tokens", "corpus", "splits", "limit", "ids", "name", "dtype", "source", "bootstrap", "confidence", "seed",
+        "shrinkage", "tokens", "corpus", "splits", "limit", "ids", "name", "dtype", "source", "bootstrap", "confidence",
+        "seed",
     )  # fmt: skip
     leaves = st.one_of(
         st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),

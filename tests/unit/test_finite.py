@@ -19,6 +19,7 @@ from editing.view import View
 from interp.attribution import attribute
 from interp.config import TraceConfig
 from interp.errors import NotFiniteError
+from interp.knowledge import assess
 from interp.metrics import mean_log_prob
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Site, sweep
@@ -90,6 +91,12 @@ def test_a_trace_counts_what_overflows_with_the_reason(hot: LanguageModel, rule:
     assert len(skipped) == len(rule.forms) and not list(tmp_path.glob("*.nc"))
     assert all("of hot is not finite" in one.reason for one in skipped)
     assert all("model.dtype=bfloat16 or float32" in one.reason for one in skipped)
+
+
+def test_knowledge_that_overflows_is_no_missing_effect(hot: LanguageModel, rule: Rule) -> None:
+    config = TraceConfig(samples=2, noise="0.5", answer="greedy")
+    with pytest.raises(NotFiniteError, match=CAUSE):
+        assess(hot, rule, "formula", config, greedy="12")
 
 
 def test_no_token_is_predicted_from_numbers_that_are_none(hot: LanguageModel) -> None:

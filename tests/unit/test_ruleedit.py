@@ -1027,6 +1027,10 @@ def test_ruleedit_rules_are_written_as_they_were(tmp_path: Path) -> None:
     files["ins.json"][0]["Rule_Understanding"]["prompt"][1] = files["f_d.json"][1]["prompt"]
     rules = read_ruleedit(write_folder(tmp_path / "data", {"0": files})).rules
     assert write_ruleedit(rules, tmp_path / "again") == []
+    close = {form: each.model_copy(update={"space": False}) for form, each in rules[0].forms.items()}
+    named = rules[0].model_copy(update={"words": ("side",), "forms": close})
+    lost = write_ruleedit([named, *list(rules)[1:]], tmp_path / "named")
+    assert lost == ["words that name a rule: 1", "said spaces before answers: 3"]
     for name, records in files.items():
         again = read_json(tmp_path / "again", 0, name)
         assert [{**record, "ground_truth": record.get("ground_truth", [])} for record in records] == again
