@@ -21,6 +21,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import xarray as xr
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.colors import to_hex
@@ -564,10 +565,12 @@ def _left_out(what: str, rules: Sequence[str], file: str) -> list[str]:
 
 
 def _read_settings(run: Path) -> tuple[str, Mapping[str, Any]]:
-    """The text of ``run.yaml``, and what it says of versions."""
-    text = (run / "run.yaml").read_text(encoding="utf-8")
+    """What ``run.yaml`` says of settings and versions, as text, and of versions alone."""
     _ = RunFolder(run).settings  # a damaged file is an error that says how to mend it
-    return text, (load_yaml(text) or {}).get("provenance") or {}
+    held = load_yaml((run / "run.yaml").read_text(encoding="utf-8")) or {}
+    # Not which steps have ended: the page is the same when it is written again.
+    shown = {name: values for name, values in held.items() if name not in ("settled", "steps")}
+    return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), held.get("provenance") or {}
 
 
 # -- the page -------------------------------------------------------------------------------------------------
