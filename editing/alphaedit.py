@@ -18,6 +18,7 @@ from editing.requests import EditRequest
 from editing.solvers import LowRank, null_space
 from editing.spreading import Others, Solve, edit_block
 from editing.targets import Targets
+from interp.errors import InputError
 from interp.model import LanguageModel
 
 
@@ -50,7 +51,7 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
     def solve(layer: int, residual: Tensor, keys: Tensor, protected: Tensor | None, earlier: Tensor | None) -> LowRank:
         n_free = free(covariances, layer, settings)
         if n_free in (0, len(keys)):
-            raise ValueError(
+            raise InputError(
                 f"{n_free} of {len(keys)} directions of the covariance of layer {layer} are below "
                 f"edit.null_threshold={settings.null_threshold}; choose one between its smallest and largest "
                 "eigenvalue, or take --set edit.null_relative=true"

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
@@ -24,7 +25,7 @@ from editing.editors import CLOSED_FORM, Resources, edit, remarks
 from editing.evaluation import evaluate_edit, unedited
 from editing.requests import of_forms, requests_of
 from editing.view import Edit, EditError
-from interp.errors import DamagedError, MissingFileError, NotFiniteError
+from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteError
 from interp.files import inside, read_json, write_json
 from interp.model import LanguageModel
 from interp.provenance import fingerprint
@@ -227,7 +228,7 @@ def _cell(
         made = edit(model, requests, settings, arm.resources[seed])
         seconds = time.process_time() - started
         answers = evaluate_edit(model, arm.name, rule, made, floor.of(arm.forms), config)
-    except (ValueError, ArithmeticError, RuntimeError, LookupError) as error:
+    except (DmleError, torch.linalg.LinAlgError) as error:
         # A failure of this arm is a result; Ctrl-C and errors of the system are not.
         spent = time.process_time() - started
         return Cell(arm.name, rule.id, seed, key, spent, len(requests), (), {}, (), f"{type(error).__name__}: {error}")

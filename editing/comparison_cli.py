@@ -28,6 +28,7 @@ from editing.cli import (
 from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
 from interp.cli import Common, execute
 from interp.config import ConfigError, RulesConfig
+from interp.errors import InputError
 from interp.names import name_fault, safe_name
 from interp.plain_yaml import load_yaml
 from interp.provenance import fingerprint
@@ -336,7 +337,7 @@ def _trial_config(context: Context) -> EditConfig:
 def _tuning_rules(context: Context) -> list[Rule]:
     rules = context.rules_of(("train",), "the rules' split")
     if any(rule.split is None for rule in rules) and context.settings(RulesConfig).ids is None:
-        raise ValueError(
+        raise InputError(
             "these rules have no split; name those to tune on in rules.ids, and evaluate on none of them afterwards"
         )
     return rules[: context.settings(EditConfig).limit]
@@ -357,7 +358,7 @@ def _tune(context: Context) -> str:
     # A setting that failed somewhere is not chosen, however good the rest is.
     if len(failed) == len(config.editors):
         error = next(cell.error for cell in cells if cell.error)
-        raise ValueError(f"every setting of the grid failed on some rule; one error: {error}")
+        raise InputError(f"every setting of the grid failed on some rule; one error: {error}")
     answers = [row for cell in cells for row in cell.answers]
     scores = edit_scores(answers, list(config.editors), [rule.id for rule in rules], context.model)
     means = per_rule(scores, tuned.mode).sel(phase="post", metric=list(tuned.metrics)).mean("rule")
@@ -380,7 +381,7 @@ def _tune(context: Context) -> str:
     best = evidence[0]
     if best["objective"] is None:
         empty = [metric for metric in tuned.metrics if not np.isfinite(best[metric])]
-        raise ValueError(f"no prompt of these rules is scored for {', '.join(empty)}; take it out of tune.metrics")
+        raise InputError(f"no prompt of these rules is scored for {', '.join(empty)}; take it out of tune.metrics")
     held = {
         "chosen": {"editor": tuned.editor, **best["settings"]},
         "objective": f"mean of {', '.join(tuned.metrics)} ({tuned.mode}) over {len(rules)} training rules",
@@ -407,9 +408,9 @@ def _check_compare(context: Context) -> None:
     # Few may name arms that are not run this time.
     known = {*config.editors, *config.arms, *EDITORS}
     if wrong := [name for name in compared.few if name not in known]:
-        raise ValueError(f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
+        raise InputError(f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
     if compared.reference and compared.reference not in config.editors:
-        raise ValueError(f"compare.reference names {compared.reference}; the arms are {', '.join(config.editors)}")
+        raise InputError(f"compare.reference names {compared.reference}; the arms are {', '.join(config.editors)}")
 
 
 def _check_tune(context: Context) -> None:

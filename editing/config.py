@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
+from interp.errors import InputError
 from interp.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.rules import RuleForm, Split
 from interp.section import explained, nested_section, short
@@ -178,7 +179,7 @@ class EditorSettings(TargetConfig):
     @model_validator(mode="after")
     def _words_are_looked_up_last(self) -> "EditorSettings":
         if self.answer == "words" and self.lookup != "last":
-            raise ValueError(
+            raise InputError(
                 f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have their own keys only "
                 "at the last token; take --set edit.lookup=last"
             )
@@ -212,14 +213,14 @@ class EditConfig(EditorSettings):
         # Names become folders and files of the run.
         for name in self.arms:
             if fault := name_fault(name):
-                raise ValueError(f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has {NAME_RULE}")
+                raise InputError(f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has {NAME_RULE}")
         if alike := same_on_some_disks([*self.arms, *(name for name in self.editors if name in EDITORS)]):
-            raise ValueError(
+            raise InputError(
                 f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and some disks keep "
                 "one file for both; rename one"
             )
         if len(set(self.editors)) < len(self.editors):
-            raise ValueError(f"edit.editors names one twice: {', '.join(self.editors)}")
+            raise InputError(f"edit.editors names one twice: {', '.join(self.editors)}")
         for name in (*self.editors, *self.arms):
             self.settings_of(name)
         return self
@@ -236,16 +237,16 @@ class EditConfig(EditorSettings):
         if name in self.arms:
             own |= self.arms[name]
         elif not own:
-            raise ValueError(f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
+            raise InputError(f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
         if name in EDITORS and own["editor"] != name:
-            raise ValueError(
+            raise InputError(
                 f"edit.arms.{name}: this is the name of an editor, but the arm's editor is {own['editor']!r}; "
                 "give the arm another name"
             )
         try:
             return EditorSettings.model_validate(_over(shared, own))
         except ValidationError as error:
-            raise ValueError(
+            raise InputError(
                 explained(f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error)
             ) from error
 
@@ -296,7 +297,7 @@ class CompareConfig(Section):
     @model_validator(mode="after")
     def _seeds_differ(self) -> "CompareConfig":
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"compare.seeds names a seed twice: {list(self.seeds)}")
+            raise InputError(f"compare.seeds names a seed twice: {list(self.seeds)}")
         return self
 
 
@@ -354,7 +355,7 @@ class TuneConfig(Section):
     def _values(self) -> "TuneConfig":
         for name, values in (item for grid in self.grids for item in grid.items()):
             if not values:
-                raise ValueError(f"tune.grid.{name} has no values")
+                raise InputError(f"tune.grid.{name} has no values")
         if wrong := [name for name in self.floors if name not in self.metrics]:
-            raise ValueError(f"tune.floors names {', '.join(wrong)}; tune.metrics are {', '.join(self.metrics)}")
+            raise InputError(f"tune.floors names {', '.join(wrong)}; tune.metrics are {', '.join(self.metrics)}")
         return self

@@ -31,7 +31,7 @@ from editing.rule_text import mixed, sentences
 from editing.solvers import factorise
 from interp.budget import one_batch
 from interp.corpus import paragraphs, paragraphs_sha256
-from interp.errors import DamagedError, NotFiniteError
+from interp.errors import DamagedError, InputError, NotFiniteError
 from interp.files import damaged
 from interp.finite import cause
 from interp.model import LanguageModel, NamedHook
@@ -89,7 +89,7 @@ class Covariances:
         """
         if layer not in self.by_layer:
             there = ", ".join(map(str, sorted(self.by_layer))) or "none"
-            raise KeyError(
+            raise InputError(
                 f"no covariance of block {layer}: there are those of {there}. Measure it with the others, "
                 f"editing.covariance.measure(model, [..., {layer}], config, folder), before any edit"
             )
@@ -108,8 +108,8 @@ class Covariances:
                 self._computed["factor", layer] = factorise(moment)
             except NotFiniteError as error:
                 raise NotFiniteError(f"block {layer}: {error}") from error
-            except ValueError as error:
-                raise ValueError(f"block {layer}: {error}") from error
+            except InputError as error:
+                raise InputError(f"block {layer}: {error}") from error
         return self._computed["factor", layer]
 
     def null_space(self, layer: int, threshold: float, relative: bool) -> Float[Tensor, "d_mlp d_mlp"]:
@@ -182,10 +182,10 @@ def measure(
     """
     layers = list(dict.fromkeys(layers))
     if wrong := [layer for layer in layers if not 0 <= layer < model.n_layers]:
-        raise ValueError(f"no blocks {wrong} in {model.name}: it has {model.n_layers}, numbered from 0")
+        raise InputError(f"no blocks {wrong} in {model.name}: it has {model.n_layers}, numbered from 0")
     # Written so that NaN is refused too.
     if not isinstance(config.shrinkage, str) and not 0 <= config.shrinkage <= 1:
-        raise ValueError(
+        raise InputError(
             f"covariance.shrinkage is {config.shrinkage}: a share from 0 (C as measured) to 1 (a multiple of the "
             'identity) is needed, or "none", or "ledoit-wolf"'
         )
@@ -197,13 +197,13 @@ def measure(
     paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.is_file()]:
         if model.current_hash() != model.weight_hash:
-            raise ValueError(
+            raise InputError(
                 f"{model.name} is edited at the moment; covariances are those of the unedited model: revert the edit "
                 "(leave its `with` block) and measure before"
             )
         rows = _rows(model, corpus.texts, config)
         if (tokens := _counted(rows, config.skip_first)) < config.tokens:
-            raise ValueError(
+            raise InputError(
                 f"the corpus {corpus.name} has {tokens} tokens, covariance.tokens asks for {config.tokens}; "
                 "lower it or give a longer text with covariance.corpus"
             )
@@ -353,7 +353,7 @@ def _dataset(corpus: str) -> _Corpus:
         # Imported here: it is optional, and takes a second.
         from datasets import load_dataset_builder
     except ImportError as error:
-        raise ImportError(
+        raise InputError(
             f"covariance.corpus {corpus!r} needs the package datasets: pip install datasets. Or give a text file"
         ) from error
     try:
@@ -361,7 +361,7 @@ def _dataset(corpus: str) -> _Corpus:
         stream: Any = builder.as_streaming_dataset(split="train")
     except Exception as error:  # the library has no common class for a missing name, configuration, split, network
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"covariance.corpus {corpus!r} cannot be read: {reason}. Write hf:NAME or hf:NAME@CONFIGURATION, of a "
             'dataset with a split "train"; or give a text file'
         ) from error
@@ -373,7 +373,7 @@ def _column(corpus: str, stream: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for row in stream:
         text = row.get("text")
         if "text" not in row or not isinstance(text, str | None):
-            raise ValueError(
+            raise InputError(
                 f'covariance.corpus {corpus!r} has no column "text" of strings; its columns are {", ".join(row)}'
             )
         if text and text.strip():

@@ -17,6 +17,7 @@ from editing.delta import EditDelta, merge
 from editing.requests import EditRequest, words_of
 from editing.spreading import Others
 from editing.view import Edit
+from interp.errors import InputError
 from interp.model import LanguageModel
 from interp.rules import Rule
 from interp.selection import LayerSelection, parse_layers
@@ -131,7 +132,7 @@ def selection_of(settings: EditorSettings, n_layers: int, selected: LayerSelecti
         else parse_layers(settings.layers, n_layers)
     )
     if worst := [layer for group in chosen.groups for layer in group.layers if not 0 <= layer < n_layers]:
-        raise ValueError(f"edit.layers has layers {worst}; the model has layers 0 to {n_layers - 1}")
+        raise InputError(f"edit.layers has layers {worst}; the model has layers 0 to {n_layers - 1}")
     return chosen
 
 
@@ -144,7 +145,7 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
     if settings.block != "auto":
         groups = parse_layers(settings.block, n_layers).groups
         if len(groups) != 1:
-            raise ValueError(
+            raise InputError(
                 f"edit.block is {settings.block!r}: {settings.editor} knows no groups of forms; give one list, such as "
                 "4-8 (layers by group are DMLE's, edit.layers)"
             )
@@ -157,7 +158,7 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
         first = min(round(published[0] * n_layers / PUBLISHED_DEPTH), n_layers - 1)
         block = tuple(range(first, min(first + len(published), n_layers)))
     if settings.editor in ONE_BLOCK and len(block) != 1:
-        raise ValueError(f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer")
+        raise InputError(f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer")
     return block
 
 
@@ -204,7 +205,7 @@ def remarks(about: Mapping[str, Any]) -> list[str]:
 
 def _need(value: Any, who: str) -> Any:
     if value is None:
-        raise ValueError(
+        raise InputError(
             f"{who} needs statistics or selected layers that were not given; see editing.editors.Resources"
         )
     return value

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from editing.cli import measured
 from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.cli import Common, execute
+from interp.errors import InputError
 from interp.rules import Rule
 from interp.steps import Context, Step
 
@@ -36,7 +37,7 @@ def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
     wanted = {str(rule) for rule in profile["rule"].values}
     rules = [rule for rule in context.rules.rules if rule.id in wanted]
     if missing := sorted(wanted - {rule.id for rule in rules}):
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} rules of profile.nc are not among this run's rules (the first: {missing[0]}); give the "
             "rules, split and limit of the trace"
         )

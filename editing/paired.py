@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from interp.errors import InputError
 from interp.profiles import bootstrap_mean
 from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
@@ -65,7 +66,7 @@ def pairs(
     rules = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
     arms = [str(arm) for arm in rules["editor"].values]
     if reference not in arms:
-        raise ValueError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
+        raise InputError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
     others = [arm for arm in arms if arm != reference]
     differences = rules.sel(editor=others) - rules.sel(editor=reference, drop=True)
     mean, lower, upper = _bootstrap(differences.values, resamples, confidence, seed)
@@ -187,7 +188,7 @@ def pair_table(pairs: Sequence[Pair], mode: str) -> Table:
     """
     references = sorted({pair.reference for pair in pairs})
     if len(references) != 1:
-        raise ValueError(f"a table of pairs needs one reference, not {len(references)}: {references}")
+        raise InputError(f"a table of pairs needs one reference, not {len(references)}: {references}")
     by_place = {(pair.arm, pair.metric): pair for pair in pairs}
     arms, metrics = (list(dict.fromkeys(names)) for names in zip(*by_place, strict=True))
     rows = [[arm, *(_pair_cell(by_place.get((arm, metric)), mode) for metric in metrics)] for arm in arms]

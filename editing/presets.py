@@ -6,6 +6,8 @@ tuned for rules, and EasyEdit's layers for Qwen and LLaMA are copies of one anot
 
 from typing import Any
 
+from interp.errors import InputError
+
 _EASYEDIT_7B: dict[str, Any] = {
     "block": "4-8",
     "steps": 25,
@@ -50,10 +52,10 @@ def preset(model: str, editor: str, solver: str = "memit") -> dict[str, Any]:
         ValueError: The model has no preset, or none is published for this editor.
     """
     if model not in _D_MLP:
-        raise ValueError(f"no preset for {model!r}; there are {', '.join(_D_MLP)}")
+        raise InputError(f"no preset for {model!r}; there are {', '.join(_D_MLP)}")
     method = solver if editor == "dmle" else editor
     if (model, method) not in _VALUES:
         have = ", ".join(f"{m} ({e})" for m, e in _VALUES)
-        raise ValueError(f"no settings of {method} for {model} are known to be published; there are {have}")
+        raise InputError(f"no settings of {method} for {model} are known to be published; there are {have}")
     values = {**_VALUES[model, method], "ridge": _MEMIT_LAMBDA / _D_MLP[model]}
     return {name: value for name, value in values.items() if editor != "dmle" or name != "block"}

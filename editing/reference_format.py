@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from editing.evaluation import PHASES, items_of
+from interp.errors import InputError
 from interp.rules import FORMS, Rule, RuleForm
 
 ASKED: Mapping[RuleForm, int] = {"formula": 1, "description": 1, "instance": 2}
@@ -91,15 +92,15 @@ def rule_average(records: Sequence[list[dict[str, Any]]]) -> dict[str, dict[str,
 
 def _check(rule: Rule, answers: Sequence[Row]) -> None:
     if foreign := {row["rule"] for row in answers} - {rule.id}:
-        raise ValueError(f"answers of {sorted(foreign)} among those of {rule.id!r}; give the rows of one rule")
+        raise InputError(f"answers of {sorted(foreign)} among those of {rule.id!r}; give the rows of one rule")
     if len(editors := {row["editor"] for row in answers}) > 1:
-        raise ValueError(f"answers of several editors, {sorted(editors)}; give the rows of one")
+        raise InputError(f"answers of several editors, {sorted(editors)}; give the rows of one")
     asked = [(item.form, item.metric, item.question.prompt, item.question.target) for item in items_of(rule)]
     given = [(row["form"], row["metric"], row["prompt"], row["target_new"]) for row in answers]
     if given != asked:
         same = [a == b for a, b in zip(given, asked, strict=False)]
         at = same.index(False) if False in same else len(same)
-        raise ValueError(
+        raise InputError(
             f"the {len(given)} answers are not to the {len(asked)} questions of {rule.id!r}: they differ from row "
             f"{at} on; give all of its rows, in the order in which they were written"
         )

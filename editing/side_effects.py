@@ -27,6 +27,7 @@ from statistics import fmean
 
 from editing.scoring import Forced, Question, agreement, divergence, greedy_ids, teacher_forced
 from editing.view import View
+from interp.errors import InputError
 from interp.model import LanguageModel
 from interp.rules import Rule
 
@@ -61,7 +62,7 @@ class Probes:
         """See `Raises`."""
         for text in self.texts:
             if len(text.split(maxsplit=1)) < 2:
-                raise ValueError(f"the text {text!r} has no second word, so nothing of it can be predicted")
+                raise InputError(f"the text {text!r} has no second word, so nothing of it can be predicted")
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def compare(before: Answers, after: Answers) -> dict[str, float]:
     """
     pairs = list(zip(before.forced, after.forced, strict=True))
     if any(was.target != now.target for was, now in pairs):
-        raise ValueError("the answers before and after are to different questions; ask both the same probes")
+        raise InputError("the answers before and after are to different questions; ask both the same probes")
     return {
         "side_agreement": _mean(agreement(was, now) for was, now in pairs),
         "side_kl": _mean(divergence(was, now) for was, now in pairs),

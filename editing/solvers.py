@@ -33,7 +33,7 @@ from editing.precision import (
     where_longer,
     with_diagonal,
 )
-from interp.errors import NotFiniteError
+from interp.errors import InputError, NotFiniteError
 
 NEGLIGIBLE = 1e-10
 """Singular values below this share of the largest are taken for zero."""
@@ -65,7 +65,7 @@ def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_i
         )
     factor = cholesky(exact(covariance))
     if factor is None:
-        raise ValueError(
+        raise InputError(
             f"the covariance ({len(covariance)} dimensions) is not positive definite; measure it over more tokens "
             f"(--set covariance.tokens={4 * len(covariance)} or more), or take --set covariance.shrinkage=ledoit-wolf"
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from interp.errors import InputError
 from interp.profiles import resample_counts
 from interp.sweep_selection import SWEEP_SCHEMA
 
@@ -52,7 +53,7 @@ def windows(n_layers: int, width: int, step: int) -> list[tuple[int, ...]]:
     """
     last = n_layers - width
     if last < 0:
-        raise ValueError(f"sweep.width is {width}, but the model has {n_layers} layers; lower it")
+        raise InputError(f"sweep.width is {width}, but the model has {n_layers} layers; lower it")
     starts = list(range(0, last + 1, step))
     return [tuple(range(start, start + width)) for start in (starts if starts[-1] == last else [*starts, last])]
 
@@ -99,7 +100,7 @@ def regret_of(
     """
     whole = ~np.isnan(windows).any(1) & ~np.isnan(chosen)
     if not whole.any():
-        raise ValueError("no rule has a score at every window and at the chosen layers; run `dmle sweep` to its end")
+        raise InputError("no rule has a score at every window and at the chosen layers; run `dmle sweep` to its end")
     windows, chosen = windows[whole], chosen[whole]
     means = windows.mean(0)
     best = int(means.argmax())

@@ -33,7 +33,7 @@ from editing.contexts import preservation_row, rows
 from editing.keys import find_states
 from editing.requests import EditRequest
 from interp.budget import one_batch
-from interp.errors import NotFiniteError
+from interp.errors import InputError, NotFiniteError
 from interp.finite import cause, require_finite
 from interp.model import LanguageModel, NamedHook
 from interp.sizes import parse_size
@@ -131,7 +131,7 @@ def find_targets(
         MemoryLimitError: A batch does not fit in memory.
     """
     if not contexts or contexts[0]:
-        raise ValueError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
+        raise InputError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
     hook = state_hook(model, site, layer)
     initial = find_states(model, requests, hook, config.lookup, parse_size(config.memory))
     batches = [

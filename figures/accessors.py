@@ -37,6 +37,7 @@ from figures import edit_scores, effect_map, layer_profile, layer_selection, sty
 from figures.paper import example_rule
 from interp import display
 from interp.effects import TRACEABLE_STANDARD_ERRORS, choose_metric, select_map, total_effect
+from interp.errors import InputError
 from interp.profiles import LOOKUP
 from interp.scores import WITHOUT_FLOOR, per_rule
 from interp.selection import LayerSelection
@@ -105,7 +106,7 @@ def kind_of(dataset: xr.Dataset) -> Kind:
         name += " (joined)" if "rule" in dataset.dims else ""
     if name not in KINDS:
         known = ", ".join(dict.fromkeys(each.partition(" ")[0] for each in KINDS))
-        raise ValueError(
+        raise InputError(
             f"this dataset has the schema {schema!r}; effect maps, layer profiles and edit scores can be shown, with "
             f"attrs['schema'] from {known}: load one with interp.effects.load, and keep its attributes "
             "(xr.set_options(keep_attrs=True)) in what you compute"
@@ -161,7 +162,7 @@ def _plot_profile(
 ) -> Figure:
     if selection is not None:
         if component is not None or role is not None:
-            raise ValueError("a selection says itself which component and role it read; leave these two out")
+            raise InputError("a selection says itself which component and role it read; leave these two out")
         return layer_selection.selection_panel(profile, selection)
     if component is None and role is None:
         return layer_profile.profile_panel(profile)

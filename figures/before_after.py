@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.edit_scores import MODE_NAMES, SHARES, metrics_with_data, narrow_name
+from interp.errors import InputError
 from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 
 MOST_NAMED = 60
@@ -56,7 +57,7 @@ def draw_before_after(
     """
     one = _scores_of(scores, editor, mode)
     if metric not in one["metric"].values or not bool(one.sel(metric=metric, phase="post").notnull().any()):
-        raise ValueError(
+        raise InputError(
             f"editor {editor!r} has no score of {metric!r} in mode {mode!r}; choose from {metrics_with_data(one)}"
         )
     rules = rules_of(scores, editor, mode) if rules is None else rules
@@ -145,7 +146,7 @@ def _scores_of(scores: xr.Dataset, editor: str, mode: str) -> xr.DataArray:
     """One editor's scores, dims metric phase rule."""
     rules = per_rule(scores, mode)
     if editor not in rules["editor"].values:
-        raise ValueError(
+        raise InputError(
             f"editor {editor!r} has no scores in mode {mode!r}; choose from {rules['editor'].values.tolist()}"
         )
     return rules.sel(editor=editor)

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
+from interp.errors import InputError
 from interp.profiles import bootstrap_mean
 from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
@@ -137,9 +138,9 @@ def difference_panel(
     arms = [str(arm) for arm in rules["editor"].values]
     reference = arms[0] if reference is None else reference
     if reference not in arms:
-        raise ValueError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
+        raise InputError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
     if len(arms) < 2:
-        raise ValueError(f"only {reference!r} has scores in mode {mode!r}; a difference needs two arms")
+        raise InputError(f"only {reference!r} has scores in mode {mode!r}; a difference needs two arms")
     others = rules.sel(editor=[arm for arm in arms if arm != reference])
     differences = others - rules.sel(editor=reference, drop=True)
     better = "left" if mode in LOWER_IS_BETTER else "right"
@@ -196,7 +197,7 @@ def before_after_table(answers: pd.DataFrame, *, rows: int | None = None) -> str
         "target_true": "True answer", "target_new": "Wanted answer", "before": "Before", "after": "After",
     }  # fmt: skip
     if missing := set(heads) - set(answers.columns):
-        raise ValueError(f"the answers lack the columns {sorted(missing)}; write them with `dmle evaluate`")
+        raise InputError(f"the answers lack the columns {sorted(missing)}; write them with `dmle evaluate`")
     shown = answers[list(heads)].head(len(answers) if rows is None else rows)
     body = [[escape_markdown(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
     table = markdown(list(heads.values()), body)

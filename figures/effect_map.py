@@ -21,6 +21,7 @@ from matplotlib.font_manager import FontProperties
 
 from figures import style
 from interp.effects import COMPONENTS, indirect_effect, select_map, total_effect
+from interp.errors import InputError
 
 ROW_HEIGHT = 0.125
 """Height of a token's row, inches."""
@@ -63,7 +64,7 @@ def draw_effect_map(
     rows = traced_positions(effect)
     if not rows.any():
         known = effects["component"].values.tolist()
-        raise ValueError(f"no token of {component!r} was traced; trace it, or choose another of {known}")
+        raise InputError(f"no token of {component!r} was traced; trace it, or choose another of {known}")
     if ax is None:
         ax = style.new_axes(style.SINGLE_COLUMN, 1.35 + max(ROW_HEIGHT * int(rows.sum()), LEAST_HEIGHT))
     limit = colour_limit(effect) if limit is None else limit
@@ -130,7 +131,7 @@ def prompt_panel(effects: xr.Dataset) -> Figure:
     effect = indirect_effect(effects)
     rows, components = traced_positions(effect), [str(c) for c in effects["component"].values]
     if not rows.any():
-        raise ValueError("no token of this prompt was traced; trace it with trace.positions=all")
+        raise InputError("no token of this prompt was traced; trace it with trace.positions=all")
     title = textwrap.fill(f"“{style.shorten(str(effects['prompt'].item()), 240)}”", 95)
     heading = textwrap.fill(_answer(effects, 60), 95)
     lines = title.count("\n") + heading.count("\n")
@@ -245,7 +246,7 @@ def _label_bar(bar: Colorbar, effect: xr.DataArray) -> None:
 def _component(effects: xr.Dataset, component: str) -> xr.DataArray:
     known = effects["component"].values.tolist()
     if component not in known:
-        raise ValueError(f"the map has no component {component!r}; choose from {known}")
+        raise InputError(f"the map has no component {component!r}; choose from {known}")
     return indirect_effect(effects).sel(component=component)
 
 
@@ -271,11 +272,11 @@ def _verdict_colour(effects: xr.Dataset) -> str:
 def _maps_of(effects: xr.Dataset, rule: str) -> dict[str, xr.Dataset]:
     """The rule's maps by form, without the forms that were not traced."""
     if rule not in effects["rule"].values:
-        raise ValueError(f"no maps of rule {rule!r}; traced rules are {effects['rule'].values.tolist()}")
+        raise InputError(f"no maps of rule {rule!r}; traced rules are {effects['rule'].values.tolist()}")
     lengths = effects["n_tokens"].sel(rule=rule)
     forms = [str(form) for form in effects["form"].values if int(lengths.sel(form=form)) > 0]
     maps = {form: select_map(effects, rule, form) for form in forms}
     maps = {form: one for form, one in maps.items() if traced_positions(indirect_effect(one)).any()}
     if not maps:
-        raise ValueError(f"nothing of rule {rule!r} was traced; run `dmle trace` for it first")
+        raise InputError(f"nothing of rule {rule!r} was traced; run `dmle trace` for it first")
     return maps

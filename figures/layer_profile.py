@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from interp.effects import COMPONENTS, ROLES
+from interp.errors import InputError
 from interp.profiles import LOOKUP
 
 
@@ -43,7 +44,7 @@ def draw_layer_profile(
     part = select(profile, component, role)
     forms = _forms_with_data(part)
     if not forms:
-        raise ValueError(
+        raise InputError(
             f"no traceable rule has role {role!r} for {component!r}; choose from {roles_with_data(profile)}"
         )
     ax = style.new_axes(style.SINGLE_COLUMN, 2.5) if ax is None else ax
@@ -72,7 +73,7 @@ def profile_panel(profile: xr.Dataset) -> Figure:
     """
     roles, components = roles_with_data(profile), components_with_data(profile)
     if not roles:
-        raise ValueError(
+        raise InputError(
             "the profile has no traceable rule; trace rules that the model answers, then run `dmle profile`"
         )
     fig = Figure(figsize=(style.DOUBLE_COLUMN, 1.0 + 1.3 * len(components)), layout="constrained")
@@ -129,7 +130,7 @@ def select(profile: xr.Dataset, component: str, role: str) -> xr.Dataset:
     """
     for dim, name in (("component", component), ("role", role)):
         if name not in profile[dim].values:
-            raise ValueError(f"the profile has no {dim} {name!r}; choose from {profile[dim].values.tolist()}")
+            raise InputError(f"the profile has no {dim} {name!r}; choose from {profile[dim].values.tolist()}")
     return profile.sel(component=component, role=role)
 
 

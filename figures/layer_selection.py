@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from figures import style
 from figures.layer_profile import band_note, draw_layer_profile, has_data
+from interp.errors import InputError
 from interp.profiles import LOOKUP
 from interp.selection import LayerGroup, LayerSelection
 
@@ -161,4 +162,4 @@ def _group(selection: LayerSelection, name: str) -> LayerGroup:
     for group in selection.groups:
         if group.name == name:
             return group
-    raise ValueError(f"the selection has no group {name!r}; choose from {[g.name for g in selection.groups]}")
+    raise InputError(f"the selection has no group {name!r}; choose from {[g.name for g in selection.groups]}")

@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from figures import style
 from figures.layer_profile import has_data
 from figures.layer_selection import runs
+from interp.errors import InputError
 from interp.profiles import LOOKUP, bootstrap_mean
 
 REGRET_COLUMNS = ("strategy", "group", "layers", "regret", "lower", "upper", "rank", "n_windows", "n_rules")
@@ -42,11 +43,11 @@ def whole_rules(sweep: xr.Dataset, group: str) -> np.ndarray:
     """
     groups = sweep["group"].values.tolist()
     if group not in groups:
-        raise ValueError(f"the sweep has no group {group!r}; choose from {groups}")
+        raise InputError(f"the sweep has no group {group!r}; choose from {groups}")
     scores = sweep["score"].sel(group=group).transpose("rule", "window").values
     scores = scores[~np.isnan(scores).any(1)]
     if not len(scores):
-        raise ValueError(f"no rule was run at every window of group {group!r}; run the sweep to its end")
+        raise InputError(f"no rule was run at every window of group {group!r}; run the sweep to its end")
     return scores
 
 
@@ -124,11 +125,11 @@ def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ValueError: A column is missing, or there is no row.
     """
     if missing := set(REGRET_COLUMNS) - set(regret.columns):
-        raise ValueError(f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`")
+        raise InputError(f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`")
     # Layers that no edit was made at have no regret; the table names them.
     scored = regret.dropna(subset=["regret"])
     if scored.empty:
-        raise ValueError("there is no strategy to compare; run `dmle sweep` and `dmle regret` first")
+        raise InputError("there is no strategy to compare; run `dmle sweep` and `dmle regret` first")
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in scored.to_dict("records")]
     strategies = list(dict.fromkeys(str(row["strategy"]) for row in rows))
     means = {s: np.mean([row["regret"] for row in rows if row["strategy"] == s]) for s in strategies}
@@ -192,7 +193,7 @@ def oracle_panel(
     """
     groups = groups_with_rules(sweep)
     if not groups:
-        raise ValueError("no rule was run at every window of any group; run the sweep to its end")
+        raise InputError("no rule was run at every window of any group; run the sweep to its end")
     width = style.DOUBLE_COLUMN if len(groups) > 1 else style.SINGLE_COLUMN
     fig = Figure(figsize=(width, 2.8), layout="constrained")
     axes = fig.subplots(1, len(groups), squeeze=False, sharey=True)[0]

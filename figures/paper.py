@@ -23,6 +23,7 @@ from matplotlib.figure import Figure, SubFigure
 from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
 from figures.manifest import Manifest, Record, digests, drawing_version, holds, output
 from interp import effects as effects_schema
+from interp.errors import InputError
 from interp.files import write_text
 from interp.profiles import LOOKUP
 from interp.records import load_records
@@ -108,7 +109,7 @@ def draw_all(
     if not present:
         commands = dict.fromkeys(INPUTS[name] for name in INPUTS if name not in ONLY_ON_REQUEST)
         steps = ", ".join(f"`{command}`" for command in commands)
-        raise ValueError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
+        raise InputError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
     for name in INPUTS.keys() - set(present):
         log.info("no %s in %s: its figures are left out; `%s` writes it", name, run, INPUTS[name])
     manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)

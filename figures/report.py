@@ -35,6 +35,7 @@ from figures.layer_selection import layer_names
 from figures.paper import ANSWER_COLUMNS, read_answers
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp import effects as effects_schema
+from interp.errors import InputError
 from interp.files import write_text
 from interp.plain_yaml import load_yaml
 from interp.rules import load_rules
@@ -103,7 +104,7 @@ def read(run: Path) -> RunResults:
     present = {name: run / name for name in INPUTS if (run / name).is_file()}
     if not present:
         steps = ", ".join(dict.fromkeys(f"`{command}`" for command in INPUTS.values()))
-        raise ValueError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
+        raise InputError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
     held: dict[str, Any] = {
         name: effects_schema.load(present[f"{name}.nc"])
         for name in ("effects", "profile", "scores")

@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from figures.edit_scores import METRIC_NAMES, MODE_NAMES
+from interp.errors import InputError
 from interp.scores import per_rule
 
 GAINS = ("generality", "instance_portability", "rule_understanding_paraphrase")
@@ -46,7 +47,7 @@ def draw_trade_off(
     """
     held = {name: (one[COST], one[gain]) for name, one in points.items() if np.isfinite([one[COST], one[gain]]).all()}
     if not held:
-        raise ValueError(f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`")
+        raise InputError(f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`")
     # A long name takes several lines: the legend stands beside the dots and must leave them room.
     told = map(style.visible, told_apart(list(held)))
     shown = {name: fill(one, NAME_WIDTH, break_long_words=False) for name, one in zip(held, told, strict=True)}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.budget import chunked, default_budget
-from interp.errors import ModelError
+from interp.errors import InputError, ModelError
 from interp.finite import require_finite
 from interp.metrics import Metric
 from interp.model import LanguageModel, NamedHook
@@ -53,9 +53,9 @@ def attribute(
         MemoryError: Not even one sample fits in memory.
     """
     if steps < 1:
-        raise ValueError(f"steps is {steps}; at least one gradient is needed")
+        raise InputError(f"steps is {steps}; at least one gradient is needed")
     if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
-        raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+        raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
     clean, corrupted = Side.clean(case), Side.corrupted(case)
     hooks, n, budget = [model.embedding_hook, *names], len(case.answer), memory or default_budget(model.device)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from interp.config import SelectConfig
+from interp.errors import InputError
 from interp.selection import SCHEMA, LayerGroup, LayerSelection, select_layers
 from interp.strategies import PUBLISHED_BLOCK, published_block
 
@@ -35,7 +36,7 @@ def random_windows(
     """
     end = n_layers if last is None else last + 1
     if not 0 < width <= end - first or first < 0 or end > n_layers:
-        raise ValueError(f"no window of {width} layers fits in {first} to {end - 1} of {n_layers}; lower width")
+        raise InputError(f"no window of {width} layers fits in {first} to {end - 1} of {n_layers}; lower width")
     starts = np.random.default_rng(seed).integers(first, end - width + 1, len(groups))
     return _of(
         "random",
@@ -71,7 +72,7 @@ def reversed_assignment(selection: LayerSelection) -> LayerSelection:
     """
     groups = selection.groups
     if len(groups) < 2:
-        raise ValueError(f"the selection has groups {[g.name for g in groups]}; two are needed to reverse them")
+        raise InputError(f"the selection has groups {[g.name for g in groups]}; two are needed to reverse them")
     return _of(
         "reversed",
         selection.n_layers,

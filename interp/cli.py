@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from interp.assignments import assign, merge, read_assignment
 from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
-from interp.embedded import EmbeddedFileError
+from interp.errors import DmleError
 from interp.files import write_text
 from interp.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.one_prompt import PromptRequest, find_plot, report, trace_one
@@ -187,7 +187,7 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
         for target, text in files.items():
             write_text(target, text)
             say(f"exported: {target}")
-    except (ValueError, OSError) as error:
+    except (DmleError, OSError) as error:
         _fail(error)
 
 
@@ -249,7 +249,7 @@ def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any])
     except KeyboardInterrupt:
         say("stopped; nothing was written", style="yellow")
         sys.exit(STOPPED)
-    except (ValueError, OSError, EmbeddedFileError) as error:
+    except (DmleError, OSError) as error:
         _fail(error)
 
 
@@ -336,7 +336,7 @@ def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
         of_rules = form_order.depths(profile, context.settings(SelectConfig))
         contrasts = form_order.compare_forms(of_rules)
         write_text(path, form_order.table(contrasts).to_csv(index=False))
-    except ValueError as error:  # the profile is whole even so: the selection may read another component
+    except DmleError as error:  # the profile is whole even so: the selection may read another component
         path.unlink(missing_ok=True)  # of other maps
         return [f"order of the forms: not compared, {error}"]
     return [*form_order.report(of_rules, contrasts), f"order of the forms: {path}"]
@@ -442,7 +442,7 @@ def setup() -> None:
         say(f"embedded model: {model.find(model.EMBEDDED)}")
         source, texts = corpus.paragraphs()
         say(f"embedded corpus: {source.name}, {len(texts)} paragraphs")
-    except (EmbeddedFileError, OSError) as error:
+    except (DmleError, OSError) as error:
         _fail(error)
 
 
@@ -478,7 +478,7 @@ def execute(
         at = started[-1] if started else "set-up"
         say(f"stopped in {at}; run the same command again to continue", style="yellow")
         sys.exit(STOPPED)
-    except (ValueError, OSError, EmbeddedFileError) as error:
+    except (DmleError, OSError) as error:
         _fail(error)
     say(_next(names[-1], common.run), style="bold")
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from interp.errors import InputError
 from interp.plain_yaml import YamlError, read_yaml_file
 from interp.rules import Split
 from interp.scripts import needed
@@ -144,9 +145,9 @@ class TraceConfig(Section):
     @model_validator(mode="after")
     def _fits(self) -> "TraceConfig":
         if len(set(self.metrics)) < len(self.metrics) or len(set(self.components)) < len(self.components):
-            raise ValueError("metrics and components may each be named once")
+            raise InputError("metrics and components may each be named once")
         if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
-            raise ValueError(
+            raise InputError(
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set corruption: "
                 "counterfactual (--set trace.corruption=counterfactual), or choose other metrics"
             )
@@ -209,7 +210,7 @@ class SelectConfig(Section):
     def _ordered(self) -> "SelectConfig":
         for low, high in (("min_width", "max_width"), ("first", "last")):
             if (bound := getattr(self, high)) is not None and getattr(self, low) > bound:
-                raise ValueError(f"{low} is {getattr(self, low)}, above {high} = {bound}; lower it")
+                raise InputError(f"{low} is {getattr(self, low)}, above {high} = {bound}; lower it")
         return self
 
 

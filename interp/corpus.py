@@ -19,7 +19,7 @@ from mwparserfromhell.nodes import Heading, Node, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from interp.embedded import KEY_LENGTH, EmbeddedFile, cache_dir, locate, make_once
-from interp.errors import DamagedError, DmleError
+from interp.errors import DamagedError, DmleError, MissingFileError
 from interp.files import check_seal, read_bytes, write_sealed
 
 EMBEDDED = "embedded"
@@ -173,7 +173,7 @@ def _excerpt() -> list[str]:
     for last in (False, True):
         path = _cached_excerpt()
         try:
-            size = check_seal(path, "cached corpus", "delete it; it is made again")
+            size = check_seal(path, "cached corpus", "delete it; it is made again").size
             return _lines(path.read_bytes()[:size].decode())
         except DamagedError:
             if last or not path.is_file():
@@ -191,7 +191,7 @@ def _lines(text: str) -> list[str]:
 
 def _user_lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"There is no corpus file {path}. Give {EMBEDDED!r} for the embedded corpus, or the path of a "
             "UTF-8 text file with one paragraph a line."
         )

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.config import NOISE_RULE, CorruptedSpan
+from interp.errors import InputError, NotTraceableError
 from interp.model import Encoding, LanguageModel
 from interp.patching import CorruptedPrompt
 from interp.rules import Twin
@@ -49,7 +50,7 @@ def corrupted_positions(roles: Sequence[str], span: CorruptedSpan) -> list[int]:
     """
     positions = [i for i, role in enumerate(roles) if role in SPAN_ROLES[span]]
     if not positions:
-        raise ValueError(
+        raise NotTraceableError(
             f"no token to corrupt: span {span!r} needs a role of {SPAN_ROLES[span]}, "
             f"the prompt has {sorted(set(roles))}"
         )
@@ -135,7 +136,7 @@ def noise_rule(
         ValueError: The rule is none of the table, or what it needs is missing.
     """
     if not re.fullmatch(NOISE_RULE, text):
-        raise ValueError(f"noise {text!r}: give e3, s3, m, t5, u2 (any numbers) or a standard deviation such as 0.1")
+        raise InputError(f"noise {text!r}: give e3, s3, m, t5, u2 (any numbers) or a standard deviation such as 0.1")
     kind, number = (text[0], text[1:]) if text[0].isalpha() else ("", text)
     scale = float(number or 1)
     if kind == "":
@@ -147,10 +148,10 @@ def noise_rule(
     if kind == "s":
         ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
         if not ids:
-            raise ValueError(f"noise {text!r} takes its scale from the rules' subjects, and there is none")
+            raise InputError(f"noise {text!r} takes its scale from the rules' subjects, and there is none")
         return NoiseRule(text, scale * model.embeddings(ids).std().item())
     if kind == "t" and scale <= 2:
-        raise ValueError(f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom")
+        raise InputError(f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom")
     vectors = model.embeddings(_some_text(model, corpus())).double()
     covariance = torch.cov(vectors.T)
     values, directions = torch.linalg.eigh(covariance)
@@ -205,7 +206,8 @@ def counterfactual(
                 encoding.ids, tuple(answer), tuple(positions), counterfactual=ids, alternative=alternative
             )
             return case, prompt
-    raise ValueError(f"no counterfactual prompt aligns with {encoding.text!r}: {'; '.join(reasons) or 'it has none'}")
+    why = "; ".join(reasons) or "it has none"
+    raise NotTraceableError(f"no counterfactual prompt aligns with {encoding.text!r}: {why}")
 
 
 def _words(encoding: Encoding) -> list[int]:
@@ -220,5 +222,5 @@ def _some_text(model: LanguageModel, paragraphs: Iterable[str]) -> list[int]:
         if len(ids) >= TEXT_TOKENS:
             break
     if len(ids) < 2:
-        raise ValueError("noise m and t take their covariance from running text, and there is none")
+        raise InputError("noise m and t take their covariance from running text, and there is none")
     return ids[:TEXT_TOKENS]

@@ -33,6 +33,8 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
+from interp import foreign_files
+from interp.errors import InputError
 from interp.files import atomic, seal
 from interp.netcdf import Growing, content_of, load, opened, save
 
@@ -95,18 +97,18 @@ def effect_map(
     n_layers = score.shape[len(lead) + 1]
     expected = (*(len(metrics or ()) for _ in lead), len(components), n_layers, len(tokens), corrupted.shape[-1])
     if score.shape != expected:
-        raise ValueError(
+        raise InputError(
             f"score has shape {score.shape}, but the labels give "
             f"({', '.join((*lead, 'component', 'layer', 'pos', 'sample'))}) = {expected}"
         )
     if not len(tokens) == len(roles) == len(is_corrupted):
-        raise ValueError(
+        raise InputError(
             f"got {len(tokens)} tokens, {len(roles)} roles, {len(is_corrupted)} corruption flags; "
             "need one of each per position"
         )
     for name, known in ((components, COMPONENTS), (roles, ROLES)):
         if unknown := set(name) - set(known):
-            raise ValueError(f"unknown label {sorted(unknown)}; known are {known}")
+            raise InputError(f"unknown label {sorted(unknown)}; known are {known}")
     sites = ("component", "layer", "pos", "sample")
     data: dict[str, Any] = {
         "score": ((*lead, *sites), score.astype(np.float32)),
@@ -140,7 +142,7 @@ def choose_metric(effects: xr.Dataset, metric: str | None = None) -> xr.Dataset:
     have = [str(m) for m in effects["metric"].values] if "metric" in effects.dims else [effects.attrs.get("metric")]
     name = have[0] if metric is None else metric
     if name not in have:
-        raise ValueError(f"the effect map has no metric {name!r}, only {have}; trace it with trace.metrics")
+        raise InputError(f"the effect map has no metric {name!r}, only {have}; trace it with trace.metrics")
     if "metric" not in effects.dims:
         return effects
     one = effects.sel(metric=name)
@@ -226,7 +228,8 @@ def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str
                     file.check()
                     _write_padded(variable, joined, rule, form, load(path)[name].values)
         file.check()
-        seal(raw)
+        sha256 = seal(raw)
+    foreign_files.remember(sha256)
 
 
 def _sites_variable(file: h5netcdf.File, name: str, dims: tuple[str, ...], joined: xr.Dataset) -> h5netcdf.Variable:
@@ -251,7 +254,7 @@ def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
     """
     known = rule in effects["rule"].values and form in effects["form"].values
     if not known or int(effects["n_tokens"].sel(rule=rule, form=form)) == 0:
-        raise ValueError(
+        raise InputError(
             f"no map for rule {rule!r}, form {form!r}; "
             f"rules: {effects['rule'].values.tolist()}, forms: {effects['form'].values.tolist()}"
         )
@@ -266,7 +269,7 @@ _EMPTY: dict[str, tuple[Any, type]] = {"score": (np.nan, np.float32), "exact": (
 def _frame(maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]]) -> tuple[xr.Dataset, dict[str, tuple[str, ...]]]:
     """Everything of a joined dataset but the large arrays, and those arrays' dims."""
     if not maps:
-        raise ValueError("no effect maps to join; trace at least one prompt first")
+        raise InputError("no effect maps to join; trace at least one prompt first")
     rules = list(dict.fromkeys(rule for rule, _ in maps))
     forms = list(dict.fromkeys(form for _, form in maps))
     small, large = {}, set()
@@ -279,12 +282,12 @@ def _frame(maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]]) -> tuple[xr
     for key, item in small.items():
         for dim in shared:
             if item.sizes.get(dim) != first.sizes[dim] or not item.get_index(dim).equals(first.get_index(dim)):
-                raise ValueError(
+                raise InputError(
                     f"map {key} has {item.sizes.get(dim)} along {dim}, others have {first.sizes[dim]} or other labels; "
                     "join maps of one configuration only"
                 )
     if len(large) > 1 or len({"metric" in item.sizes for item in small.values()}) > 1:
-        raise ValueError("some maps have several metrics or estimated sites, others not; join one configuration only")
+        raise InputError("some maps have several metrics or estimated sites, others not; join one configuration only")
     shape, length = (len(rules), len(forms)), max(item.sizes["pos"] for item in small.values())
     where, lead = ("rule", "form"), tuple(dim for dim in shared if dim == "metric")
     metrics = tuple(first.sizes[dim] for dim in lead)

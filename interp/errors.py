@@ -9,6 +9,14 @@ class DmleError(ValueError):
     """Something that the user gave, or that lies on the disk, cannot be used; says what and how to mend it."""
 
 
+class InputError(DmleError):
+    """An argument, a setting or a dataset is not what is needed; the message says what was got."""
+
+
+class NotTraceableError(DmleError):
+    """A prompt has nothing to corrupt, nothing to score, or no counterfactual prompt that aligns with it."""
+
+
 class ModelError(DmleError):
     """A model cannot be loaded or used; the message says what was found and how to mend it."""
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from interp.errors import InputError
+
 Method = Literal["MEMIT", "AlphaEdit"]
 METHODS: tuple[Method, ...] = ("MEMIT", "AlphaEdit")
 _LLAMA = ("model.layers.{}", "mlp.down_proj", "self_attn", "model.norm")
@@ -80,7 +82,7 @@ def easyedit_yaml(
     else:
         source = values.source
     if values.depth != n_layers:
-        raise ValueError(
+        raise InputError(
             f"{model_name} has {values.depth} blocks, but the layers were selected in a model of {n_layers}; "
             "name the model that the selection is of"
         )

@@ -32,7 +32,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from uuid import uuid4
 
 from interp.errors import DamagedError, DmleError, MissingFileError, WriteError
@@ -315,28 +315,38 @@ def digest(file: BinaryIO, size: int = -1) -> str:
     return found.hexdigest()
 
 
-def seal(file: BinaryIO) -> None:
-    """Write the checksum of a file's content behind it: one line, which readers of HDF5 pass over."""
+class Sealed(NamedTuple):
+    """Content with its checksum behind it: bytes without that line, and the checksum, 64 hexadecimal digits."""
+
+    size: int
+    sha256: str
+
+
+def seal(file: BinaryIO) -> str:
+    """Write the checksum of a file's content behind it: one line, which readers of HDF5 pass over; return it."""
     file.seek(0)
     found = digest(file)
     file.seek(0, os.SEEK_END)
     line = memoryview(SEAL + found.encode() + b"\n")
     while line:  # an unbuffered file may take a part only, when the disk is nearly full
         line = line[file.write(line) or 0 :]
+    return found
 
 
-def write_sealed(path: Path, content: bytes | memoryview) -> None:
-    """Write bytes with their checksum behind them, atomically."""
+def write_sealed(path: Path, content: bytes | memoryview) -> str:
+    """Write bytes with their checksum behind them, atomically; return it."""
+    found = hashlib.sha256(content).hexdigest()
     with writing(path) as file:
         file.write(content)
-        file.write(SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+        file.write(SEAL + found.encode() + b"\n")
+    return found
 
 
-def check_seal(path: Path, what: str, mend: str | None = None) -> int:
+def check_seal(path: Path, what: str, mend: str | None = None) -> Sealed:
     """Compare a file with the checksum behind it.
 
     Returns:
-        Its size without the checksum.
+        Its size without the checksum, and that.
 
     Raises:
         MissingFileError: There is nothing.
@@ -353,11 +363,12 @@ def check_seal(path: Path, what: str, mend: str | None = None) -> int:
             if not line.startswith(SEAL):
                 reason = "it has no checksum: it was cut short, or not written by this version of dmle"
                 raise damaged(path, what, reason, mend)
-            if SEAL + digest(file, size).encode() + b"\n" != line:
+            found = digest(file, size)
+            if SEAL + found.encode() + b"\n" != line:
                 raise damaged(path, what, "its content does not fit its checksum", mend)
         except OSError as error:
             raise damaged(path, what, error.strerror or str(error), mend) from error
-    return size
+    return Sealed(size, found)
 
 
 def checksum(content: Mapping[str, Any]) -> str:

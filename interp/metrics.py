@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.errors import InputError
+
 CACHED = 2**18
 """Numbers that a core's cache holds."""
 
@@ -60,11 +62,11 @@ def first_difference(answer: Sequence[int], alternative: Sequence[int] | None) -
     1
     """
     if alternative is None:
-        raise ValueError("a counterfactual answer is needed to compare with; give the case an alternative")
+        raise InputError("a counterfactual answer is needed to compare with; give the case an alternative")
     for at, (one, other) in enumerate(zip(answer, alternative, strict=False)):
         if one != other:
             return at
-    raise ValueError(
+    raise InputError(
         f"answer {list(answer)} and counterfactual answer {list(alternative)} do not differ in a token that both "
         "have; choose another counterfactual prompt"
     )
@@ -120,7 +122,7 @@ def negative_kl(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -
         ValueError: The target holds no clean run.
     """
     if target.clean_log_probs is None:
-        raise ValueError("negative_kl compares with the clean run, and the target holds none")
+        raise InputError("negative_kl compares with the clean run, and the target holds none")
     log_probs = logits.float().log_softmax(-1)
     clean = target.clean_log_probs
     return -(clean.exp() * (clean - log_probs)).sum(-1).mean(-1)

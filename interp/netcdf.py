@@ -1,8 +1,9 @@
 """Labelled arrays on the disk: NetCDF4 files with a checksum behind them (`interp.files`).
 
 xarray, h5py and every other reader of HDF5 open them as they are: what stands behind the end of HDF5's own data is
-passed over. A file is opened here only if its checksum fits: of a damaged one the C library can make
-other numbers, an endless loop or a crash. Datasets from elsewhere are read by xarray, and saved by `save`.
+passed over. A file is opened here only if its checksum fits, and if it was written here or has passed
+`foreign_files.check`: of another one the C library can make other numbers, an endless loop or a crash. Datasets from
+elsewhere are read by xarray, and saved by `save`.
 
 HDF5 does not survive a failed write, and crashes the process. So files are made in memory, or by way of `Growing`,
 which never fails; errors of the disk are Python's.
@@ -18,6 +19,7 @@ from typing import Any
 
 import xarray as xr
 
+from interp import foreign_files
 from interp.files import check_seal, damaged, write_sealed
 
 
@@ -71,7 +73,7 @@ def save(dataset: xr.Dataset, path: Path) -> None:
     Raises:
         WriteError: The disk is full, the folder cannot be written, ….
     """
-    write_sealed(path, content_of(dataset))
+    foreign_files.remember(write_sealed(path, content_of(dataset)))
 
 
 def load(path: Path) -> xr.Dataset:
@@ -82,10 +84,8 @@ def load(path: Path) -> xr.Dataset:
         DamagedError: It does not hold what was written, or is larger than the memory of this machine.
     """
     with opened(path) as dataset:
-        if dataset.nbytes > (most := _memory()):
-            raise damaged(
-                path, _kind_of(path).what, f"it asks for {dataset.nbytes} bytes, more than the {most} there are"
-            )
+        if reason := foreign_files.too_large(dataset):
+            raise damaged(path, _kind_of(path).what, reason)
         try:
             return dataset.load()
         except Exception as error:  # as in `opened`
@@ -101,7 +101,7 @@ def opened(path: Path) -> Iterator[xr.Dataset]:
         DamagedError: It does not hold what was written.
     """
     kind = _kind_of(path)
-    check_seal(path, kind.what)
+    foreign_files.check(path, check_seal(path, kind.what).sha256, kind.what)
     try:
         dataset = xr.open_dataset(path, engine="h5netcdf")
     except Exception as error:  # whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then
@@ -229,11 +229,3 @@ def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
     for name in sorted(labels - NUMBERED):
         if dataset[name].dtype.kind not in "OUS":
             raise damaged(path, kind.what, f"the labels of {name} are {dataset[name].dtype}, texts are needed")
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory; no bound where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 1 << 62

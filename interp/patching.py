@@ -37,6 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.budget import chunked, default_budget
+from interp.errors import InputError
 from interp.finite import require_finite
 from interp.metrics import Metric, Target
 from interp.model import LanguageModel, NamedHook
@@ -83,25 +84,25 @@ class CorruptedPrompt:
     def __post_init__(self) -> None:
         n = len(self.prompt)
         if not self.answer:
-            raise ValueError("the answer has no token; there is nothing to score")
+            raise InputError("the answer has no token; there is nothing to score")
         if (self.noise is None) == (self.counterfactual is None):
-            raise ValueError("give noise or a counterfactual prompt: exactly one of them corrupts")
+            raise InputError("give noise or a counterfactual prompt: exactly one of them corrupts")
         if list(self.positions) != sorted({p for p in self.positions if 0 <= p < n}):
-            raise ValueError(f"positions {self.positions} are not ascending positions of a prompt of {n} tokens")
+            raise InputError(f"positions {self.positions} are not ascending positions of a prompt of {n} tokens")
         if self.noise is not None and self.noise.shape[1] != len(self.positions):
-            raise ValueError(
+            raise InputError(
                 f"noise has shape {tuple(self.noise.shape)}, expected (sample, {len(self.positions)}, d_model): "
                 "one vector per corrupted token"
             )
         if self.counterfactual is not None:
             if len(self.counterfactual) != n:
-                raise ValueError(
+                raise InputError(
                     f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt {n}; states of the "
                     "two can only be exchanged where tokens stand at equal positions: choose another"
                 )
             differing = [i for i in range(n) if self.prompt[i] != self.counterfactual[i]]
             if list(self.positions) != differing:
-                raise ValueError(f"positions {self.positions} are not where the prompts differ, which is {differing}")
+                raise InputError(f"positions {self.positions} are not where the prompts differ, which is {differing}")
 
     @property
     def continuation(self) -> tuple[int, ...]:
@@ -363,10 +364,10 @@ class Patcher:
         `unchecked` takes the fast route although nothing has shown yet that it holds: what the self-check does.
         """
         if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
-            raise ValueError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+            raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
         holds = unchecked or model.takes_fast_route(len(case.ids))
         if route == "fast" and not holds:
-            raise ValueError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
+            raise InputError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
         self._model, self._case, self._sites, self._metric = model, case, sites, metric
         self.direction = direction
         self._fast = holds and route != "generic"

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, model_validator
 
+from interp.errors import InputError
 from interp.files import atomic, write_text
 from interp.schema import (
     FORMS,
@@ -66,7 +67,7 @@ class _Strings(Frozen):
         lengths = {name: len(values) for name, values in self if values is not None}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
-            raise ValueError(f"lists of different lengths ({counts}); each prompt needs its own answer")
+            raise InputError(f"lists of different lengths ({counts}); each prompt needs its own answer")
         return self
 
 

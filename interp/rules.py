@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from interp.errors import InputError
 from interp.files import CHECKSUM, checksum, write_text
 from interp.ruleedit import Reading, read_ruleedit
 from interp.schema import (
@@ -199,7 +200,7 @@ def _parse_rule_file(content: bytes, name: str) -> list[Rule]:
     try:
         held = parse_json(content)
         if isinstance(held, dict) and CHECKSUM in held and held.pop(CHECKSUM) != checksum(held):
-            raise ValueError(f"it was changed; if on purpose, take its entry {CHECKSUM!r} out")
+            raise InputError(f"it was changed; if on purpose, take its entry {CHECKSUM!r} out")
         return list(RuleFile.model_validate(held).rules)
     except (ValueError, RecursionError) as error:
         raise RuleError(

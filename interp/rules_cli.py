@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from interp.errors import DmleError
 from interp.files import write_text
 from interp.printing import command, one_line, say, shown_by, visible
 from interp.rules import RuleError, RuleSet, counted, dump_rules, load_rules
@@ -154,7 +155,7 @@ def stats(
             "result. Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of "
             "the prompt's counterfactual twins has as many tokens.\n",
         )
-    except (ValueError, OSError) as error:
+    except (DmleError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:
         say("stopped; run the same command again to continue")

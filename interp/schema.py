@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from interp.errors import DmleError
+from interp.errors import DmleError, InputError
 from interp.names import same_on_some_disks
 from interp.scripts import TextError, checked
 from interp.spans import missing, subject_spans
@@ -28,7 +28,7 @@ Split = Literal["train", "validation", "test"]
 
 def _text(value: Any) -> Any:
     if isinstance(value, str) and not checked(value, "the text").strip():
-        raise ValueError(f"expected text that is not blank, got {value!r}")
+        raise InputError(f"expected text that is not blank, got {value!r}")
     return value
 
 
@@ -115,7 +115,7 @@ class RulePrompt(Frozen):
         try:
             subject_spans(self.prompt, self.subject)
         except TextError:
-            raise ValueError(
+            raise InputError(
                 f"the subject {self.subject!r} is not in the prompt {self.prompt!r}; "
                 "tracing and editing look it up there, so write it exactly as in the prompt"
             ) from None
@@ -161,7 +161,7 @@ class Rule(Frozen):
     def _words_in_prompts(self) -> "Rule":
         for form, prompt in self.forms.items():
             if lost := missing(prompt.prompt, [word.strip() for word in self.words or ()]):
-                raise ValueError(
+                raise InputError(
                     f"words: {lost[0]!r} is not in the {form} prompt {prompt.prompt!r}; write it as it stands "
                     "there, or leave `words` out (the words of the name are then looked up where they are)"
                 )
@@ -179,10 +179,10 @@ class RuleFile(Frozen):
         seen: set[str] = set()
         for rule in self.rules:
             if rule.id in seen:
-                raise ValueError(f"two rules have the id {rule.id!r}; ids must be unique")
+                raise InputError(f"two rules have the id {rule.id!r}; ids must be unique")
             seen.add(rule.id)
         if (pair := same_on_some_disks(rule.id for rule in self.rules)) is not None:
-            raise ValueError(
+            raise InputError(
                 f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some disks keep "
                 "one file for both; rename one"
             )
@@ -223,7 +223,7 @@ def parse_json(content: bytes) -> Any:
     """
     # Counted before anything is made of it: each value, and each fault of one, takes memory.
     if sum(content.count(sign) for sign in (b",", b"[", b"{")) > MAX_VALUES:
-        raise ValueError(f"it has more than {MAX_VALUES} values; split it into several files")
+        raise InputError(f"it has more than {MAX_VALUES} values; split it into several files")
     return json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)
 
 
@@ -232,7 +232,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in found:
             said = key if len(key) <= 60 else key[:57] + "..."
-            raise ValueError(f"the key {said!r} occurs twice in one object; keep one of the two")
+            raise InputError(f"the key {said!r} occurs twice in one object; keep one of the two")
         found[key] = value
     return found
 

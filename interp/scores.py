@@ -7,6 +7,8 @@ the modes of `LOWER_IS_BETTER`.
 
 import xarray as xr
 
+from interp.errors import InputError
+
 LOWER_IS_BETTER = ("kl",)
 """Modes in which the lower value wins."""
 WITHOUT_FLOOR = ("locality",)
@@ -23,11 +25,11 @@ def per_rule(scores: xr.Dataset, mode: str) -> xr.DataArray:
     """
     modes = scores["mode"].values.tolist()
     if mode not in modes:
-        raise ValueError(f"the scores have no mode {mode!r}; choose from {modes}")
+        raise InputError(f"the scores have no mode {mode!r}; choose from {modes}")
     rules = scores["score"].sel(mode=mode).mean("form", skipna=True)
     scored = rules.sel(phase="post").notnull().any(["rule", "metric"]).values
     if not scored.any():
-        raise ValueError(f"mode {mode!r} has no scores; choose another of {modes}")
+        raise InputError(f"mode {mode!r} has no scores; choose another of {modes}")
     return rules.isel(editor=scored).transpose("editor", "metric", "phase", "rule")
 
 

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from interp.attribution import attribute
+from interp.errors import InputError
 from interp.metrics import METRICS, Metric, several
 from interp.model import LanguageModel
 from interp.patching import CorruptedPrompt, Direction, Patcher, Route, Site, SweepResult, sweep
@@ -96,7 +97,7 @@ def score_sites(
             such a metric.
     """
     if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
-        raise ValueError(f"metrics {missing} compare with the answer to a counterfactual prompt, and there is none")
+        raise InputError(f"metrics {missing} compare with the answer to a counterfactual prompt, and there is none")
     contrasts = [at for at, name in enumerate(metrics) if METRICS[name].contrast]
     metric = several([METRICS[name].function for name in metrics])
     options = {"direction": direction, "route": route, "memory": memory, "batch_size": batch_size}
@@ -107,7 +108,7 @@ def score_sites(
 
     if method == "screen":
         if contrasts:
-            raise ValueError("log_prob_difference takes a second sweep, which method screen has not; use exact")
+            raise InputError("log_prob_difference takes a second sweep, which method screen has not; use exact")
         patcher = Patcher(model, case, sites, metric, **options)
         guess = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
         return screen(patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance)

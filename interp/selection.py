@@ -53,7 +53,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.config import SelectConfig
 from interp.display import selection_html, selection_markdown
-from interp.errors import DmleError
+from interp.errors import DmleError, InputError
 from interp.exports import Method, easyedit_yaml
 from interp.files import damaged, read_json, write_json
 from interp.profiles import LOOKUP, resample_counts
@@ -140,7 +140,7 @@ class LayerSelection(_Frozen):
         for group in self.groups:
             if form in group.forms:
                 return group
-        raise KeyError(f"form {form!r} is in no group; groups are {[g.name for g in self.groups]}")
+        raise InputError(f"form {form!r} is in no group; groups are {[g.name for g in self.groups]}")
 
     def to_dmle_config(self) -> list[dict[str, Any]]:
         """The published driver's config.json: `f_d` (formula and description), then `ins` (instance).
@@ -151,7 +151,7 @@ class LayerSelection(_Frozen):
         held = {form: group.layers for group in self.groups for form in group.forms}
         if set(held) != {"formula", "description", "instance"} or held["formula"] != held["description"]:
             got = {group.name: list(group.layers) for group in self.groups}
-            raise ValueError(
+            raise InputError(
                 "the published driver has one stage for formula and description and one for instance; the "
                 f"selection has {got}; select with --set 'select.groups=[[formula, description], [instance]]'"
             )
@@ -242,13 +242,13 @@ def select_layers(
     """
     config = config or SelectConfig()
     if (config.strategy == "combined") != (evidence is not None):
-        raise ValueError(
+        raise InputError(
             "the strategy combined, and no other, reads evidence of edits (evidence.nc of `dmle evidence`)"
         )
     if evidence is not None:
         _check_evidence(evidence, profile)
     if config.strategy == "sweep":
-        raise ValueError("the strategy sweep reads a sweep, not a profile: interp.sweep_selection.select_from_sweep")
+        raise InputError("the strategy sweep reads a sweep, not a profile: interp.sweep_selection.select_from_sweep")
     bounds = _candidates(profile, config)
     groups, found = config.groups, {}
     if config.strategy == "groups":

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from interp.config import ConfigError, ModelConfig, RulesConfig, Section, nearest, parse_section
+from interp.errors import InputError
 from interp.rules import Rule, RuleSet, Split, load_rules
 from interp.store import RunFolder, RunLock
 
@@ -64,7 +65,7 @@ class Context:
         rules = [rule for rule in self.rules.rules if rule.split is None or rule.split in splits]
         if not rules:
             have = sorted({str(rule.split) for rule in self.rules.rules})
-            raise ValueError(
+            raise InputError(
                 f"no rule left: {setting} is {', '.join(splits)}, but the run's rules are of split {', '.join(have)}"
             )
         return rules

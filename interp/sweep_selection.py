@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from interp.config import SelectConfig
+from interp.errors import InputError
 from interp.selection import CONFIDENCE, SCHEMA, LayerGroup, LayerSelection, objections
 from interp.strategies import chance, choose, window_of
 
@@ -28,7 +29,7 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
         ValueError: The dataset is no sweep, no window lies within the bounds, or no rule has all scores.
     """
     if swept.attrs.get("schema") != SWEEP_SCHEMA:
-        raise ValueError(
+        raise InputError(
             f"expected a sweep ({SWEEP_SCHEMA}), got {swept.attrs.get('schema')!r}; `dmle sweep` makes one"
         )
     n_layers = int(swept.attrs["n_layers"])
@@ -36,7 +37,7 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
     ends = swept["start"] + swept["width"] - 1
     within = swept.isel(window=((swept["start"] >= config.first) & (ends <= last)).values)
     if not within.sizes["window"]:
-        raise ValueError(
+        raise InputError(
             f"no window of the sweep lies within layers {config.first} to {last}; widen select.first and select.last"
         )
     return LayerSelection(
@@ -59,7 +60,7 @@ def _group(swept: xr.Dataset, name: str, config: SelectConfig) -> LayerGroup:
     scores = swept["score"].sel(group=name).transpose("rule", "window").values
     scores = scores[~np.isnan(scores).any(1)]
     if not len(scores):
-        raise ValueError(f"no rule of the sweep has a score of {name} at every window; run `dmle sweep` to its end")
+        raise InputError(f"no rule of the sweep has a score of {name} at every window; run `dmle sweep` to its end")
     pick = window_of(1)  # what is chosen from is windows, not layers
     choice = choose(scores, pick, draws=config.bootstrap, seed=config.seed)
     p_value = 1.0

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from interp.errors import InputError, NotTraceableError
 from interp.model import Encoding
 from interp.spans import Span, char_spans, subject_spans
 
@@ -26,7 +27,7 @@ def token_positions(encoding: Encoding, span: Span) -> range:
     """
     found = [i for i, offset in enumerate(encoding.offsets) if _overlaps(encoding.text, offset, span)]
     if not found:
-        raise ValueError(f"no token covers characters {span} of {encoding.text!r}")
+        raise InputError(f"no token covers characters {span} of {encoding.text!r}")
     return range(found[0], found[-1] + 1)
 
 
@@ -83,7 +84,8 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
     if lookup == "rule_word_last":
         spans = [span for word in rule_words for span in char_spans(text, word, ignore_case=True)]
         if not spans:
-            raise ValueError(f"none of the rule words {tuple(rule_words)} is in {text!r}; use lookup subject_last")
+            words = tuple(rule_words)
+            raise NotTraceableError(f"none of the rule words {words} is in {text!r}; use lookup subject_last")
         return max(spans)
     if lookup == "mention_last":
         words = [span for word in rule_words for span in char_spans(text, word, ignore_case=True)]
@@ -91,7 +93,7 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
     if lookup == "last":
         end = len(text.rstrip())
         return end - 1, end
-    raise ValueError(f"lookup is {lookup!r}; use subject_last, rule_word_last, mention_last or last")
+    raise InputError(f"lookup is {lookup!r}; use subject_last, rule_word_last, mention_last or last")
 
 
 def pad_right(

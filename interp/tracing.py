@@ -22,7 +22,7 @@ from interp import corpus, corruption, effects, screening
 from interp.answers import Answer, given_answer, own_answer
 from interp.config import Component, TraceConfig
 from interp.corruption import NoiseRule
-from interp.errors import DmleError, ModelError, StaleError, TooLongError
+from interp.errors import DmleError, ModelError, NotTraceableError, StaleError, TooLongError
 from interp.files import inside
 from interp.joining import SAID, join
 from interp.metrics import METRICS, first_difference
@@ -310,7 +310,7 @@ def trace_rules(
 
         try:
             item = trace_prompt(model, rule, form, config, noise=noise, advance=tell)
-        except ValueError as error:
+        except DmleError as error:
             skipped.append(Skipped(rule.id, form, str(error)))
         else:  # a full disk is no property of the prompt
             effects.save(item, trace_path(folder, rule.id, form))
@@ -391,7 +391,7 @@ def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceC
     prompt = rule.forms[form]
     truths = prompt.target_true
     if config.answer == "truth" and not truths:
-        raise ValueError(f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy")
+        raise NotTraceableError(f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy")
     if truths and config.answer != "greedy":
         source, n_tokens = prompt.target_true_source, config.answer_tokens
         return given_answer(model, encoding, truths[0], source, n_tokens, space=prompt.space)

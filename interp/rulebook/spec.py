@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from interp.agreement import agree
+from interp.errors import InputError
 from interp.expressions import ExpressionError, exact, names, parse, tree
 from interp.plain_yaml import YamlError, read_yaml_file
 from interp.schema import RuleError
@@ -46,14 +47,14 @@ class SymbolSpec(BaseModel):
     def _read(cls, text: Any) -> Any:
         """Read "3..9", "0.5..3 step 0.5 [s]", "2, 4, 8 [kg]" or "[N]"."""
         if isinstance(text, bool) or not isinstance(text, str | int | float):
-            raise ValueError(
+            raise InputError(
                 f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'"
             )
         if len(str(text)) > MAX_RANGE_LENGTH:
-            raise ValueError(f"{short(text)} has more than {MAX_RANGE_LENGTH} characters")
+            raise InputError(f"{short(text)} has more than {MAX_RANGE_LENGTH} characters")
         found = _SYMBOL.fullmatch(str(text).strip())
         if not found:
-            raise ValueError(f"{text!r} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'")
+            raise InputError(f"{text!r} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'")
         return {"values": _numbers(found["range"]), "unit": found["unit"] or ""}
 
     @field_validator("unit")
@@ -105,33 +106,33 @@ class RuleSpec(BaseModel):
     def _consistent(self) -> "RuleSpec":
         for text in (self.phrase, self.plain):
             if len(re.findall(rf"(?<!\w){re.escape(self.subject)}(?!\w)", text)) != 1:
-                raise ValueError(f"the subject {self.subject!r} must be in {text!r} once, as a word of its own")
+                raise InputError(f"the subject {self.subject!r} must be in {text!r} once, as a word of its own")
         parts = [(name, how, kind) for _, name, how, kind in Formatter().parse(self.phrase) if name is not None]
         used = [name for name, _, _ in parts]
         if odd := [f"{{{name}}}" for name, how, kind in parts if how or kind]:
-            raise ValueError(
+            raise InputError(
                 f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in braces"
             )
         if sorted(used) != sorted(self.symbols):
-            raise ValueError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
+            raise InputError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
         if not self.result_symbol or self.result_symbol in self.symbols:
-            raise ValueError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
+            raise InputError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
         if self.words == self.edited_words:
-            raise ValueError(f"words and edited_words are both {self.words!r}")
+            raise InputError(f"words and edited_words are both {self.words!r}")
         for name, symbol in self.symbols.items():
             if not symbol.values:
-                raise ValueError(f"symbol {name} has no values; give a range such as '2..9' or a list")
+                raise InputError(f"symbol {name} has no values; give a range such as '2..9' or a list")
         for field in ("expression", "edited"):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
-                raise ValueError(f"{field} has the unknown symbols {sorted(unknown)}; symbols are {list(self.symbols)}")
+                raise InputError(f"{field} has the unknown symbols {sorted(unknown)}; symbols are {list(self.symbols)}")
             parse(getattr(self, field), self.names)  # a division by zero, a number too large
         true = tree(self.expression, self.names)
         if agree(true, tree(self.edited, self.names)):
-            raise ValueError(f"edited {self.edited!r} says the same as the expression {self.expression!r}")
+            raise InputError(f"edited {self.edited!r} says the same as the expression {self.expression!r}")
         for text in self.also:
             if not agree(true, tree(text, self.names)):
-                raise ValueError(f"also: {text!r} differs from the expression {self.expression!r}")
+                raise InputError(f"also: {text!r} differs from the expression {self.expression!r}")
         if self.domain in DIMENSIONAL:
             units = {name: symbol.unit for name, symbol in self.symbols.items()}
             check_dimensions(tree(self.expression, self.names), units, self.unit)
@@ -186,7 +187,7 @@ def decimal(number: Fraction) -> str:
     """A fraction with a finite decimal form, as text: 2.5."""
     text = exact(parse(f"{number.numerator}/{number.denominator}"), places=6)
     if text is None:
-        raise ValueError(f"{number} has no short decimal form")
+        raise InputError(f"{number} has no short decimal form")
     return text
 
 
@@ -223,7 +224,7 @@ def _said(error: Any) -> str:
 
 def _decimal_fraction(text: str) -> Fraction:
     if not re.fullmatch(rf"[+-]?(?:{_DECIMAL}|\.\d{{1,6}}|\d{{1,12}}\.|\d{{1,12}}/\d{{1,12}})", text):
-        raise ValueError(f"{short(text)} is not a decimal number of at most 12 digits and 6 decimals")
+        raise InputError(f"{short(text)} is not a decimal number of at most 12 digits and 6 decimals")
     number = Fraction(text)
     decimal(number)
     return number
@@ -238,10 +239,10 @@ def _numbers(text: str) -> list[Fraction]:
         try:
             return [_decimal_fraction(part.strip()) for part in text.split(",")]
         except (ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"{text!r} is not a list of decimal numbers") from error
+            raise InputError(f"{text!r} is not a list of decimal numbers") from error
     low, high, step = Fraction(found["low"]), Fraction(found["high"]), Fraction(found["step"] or 1)
     if high < low or step <= 0:
-        raise ValueError(f"the range {text!r} is empty")
+        raise InputError(f"the range {text!r} is empty")
     if (count := int((high - low) / step) + 1) > MAX_CHOICES:
-        raise ValueError(f"the range {text!r} has {count} numbers; narrow it to {MAX_CHOICES}")
+        raise InputError(f"the range {text!r} has {count} numbers; narrow it to {MAX_CHOICES}")
     return [low + step * at for at in range(count)]

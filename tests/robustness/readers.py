@@ -179,6 +179,7 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
     return [
         *sealed,
         *(_hostile(reader) for reader in sealed if reader.name not in ("map.nc", "tuning.nc", "dense delta")),
+        *(_altered(reader) for reader in sealed if reader.name in ("effects.nc", "dmle profile: effects.nc")),
         _figures(states, root),
         *_sources(states, root),
         *_settings(states),
@@ -189,7 +190,6 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
 def _hostile(reader: FileReader) -> FileReader:
     """The same reader of files that somebody made on purpose: the checksum fits, so that other values are no fault."""
     of = {
-        # Not `resealed` bytes: HDF5 itself has endless loops, which only a checksum keeps from being met by chance.
         ".nc": (mutate.resealed_dataset,),
         ".json": (mutate.resealed_json,),
         ".safetensors": (mutate.resealed_safetensors,),
@@ -200,6 +200,17 @@ def _hostile(reader: FileReader) -> FileReader:
         damagers=of[Path(reader.file).suffix],
         strict=False,
         share=reader.share / 2,
+    )
+
+
+def _altered(reader: FileReader) -> FileReader:
+    """The same reader of a NetCDF file whose bytes somebody changed, with a correct checksum: HDF5 itself is tried."""
+    return dataclasses.replace(
+        reader,
+        name=f"{reader.name}, altered on purpose",
+        damagers=(mutate.resealed,),
+        strict=False,
+        share=reader.share * 2,
     )
 
 

@@ -20,6 +20,7 @@ from editing.config import CovarianceConfig
 from editing.covariance import Covariances, ledoit_wolf, measure, second_moments
 from editing.delta import EditDelta
 from editing.solvers import LowRank
+from interp.errors import InputError
 from interp.model import LanguageModel
 
 LINES = [
@@ -549,7 +550,7 @@ def test_null_space_decomposes_a_block_once(known: Covariances, monkeypatch: pyt
 
 def test_a_block_that_was_not_measured_is_named_with_those_that_were(known: Covariances) -> None:
     for ask in (known.moment, known.factor, lambda layer: known.null_space(layer, 0.02, False)):
-        with pytest.raises(KeyError, match=r"no covariance of block 2: there are those of 1, 4\. Measure it"):
+        with pytest.raises(InputError, match=r"no covariance of block 2: there are those of 1, 4\. Measure it"):
             ask(2)
 
 
@@ -608,7 +609,7 @@ def test_a_dataset_needs_its_package(
     tiny_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"'hf:org/name' needs the package datasets: pip install datasets"):
+    with pytest.raises(InputError, match=r"'hf:org/name' needs the package datasets: pip install datasets"):
         measure(tiny_llama, [0], config("hf:org/name"), tmp_path / "covariance")
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from interp import effects
 from interp.config import SelectConfig
-from interp.errors import DmleError
+from interp.errors import DmleError, InputError
 from interp.profiles import LOOKUP, resample_counts
 from interp.selection import (
     LayerGroup,
@@ -513,5 +513,5 @@ def test_a_file_that_is_no_selection_is_refused(content: str | None, tmp_path: P
 def test_a_form_without_a_group_is_named() -> None:
     group = LayerGroup(name="instance", forms=("instance",), layers=(1,))
     selection = parse_layers("1", 3).model_copy(update={"groups": (group,)})
-    with pytest.raises(KeyError, match=r"form 'formula' is in no group; groups are \['instance'\]"):
+    with pytest.raises(InputError, match=r"form 'formula' is in no group; groups are \['instance'\]"):
         selection.layers_of("formula")
