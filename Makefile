@@ -102,7 +102,7 @@ notebooks: setup ## Run the notebooks as tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/integration/test_notebooks.py
 
 rulebook: setup ## Build the embedded rules from their specifications, and check them
-	$(BIN)/dmle rules build --out interp/rulebook/rules.json
+	$(BIN)/dmle rules build --out interp/rules/rulebook/rules.json
 	$(BIN)/dmle rules check
 
 # RULEEDIT=path/to/RuleEdit.zip puts that benchmark beside ours.

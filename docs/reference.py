@@ -9,9 +9,9 @@ import textwrap
 
 from pydantic_core import PydanticUndefined
 
-from interp import cli
+from interp.app import commands as cli
+from interp.app.steps import COMMON, load_steps
 from interp.config import Section
-from interp.steps import COMMON, load_steps
 
 MARKER = "<!-- generated: {} -->"
 

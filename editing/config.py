@@ -8,10 +8,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
 from interp.errors import InputError
-from interp.names import NAME_RULE, name_fault, same_on_some_disks
-from interp.rules import RuleForm, Split
-from interp.section import explained, nested_section, short
-from interp.sizes import parse_size
+from interp.rules.sources import RuleForm, Split
+from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
+from interp.settings.section import explained, nested_section, short
+from interp.settings.sizes import parse_size
 
 EditorName = Literal["dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"]
 EDITORS: tuple[EditorName, ...] = (
@@ -38,7 +38,7 @@ class CovarianceConfig(Section):
 
     corpus: str = "embedded"
     """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules between its
-    paragraphs, see `editing.rule_text`), a text file with one paragraph per line, or a Hugging Face dataset:
+    paragraphs, see `editing.closed_form.rule_text`), a text file with one paragraph per line, or a Hugging Face dataset:
     "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be "organisation/name"; split "train", column "text")."""
     tokens: int = Field(default=100_000, ge=1, le=10**10)
     max_length: int = Field(default=256, ge=2, le=1_000_000)
@@ -128,7 +128,7 @@ class EditorSettings(TargetConfig):
     solver: SolverName = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"
-    """DMLE: what keeps a later stage from undoing an earlier one (see `editing.dmle`)."""
+    """DMLE: what keeps a later stage from undoing an earlier one (see `editing.editors.dmle`)."""
     ridge: float = Field(default=1.0, gt=0)
     """MEMIT: weight of the covariance in units of d_mlp (for keys k, the mean of k·C⁻¹k is d_mlp). MEMIT's 15000
     is 0.92 on GPT-J and 0.79 on Qwen2.5-7B."""
@@ -145,7 +145,7 @@ class EditorSettings(TargetConfig):
     one another in a round is mended in the next; a request that is served takes part with next to nothing."""
     answer: Literal["whole", "words"] = "whole"
     """Closed forms: an answer is one request, or each of its words is one, behind the prompt and the words before it
-    (see `editing.requests.words_of`; needs lookup last)."""
+    (see `editing.edits.requests.words_of`; needs lookup last)."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()
@@ -278,7 +278,7 @@ class EvaluateConfig(Section):
 
 
 class CompareConfig(Section):
-    """A comparison of arms (see `editing.comparison`)."""
+    """A comparison of arms (see `editing.studies.comparison`)."""
 
     neutral: ClassVar[frozenset[str]] = frozenset({"reference", "resamples", "confidence"})
 
@@ -302,7 +302,7 @@ class CompareConfig(Section):
 
 
 class SweepConfig(Section):
-    """Edits at every window of layers, one group of forms at a time (see `editing.sweep`)."""
+    """Edits at every window of layers, one group of forms at a time (see `editing.studies.sweep`)."""
 
     neutral: ClassVar[frozenset[str]] = frozenset({"splits", "limit", "resamples", "confidence"})
 

@@ -35,12 +35,12 @@ from matplotlib.figure import Figure
 
 from figures import edit_scores, effect_map, layer_profile, layer_selection, style, trade_off
 from figures.paper import example_rule
-from interp import display
-from interp.effects import TRACEABLE_STANDARD_ERRORS, choose_metric, select_map, total_effect
 from interp.errors import InputError
-from interp.profiles import LOOKUP
-from interp.scores import WITHOUT_FLOOR, per_rule
-from interp.selection import LayerSelection
+from interp.results import display
+from interp.results.effects import TRACEABLE_STANDARD_ERRORS, choose_metric, select_map, total_effect
+from interp.results.scores import WITHOUT_FLOOR, per_rule
+from interp.selection.profiles import LOOKUP
+from interp.selection.select import LayerSelection
 
 SCREEN_DPI = 150
 """Pixels per inch on a screen: type of 7 points is small at the usual 100."""
@@ -108,7 +108,7 @@ def kind_of(dataset: xr.Dataset) -> Kind:
         known = ", ".join(dict.fromkeys(each.partition(" ")[0] for each in KINDS))
         raise InputError(
             f"this dataset has the schema {schema!r}; effect maps, layer profiles and edit scores can be shown, with "
-            f"attrs['schema'] from {known}: load one with interp.effects.load, and keep its attributes "
+            f"attrs['schema'] from {known}: load one with interp.results.effects.load, and keep its attributes "
             "(xr.set_options(keep_attrs=True)) in what you compute"
         )
     return KINDS[name]

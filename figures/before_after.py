@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from figures import style
 from figures.edit_scores import MODE_NAMES, SHARES, metrics_with_data, narrow_name
 from interp.errors import InputError
-from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
+from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 
 MOST_NAMED = 60
 """Most rules whose names fit on a page."""

@@ -1,7 +1,7 @@
 """The figures step of `dmle`: every figure and table of a run folder, without a model."""
 
-from interp.cli import Common, execute
-from interp.steps import Context, Step
+from interp.app.commands import Common, execute
+from interp.app.steps import Context, Step
 
 
 def figures(*, common: Common | None = None) -> None:
@@ -20,7 +20,7 @@ def figures(*, common: Common | None = None) -> None:
 
 def _fresh(context: Context) -> None:
     from figures.paper import INPUTS, ONLY_ON_REQUEST
-    from interp import freshness
+    from interp.app import freshness
 
     read = [name for name in INPUTS if name in freshness.MAKERS and name not in ONLY_ON_REQUEST]
     freshness.check(context, *(name for name in read if (context.run.path / name).is_file()))
@@ -28,7 +28,7 @@ def _fresh(context: Context) -> None:
 
 def _figures(context: Context) -> str:
     from figures.paper import ONLY_ON_REQUEST, draw_all
-    from interp import freshness
+    from interp.app import freshness
 
     # What no step of the chain makes is not needed for the rest.
     stale = {name: said for name in ONLY_ON_REQUEST if (said := freshness.objection(context, name))}

@@ -22,9 +22,9 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from interp.errors import InputError
-from interp.profiles import bootstrap_mean
-from interp.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
-from interp.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
+from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
+from interp.results.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
+from interp.selection.profiles import bootstrap_mean
 
 METRIC_NAMES = {
     "reliability": "reliability\n(edited prompts)",

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from figures import style
-from interp.effects import COMPONENTS, indirect_effect, select_map, total_effect
 from interp.errors import InputError
+from interp.results.effects import COMPONENTS, indirect_effect, select_map, total_effect
 
 ROW_HEIGHT = 0.125
 """Height of a token's row, inches."""
@@ -51,7 +51,7 @@ def draw_effect_map(
     """Draw the effect map of one prompt and one component.
 
     Args:
-        effects: Map of one prompt (see `interp.effects.select_map`).
+        effects: Map of one prompt (see `interp.results.effects.select_map`).
         component: Which component's values were restored.
         limit: Largest absolute value of the colour scale; the map's own by default.
         colour_bar: Whether to draw the scale beside the map.
@@ -85,7 +85,7 @@ def effect_panel(effects: xr.Dataset, rule: str, components: Sequence[str] = COM
     """Draw all maps of one rule: forms as rows, components as columns, one colour scale.
 
     Args:
-        effects: Joined maps (see `interp.effects.concat`).
+        effects: Joined maps (see `interp.results.effects.concat`).
         rule: The rule to show.
         components: Which components, among those that were traced.
 

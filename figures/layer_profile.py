@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import style
-from interp.effects import COMPONENTS, ROLES
 from interp.errors import InputError
-from interp.profiles import LOOKUP
+from interp.results.effects import COMPONENTS, ROLES
+from interp.selection.profiles import LOOKUP
 
 
 def draw_layer_profile(

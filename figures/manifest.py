@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.errors import DmleError
-from interp.files import inside, read_json, write_json
+from interp.results.files import inside, read_json, write_json
 
 log = logging.getLogger(__name__)
 

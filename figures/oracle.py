@@ -22,7 +22,7 @@ from figures import style
 from figures.layer_profile import has_data
 from figures.layer_selection import runs
 from interp.errors import InputError
-from interp.profiles import LOOKUP, bootstrap_mean
+from interp.selection.profiles import LOOKUP, bootstrap_mean
 
 REGRET_COLUMNS = ("strategy", "group", "layers", "regret", "lower", "upper", "rank", "n_windows", "n_rules")
 RESAMPLES = 2000

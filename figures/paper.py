@@ -22,13 +22,13 @@ from matplotlib.figure import Figure, SubFigure
 
 from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
 from figures.manifest import Manifest, Record, digests, drawing_version, holds, output
-from interp import effects as effects_schema
 from interp.errors import InputError
-from interp.files import write_text
-from interp.profiles import LOOKUP
-from interp.records import load_records
-from interp.scores import modes_with_scores
-from interp.selection import LayerSelection
+from interp.results import effects as effects_schema
+from interp.results.files import write_text
+from interp.results.records import load_records
+from interp.results.scores import modes_with_scores
+from interp.selection.profiles import LOOKUP
+from interp.selection.select import LayerSelection
 
 log = logging.getLogger(__name__)
 

@@ -34,14 +34,14 @@ from figures.layer_profile import band_note, components_with_data, roles_with_da
 from figures.layer_selection import layer_names
 from figures.paper import ANSWER_COLUMNS, read_answers
 from figures.paper import INPUTS as PAPER_INPUTS
-from interp import effects as effects_schema
 from interp.errors import InputError
-from interp.files import write_text
-from interp.plain_yaml import load_yaml
-from interp.rules import load_rules
-from interp.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
-from interp.selection import LayerSelection, load_for_rules
-from interp.store import RunFolder
+from interp.results import effects as effects_schema
+from interp.results.files import write_text
+from interp.results.run_folder import RunFolder
+from interp.results.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
+from interp.rules.sources import load_rules
+from interp.selection.select import LayerSelection, load_for_rules
+from interp.settings.plain_yaml import load_yaml
 
 INPUTS = {
     name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.json")
@@ -206,7 +206,7 @@ def map_data(effects: xr.Dataset, budget: int) -> tuple[dict[str, Any], list[str
     """Effect maps, packed, of as many rules as fit.
 
     Args:
-        effects: Joined maps (see `interp.effects.concat`).
+        effects: Joined maps (see `interp.results.effects.concat`).
         budget: Bytes of JSON.
 
     Returns:

@@ -1,7 +1,7 @@
 """The report step of `dmle`: one HTML page of a run folder, without a model."""
 
-from interp.cli import Common, execute
-from interp.steps import Context, Step
+from interp.app.commands import Common, execute
+from interp.app.steps import Context, Step
 
 
 def report(*, common: Common | None = None) -> None:
@@ -16,7 +16,7 @@ def report(*, common: Common | None = None) -> None:
 
 def _fresh(context: Context) -> None:
     from figures.report import INPUTS
-    from interp import freshness
+    from interp.app import freshness
 
     read = [name for name in INPUTS if name in freshness.MAKERS]
     freshness.check(context, *(name for name in read if (context.run.path / name).is_file()))

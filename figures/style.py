@@ -23,7 +23,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
-from interp.files import writing
+from interp.results.files import writing
 
 SINGLE_COLUMN = 3.4
 """Width of a figure in one column, inches."""

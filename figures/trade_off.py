@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from figures import style
 from figures.edit_scores import METRIC_NAMES, MODE_NAMES
 from interp.errors import InputError
-from interp.scores import per_rule
+from interp.results.scores import per_rule
 
 GAINS = ("generality", "instance_portability", "rule_understanding_paraphrase")
 """Metrics on the vertical axis, all of prompts that were not edited."""

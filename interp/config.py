@@ -1,7 +1,7 @@
 """Settings of the `interp` steps, checked before any work starts.
 
 A configuration file is YAML with one mapping per section; every setting has a default. Sections of other
-packages are registered beside these by their steps (see `interp.steps`).
+packages are registered beside these by their steps (see `interp.app.steps`).
 """
 
 import re
@@ -11,11 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from interp.errors import InputError
-from interp.plain_yaml import YamlError, read_yaml_file
-from interp.rules import Split
-from interp.scripts import needed
-from interp.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
-from interp.sizes import parse_size
+from interp.rules.scripts import needed
+from interp.rules.sources import Split
+from interp.settings.plain_yaml import YamlError, read_yaml_file
+from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
+from interp.settings.sizes import parse_size
 
 __all__ = [
     "ConfigError", "ModelConfig", "ProfileConfig", "RulesConfig", "Section", "SelectConfig", "TraceConfig",
@@ -34,7 +34,7 @@ MetricName = Literal[
     "mean_log_prob", "sum_log_prob", "first_token_prob", "logit_difference", "log_prob_difference", "negative_kl"
 ]
 NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
-"""How noise rules are written (see `interp.corruption`)."""
+"""How noise rules are written (see `interp.tracing.corruption`)."""
 CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
 """Metrics that compare with the answer to a counterfactual prompt."""
 RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
@@ -116,7 +116,7 @@ class TraceConfig(Section):
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Rows run together, whatever the memory; changes memory and speed only."""
     route: Literal["auto", "fast", "generic"] = "auto"
-    """How sites are run (see `interp.patching`); the numbers are the same."""
+    """How sites are run (see `interp.tracing.patching`); the numbers are the same."""
 
     @field_validator("noise", mode="before")
     @classmethod
@@ -167,7 +167,7 @@ class ProfileConfig(Section):
 
 
 class SelectConfig(Section):
-    """Which layers to edit (see `interp.selection`)."""
+    """Which layers to edit (see `interp.selection.select`)."""
 
     strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"] = "changepoint"
     """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
@@ -215,7 +215,7 @@ class SelectConfig(Section):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping from a file, as `interp.plain_yaml` reads it.
+    """A YAML mapping from a file, as `interp.settings.plain_yaml` reads it.
 
     Raises:
         ConfigError: The file is missing, not YAML, or not a mapping.

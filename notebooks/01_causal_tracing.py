@@ -27,10 +27,10 @@ positions = ("subject_last", "rule_word", "last")
 # %%
 import figures.accessors  # results show themselves: dataset.dmle
 from interp.config import TraceConfig
-from interp.effects import total_effect
-from interp.model import load
-from interp.rules import load_rules
-from interp.tracing import trace_prompt
+from interp.models.loading import load
+from interp.results.effects import total_effect
+from interp.rules.sources import load_rules
+from interp.tracing.trace import trace_prompt
 
 model = load()
 rule = load_rules(ids=[rule_id]).rules[0]

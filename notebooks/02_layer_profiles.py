@@ -29,12 +29,12 @@ folder = "runs/notebooks"  # what was traced is kept here; notebooks 03 and 05 r
 from pathlib import Path
 
 import figures.accessors  # results show themselves: dataset.dmle
-from interp import effects
 from interp.config import TraceConfig
-from interp.model import load
-from interp.profiles import layer_profile
-from interp.rules import load_rules
-from interp.tracing import collect, trace_rules
+from interp.models.loading import load
+from interp.results import effects
+from interp.rules.sources import load_rules
+from interp.selection.profiles import layer_profile
+from interp.tracing.trace import collect, trace_rules
 
 run = Path(folder)
 model = load()

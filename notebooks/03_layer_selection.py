@@ -32,10 +32,10 @@ from pathlib import Path
 import pandas as pd
 
 import figures.accessors  # results show themselves: dataset.dmle
-from interp import effects
-from interp.cli import Common, execute
+from interp.app.commands import Common, execute
 from interp.config import SelectConfig
-from interp.selection import select_layers
+from interp.results import effects
+from interp.selection.select import select_layers
 
 # %% [markdown]
 # **Run.** `execute` is what the `dmle` command calls: this is `dmle trace` and `dmle profile`. Maps that notebook 02

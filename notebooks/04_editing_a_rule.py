@@ -33,14 +33,14 @@ from pathlib import Path
 import pandas as pd
 
 import figures.accessors  # results show themselves: dataset.dmle
+from editing.closed_form.contexts import sample_contexts
+from editing.closed_form.covariance import measure
 from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
-from editing.contexts import sample_contexts
-from editing.covariance import measure
-from editing.editors import Resources, edit, layers_of, remarks
-from editing.evaluation import evaluate
-from editing.requests import requests_of
-from interp.model import load
-from interp.rules import load_rules
+from editing.editors.registry import Resources, edit, layers_of, remarks
+from editing.edits.requests import requests_of
+from editing.evaluation.evaluate import evaluate
+from interp.models.loading import load
+from interp.rules.sources import load_rules
 
 pd.set_option("display.max_colwidth", None)
 model = load()

@@ -37,9 +37,9 @@ import figures.accessors  # results show themselves: dataset.dmle
 from figures.edit_scores import before_after_table, score_table
 from figures.paper import draw_all
 from figures.style import save
-from interp import effects
-from interp.cli import Common, execute
-from interp.selection import LayerSelection
+from interp.app.commands import Common, execute
+from interp.results import effects
+from interp.selection.select import LayerSelection
 
 pd.set_option("display.max_colwidth", None)
 small = {

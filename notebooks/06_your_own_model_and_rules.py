@@ -32,12 +32,12 @@ from time import process_time
 import pandas as pd
 
 import figures.accessors  # results show themselves: dataset.dmle
-from interp.checks import check_rules
 from interp.config import TraceConfig
-from interp.model import ModelError, find, load
-from interp.one_prompt import PromptRequest, report, trace_one
-from interp.rules import RuleError, load_rules
-from interp.tracing import engine, trace_prompt
+from interp.models.loading import ModelError, find, load
+from interp.rules.checks import check_rules
+from interp.rules.sources import RuleError, load_rules
+from interp.tracing.one_prompt import PromptRequest, report, trace_one
+from interp.tracing.trace import engine, trace_prompt
 
 folder = Path(mkdtemp())
 

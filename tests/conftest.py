@@ -14,8 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from interp.model import LanguageModel
-    from interp.rules import Rule
+    from interp.models.loading import LanguageModel
+    from interp.rules.sources import Rule
 
 N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, MAX_TOKENS = 3, 32, 48, 4, 2, 128
 ARCHITECTURES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
@@ -196,7 +196,7 @@ def make_model(
     make_hf: Callable[..., "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast"
 ) -> Callable[..., "LanguageModel"]:
     """`make_model(architecture, seed=0, check=True, **overrides)`: a new `LanguageModel` around a `make_hf` model."""
-    from interp.model import LanguageModel
+    from interp.models.loading import LanguageModel
 
     def make(architecture: str, *, seed: int = 0, check: bool = True, **overrides: Any) -> "LanguageModel":
         hf = make_hf(architecture, seed=seed, **overrides)
@@ -231,7 +231,7 @@ def model_folder(
 @pytest.fixture(scope="session")
 def rules() -> tuple["Rule", ...]:
     """Two rules whose prompts are short for the tiny tokenizer: one with all forms and probes, one without answers."""
-    from interp.rules import LocalityProbe, Probe, Rule, RulePrompt
+    from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt
 
     neighborhood = (LocalityProbe(prompt="The area of a circle is", answer="pi times"),)
     distracting = (LocalityProbe(prompt="What is the side of a cube? It is", answer="3"),)
@@ -311,13 +311,13 @@ def rule(rules: tuple["Rule", ...]) -> "Rule":
 @pytest.fixture(scope="session")
 def smol() -> "LanguageModel":
     """The embedded model with its trained weights, on the CPU. For tests marked `slow`."""
-    from interp.embedded import MODEL
+    from interp.models.embedded import MODEL
 
     try:
         metadata.version(MODEL.distribution)
     except metadata.PackageNotFoundError:
         pytest.skip(f"the embedded model is not installed: {MODEL.mend}")
-    from interp.model import load
+    from interp.models.loading import load
 
     return load(device="cpu")
 
@@ -325,7 +325,7 @@ def smol() -> "LanguageModel":
 @pytest.fixture
 def dmle(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Runs a command line here: exit code, and what it says on standard error."""
-    from interp import cli
+    from interp.app import commands as cli
 
     def run(*arguments: str | Path) -> tuple[int, str]:
         capfd.readouterr()

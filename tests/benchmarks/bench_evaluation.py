@@ -4,7 +4,7 @@ One rule (three requests, 57 items that are 32 different questions), SmolLM2-135
 
 (a) straight: a plain Hugging Face model; every item on its own, unpadded, all logits, before and after the edit.
     "each once" is the same, but for questions that several metrics ask: they are run once
-(b) ours: `editing.evaluation` with greedy answers off
+(b) ours: `editing.evaluation.evaluate` with greedy answers off
 (c) editors: four editors' edits with one pass over the unedited model, against that pass again for each
 (d) in context: IKE's view with its demonstrations run once for all prompts, against running them for each
 
@@ -24,14 +24,15 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from editing import finetune, in_context
 from editing.config import EditorSettings, EvaluateConfig, FineTuneConfig
-from editing.evaluation import evaluate, evaluate_edit, items_of, unedited
-from editing.requests import requests_of
-from editing.scoring import Question, teacher_forced
-from editing.view import Edit
-from interp.model import LanguageModel, load
-from interp.rules import Rule, load_rules
+from editing.editors import ft as finetune
+from editing.editors import in_context
+from editing.edits.protocol import Edit
+from editing.edits.requests import requests_of
+from editing.evaluation.evaluate import evaluate, evaluate_edit, items_of, unedited
+from editing.evaluation.scoring import Question, teacher_forced
+from interp.models.loading import LanguageModel, load
+from interp.rules.sources import Rule, load_rules
 
 RULE = "rectangle-perimeter"
 SETTINGS = EditorSettings(ft=FineTuneConfig(steps=5))

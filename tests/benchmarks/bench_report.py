@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 from figures.report import write_report
-from interp import effects
-from interp.profiles import layer_profile
+from interp.results import effects
+from interp.selection.profiles import layer_profile
 
 RULES, LAYERS, SAMPLES = 200, 30, 4
 FORMS = ("formula", "description", "instance")

@@ -4,7 +4,7 @@ SmolLM2-135M, about 4000 tokens of the embedded corpus in the batches of the def
 
 (a) forward: every batch through all blocks, logits of one position
 (b) one pass: moments of all 30 blocks
-(b) one pass, with report: (b) and the convergence report, as `editing.covariance.measure` has it
+(b) one pass, with report: (b) and the convergence report, as `editing.closed_form.covariance.measure` has it
 (c) a pass per block: as EasyEdit's layer_stats, up to the block, with our own products
 
 Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read ratios, not seconds.
@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from editing import covariance
+from editing.closed_form import covariance
 from editing.config import CovarianceConfig
-from interp.corpus import paragraphs
-from interp.model import LanguageModel, load
-from interp.tokens import pad_right
+from interp.models.corpus import paragraphs
+from interp.models.loading import LanguageModel, load
+from interp.models.tokens import pad_right
 
 TOKENS = 4000
 CONFIG = CovarianceConfig(tokens=TOKENS)

@@ -5,7 +5,7 @@ of a few thousand tokens:
 
 (a) straight: plain Hugging Face modules and torch hooks; one request at a time, its rows padded and run whole through
     all blocks, all logits at every step; keys and states from whole runs; every layer solved afresh in float64
-(b) ours: `editing.memit` and `editing.dmle`; MEMIT also with answers word by word
+(b) ours: `editing.editors.memit` and `editing.editors.dmle`; MEMIT also with answers word by word
 (c) further: solving the layers of one more rule with the factors of C at hand, against factorising afresh
 
 Times are CPU-seconds of one thread in a process of its own; read ratios. `z_error` and `update_error` are the largest
@@ -24,18 +24,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing import dmle, memit
+from editing.closed_form.contexts import preservation_row, rows, sample_contexts
+from editing.closed_form.covariance import Covariances, measure
+from editing.closed_form.keys import find_keys
+from editing.closed_form.solvers import ridge
+from editing.closed_form.targets import find_targets
 from editing.config import CovarianceConfig, EditorSettings
-from editing.contexts import preservation_row, rows, sample_contexts
-from editing.covariance import Covariances, measure
-from editing.keys import find_keys
-from editing.requests import EditRequest, requests_of, words_of
-from editing.solvers import ridge
-from editing.targets import find_targets
-from interp.model import LanguageModel, load
-from interp.rules import load_rules
-from interp.selection import parse_layers
-from interp.tokens import pad_right
+from editing.editors import dmle, memit
+from editing.edits.requests import EditRequest, requests_of, words_of
+from interp.models.loading import LanguageModel, load
+from interp.models.tokens import pad_right
+from interp.rules.sources import load_rules
+from interp.selection.select import parse_layers
 
 RULE = "rectangle-perimeter"
 BLOCK, STAGES = (4, 5, 6, 7, 8), "3,4,5/12,13,14"

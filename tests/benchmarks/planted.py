@@ -33,19 +33,19 @@ import xarray as xr
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from editing import memit
+from editing.closed_form.covariance import Covariances, measure
 from editing.config import CovarianceConfig, EditorSettings
-from editing.covariance import Covariances, measure
-from editing.delta import EditDelta
-from editing.requests import requests_of
-from interp import effects
+from editing.editors import memit
+from editing.edits.delta import EditDelta
+from editing.edits.requests import requests_of
 from interp.config import ProfileConfig, SelectConfig, TraceConfig
-from interp.model import LanguageModel, load
-from interp.profiles import layer_profile
-from interp.rules import Rule, RuleForm, RulePrompt
-from interp.selection import first_candidate, select_for_rules, select_layers
-from interp.tracing import trace_prompt
-from interp.windows import default_window
+from interp.models.loading import LanguageModel, load
+from interp.results import effects
+from interp.rules.sources import Rule, RuleForm, RulePrompt
+from interp.selection.profiles import layer_profile
+from interp.selection.select import first_candidate, select_for_rules, select_layers
+from interp.tracing.trace import trace_prompt
+from interp.tracing.windows import default_window
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")
 COMPONENTS = ("mlp", "mlp_single")

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from interp import effects
 from interp.config import ProfileConfig
+from interp.results import effects
 
 
 def compare(exact: xr.Dataset, screened: xr.Dataset, roles: Sequence[str]) -> dict[str, tuple[float, float, int]]:

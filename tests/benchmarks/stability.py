@@ -2,7 +2,7 @@
 
 python -m tests.benchmarks.stability [--profile runs/mine/profile.nc] [--trials 2000] [--out stability.json]
 
-Layers are chosen from one half of the rules, with their stability (`interp.strategies.choose`), and again from the
+Layers are chosen from one half of the rules, with their stability (`interp.selection.strategies.choose`), and again from the
 other half. By strategy and bin of stability: how often the other half gives the same window, or how large the overlap
 (Jaccard index) is where the strategy's stability is one. What is promised: of choices of 0.8 or more at least 80 %.
 
@@ -21,11 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from interp import effects
 from interp.config import SelectConfig
-from interp.profiles import LOOKUP
-from interp.selection import candidate_windows
-from interp.strategies import Agreement, Picker, agreement_of, block_shares, choose, mass_of, segment_of, window_of
+from interp.results import effects
+from interp.selection.profiles import LOOKUP
+from interp.selection.select import candidate_windows
+from interp.selection.strategies import (
+    Agreement,
+    Picker,
+    agreement_of,
+    block_shares,
+    choose,
+    mass_of,
+    segment_of,
+    window_of,
+)
 
 STRATEGIES: dict[str, tuple[Picker, Agreement]] = {
     "window": (window_of(3), "same"),

@@ -33,13 +33,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from interp import tracing
 from interp.config import TraceConfig
-from interp.metrics import mean_log_prob
-from interp.model import LanguageModel, load
-from interp.patching import Site, sweep, target
-from interp.screening import score_sites
-from interp.windows import default_window
+from interp.models.loading import LanguageModel, load
+from interp.tracing import trace as tracing
+from interp.tracing.metrics import mean_log_prob
+from interp.tracing.patching import Site, sweep, target
+from interp.tracing.screening import score_sites
+from interp.tracing.windows import default_window
 
 PROMPTS = (
     ("circle-area", "formula"),
@@ -56,7 +56,7 @@ class Bench:
     """One prompt's map, and ways to get it."""
 
     def __init__(self, which: int, dtype: str = "float32") -> None:
-        from interp.rules import load_rules
+        from interp.rules.sources import load_rules
 
         torch.set_num_threads(1)
         rule_id, form = PROMPTS[which]

@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing import alphaedit, dmle, memit, rome
+from editing.closed_form.covariance import Covariances, second_moments
+from editing.closed_form.keys import find_keys, find_states
+from editing.closed_form.solvers import factorise, null_space, ridge
+from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
-from editing.covariance import Covariances, second_moments
-from editing.evaluation import items_of
-from editing.keys import find_keys, find_states
-from editing.requests import EditRequest
-from editing.scoring import Question, greedy_answers, teacher_forced
-from editing.solvers import factorise, null_space, ridge
-from editing.targets import Targets, find_targets
-from interp.model import LanguageModel
-from interp.rules import FORMS, Rule, load_rules
-from interp.selection import parse_layers
+from editing.editors import alphaedit, dmle, memit, rome
+from editing.edits.requests import EditRequest
+from editing.evaluation.evaluate import items_of
+from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from interp.models.loading import LanguageModel
+from interp.rules.sources import FORMS, Rule, load_rules
+from interp.selection.select import parse_layers
 
 SHARED = Path(__file__).parents[3] / "shared"
 REFERENCE = SHARED / "reference"
@@ -100,7 +100,7 @@ def config(run: dict[str, Any]) -> EditConfig:
 def test_tokens_and_lookups_are_the_references(
     smol: LanguageModel, run: dict[str, Any], requests: list[EditRequest]
 ) -> None:
-    from editing.contexts import rows
+    from editing.closed_form.contexts import rows
 
     for request, saved in zip(requests, run["requests"], strict=True):
         (row,) = rows(smol, request, ("",), "subject_last")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from editing.config import EvaluateConfig
-from editing.delta import EditDelta
-from editing.evaluation import evaluate_edit, unedited
-from editing.reference_format import case_average, metrics_of, rule_average
-from interp.model import LanguageModel
-from interp.rules import Rule, load_rules
+from editing.edits.delta import EditDelta
+from editing.evaluation.evaluate import evaluate_edit, unedited
+from editing.evaluation.reference_format import case_average, metrics_of, rule_average
+from interp.models.loading import LanguageModel
+from interp.rules.sources import Rule, load_rules
 
 SHARED = Path(__file__).parents[3] / "shared"
 REFERENCE = SHARED / "reference"

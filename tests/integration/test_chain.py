@@ -13,19 +13,19 @@ import pytest
 import torch
 import yaml
 
-from editing import memit
-from editing.cli import edit, evaluate
+from editing.app.commands import edit, evaluate
+from editing.closed_form.covariance import Covariances
 from editing.config import EditConfig
-from editing.covariance import Covariances
-from editing.delta import EditDelta
-from editing.evaluation import COLUMNS, items_of
-from editing.requests import requests_of
-from interp import effects
-from interp.cli import Common, execute
-from interp.model import LanguageModel, load
-from interp.rules import Rule, dump_rules, load_rules
-from interp.selection import LayerSelection
-from interp.steps import CHAIN
+from editing.editors import memit
+from editing.edits.delta import EditDelta
+from editing.edits.requests import requests_of
+from editing.evaluation.evaluate import COLUMNS, items_of
+from interp.app.commands import Common, execute
+from interp.app.steps import CHAIN
+from interp.models.loading import LanguageModel, load
+from interp.results import effects
+from interp.rules.sources import Rule, dump_rules, load_rules
+from interp.selection.select import LayerSelection
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 
@@ -81,7 +81,7 @@ def inputs(make_model: Callable[..., LanguageModel], rule: Rule, tmp_path_factor
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run folder and standard error of `dmle run` as a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    command = [sys.executable, "-m", "interp.cli", "run", "--config", inputs / "config.yaml", "--run", folder]
+    command = [sys.executable, "-m", "interp.app.commands", "run", "--config", inputs / "config.yaml", "--run", folder]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -75,9 +75,9 @@ def inline_settings() -> list[tuple[str, str]]:
 
 def help_lines() -> list[tuple[str, list[str]]]:
     """Command and words of each example in the help texts."""
-    from interp import cli
-    from interp.rules_cli import build, check, export, stats
-    from interp.steps import load_steps
+    from interp.app import commands as cli
+    from interp.app.rules_commands import build, check, export, stats
+    from interp.app.steps import load_steps
 
     functions = [step.command for step in load_steps().values()] + [cli.run, cli.setup, build, check, export, stats]
     lines = []
@@ -108,8 +108,8 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
     The command's own function is called up to where the work would begin.
     """
-    from interp import cli
-    from interp.steps import load_steps, parse_settings
+    from interp.app import commands as cli
+    from interp.app.steps import load_steps, parse_settings
 
     reached: list[dict[str, Any]] = []
 
@@ -118,7 +118,7 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         reached.append(dict(parse_settings(load_steps(), raw)))
 
     command, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
-    if command is cli.setup or command.__module__ == "interp.rules_cli" or bound.arguments.get("prompt"):
+    if command is cli.setup or command.__module__ == "interp.app.rules_commands" or bound.arguments.get("prompt"):
         return None
     monkeypatch.setattr(sys.modules[command.__module__], "execute", execute)
     monkeypatch.setattr(cli, "_export", lambda *files: None)
@@ -141,8 +141,8 @@ def test_every_command_line_parses_with_valid_settings(
 
 @pytest.mark.parametrize(("page", "assignment"), inline_settings())
 def test_every_setting_in_the_text_is_valid(page: str, assignment: str) -> None:
-    from interp import cli
-    from interp.steps import load_steps, parse_settings
+    from interp.app import commands as cli
+    from interp.app.steps import load_steps, parse_settings
 
     parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=(assignment,)), {}))
 
@@ -150,9 +150,9 @@ def test_every_setting_in_the_text_is_valid(page: str, assignment: str) -> None:
 def test_a_wrong_line_would_be_found() -> None:
     from cyclopts import CycloptsError
 
-    from interp import cli
+    from interp.app import commands as cli
+    from interp.app.steps import load_steps, parse_settings
     from interp.config import ConfigError
-    from interp.steps import load_steps, parse_settings
 
     with pytest.raises(CycloptsError):
         cli._app().parse_args(["trace", "--sample", "4"], exit_on_error=False, print_error=False)
@@ -172,8 +172,8 @@ def test_rule_of_the_readme_is_built_and_checked_as_it_says(tmp_path: Path, dmle
 
 
 def test_settings_shown_as_yaml_are_valid() -> None:
-    from interp.plain_yaml import load_yaml
-    from interp.steps import load_steps, parse_settings
+    from interp.app.steps import load_steps, parse_settings
+    from interp.settings.plain_yaml import load_yaml
 
     shown = [text for page, text in blocks("yaml") if not text.startswith("domain:")]
     assert shown
@@ -192,7 +192,7 @@ def test_python_of_the_schemas_runs() -> None:
 
 
 def test_python_of_the_published_format_runs(rules: Any) -> None:
-    from editing.evaluation import COLUMNS, items_of
+    from editing.evaluation.evaluate import COLUMNS, items_of
 
     (text,) = [text for page, text in blocks("python") if page.name == "reference-format.md"]
     rows = {}
@@ -217,7 +217,7 @@ def test_every_python_block_has_a_test_that_runs_it() -> None:
 
 
 def test_references_name_every_setting_and_every_option() -> None:
-    from interp import cli
+    from interp.app import commands as cli
 
     made = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     text = made["configuration_reference"]()

@@ -5,13 +5,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from interp.effects import ROLES
-from interp.metrics import first_token_prob, mean_log_prob
-from interp.model import LanguageModel, find
-from interp.patching import CorruptedPrompt, Site, sweep, sweep_reference
-from interp.rules import load_rules
-from interp.tokens import subject_spans, token_roles
-from interp.windows import default_window, window
+from interp.models.loading import LanguageModel, find
+from interp.models.tokens import subject_spans, token_roles
+from interp.results.effects import ROLES
+from interp.rules.sources import load_rules
+from interp.tracing.metrics import first_token_prob, mean_log_prob
+from interp.tracing.patching import CorruptedPrompt, Site, sweep, sweep_reference
+from interp.tracing.windows import default_window, window
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_readme_python_block_edits_exports_and_reverts(tmp_path):
-    from editing.delta import EditDelta
-    from interp.model import load
+    from editing.edits.delta import EditDelta
+    from interp.models.loading import load
 
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     names: dict = {"folder": tmp_path}

@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from interp import corruption, embedded
 from interp.config import TraceConfig
-from interp.metrics import first_token_prob, mean_log_prob, several
-from interp.patching import CorruptedPrompt, sweep, sweep_reference
-from interp.rules import Twin, load_rules
-from interp.tracing import prepare, site
+from interp.models import embedded
+from interp.rules.sources import Twin, load_rules
+from interp.tracing import corruption
+from interp.tracing.metrics import first_token_prob, mean_log_prob, several
+from interp.tracing.patching import CorruptedPrompt, sweep, sweep_reference
+from interp.tracing.trace import prepare, site
 
 if TYPE_CHECKING:
-    from interp.model import LanguageModel
+    from interp.models.loading import LanguageModel
 
 pytestmark = pytest.mark.slow
 COMPONENTS = ("resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen")
@@ -28,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> "LanguageModel":
         metadata.version(embedded.GEMMA[0].distribution)
     except metadata.PackageNotFoundError:
         pytest.skip("Gemma-3 is not installed: pip install '.[gemma]'")
-    from interp.model import load
+    from interp.models.loading import load
 
     return load(request.param, device="cpu")
 

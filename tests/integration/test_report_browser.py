@@ -12,11 +12,11 @@ import pytest
 import xarray as xr
 
 from figures.report import write_report
-from interp import effects
-from interp.profiles import layer_profile
-from interp.records import save_records
-from interp.rules import Rule, dump_rules
-from interp.selection import LayerSelection
+from interp.results import effects
+from interp.results.records import save_records
+from interp.rules.sources import Rule, dump_rules
+from interp.selection.profiles import layer_profile
+from interp.selection.select import LayerSelection
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from editing.contexts import preservation_row
-from editing.evaluation import items_of
-from editing.requests import requests_of, words_of
-from interp import effects
-from interp.model import LanguageModel
-from interp.rules import Rule, load_rules
+from editing.closed_form.contexts import preservation_row
+from editing.edits.requests import requests_of, words_of
+from editing.evaluation.evaluate import items_of
+from interp.models.loading import LanguageModel
+from interp.results import effects
+from interp.rules.sources import Rule, load_rules
 
 RULES = Path(__file__).parents[1] / "data" / "cjk_rules.json"
 FAST = [

@@ -123,7 +123,7 @@ def content(name: str, path: Path) -> Any:
     if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv"):
         return pd.read_csv(path).drop(columns="cpu_seconds").to_csv()
     if path.suffix == ".json" and name.startswith(("run/cells/", "run/sweep/")):
-        from editing.comparison import read_cell
+        from editing.studies.comparison import read_cell
 
         cell = read_cell(path)
         return "unreadable" if cell is None else replace(cell, seconds=0.0)

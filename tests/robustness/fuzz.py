@@ -55,7 +55,7 @@ def make_cases(states: States, root: Path) -> dict[str, tuple[Cases, float]]:
         states: Makes the files.
         root: A folder to work in.
     """
-    from interp.model import load
+    from interp.models.loading import load
 
     files = file_readers(states, root / "samples")
     contents = [reader.content() for reader in files if not reader.name.startswith("model")]

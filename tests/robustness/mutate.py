@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from interp import files, foreign_files, netcdf
+from interp.results import files, foreign_files, netcdf
 
 BLOCK = 512
 """What disks lose or zero together."""

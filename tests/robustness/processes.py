@@ -127,7 +127,7 @@ def _child(work: Path, arguments: Sequence[str], at: int, how: How, gate: int | 
         os.read(gate, 1)
     counter = Counter(work, at, how)
     counter.install()
-    from interp import cli
+    from interp.app import commands as cli
 
     try:
         cli.main(list(arguments))
@@ -203,8 +203,9 @@ def prepare(folder: Path) -> None:
 
     torch.set_num_threads(1)
     tqdm.tqdm.monitor_interval = 0  # a thread
-    from interp import model, steps
-    from interp.provenance import versions
+    from interp.app import steps
+    from interp.models import loading as model
+    from interp.results.provenance import versions
     from tests.robustness import tiny
 
     steps.load_steps()
@@ -230,10 +231,19 @@ def _import_late() -> None:
 
     import matplotlib.pyplot as plt
 
-    from editing import comparison, covariance, delta, editors, evaluation, evidence, paired, side_effects, sweep
+    from editing.closed_form import covariance
+    from editing.editors import registry as editors
+    from editing.edits import delta
+    from editing.evaluation import evaluate as evaluation
+    from editing.evaluation import side_effects
+    from editing.studies import comparison, evidence, paired, sweep
     from figures import paper, report
-    from interp import baselines, effects, form_order, knowledge, one_prompt, profiles, selection, tracing
-    from interp.rulebook import build
+    from interp.results import effects
+    from interp.rules.rulebook import build
+    from interp.selection import baselines, form_order, profiles
+    from interp.selection import select as selection
+    from interp.tracing import knowledge, one_prompt
+    from interp.tracing import trace as tracing
 
     assert all((comparison, covariance, delta, editors, evaluation, evidence, paired, side_effects, sweep))
     assert all((paper, report, baselines, effects, form_order, knowledge, one_prompt, profiles, selection, tracing))

@@ -21,8 +21,8 @@ import torch
 import xarray as xr
 from pydantic import BaseModel
 
-from interp import files
 from interp.errors import DmleError
+from interp.results import files
 from tests.robustness import mutate, processes, tiny
 from tests.robustness.commands import RUN, States
 from tests.robustness.mutate import Damage
@@ -215,7 +215,7 @@ def _altered(reader: FileReader) -> FileReader:
 
 
 def _netcdf(states: States) -> list[FileReader]:
-    from interp import effects
+    from interp.results import effects
 
     made = {
         "map": ("trace --prompt", "map.nc"),
@@ -238,7 +238,7 @@ def _netcdf(states: States) -> list[FileReader]:
 
 
 def _edits(states: States) -> list[FileReader]:
-    from editing.delta import load_edit
+    from editing.edits.delta import load_edit
 
     deltas = states.after("edit") / RUN / "deltas"
     found = {"delta": "dmle", "dense delta": "ft", "codebook": "grace", "context": "ice"}
@@ -254,9 +254,9 @@ def _edits(states: States) -> list[FileReader]:
 
 
 def _statistics(states: States, root: Path) -> list[FileReader]:
-    from editing import covariance
+    from editing.closed_form import covariance
     from editing.config import CovarianceConfig
-    from interp.model import load
+    from interp.models.loading import load
 
     model = load(str(states.inputs / "model"))
     config = CovarianceConfig(**{**tiny.SETTINGS["covariance"], "corpus": str(states.inputs / "corpus.txt")})
@@ -278,7 +278,7 @@ def _statistics(states: States, root: Path) -> list[FileReader]:
 
 def _interrupt(model: Any, config: Any, folder: Path) -> None:
     """Leave the running sums of a measurement that was stopped."""
-    from editing import covariance
+    from editing.closed_form import covariance
 
     least, share = covariance.CHECKPOINT_SECONDS, covariance.CHECKPOINT_SHARE
     covariance.CHECKPOINT_SECONDS, covariance.CHECKPOINT_SHARE = 0.0, 0
@@ -297,10 +297,10 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 
 
 def _json(states: States) -> list[FileReader]:
-    from editing.comparison import read_cell
+    from editing.studies.comparison import read_cell
     from figures.paper import read_answers
-    from interp.knowledge import read_rows
-    from interp.selection import LayerSelection, load_for_rules
+    from interp.selection.select import LayerSelection, load_for_rules
+    from interp.tracing.knowledge import read_rows
 
     cell = next((states.after("sweep") / RUN / "sweep").glob("*/*.json"))
     selected = states.after("select") / RUN
@@ -334,10 +334,10 @@ def _json(states: States) -> list[FileReader]:
 
 
 def _sources(states: States, root: Path) -> list[FileReader]:
-    from interp.checks import check_rules
-    from interp.corpus import paragraphs
-    from interp.rulebook.build import build_files
-    from interp.rules import load_rules
+    from interp.models.corpus import paragraphs
+    from interp.rules.checks import check_rules
+    from interp.rules.rulebook.build import build_files
+    from interp.rules.sources import load_rules
 
     rules, spec = states.inputs / "rules.json", states.inputs / "spec.yaml"
     exported = states.after("rules export") / RUN / "exported"
@@ -372,9 +372,9 @@ def _sources(states: States, root: Path) -> list[FileReader]:
 
 
 def _settings(states: States) -> list[FileReader]:
-    from interp.cli import Common, _raw_settings
-    from interp.steps import load_steps, parse_settings
-    from interp.store import RunFolder
+    from interp.app.commands import Common, _raw_settings
+    from interp.app.steps import load_steps, parse_settings
+    from interp.results.run_folder import RunFolder
 
     steps, config = load_steps(), states.inputs / "config.yaml"
     kept = states.after("profile") / RUN / "run.yaml"
@@ -455,7 +455,7 @@ def _command(arguments: Sequence[str], root: Path, result: str) -> bytes:
         Refused: It said what is wrong, and ended with 2.
         Crashed: It ended in another way.
     """
-    from interp import cli
+    from interp.app import commands as cli
 
     os.chdir(root)
     try:
@@ -470,7 +470,7 @@ def _command(arguments: Sequence[str], root: Path, result: str) -> bytes:
 
 
 def _models(states: States) -> list[FileReader]:
-    from interp.model import load
+    from interp.models.loading import load
 
     folder = states.inputs / "model"
     damagers: dict[str, tuple[Damager, ...]] = {

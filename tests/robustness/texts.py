@@ -140,7 +140,7 @@ def text_readers(model: Any) -> list[TextReader]:
 
 
 def _expression(text: str) -> None:
-    from interp.expressions import exact, names, parse, render, to_sympy, tree
+    from interp.rules.expressions import exact, names, parse, render, to_sympy, tree
 
     node = tree(text)
     names(node)
@@ -151,14 +151,14 @@ def _expression(text: str) -> None:
 
 
 def _unit(text: str) -> None:
-    from interp.units import measure, spoken
+    from interp.rules.units import measure, spoken
 
     measure(text)
     spoken(text)
 
 
 def _answers(given: tuple[str, str]) -> None:
-    from editing.equivalence import equivalent, first_sentences, sentence_count
+    from editing.evaluation.equivalence import equivalent, first_sentences, sentence_count
 
     answer, target = given
     if equivalent(answer, target) not in (True, False, None):
@@ -168,14 +168,14 @@ def _answers(given: tuple[str, str]) -> None:
 
 
 def _size(text: str) -> None:
-    from interp.sizes import parse_size
+    from interp.settings.sizes import parse_size
 
     if parse_size(text) <= 0:
         raise Wrong("a size that is not positive")
 
 
 def _layers(text: str) -> None:
-    from interp.selection import parse_layers
+    from interp.selection.select import parse_layers
 
     for group in parse_layers(text, 12).groups:
         if not group.layers or not all(0 <= layer < 12 for layer in group.layers):
@@ -183,21 +183,21 @@ def _layers(text: str) -> None:
 
 
 def _set(text: str) -> None:
-    from interp.cli import Common, _raw_settings
-    from interp.steps import parse_settings
+    from interp.app.commands import Common, _raw_settings
+    from interp.app.steps import parse_settings
 
     parse_settings(_steps(), _raw_settings({}, Common(set=(text,)), {}))
 
 
 def _tree(tree: dict[str, Any]) -> None:
-    from interp.cli import Common, _raw_settings
-    from interp.steps import parse_settings
+    from interp.app.commands import Common, _raw_settings
+    from interp.app.steps import parse_settings
 
     parse_settings(_steps(), _raw_settings(tree, Common(), {}))
 
 
 def _mentions(given: tuple[str, str, str]) -> None:
-    from interp.spans import char_spans, subject_spans
+    from interp.rules.spans import char_spans, subject_spans
 
     prompt, subject, word = given
     for start, end in (
@@ -210,7 +210,7 @@ def _mentions(given: tuple[str, str, str]) -> None:
 
 def _own_prompt(given: tuple[str, str, str]) -> None:
     from interp.config import TraceConfig
-    from interp.one_prompt import PromptRequest
+    from interp.tracing.one_prompt import PromptRequest
 
     prompt, subject, word = given
     request = PromptRequest(prompt, subject, words=(word,) if word else (), out=Path("map.nc"))
@@ -228,7 +228,7 @@ def _joins(model: Any, prompt: str, answer: str) -> None:
 
 @cache
 def _steps() -> Any:
-    from interp.steps import load_steps
+    from interp.app.steps import load_steps
 
     return load_steps()
 

@@ -9,7 +9,7 @@ import yaml
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from interp.rules import LocalityProbe, Probe, Rule, RulePrompt, dump_rules
+from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, dump_rules
 
 TEXT = (
     "The area of a square is the side times the side. The perimeter of a square is four times the side: 12. "

@@ -1,7 +1,7 @@
 """Slow references of the editing tests: plain Hugging Face modules and torch hooks, one prompt at a time, unpadded.
 
 Nothing of `editing` is used but the request's fields; positions come from the tokenizer's own
-`char_to_token`, never from `interp.tokens`.
+`char_to_token`, never from `interp.models.tokens`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.requests import EditRequest
+from editing.edits.requests import EditRequest
 
 SUBJECT = "subject_last"
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interp.freshness import RECORD, VERSIONS, Made, settings_of
-from interp.netcdf import KINDS, NUMBERED, UNLABELLED
-from interp.steps import load_steps, parse_settings
+from interp.app.freshness import RECORD, VERSIONS, Made, settings_of
+from interp.app.steps import load_steps, parse_settings
+from interp.results.netcdf import KINDS, NUMBERED, UNLABELLED
 
 
 def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **more: Any) -> Made:

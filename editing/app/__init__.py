@@ -1,0 +1,1 @@
+"""The commands of `dmle` that edit: they parse, call and print."""

@@ -1,0 +1,1 @@
+"""The mathematics of closed-form edits: keys, targets, statistics, solvers, spreading over blocks."""

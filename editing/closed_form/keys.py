@@ -1,0 +1,121 @@
+"""Keys k: what the down-projection of a block reads at the lookup token. One implementation for all editors.
+
+Attention is causal, so rows end at the lookup token: what comes behind it has no part in a key.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from editing.closed_form.contexts import Row, rows
+from editing.edits.requests import EditRequest
+from interp.models.budget import chunked, default_budget
+from interp.models.finite import require_finite
+from interp.models.loading import LanguageModel
+from interp.models.prefixes import longest
+from interp.models.tokens import pad_right
+
+REMEDY = "use shorter prompts or contexts (edit.context_tokens), another device, or model.dtype=bfloat16"
+Average = Literal["halves", "mean"]
+
+
+def find_keys(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layer: int,
+    contexts: Sequence[str],
+    lookup: str,
+    average: Average = "halves",
+    memory: int | None = None,
+) -> Float[Tensor, "request d_mlp"]:
+    """The key of each request at a block, averaged over contexts.
+
+    `halves`: the bare prompt counts one half, the sampled contexts share the other half (MEMIT compute_ks, mean
+    within each group of templates, then mean of groups). `mean`: all count alike (ROME). For `memory` and errors see
+    `values_at_lookup`.
+    """
+    seen = values_at_lookup(model, requests, model.key_hook(layer), contexts, lookup, memory)
+    bare, sampled = seen[:, 0], seen[:, 1:]
+    if not sampled.shape[1] or average == "mean":
+        return seen.mean(1)
+    return (bare + sampled.mean(1)) / 2
+
+
+def find_states(
+    model: LanguageModel, requests: Sequence[EditRequest], hook: str, lookup: str, memory: int | None = None
+) -> Float[Tensor, "request d_model"]:
+    """The value at a hook (the output of a block or of its MLP) at the lookup token of each bare prompt."""
+    return values_at_lookup(model, requests, hook, ("",), lookup, memory)[:, 0]
+
+
+def values_at_lookup(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    hook: str,
+    contexts: Sequence[str],
+    lookup: str,
+    memory: int | None = None,
+) -> Float[Tensor, "request context d"]:
+    """Values at a hook at the lookup token, in float32.
+
+    A text with which another begins is read where that one is run: the words of an answer cost one run.
+
+    Args:
+        model: The model.
+        requests: The requests.
+        hook: Name of the hook.
+        contexts: Texts before the prompts.
+        lookup: See `interp.models.tokens.lookup_span`.
+        memory: Bytes that a batch may take (estimated; `edit.memory`). Default: see `interp.models.budget`. Changes memory
+            and speed only.
+
+    Raises:
+        NotFiniteError: A value is NaN or infinite.
+        MemoryLimitError: Not even one text fits in memory.
+    """
+    all_rows: list[Row] = [row for request in requests for row in rows(model, request, contexts, lookup)]
+    texts, within = longest([row.ids[: row.lookup + 1] for row in all_rows])
+    places: list[list[int]] = [[] for _ in texts]
+    for text, row in zip(within, all_rows, strict=True):
+        places[text].append(row.lookup)
+    found = [iter(values) for values in _values(model, texts, places, hook, memory)]
+    return torch.stack([next(found[text]) for text in within]).view(len(requests), len(contexts), -1)
+
+
+def keys_of_prompts(
+    model: LanguageModel, requests: Sequence[EditRequest], layer: int, memory: int | None = None
+) -> Float[Tensor, "token d_mlp"]:
+    """Keys of every token of the requests' bare prompts and new answers: all that their outputs depend on."""
+    texts = [
+        (*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new, r.prompt, r.space)) for r in requests
+    ]
+    return torch.cat(_values(model, texts, [range(len(text)) for text in texts], model.key_hook(layer), memory))
+
+
+def _values(
+    model: LanguageModel,
+    texts: Sequence[tuple[int, ...]],
+    places: Sequence[Sequence[int]],
+    hook: str,
+    memory: int | None,
+) -> list[Float[Tensor, "place d"]]:
+    """Values at a hook at some places of each text, in batches that fit in the memory."""
+    out: list[Tensor] = [torch.empty(0)] * len(texts)
+
+    def work(some: list[int]) -> None:
+        ids, mask = pad_right([texts[i] for i in some], model.device)
+        seen = model.capture(ids, [hook], mask=mask)[hook]
+        for row, i in enumerate(some):
+            # A copy, so that what else was seen in the run is free.
+            out[i] = seen[row, list(places[i])].float()
+            require_finite(out[i], hook, model)
+
+    for group in model.lengths.groups([len(text) for text in texts]):
+        width = max(len(texts[i]) for i in group)
+        size = (memory or default_budget(model.device)) // model.row_bytes(width, width, 1)
+        # The longest first, so that memory that does not suffice shows at the start.
+        chunked(sorted(group, key=lambda i: -len(texts[i])), max(1, size), work, REMEDY)
+    return out

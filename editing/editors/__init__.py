@@ -1,0 +1,1 @@
+"""The editors, one file each, and the registry that knows them by name."""

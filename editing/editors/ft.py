@@ -1,0 +1,103 @@
+"""FT: constrained fine-tuning of down-projections on the new answers.
+
+Adam on the mean over requests of −(1/n) Σ log p(target token), over the down-projections of some blocks. With a norm
+constraint no single weight moves by more than it (FT-L); without, the update is free. The weights themselves are
+never written: the change ΔW is a tensor of its own that hooks add to the MLP's raw output as ``key @ ΔWᵀ``, which is
+what the model with W + ΔW computes.
+
+Source: Zhu et al. 2020; EasyEdit's FT with `target_new`, from which this differs in two points: all requests make one
+batch (there one request at a time, several steps an epoch), and ΔW is float32 also in models of half precision (there
+every step is rounded to the weights' type; see `EditDelta.cast_loss` for what rounding takes from the result).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.config import EditorSettings
+from editing.edits.delta import EditDelta
+from editing.edits.protocol import EditError
+from editing.edits.requests import EditRequest
+from editing.evaluation.scoring import ask, question_of
+from interp.models.budget import one_batch
+from interp.models.finite import cause
+from interp.models.loading import LanguageModel, NamedHook
+
+
+@one_batch("all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16")
+def edit(
+    model: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int], settings: EditorSettings
+) -> EditDelta:
+    """Fine-tune the down-projections of some blocks; the model is as before on return, and on error.
+
+    Args:
+        model: The model, edited or not: the update is for it as it is now.
+        requests: What to change.
+        layers: Blocks.
+        settings: Steps, learning rate, constraint and stopping loss under `ft`.
+
+    Returns:
+        A delta with one whole matrix per block, float32 (float64 for a float64 model).
+
+    Raises:
+        EditError: There is no request or no layer, or the loss became NaN or infinite.
+    """
+    config = settings.ft
+    if not requests or not layers:
+        raise EditError(f"fine-tuning needs requests and layers, got {len(requests)} and {len(layers)}")
+    asked = ask(model, [question_of(request) for request in requests])
+    downs = [model.linear(model.down_projection(layer).name) for layer in layers]
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]
+    changes = [torch.zeros_like(weight).requires_grad_() for weight in weights]
+    hooks = [hook for layer, change in zip(layers, changes, strict=True) for hook in _added(model, layer, change)]
+    # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by hand.
+    optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
+    losses: list[float] = []
+    for step in range(config.steps):
+        with torch.enable_grad():
+            logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
+            loss = asked.nll(logits).mean()
+        if not loss.isfinite():
+            why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
+            raise EditError(f"fine-tuning diverged at step {step}: {why}")
+        losses.append(loss.item())
+        if losses[-1] < config.stop_loss:
+            break
+        optimiser.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for weight, change in zip(weights, changes, strict=True):
+                assert change.grad is not None
+                change.grad.add_(weight + change, alpha=config.weight_decay)
+            optimiser.step()
+            if config.norm_constraint is not None:
+                for change in changes:
+                    change.clamp_(-config.norm_constraint, config.norm_constraint)
+    about = {
+        "editor": "ft",
+        "layers": list(layers),
+        "requests": [dataclasses.asdict(request) for request in requests],
+        "settings": settings.model_dump(mode="json"),
+        "losses": losses,
+    }
+    names = [down.name for down in downs]
+    updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
+    return EditDelta(updates, dict(zip(names, layers, strict=True)), model.weight_hash, about)
+
+
+def _added(model: LanguageModel, layer: int, change: Tensor) -> list[NamedHook]:
+    """Hooks that make a block compute with W + ΔW."""
+    keys: list[Tensor] = []
+
+    def read(value: Tensor, hook: Any) -> None:
+        keys[:] = [value]
+
+    def write(value: Tensor, hook: Any) -> Tensor:
+        return value + (keys.pop().to(change.dtype) @ change.T).to(value.dtype)
+
+    # The raw output: a norm after the MLP (Gemma 3) acts on the sum, as it would with the weights changed.
+    return [(model.key_hook(layer), read), (model.value_hook(layer), write)]

@@ -1,0 +1,1 @@
+"""How well an edit did: the metrics, free answers, side effects."""

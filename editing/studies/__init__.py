@@ -1,0 +1,1 @@
+"""Many edits compared: arms on rules, sweeps over layers, evidence, pairs, plans."""

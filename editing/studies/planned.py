@@ -1,0 +1,198 @@
+"""Edits as they are planned: which there are, what each depends on, and whether a file holds one of them.
+
+`dmle edit` makes what is planned and not there yet, `dmle evaluate` scores what is planned and nothing else. What an
+edit depends on is said without measuring or editing anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from editing.closed_form import covariance
+from editing.config import CovarianceConfig, EditConfig, EditorSettings
+from editing.editors.registry import CLOSED_FORM, IN_ORDER
+from editing.edits.requests import EditRequest, requests_of
+from interp.app.freshness import RECORD, VERSIONS, command, differences, settings_of
+from interp.app.steps import Context
+from interp.errors import StaleError
+from interp.results.files import inside
+from interp.results.provenance import fingerprint
+from interp.rules.sources import Rule
+
+if TYPE_CHECKING:
+    from editing.edits.protocol import Edit
+    from interp.models.loading import LanguageModel
+
+ALL = "_all"
+"""File name of an edit of all rules."""
+RESOLVED = ("layers", "block", "memory")
+"""Settings of an editor that are told by the layers that they stand for, or change no number."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One edit of one arm.
+
+    Attributes:
+        arm: Name of the arm.
+        settings: How it edits.
+        rules: Rules that it edits together.
+        requests: What it changes.
+        path: Its file.
+        about: What it depends on.
+    """
+
+    arm: str
+    settings: EditorSettings
+    rules: tuple[Rule, ...]
+    requests: tuple[EditRequest, ...]
+    path: Path
+    about: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything that the edit depends on."""
+        return fingerprint(**self.about)
+
+    @property
+    def earlier(self) -> str:
+        """Fingerprint of the edit before it in a sequence; "" for the first, and for an edit alone."""
+        return self.about["earlier"]
+
+    def held(self) -> "Edit | None":
+        """The edit, if its file is there and holds it.
+
+        Raises:
+            EditError: The file is damaged.
+        """
+        from editing.edits.delta import load_edit
+
+        if not self.path.is_file():
+            return None
+        found = load_edit(self.path)
+        return found if found.about.get("fingerprint") == self.fingerprint else None
+
+
+def plan(
+    context: Context, rules: Sequence[Rule], layers: Mapping[str, Mapping[str, Sequence[int]]], training: Sequence[Rule]
+) -> dict[str, list[Planned]]:
+    """The edits of every arm, in the order in which they are made.
+
+    Args:
+        context: Settings and model.
+        rules: Rules that are edited.
+        layers: Layers that each arm writes, by group of forms.
+        training: Rules that IKE demonstrates with.
+
+    Raises:
+        ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics cannot be read.
+    """
+    config = context.settings(EditConfig)
+    arms = {name: config.settings_of(name) for name in layers}
+    closed = any(settings.editor in CLOSED_FORM for settings in arms.values())
+    statistics = statistics_of(context.model, context.settings(CovarianceConfig)) if closed else {}
+    found: dict[str, list[Planned]] = {}
+    for name, settings in arms.items():
+        found[name] = []
+        for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
+            requests = tuple(request for rule in group for request in requests_of(rule, settings.lookup))
+            about = {
+                "version": VERSIONS["edit"],
+                "weights": context.model.weight_hash,
+                "layers": {forms: list(each) for forms, each in layers[name].items()},
+                "settings": _settings(settings),
+                "statistics": statistics if settings.editor in CLOSED_FORM else {},
+                "requests": {rule.id: _digest(requests, rule) for rule in group},
+                "demonstrations": [rule.id for rule in training] if settings.editor == "ike" else [],
+                "earlier": found[name][-1].fingerprint if config.mode == "sequential" and found[name] else "",
+            }
+            path = delta_path(context, name, group[0] if len(group) == 1 else None)
+            found[name].append(Planned(name, settings, tuple(group), requests, path, about))
+    return found
+
+
+def statistics_of(model: "LanguageModel", config: CovarianceConfig) -> dict[str, Any]:
+    """What the statistics of keys depend on, by setting."""
+    held = covariance.described(model, config)
+    if not config.identity:
+        held |= {"shrinkage": config.shrinkage}
+    return {f"covariance.{name}": value for name, value in held.items() if name not in ("weights", "dtype")}
+
+
+def together(config: EditConfig, settings: EditorSettings) -> bool:
+    """Whether an arm edits all rules in one edit."""
+    return config.mode == "batch" or (config.mode == "sequential" and settings.editor in IN_ORDER)
+
+
+def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
+    """The edits of an arm, each as it is planned.
+
+    Raises:
+        RunError: One is missing.
+        StaleError: One was made with other settings, rules, layers or statistics, of another model or in another mode.
+        EditError: A file is damaged.
+    """
+    from editing.edits.delta import load_edit
+
+    found = []
+    for one in planned:
+        path = context.run.need(str(one.path.relative_to(context.run.path)), "edit")
+        edit = load_edit(path)
+        if edit.about.get("fingerprint") != one.fingerprint:
+            raise StaleError(f"{_difference(context, one, edit)}; run `{command(context, 'edit')}` first")
+        found.append(edit)
+    return found
+
+
+def delta_path(context: Context, arm: str, rule: Rule | None) -> Path:
+    """File of one rule's edit, or of all rules' together."""
+    return inside(context.run.path, "deltas", arm, f"{rule.id if rule else ALL}.safetensors")
+
+
+def remove_others(context: Context, plans: Mapping[str, Sequence[Planned]]) -> None:
+    """Delete edits that are not planned."""
+    kept = {one.path for planned in plans.values() for one in planned}
+    for path in (context.run.path / "deltas").glob("*/*.safetensors"):
+        if path not in kept:
+            path.unlink()
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+
+
+def _difference(context: Context, one: Planned, edit: "Edit") -> str:
+    """In words, why a file does not hold the planned edit."""
+    held, now = edit.about.get(RECORD), one.about
+    if not isinstance(held, Mapping) or held.get("version") != now["version"]:
+        return f"{one.path} was made by another version, which does not say what it was made with"
+    if held["weights"] != now["weights"]:
+        return f"{one.path} was made for another model ({held['weights']}; this one is {now['weights']})"
+    settings = {**held["settings"], **held["statistics"]}, {**now["settings"], **now["statistics"]}
+    if said := differences(str(one.path), *settings, {}):
+        return said
+    if held["layers"] != now["layers"]:
+        return (
+            f"{one.path} writes {_plan_text(held['layers'])}; with the settings or the selection now it would be "
+            f"{_plan_text(now['layers'])}"
+        )
+    if list(held["requests"]) != list(now["requests"]):
+        return f"the edit of {one.arm} is of other rules than those to evaluate ({one.path})"
+    if changed := [rule for rule, digest in now["requests"].items() if held["requests"][rule] != digest]:
+        return f"{one.path} was made of another wording, subject or answer of the rule {', '.join(changed)}"
+    if held["earlier"] != now["earlier"]:
+        mode = context.settings(EditConfig).mode
+        return f"the edits of {one.arm} were not made one after the other with edit.mode={mode}"
+    return f"{one.path} was made with other demonstrations"
+
+
+def _settings(settings: EditorSettings) -> dict[str, Any]:
+    left_out = {f"edit.{name}" for name in RESOLVED}
+    return {name: value for name, value in settings_of("edit", settings).items() if name not in left_out}
+
+
+def _digest(requests: Sequence[EditRequest], rule: Rule) -> str:
+    return fingerprint(requests=[asdict(request) for request in requests if request.rule == rule.id])
+
+
+def _plan_text(plan: Mapping[str, Sequence[int]]) -> str:
+    return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())

@@ -1,0 +1,1 @@
+"""The `dmle` command: steps, commands, what is fresh. Commands parse, call and print."""

@@ -1,0 +1,333 @@
+"""What a result was made with, kept in the result, and whether that is still what is in force.
+
+Every result that a later step reads holds a `Made`: the step and its version, the model, the settings and rules that
+its numbers depend on, its own and those of all steps before, and which inputs it was made of. A step that reads it
+compares that with the settings, rules and model in force now (`check`). What differs is an error that names the
+difference and the commands that make the result again.
+
+Settings that change memory or speed only are `neutral` in their section and are no part of a record. The git commit
+is none either: `VERSIONS` counts the changes of a step that change its numbers.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from interp.app.steps import COMMON, Context, load_steps
+from interp.config import Section
+from interp.errors import DmleError, StaleError
+from interp.results.provenance import fingerprint
+from interp.rules.sources import Rule
+
+RECORD = "made"
+"""Attribute of a NetCDF file, key of a selection's provenance and of what is said of an edit."""
+VERSIONS = {
+    "trace": 1,
+    "profile": 1,
+    "select": 1,
+    "evidence": 1,
+    "edit": 1,
+    "evaluate": 1,
+    "compare": 1,
+    "sweep": 1,
+    "regret": 1,
+    "tune": 1,
+}
+"""To be raised when a step gives other numbers for the same settings."""
+MAKERS = {
+    "effects.nc": "trace",
+    "profile.nc": "profile",
+    "selection.json": "select",
+    "evidence.nc": "evidence",
+    "scores.nc": "evaluate",
+    "sweep.nc": "sweep",
+    "regret.nc": "regret",
+    "tuning.nc": "tune",
+}
+"""Files with a record, and the step that makes each."""
+SHOWN = 3
+"""Differences that are named."""
+TRAINING = ("train",)
+UNTRACED = ("target_new", "rephrasings", "instances", "understanding", "neighborhood", "distracting")
+"""What a form of a rule holds for editing and evaluation."""
+_NONE = object()
+
+
+class Made(BaseModel):
+    """How a result was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: str
+    version: int
+    model: str = ""
+    """Hash of the model; of a step without one, of the model behind its inputs."""
+    settings: dict[str, Any] = {}
+    """Values by ``section.key``, also of the steps before."""
+    sections: tuple[str, ...] = ()
+    """Sections that are there as a whole; of others single settings are."""
+    rules: dict[str, dict[str, str]] = {}
+    """Fingerprints by the section that says which rules, and their id."""
+    inputs: dict[str, str] = {}
+    """Fingerprints of the records of the files of the run folder that were read."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with anything in it."""
+        return fingerprint(**self.model_dump(mode="json"))
+
+    def text(self) -> str:
+        """As JSON, for attributes of files."""
+        return self.model_dump_json()
+
+
+def made(
+    context: Context,
+    step: str,
+    sections: Iterable[str],
+    *,
+    inputs: Iterable[str] = (),
+    rules: Iterable[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> Made:
+    """The record of what a step makes now.
+
+    Args:
+        context: Settings, rules and model in force.
+        step: The step.
+        sections: Sections whose settings its numbers depend on.
+        inputs: Files of the run folder that it reads, with records of their own.
+        rules: Sections that say which rules it is about.
+        more: Further settings by ``section.key``, such as single ones of other sections.
+    """
+    held = {name: record_of(context.run.path / name) for name in inputs}
+    settings: dict[str, Any] = {}
+    about: dict[str, dict[str, str]] = {}
+    whole = dict.fromkeys(("model", *sections) if _has_model(context) else sections)
+    model = context.model.weight_hash if _has_model(context) else ""
+    for each in held.values():
+        if each is not None:
+            settings |= each.settings
+            about |= each.rules
+            model = model or each.model
+            whole |= dict.fromkeys(each.sections)
+    for name in whole:
+        settings |= settings_of(name, context.sections[name])
+    return Made(
+        step=step,
+        version=VERSIONS[step],
+        model=model,
+        settings={**settings, **_plain(more or {})},
+        sections=tuple(whole),
+        rules={**about, **{name: digests(context, name) for name in rules}},
+        inputs={name: each.fingerprint for name, each in held.items() if each is not None},
+    )
+
+
+def settings_of(name: str, section: Section) -> dict[str, Any]:
+    """Settings of a section that numbers depend on, by ``section.key``, inner sections flat."""
+    values = section.model_dump(mode="json", exclude=set(section.neutral))
+    return _plain(_flat(name, values))
+
+
+def digests(context: Context, section: str) -> dict[str, str]:
+    """Fingerprints of the rules that a section chooses, by id: of what tracing reads of them, or of all."""
+    return {rule.id: _traced(rule) if section == "trace" else _whole(rule) for rule in rules_in_force(context, section)}
+
+
+def rules_in_force(context: Context, section: str) -> list[Rule]:
+    """The rules that a section chooses: `evidence` those that are traced, `tune` training rules."""
+    config: Any = context.sections["trace" if section == "evidence" else section]
+    limit = getattr(context.sections["edit"] if section == "tune" else config, "limit", None)
+    return context.rules_of(getattr(config, "splits", TRAINING), f"{section}.splits")[:limit]
+
+
+def record_of(path: Path) -> Made | None:
+    """The record in a NetCDF file or selection; None if there is no file, or no record in it.
+
+    Raises:
+        DmleError: The file is damaged.
+    """
+    if not path.is_file():
+        return None
+    if path.suffix == ".json":
+        from interp.selection.select import LayerSelection
+
+        selection = LayerSelection.load(path)
+        if selection.strategy == "manual":  # layers given by hand are of no data
+            return Made(step="select", version=VERSIONS["select"])
+        held: Any = selection.provenance.get(RECORD)
+    else:
+        from interp.results import effects
+
+        with effects.opened(path) as dataset:
+            held = dataset.attrs.get(RECORD)
+    try:
+        return Made.model_validate_json(held) if isinstance(held, str) else Made.model_validate(held)
+    except ValidationError:
+        return None
+
+
+def check(context: Context, *names: str) -> None:
+    """See that files of the run folder were made with what is in force now, and of what lies beside them.
+
+    Raises:
+        StaleError: One was not: names the first difference, and the commands that make it again.
+    """
+    for name in names:
+        if (found := _stale(context, name)) is not None:
+            steps, difference = found
+            as_it_is = "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
+            raise StaleError(f"{difference}; {remedy(context, steps)}{as_it_is}")
+
+
+def objection(context: Context, name: str) -> str:
+    """What is against a file of the run folder, as `check` says it; "" if nothing is, or there is no such file."""
+    try:
+        if (context.run.path / name).is_file():
+            check(context, name)
+    except StaleError as error:
+        return str(error)
+    return ""
+
+
+def differences(name: str, held: Mapping[str, Any], now: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    """Differences of settings in words, "" if there is none.
+
+    Args:
+        name: What was made.
+        held: Settings that it was made with.
+        now: Those in force.
+        known: Defaults: what a setting was before it could be set.
+    """
+    said = []
+    for key in dict.fromkeys((*held, *now)):
+        before, after = held.get(key, known.get(key, _NONE)), now.get(key, _NONE)
+        if before != after:
+            said.append(f"{key} was {_word(before)} when {name} was made, it is {_word(after)} now")
+    more = f", and {len(said) - SHOWN} more settings" if len(said) > SHOWN else ""
+    return "; ".join(said[:SHOWN]) + more
+
+
+def remedy(context: Context, steps: Sequence[str]) -> str:
+    """The commands to run, with the settings of this command."""
+    lines = [f"`{command(context, step)}`" for step in dict.fromkeys(steps)]
+    return f"run {', then '.join(lines)}, or give the settings that it was made with"
+
+
+def command(context: Context, step: str) -> str:
+    """A command line that runs a step on this run folder with the settings in force."""
+    known = load_steps()
+    parts = ["dmle", step, "--run", str(context.run.path)]
+    sections = {*COMMON, *known[step].sections}
+    for flag, value in context.options:
+        section, dot, _ = value.partition(".")
+        if flag != "--set" or not dot or section in sections:
+            parts += [flag, value]
+    # Alone of all steps, a trace asks before it replaces what it finds.
+    return shlex.join([*parts, *(["--overwrite"] if step == "trace" else [])])
+
+
+def _stale(context: Context, name: str) -> tuple[list[str], str] | None:
+    """Steps that make a file again, and why; those that make its inputs first."""
+    path = context.run.path / name
+    held = record_of(path)
+    if held is None:
+        maker = MAKERS[name]
+        return [maker], f"{path} does not say what it was made with (an older version wrote it, or it came by itself)"
+    if held.version != VERSIONS.get(held.step):
+        return [held.step], f"{path} was made by version {held.version} of {held.step}, this is {VERSIONS[held.step]}"
+    there = {each: record_of(context.run.path / each) for each in held.inputs if (context.run.path / each).is_file()}
+    for each in there:
+        if (found := _stale(context, each)) is not None:
+            return [*found[0], held.step], found[1]
+    # A selection that was copied here has none of its inputs beside it: only what was said for this run is against it.
+    foreign = bool(held.inputs) and not there
+    if difference := _difference(context, path, held, foreign=foreign):
+        return [held.step], difference
+    for each, record in there.items():
+        if record is not None and record.fingerprint != held.inputs[each]:
+            return [held.step], f"{each} was made anew after {path}"
+    return None
+
+
+def _difference(context: Context, path: Path, held: Made, *, foreign: bool) -> str:
+    if _has_model(context) and held.model and held.model != context.model.weight_hash:
+        model = context.model
+        return f"{path} was made for another model ({held.model}; {model.name} as it is now is {model.weight_hash})"
+    names = dict.fromkeys(key.partition(".")[0] for key in held.settings)
+    now: dict[str, Any] = {}
+    known: dict[str, Any] = {}
+    for name in names:
+        section = context.sections[name]
+        now |= settings_of(name, section)
+        known |= settings_of(name, type(section)())
+    before = dict(held.settings)
+    now = {key: value for key, value in now.items() if key in before or key.partition(".")[0] in held.sections}
+    if _has_model(context):  # its hash says more than its name
+        before, now = ({k: v for k, v in each.items() if not k.startswith("model.")} for each in (before, now))
+    if foreign:
+        said = {f"{name}.{key}" for name, values in context.given.items() for key in values or ()}
+        before, now = ({k: v for k, v in each.items() if k in said} for each in (before, now))
+    if found := differences(str(path), before, now, known):
+        return found
+    return "" if foreign else _rule_difference(context, path, held)
+
+
+def _rule_difference(context: Context, path: Path, held: Made) -> str:
+    for section, before in held.rules.items():
+        try:
+            now = digests(context, section)
+        except DmleError as error:
+            return f"the rules that {path} was made of are not those of this run ({error})"
+        parts = {
+            "changed": [rule for rule in before if rule in now and now[rule] != before[rule]],
+            "new": [rule for rule in now if rule not in before],
+            "gone": [rule for rule in before if rule not in now],
+        }
+        if said := "; ".join(f"{what}: {_few(ids)}" for what, ids in parts.items() if ids):
+            return f"the rules are not those that {path} was made of ({said})"
+    return ""
+
+
+def _has_model(context: Context) -> bool:
+    return "model" in vars(context)
+
+
+def _traced(rule: Rule) -> str:
+    """Of all but what a trace never reads: what is edited in, and what evaluates an edit."""
+    held = rule.model_dump(mode="json", exclude={"expression_true", "expression_new", "split"})
+    forms = {form: {k: v for k, v in each.items() if k not in UNTRACED} for form, each in held.pop("forms").items()}
+    return fingerprint(rule=held, forms=forms)
+
+
+def _whole(rule: Rule) -> str:
+    return fingerprint(rule=rule.model_dump(mode="json"))
+
+
+def _flat(prefix: str, values: Any) -> dict[str, Any]:
+    if not isinstance(values, Mapping) or not values:
+        return {prefix: values}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(f"{prefix}.{name}", value)
+    return found
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=str))
+
+
+def _word(value: Any) -> str:
+    if value is _NONE:
+        return "not set"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _few(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")

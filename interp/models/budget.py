@@ -1,0 +1,96 @@
+"""How much memory work may take, and work in chunks that shrink when memory runs out."""
+
+import gc
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+from interp.errors import DmleError
+from interp.settings.sizes import parse_size
+
+T = TypeVar("T")
+
+HOST_BUDGET = parse_size("256MiB")
+"""On a CPU larger batches do not run faster (measured: `make bench`), they only leave the cache."""
+ACCELERATOR_SHARE = 0.5
+"""Of the memory that is free; the other half is for what the estimate leaves out."""
+
+REMEDY = "use fewer noise samples, a shorter prompt, another device, or model.dtype=bfloat16"
+
+
+class MemoryLimitError(DmleError, MemoryError):
+    """The memory does not take what cannot be made smaller; says which settings need less."""
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes that one chunk of work may take on a device, if the user does not say."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or device.type != accelerator.type:
+        return HOST_BUDGET
+    free, _ = torch.get_device_module(device).mem_get_info(device)
+    return int(free * ACCELERATOR_SHARE)
+
+
+def chunked(items: Sequence[T], size: int, work: Callable[[list[T]], object], remedy: str = REMEDY) -> int:
+    """Work on items in order, `size` at a time; where memory runs out the size is halved and the chunk tried again.
+
+    Args:
+        items: What is worked on.
+        size: How many at a time, at first.
+        work: Works on some; must leave nothing behind when it fails.
+        remedy: What to do if a single item does not fit, for the error.
+
+    Returns:
+        The size at the end.
+
+    Raises:
+        MemoryLimitError: A single item does not fit.
+    """
+    at = 0
+    while at < len(items):
+        some = list(items[at : at + size])
+        with _out_of_memory() as failed:
+            work(some)
+        if not failed:
+            at += len(some)
+        elif len(some) == 1:
+            raise MemoryLimitError(f"one item alone does not fit in memory ({failed[0]}); {remedy}")
+        else:
+            # After the exception is gone, so that the tensors its frames held are free.
+            gc.collect()
+            if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+                torch.get_device_module(accelerator).empty_cache()
+            size = len(some) // 2
+    return size
+
+
+@contextmanager
+def one_batch(remedy: str) -> Iterator[None]:
+    """Names the settings that need less memory where work that cannot be cut runs out of it.
+
+    Raises:
+        MemoryLimitError: Memory ran out inside.
+    """
+    with _out_of_memory() as failed:
+        yield
+    if failed:
+        raise MemoryLimitError(f"out of memory ({failed[0]}); {remedy}")
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[list[str]]:
+    """Collects the message if memory runs out inside; other errors pass."""
+    messages: list[str] = []
+    try:
+        yield messages
+    except MemoryLimitError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        messages.append((str(error).splitlines() or ["no memory is left"])[0])
+    except RuntimeError as error:  # the host's allocator has no error class of its own
+        if not re.search(r"can.t allocate memory|not enough memory|out of memory", str(error)):
+            raise
+        messages.append(str(error).splitlines()[0])

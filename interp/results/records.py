@@ -1,0 +1,64 @@
+"""Tables of results as the programs read them back: JSON with a checksum, a list of values for each row.
+
+What people read (CSV, Markdown) is written beside and never read back: there a number is rounded or a text escaped for
+its place, and a damaged cell shows by nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interp.results.files import damaged, read_json, write_json
+
+SCHEMA = "dmle.records/1"
+Value = str | int | float | bool | None
+
+
+def save_records(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows, atomically.
+
+    Args:
+        path: The file.
+        columns: Their order; other keys of the rows are left out.
+        rows: Texts, numbers, yes or no; what a row lacks is None.
+    """
+    table = [[_plain(row.get(name)) for name in columns] for row in rows]
+    write_json(path, {"schema": SCHEMA, "columns": list(columns), "rows": table})
+
+
+def load_records(
+    path: Path, what: str, columns: Sequence[str] = (), numbers: Sequence[str] = (), mend: str | None = None
+) -> list[dict[str, Value]]:
+    """The rows that `save_records` wrote.
+
+    Args:
+        path: The file.
+        what: What it should be, for the error.
+        columns: Columns that it must have.
+        numbers: Those of them that hold numbers, or None, alone.
+        mend: What to do if it is damaged; by default what `interp.results.files.remedy` says.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It does not hold what was written, or lacks a column.
+    """
+    held = read_json(path, what, schema=SCHEMA, mend=mend)
+    names, rows = held.get("columns"), held.get("rows", mend)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(rows, list):
+        raise damaged(path, what, "it has no columns and rows", mend)
+    if missing := sorted(set(columns) - set(names)):
+        raise damaged(path, what, f"it lacks the columns {missing}", mend)
+    for row in rows:
+        if not isinstance(row, list) or len(row) != len(names):
+            raise damaged(path, what, "its rows and columns do not fit together", mend)
+        named = dict(zip(names, row, strict=True))
+        if not all(isinstance(value, str | int | float | None) for value in row):
+            raise damaged(path, what, "a row holds something else than texts and numbers", mend)
+        if any(isinstance(named[name], str) for name in numbers):
+            raise damaged(path, what, "a row holds a text where a number should be", mend)
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _plain(value: Any) -> Value:
+    """A number of numpy's as Python's."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,1 @@
+"""From effect maps to the layers to edit: profiles, strategies, the selection and its evidence."""

@@ -1,0 +1,1 @@
+"""Causal tracing: corruption, patching, scores, and from a rule's prompt to its effect map."""

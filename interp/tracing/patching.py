@@ -1,0 +1,508 @@
+"""The patching engine: put states of one run into another and score the answer.
+
+A prompt has a *clean* run and a *corrupted* one, whose embeddings are damaged by noise or which asks about something
+else (a counterfactual prompt of as many tokens). A *site* names states: a component's output in some blocks, at one
+position. Two directions:
+
+- `denoise` (the default): the corrupted run gets the clean states of a site. What returns of the answer is what those
+  states suffice for.
+- `noise`: the clean run gets the corrupted states of a site. What is lost is what they were necessary for.
+
+The run that is changed is called *base* here, the one whose states it gets *source*.
+
+Cost. Three routes give the same numbers:
+
+- `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing shared.
+- The generic route puts sites and samples along the batch axis; hooks only, so it serves any TransformerLens model.
+- The fast route shares what sites have in common. Positions before the site's are those of the base run in every
+  block: their keys and values are computed once, and only the tokens from the site's position on are run. Blocks
+  before the first that a site changes are those of the base run, too: a site joins the batch behind them, so the
+  batch grows from block to block. Logits are computed only where the answer is predicted. `sweep` takes it where the
+  model's self-check shows that it holds.
+
+With T tokens and L blocks a map of T·L sites takes T passes over growing batches in place of T·L whole passes: half
+of the blocks and half of the tokens on average, hence a quarter of the block arithmetic.
+
+Source: Meng et al. 2022 (ROME 2.1), causal tracing; Zhang & Nanda 2024 for the vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.models.budget import chunked, default_budget
+from interp.models.finite import require_finite
+from interp.models.loading import LanguageModel, NamedHook
+from interp.tracing.metrics import Metric, Target
+
+Direction = Literal["denoise", "noise"]
+Route = Literal["auto", "fast", "generic"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """States to exchange: one component's output in some blocks, at one token."""
+
+    component: str
+    """`resid`, `mlp` or `attn`: the stream after the block, or what MLP or attention add to it."""
+    position: int
+    layers: range
+    frozen: str | None = None
+    """`mlp` or `attn`: the outputs of that component at this token stay those of the base run in all later blocks,
+    so that the exchanged state cannot act through them (ROME, Fig. 3: severed MLP or attention)."""
+
+
+@dataclass(frozen=True)
+class CorruptedPrompt:
+    """A prompt with its answer, and how its corrupted run differs from the clean one.
+
+    Either `noise` on the embeddings of some tokens, or a `counterfactual` prompt.
+
+    Raises:
+        ValueError: Neither or both are given, or lengths or positions do not fit.
+    """
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Corrupted tokens, ascending; those that differ, for a counterfactual prompt."""
+    noise: Float[Tensor, "sample corrupted d_model"] | None = None
+    replace: bool = False
+    """The noise takes the place of the embeddings instead of being added."""
+    counterfactual: tuple[int, ...] | None = None
+    """Tokens of the counterfactual prompt, as many as the prompt has."""
+    alternative: tuple[int, ...] | None = None
+    """The answer to the counterfactual prompt, for metrics that compare the two."""
+
+    def __post_init__(self) -> None:
+        n = len(self.prompt)
+        if not self.answer:
+            raise InputError("the answer has no token; there is nothing to score")
+        if (self.noise is None) == (self.counterfactual is None):
+            raise InputError("give noise or a counterfactual prompt: exactly one of them corrupts")
+        if list(self.positions) != sorted({p for p in self.positions if 0 <= p < n}):
+            raise InputError(f"positions {self.positions} are not ascending positions of a prompt of {n} tokens")
+        if self.noise is not None and self.noise.shape[1] != len(self.positions):
+            raise InputError(
+                f"noise has shape {tuple(self.noise.shape)}, expected (sample, {len(self.positions)}, d_model): "
+                "one vector per corrupted token"
+            )
+        if self.counterfactual is not None:
+            if len(self.counterfactual) != n:
+                raise InputError(
+                    f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt {n}; states of the "
+                    "two can only be exchanged where tokens stand at equal positions: choose another"
+                )
+            differing = [i for i in range(n) if self.prompt[i] != self.counterfactual[i]]
+            if list(self.positions) != differing:
+                raise InputError(f"positions {self.positions} are not where the prompts differ, which is {differing}")
+
+    @property
+    def continuation(self) -> tuple[int, ...]:
+        """The answer without its last token, which predicts nothing."""
+        return self.answer[:-1]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Clean prompt and continuation."""
+        return (*self.prompt, *self.continuation)
+
+    @property
+    def samples(self) -> int:
+        """Number of corrupted runs."""
+        return 1 if self.noise is None else len(self.noise)
+
+    def take(self, samples: Sequence[int]) -> "CorruptedPrompt":
+        """The same case with some of the noise samples."""
+        return self if self.noise is None else replace(self, noise=self.noise[list(samples)])
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Scores of one prompt, in the metric's unit. A metric of several scores adds a last axis to each."""
+
+    clean: Float[Tensor, "*metric"]
+    corrupted: Float[Tensor, "sample *metric"]
+    restored: Float[Tensor, "site sample *metric"]
+    """Of the base run with the site's states of the source run."""
+
+
+def sweep(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metric: Metric,
+    *,
+    direction: Direction = "denoise",
+    route: Route = "auto",
+    memory: int | None = None,
+    batch_size: int | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> SweepResult:
+    """Score the clean run, the corrupted runs, and the base run patched at each site.
+
+    Args:
+        model: The model.
+        case: The prompt, its answer and its corruption.
+        sites: What to exchange, each alone.
+        metric: Logits and target → score per row.
+        direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run.
+        route: `fast`, `generic`, or the fast one where the model's self-check allows it.
+        memory: Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If memory runs out all the
+            same, batches are halved. Changes the cost, not the result.
+        batch_size: Rows (site × sample) run together, whatever the memory.
+        advance: Called with the number of sites done.
+
+    Raises:
+        ValueError: A site is outside the prompt, or the fast route is asked for where it does not hold.
+        NotFiniteError: A score of a run is NaN or infinite.
+        MemoryError: Not even one site fits in memory.
+    """
+    patcher = Patcher(
+        model, case, sites, metric, direction=direction, route=route, memory=memory, batch_size=batch_size
+    )
+    restored = patcher.run(range(len(sites)), range(case.samples), advance)
+    return SweepResult(patcher.clean.cpu(), patcher.corrupted.cpu(), restored)
+
+
+def sweep_reference(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metric: Metric,
+    *,
+    direction: Direction = "denoise",
+) -> SweepResult:
+    """The same numbers the slow and obvious way: whole forward passes, one per site and noise sample."""
+    components = ("resid", "mlp", "attn")
+    names = [model.hook(component, layer) for component in components for layer in range(model.n_layers)]
+
+    def run(corrupted: bool, sample: int, changes: Sequence[tuple[str, int, Tensor]] = ()) -> tuple[Tensor, dict]:
+        """Logits and states of one run in which the state at (hook, position) is set to a value."""
+        ids = case.counterfactual if corrupted and case.counterfactual else case.prompt
+        states: dict[str, Tensor] = {}
+
+        def embed(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            if corrupted and case.noise is not None:
+                noise = case.noise[sample].to(value)
+                at = list(case.positions)
+                value[0, at] = noise if case.replace else value[0, at] + noise
+            return value
+
+        def change(value: Tensor, hook: Any, name: str) -> Tensor:
+            value = value.clone()
+            for where, position, new in changes:
+                if where == name:
+                    value[0, position] = new
+            states[name] = value[0]
+            return value
+
+        hooks: list[NamedHook] = [(model.embedding_hook, embed)]
+        hooks += [(name, lambda value, hook, name=name: change(value, hook, name)) for name in names]
+        tokens = torch.tensor([[*ids, *case.continuation]], device=model.device)
+        logits = model.logits(tokens, hooks=hooks)[:, len(case.prompt) - 1 :]
+        return metric(logits, target(case, model.device, clean_log_probs))[0].cpu(), states
+
+    def patched(site: Site, sample: int) -> Tensor:
+        to, at = direction == "denoise", site.position
+        base, source = run(to, sample)[1], run(not to, sample)[1]
+        taken = [model.hook(site.component, layer) for layer in site.layers]
+        later = range(site.layers.stop, model.n_layers) if site.frozen else ()
+        kept = [model.hook(str(site.frozen), layer) for layer in later]
+        changes = [(name, at, source[name][at]) for name in taken] + [(name, at, base[name][at]) for name in kept]
+        return run(to, sample, changes)[0]
+
+    with torch.no_grad():
+        clean_ids = torch.tensor([case.ids], device=model.device)
+        clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
+        clean = run(False, 0)[0]
+        corrupted = torch.stack([run(True, sample)[0] for sample in range(case.samples)])
+        restored = [torch.stack([patched(site, sample) for sample in range(case.samples)]) for site in sites]
+    return SweepResult(clean, corrupted, torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape))
+
+
+def target(case: CorruptedPrompt, device: torch.device, clean_log_probs: Tensor | None = None) -> Target:
+    """What the runs of a case are scored against."""
+    alternative = None if case.alternative is None else torch.tensor(case.alternative, device=device)
+    return Target(torch.tensor(case.answer, device=device), alternative, clean_log_probs)
+
+
+@dataclass
+class Side:
+    """One of the two runs of a case: its tokens, what is done to their embeddings, and its states."""
+
+    ids: tuple[int, ...]
+    """Prompt and continuation."""
+    rows: int
+    """How many runs there are: one per noise sample, or one."""
+    positions: tuple[int, ...] = ()
+    noise: Float[Tensor, "sample corrupted d_model"] | None = None
+    replace: bool = False
+    states: dict[str, Float[Tensor, "row pos d"]] = field(default_factory=dict)
+
+    @classmethod
+    def clean(cls, case: CorruptedPrompt) -> "Side":
+        """The clean run."""
+        return cls(case.ids, 1)
+
+    @classmethod
+    def corrupted(cls, case: CorruptedPrompt) -> "Side":
+        """The corrupted runs."""
+        ids = (*(case.counterfactual or case.prompt), *case.continuation)
+        return cls(ids, case.samples, case.positions, case.noise, case.replace)
+
+    def tokens(self, model: LanguageModel, rows: int, start: int = 0, end: int | None = None) -> Tensor:
+        """Token ids from `start` to `end`, in some rows."""
+        return torch.tensor(self.ids[start:end], device=model.device).expand(rows, -1)
+
+    def embedding_hooks(
+        self, model: LanguageModel, rows: Sequence[int], start: int = 0, end: int | None = None
+    ) -> list[NamedHook]:
+        """What corrupts the embeddings of tokens `start`…`end`; `rows` names the noise sample of each row."""
+        if self.noise is None:
+            return []
+        inside = [i for i, p in enumerate(self.positions) if p >= start and (end is None or p < end)]
+        columns = [self.positions[i] - start for i in inside]
+        noise = self.noise[list(rows)][:, inside]
+
+        def corrupt(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[:, columns] = noise.to(value) if self.replace else value[:, columns] + noise.to(value)
+            return value
+
+        return [(model.embedding_hook, corrupt)]
+
+    def run(
+        self,
+        model: LanguageModel,
+        names: Iterable[str],
+        keep: int,
+        score: Callable[[Tensor], Tensor],
+        memory: int,
+        together: int | None = None,
+    ) -> Tensor:
+        """Do the runs, in as many batches as the memory asks for, and keep their states.
+
+        Args:
+            model: The model.
+            names: Hooks whose values are kept in `states`.
+            keep: How many logits, from the end.
+            score: Logits of some runs → what is returned of them, one row each.
+            memory: Bytes that a batch may take (estimated).
+            together: Runs of a batch, whatever the memory.
+        """
+        parts: list[Tensor] = []
+        found: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
+
+        def work(rows: list[int]) -> None:
+            seen: dict[str, Tensor] = {}
+            hooks = [*self.embedding_hooks(model, rows), *watch_hooks(found, seen)]
+            parts.append(score(model.logits(self.tokens(model, len(rows)), keep=keep, hooks=hooks)))
+            for name, value in seen.items():
+                found[name].append(value)
+
+        size = together or memory // model.row_bytes(len(self.ids), len(self.ids), keep)
+        chunked(range(self.rows), max(1, size), work)
+        self.states = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in found.items()}
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def take(self, name: str, samples: Sequence[int]) -> Float[Tensor, "sample pos d"]:
+        """States at a hook, one row per noise sample."""
+        states = self.states[name]
+        if self.rows == 1:
+            return states.expand(len(samples), -1, -1)
+        return states if list(samples) == list(range(self.rows)) else states[list(samples)]
+
+    def extend_cache(self, model: LanguageModel, samples: Sequence[int], cache: Any, start: int, end: int) -> Any:
+        """Keys and values of the tokens before `end`, given those before `start`; one row if all samples share it."""
+        rows = samples if self.rows > 1 else [0]
+        hooks = self.embedding_hooks(model, rows, start, end)
+        return model.prefix_cache(self.tokens(model, len(rows), start, end), hooks, cache)
+
+
+def watch_hooks(names: Iterable[str], into: dict[str, Tensor]) -> list[NamedHook]:
+    """Keep the values at these hooks."""
+
+    def keep(value: Tensor, hook: Any, name: str) -> None:
+        into[name] = value
+
+    return [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+
+
+class Patcher:
+    """The clean and corrupted runs of a case, done and scored once, and patched runs of any of its sites.
+
+    Attributes:
+        clean: Score of the clean run, shape (*metric).
+        corrupted: Scores of the corrupted runs, shape (sample, *metric).
+        direction: Which of the two is patched.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        case: CorruptedPrompt,
+        sites: Sequence[Site],
+        metric: Metric,
+        *,
+        direction: Direction = "denoise",
+        route: Route = "auto",
+        memory: int | None = None,
+        batch_size: int | None = None,
+        unchecked: bool = False,
+    ) -> None:
+        """Do the two runs, keeping the states that the sites need. Arguments and errors: see `sweep`.
+
+        `unchecked` takes the fast route although nothing has shown yet that it holds: what the self-check does.
+        """
+        if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
+            raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+        holds = unchecked or model.takes_fast_route(len(case.ids))
+        if route == "fast" and not holds:
+            raise InputError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
+        self._model, self._case, self._sites, self._metric = model, case, sites, metric
+        self.direction = direction
+        self._fast = holds and route != "generic"
+        self._memory, self._batch_size = memory or default_budget(model.device), batch_size
+        clean, corrupted = Side.clean(case), Side.corrupted(case)
+        self._base, self._source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        taken = {model.hook(s.component, layer) for s in sites for layer in s.layers}
+        kept = {model.hook(s.frozen, n) for s in sites if s.frozen for n in range(s.layers.stop, model.n_layers)}
+        if self._fast and sites:
+            kept |= {_stream(layer) for layer in range(model.n_layers)}
+            kept |= {model.hook(s.component, s.layers.start) for s in sites if s.component == "mlp"}
+        of_clean, of_corrupted = (kept, taken) if clean is self._base else (taken, kept)
+        n, memory = len(case.answer), self._memory
+        with torch.inference_mode():
+            logits = clean.run(model, of_clean, n, lambda logits: logits, memory)
+            # What the other runs are compared with is known from here on.
+            self._target = target(case, model.device, logits[0].float().log_softmax(-1))
+            self.clean = metric(logits, self._target)[0]
+            require_finite(self.clean, "the clean run", model)
+            self.corrupted = corrupted.run(
+                model, of_corrupted, n, lambda logits: metric(logits, self._target), memory, batch_size
+            )
+            require_finite(self.corrupted, "a corrupted run", model)
+
+    def generic(self) -> "Patcher":
+        """The same on the generic route, with the runs that are done."""
+        other = copy.copy(self)
+        other._fast = False
+        return other
+
+    def run(
+        self, indices: Sequence[int], samples: Sequence[int], advance: Callable[[int], object] = lambda n: None
+    ) -> Float[Tensor, "site sample *metric"]:
+        """Scores of the base run patched at some of the sites, in some of the noise samples."""
+        model, case = self._model, self._case
+        scores = torch.empty(len(indices), len(samples), *self.clean.shape)
+        order = sorted(
+            range(len(indices)),
+            key=lambda i: (self._sites[indices[i]].position, _first_block(model, self._sites[indices[i]])),
+        )
+        cache: Any = None
+        done = 0
+        with torch.inference_mode():
+            for position, group in groupby(order, key=lambda i: self._sites[indices[i]].position):
+                start = position if self._fast else 0
+                if start > done:
+                    cache, done = self._base.extend_cache(model, samples, cache, done, start), start
+                row = model.row_bytes(len(case.ids) - start, len(case.ids), len(case.answer))
+
+                def work(some: list[int], start: int = start, cache: Any = cache) -> None:
+                    chosen = [self._sites[indices[i]] for i in some]
+                    got = self._patched(chosen, samples, start, cache)
+                    require_finite(got, "a patched run", model)
+                    scores[some] = got.unflatten(0, (len(some), len(samples))).cpu()
+                    advance(len(some))
+
+                rows = self._batch_size or self._memory // row
+                chunked(list(group), max(1, rows // len(samples)), work)
+        return scores
+
+    def _patched(self, sites: Sequence[Site], samples: Sequence[int], start: int, cache: Any) -> Tensor:
+        """Scores of patched runs, rows running through the samples fastest.
+
+        On the fast route the sites are at the position `start`, ordered by their first block, and `cache` holds what
+        is before; on the generic one whole sequences go through all blocks.
+        """
+        model, answer = self._model, len(self._case.answer)
+        if self._fast:
+            blocks = [_first_block(model, site) for site in sites]
+            hooks = self._exchanges(sites, samples, start, blocks)
+            joins = self._joins(sites, samples, blocks)
+            ids = self._base.tokens(model, 1, start)
+            return self._metric(model.logits(ids, keep=answer, hooks=hooks, prefix=cache, joins=joins), self._target)
+        rows = [*samples] * len(sites)
+        hooks = [
+            *self._base.embedding_hooks(model, rows),
+            *self._exchanges(sites, samples, start, [0] * len(sites)),
+        ]
+        ids = self._base.tokens(model, len(rows))
+        return self._metric(model.logits(ids, keep=answer, hooks=hooks), self._target)
+
+    def _joins(self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]) -> list[tuple[int, Tensor]]:
+        """The streams with which sites, ordered by their first block, join the batch there.
+
+        Those of the base run; what a site exchanges before that block is exchanged already.
+        """
+        found: dict[int, list[Tensor]] = {}
+        for site, block in zip(sites, blocks, strict=True):
+            stream = self._base.take(_stream(block), samples)[:, site.position :]
+            if block > site.layers.start:
+                name = self._model.hook(site.component, site.layers.start)
+                new = self._source.take(name, samples)[:, site.position]
+                if site.component == "mlp":
+                    new = stream[:, 0] - self._base.take(name, samples)[:, site.position] + new
+                stream = torch.cat([new.unsqueeze(1), stream[:, 1:]], dim=1)
+            found.setdefault(block, []).append(stream)
+        return [(block, torch.cat(streams)) for block, streams in found.items()]
+
+    def _exchanges(
+        self, sites: Sequence[Site], samples: Sequence[int], start: int, blocks: Sequence[int]
+    ) -> list[NamedHook]:
+        """Hooks that set the states of each site from its block on; columns count from `start`."""
+        changes: dict[str, list[tuple[int, int, Tensor]]] = {}
+        for i, (site, block) in enumerate(zip(sites, blocks, strict=True)):
+            later = range(site.layers.stop, self._model.n_layers) if site.frozen else ()
+            of = [(self._source, site.component, layer) for layer in site.layers if layer >= block]
+            of += [(self._base, str(site.frozen), layer) for layer in later]
+            for side, component, layer in of:
+                name = self._model.hook(component, layer)
+                new = side.take(name, samples)[:, site.position]
+                changes.setdefault(name, []).append((i, site.position - start, new))
+        return [self._exchange(name, some, len(samples)) for name, some in changes.items()]
+
+    def _exchange(self, name: str, changes: Sequence[tuple[int, int, Tensor]], n_samples: int) -> NamedHook:
+        """Set states of site i in its rows, i·samples … (i+1)·samples, at a column each."""
+        rows = [i * n_samples + k for i, _, _ in changes for k in range(n_samples)]
+        columns = [column for _, column, _ in changes for _ in range(n_samples)]
+        where = (torch.tensor(rows, device=self._model.device), torch.tensor(columns, device=self._model.device))
+        new = torch.cat([value for _, _, value in changes])
+
+        def exchange(value: Tensor, hook: Any) -> Tensor:
+            # In place: the value is a fresh output of its block, and nothing else has seen it.
+            return value.index_put_(where, new.to(value))
+
+        return name, exchange
+
+
+def _first_block(model: LanguageModel, site: Site) -> int:
+    """The first block that a patched run must go through.
+
+    What the stream or an MLP gets exchanged in a block can be set in the stream behind that block, unless it is the
+    last one.
+    """
+    return site.layers.start + (site.component in ("resid", "mlp") and site.layers.start + 1 < model.n_layers)
+
+
+def _stream(block: int) -> str:
+    return f"blocks.{block}.hook_resid_pre"

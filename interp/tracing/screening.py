@@ -1,0 +1,303 @@
+"""Scores of all sites of a prompt: exact, from gradients, or exact where it matters and estimated elsewhere.
+
+`screen` does less than the exact sweep, with a known error:
+
+1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate effect.
+2. *Exact runs where it matters.* Along the layers of a line (one component at one token) the error of the gradients
+   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the intervals whose
+   interpolation seems worst are halved, until a share of all sites has been run.
+3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is known for all of
+   them, so only the difference to it must be averaged (a control variate); where its standard error is above a
+   tolerance the remaining samples are run, too.
+4. *Audit.* Sites drawn at random from those that were not run are run in full. Their error, scaled up to all sites
+   that were not run, is the *missed mass*: the share of the absolute effects of the map that is wrong.
+
+Every entry says whether it was run or estimated.
+"""
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from interp.errors import InputError
+from interp.models.loading import LanguageModel
+from interp.tracing.attribution import attribute
+from interp.tracing.metrics import METRICS, Metric, several
+from interp.tracing.patching import CorruptedPrompt, Direction, Patcher, Route, Site, SweepResult, sweep
+
+Method = Literal["exact", "attribution", "screen"]
+STRIDE = 6
+"""Layers between the exact sites of a line at the start."""
+FIRST_SAMPLES = 4
+ROUNDS = 2
+AUDIT = 0.02
+"""Share of all sites that the audit runs; at least `MIN_AUDIT`."""
+MIN_AUDIT = 12
+
+
+@dataclass(frozen=True)
+class ScoredSites:
+    """Scores of a prompt's runs in several metrics, and how they came about."""
+
+    clean: Float[Tensor, " metric"]
+    corrupted: Float[Tensor, "sample metric"]
+    restored: Float[Tensor, "site sample metric"]
+    exact: Bool[Tensor, "site sample"] | None = None
+    """Which scores were run; None if all were."""
+    about: dict[str, float | int] = field(default_factory=dict)
+    """What was measured of the method: `missed_mass`, `exact_share` (of the site × sample runs of the exact sweep)."""
+
+
+def score_sites(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metrics: Sequence[str],
+    *,
+    method: Method = "exact",
+    direction: Direction = "denoise",
+    route: Route = "auto",
+    steps: int = 1,
+    share: float = 0.3,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    memory: int | None = None,
+    batch_size: int | None = None,
+    advance: Callable[[float], object] = lambda share: None,
+) -> ScoredSites:
+    """Score all sites in named metrics (`interp.tracing.metrics.METRICS`).
+
+    Args:
+        model: The model.
+        case: The prompt, its answer and its corruption.
+        sites: What to exchange, each alone.
+        metrics: Names; the first decides where `screen` looks closer.
+        method: See the module.
+        direction: See `interp.tracing.patching.sweep`, as for `route`, `memory` and `batch_size`.
+        route: Fast or generic.
+        steps: Integrated-gradient steps of `attribution` and `screen`.
+        share: Share of the sites that `screen` runs.
+        tolerance: Standard error up to which a few noise samples are enough for `screen`, as a share of the total
+            effect.
+        seed: Of the audit's draw.
+        memory: Bytes of a batch.
+        batch_size: Rows of a batch.
+        advance: Called with the share of the work done since the last call.
+
+    Raises:
+        ValueError: A metric compares with the counterfactual answer, and there is none, or `screen` is asked for
+            such a metric.
+    """
+    if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
+        raise InputError(f"metrics {missing} compare with the answer to a counterfactual prompt, and there is none")
+    contrasts = [at for at, name in enumerate(metrics) if METRICS[name].contrast]
+    metric = several([METRICS[name].function for name in metrics])
+    options = {"direction": direction, "route": route, "memory": memory, "batch_size": batch_size}
+    passes = 2 if contrasts else 1
+
+    def tell(n: int) -> None:
+        advance(n / len(sites) / passes)
+
+    if method == "screen":
+        if contrasts:
+            raise InputError("log_prob_difference takes a second sweep, which method screen has not; use exact")
+        patcher = Patcher(model, case, sites, metric, **options)
+        guess = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
+        return screen(patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance)
+
+    def score(case: CorruptedPrompt, metric: Metric) -> SweepResult:
+        if method == "exact":
+            return sweep(model, case, sites, metric, advance=tell, **options)
+        found = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
+        tell(len(sites))
+        return found
+
+    found = score(case, metric)
+    clean, corrupted, restored = (each.clone() for each in (found.clean, found.corrupted, found.restored))
+    if contrasts and case.alternative is not None:
+        other = score(
+            replace(case, answer=case.alternative), several([METRICS[metrics[i]].function for i in contrasts])
+        )
+        clean[contrasts] -= other.clean
+        corrupted[:, contrasts] -= other.corrupted
+        restored[..., contrasts] -= other.restored
+    if method == "exact":
+        return ScoredSites(clean, corrupted, restored)
+    return ScoredSites(
+        clean, corrupted, restored, torch.zeros(restored.shape[:2], dtype=torch.bool), {"exact_share": 0.0}
+    )
+
+
+def screen(
+    patcher: Patcher,
+    guess: SweepResult,
+    sites: Sequence[Site],
+    *,
+    share: float = 0.3,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    advance: Callable[[float], object] = lambda share: None,
+) -> ScoredSites:
+    """Correct approximate scores by exact runs of some sites (see the module).
+
+    Args:
+        patcher: Runs sites exactly; of a metric with several scores, of which the first decides.
+        guess: Approximate scores of the same sites (`interp.tracing.attribution.attribute`).
+        sites: The sites.
+        share: Share of the sites that is run. All ends of the first grid are, even if they are more.
+        tolerance: Standard error of a site, as a share of the total effect, up to which a few samples are enough.
+        seed: Of the audit's draw.
+        advance: Called with the share of the work done since the last call.
+    """
+    n_samples = len(guess.corrupted)
+    work = _Screen(patcher, guess, tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0]))
+    lines = [_Line(line, [_middle(sites[i]) for i in line]) for line in _lines(sites)]
+    work.run(sorted({i for line in lines for i in line.grid(STRIDE)}))
+    wanted = max(len(work.done), math.ceil(share * len(sites)))
+    first = len(work.done)
+    for turn in range(ROUNDS):
+        target = first + math.ceil((wanted - first) * (turn + 1) / ROUNDS)
+        work.run(_worst(lines, work, target - len(work.done)))
+        advance(1 / (ROUNDS + 2))
+    work.complete()
+    advance(1 / (ROUNDS + 2))
+    correction = np.zeros((len(sites), guess.clean.numel()))
+    for line in lines:
+        line.interpolate(work, correction)
+    estimate = guess.restored + torch.from_numpy(correction).float().unsqueeze(1)
+    rest = np.array(sorted(set(range(len(sites))) - set(work.done)), dtype=int)
+    size = min(len(rest), max(MIN_AUDIT, round(AUDIT * len(sites))))
+    drawn = np.random.default_rng(seed).choice(rest, size=size, replace=False).tolist()
+    base = guess.corrupted if patcher.direction == "denoise" else guess.clean.expand_as(guess.corrupted)
+    missed = 0.0
+    if drawn:
+        truth = patcher.run(drawn, range(n_samples))
+        error = (truth.mean(1) - estimate[drawn].mean(1))[:, 0].abs().mean().item()
+        mass = (estimate - base).mean(1)[:, 0].abs().sum().item()
+        missed = error * (len(rest) - len(drawn)) / mass if mass else 0.0
+        estimate[drawn] = truth
+    exact = torch.zeros(estimate.shape[:2], dtype=torch.bool)
+    for at, values in work.values.items():
+        estimate[at, : len(values)] = values
+        exact[at, : len(values)] = True
+    exact[drawn] = True
+    advance(1 / (ROUNDS + 2))
+    about = {"missed_mass": missed, "exact_share": exact.float().mean().item(), "audited_sites": len(drawn)}
+    return ScoredSites(guess.clean, guess.corrupted, estimate, exact, about)
+
+
+class _Screen:
+    """Exact scores so far, and by how much they differ from the approximate ones."""
+
+    def __init__(self, patcher: Patcher, guess: SweepResult, error: float) -> None:
+        self.patcher, self.guess, self.error = patcher, guess, error
+        self.values: dict[int, Tensor] = {}
+        """Site → exact scores of its first samples, shape (sample, metric)."""
+
+    @property
+    def done(self) -> list[int]:
+        return list(self.values)
+
+    def run(self, indices: Sequence[int]) -> None:
+        """Run sites with a few samples."""
+        first = range(min(FIRST_SAMPLES, len(self.guess.corrupted)))
+        self.values |= dict(zip(indices, self.patcher.run(indices, first), strict=True))
+
+    def complete(self) -> None:
+        """Run the remaining samples of the sites whose standard error is too large."""
+        rest = range(FIRST_SAMPLES, len(self.guess.corrupted))
+        if todo := [i for i in self.values if rest and self._standard_error(i) > self.error]:
+            for i, scores in zip(todo, self.patcher.run(todo, rest), strict=True):
+                self.values[i] = torch.cat([self.values[i], scores])
+
+    def gap(self, i: int) -> np.ndarray:
+        """Exact minus approximate score of a site, mean over the samples run, per metric."""
+        return self._gaps(i).mean(0).numpy()
+
+    def _gaps(self, i: int) -> Tensor:
+        values = self.values[i]
+        return values - self.guess.restored[i, : len(values)]
+
+    def _standard_error(self, i: int) -> float:
+        """Of the mean gap over all samples, of which those already run are known (finite population)."""
+        gaps = self._gaps(i)[:, 0]
+        n, total = len(gaps), len(self.guess.corrupted)
+        return gaps.std().item() * math.sqrt((1 - n / total) / n) if n > 1 else math.inf
+
+
+@dataclass(frozen=True)
+class _Line:
+    """Sites of one component at one token, by layer."""
+
+    sites: list[int]
+    layers: list[float]
+
+    def grid(self, stride: int) -> list[int]:
+        """Every `stride`-th site, and the last."""
+        return [*self.sites[::stride], self.sites[-1]]
+
+    def intervals(self, work: _Screen) -> list["_Interval"]:
+        """The stretches that were not run, worst first."""
+        known = [k for k, i in enumerate(self.sites) if i in work.values]
+        steps = [
+            (low, high, abs(float(work.gap(self.sites[high])[0] - work.gap(self.sites[low])[0])))
+            for low, high in pairwise(known)
+        ]
+        return [_Interval(-step * (high - low - 1), self, low, high) for low, high, step in steps if high - low > 1]
+
+    def interpolate(self, work: _Screen, into: np.ndarray) -> None:
+        known = [k for k, i in enumerate(self.sites) if i in work.values]
+        at = [self.layers[k] for k in known]
+        gaps = np.stack([work.gap(self.sites[k]) for k in known])
+        for metric in range(gaps.shape[1]):
+            into[self.sites, metric] = np.interp(self.layers, at, gaps[:, metric])
+
+
+@dataclass(frozen=True, order=True)
+class _Interval:
+    """Sites between two that were run; `error` is minus the estimated error of interpolating them."""
+
+    error: float
+    line: _Line = field(compare=False)
+    low: int
+    high: int
+
+    def halves(self) -> list["_Interval"]:
+        """What is left when the middle is run: half the step over half the sites, each."""
+        middle = (self.low + self.high) // 2
+        ends = [(self.low, middle), (middle, self.high)]
+        return [_Interval(self.error / 4, self.line, low, high) for low, high in ends if high - low > 1]
+
+
+def _worst(lines: Sequence[_Line], work: _Screen, n: int) -> list[int]:
+    """`n` sites whose running seems to mend the interpolation most, fewer if fewer are left."""
+    heap = [interval for line in lines for interval in line.intervals(work)]
+    heapq.heapify(heap)
+    chosen = []
+    while heap and len(chosen) < n:
+        worst = heapq.heappop(heap)
+        chosen.append(worst.line.sites[(worst.low + worst.high) // 2])
+        for half in worst.halves():
+            heapq.heappush(heap, half)
+    return sorted(chosen)
+
+
+def _middle(site: Site) -> float:
+    return (site.layers.start + site.layers.stop - 1) / 2
+
+
+def _lines(sites: Sequence[Site]) -> list[list[int]]:
+    """Sites that differ in their layers alone, by layer; single blocks and windows apart."""
+    lines: dict[tuple, list[int]] = {}
+    for i, site in enumerate(sites):
+        single = site.component != "resid" and len(site.layers) == 1
+        lines.setdefault((site.component, site.position, site.frozen, single), []).append(i)
+    return [sorted(line, key=lambda i: _middle(sites[i])) for line in lines.values()]

@@ -1,0 +1,193 @@
+"""AlphaEdit: against the published code's linear system on plain modules, with projectors by SVD."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from editing.closed_form.covariance import Covariances
+from editing.closed_form.spreading import Others
+from editing.closed_form.targets import find_targets
+from editing.config import EditorSettings
+from editing.editors import alphaedit
+from editing.edits.delta import DeltaError
+from editing.edits.requests import EditRequest, requests_of
+from interp.models.loading import LanguageModel
+from interp.rules.sources import Rule
+from tests.unit.editing_reference import averaged_key, matrix_of, second_moment, state
+
+CONTEXTS = ("", "The area of a square is 4. ")
+SETTINGS = EditorSettings(editor="alphaedit", steps=4, null_threshold=0.02, l2=0.5)
+TEXTS = [
+    f"The {a} of a {b} with {c} is {d} times the {c}."
+    for a in ("area", "volume", "perimeter")
+    for b in ("square", "cube", "circle")
+    for c, d in (("side", 3), ("length", 12), ("width", 27))
+]
+
+
+def covariances(model: LanguageModel, hf: Any) -> Covariances:
+    """C of all blocks, by the slow reference."""
+    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
+    by_layer = {i: second_moment(hf, model.down_projection(i).name, rows).float() for i in range(model.n_layers)}
+    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+    return covariances(tiny_llama, make_hf("llama"))
+
+
+def middle(c: Tensor, n_free: int) -> float:
+    """A threshold with so many singular values below it, in the middle between two."""
+    values = torch.linalg.svdvals(c.double()).sort().values
+    return (values[n_free - 1] * values[n_free]).sqrt().item()
+
+
+def projector(c: Tensor, threshold: float) -> Tensor:
+    left, values, _ = torch.linalg.svd(c.double())
+    free = left[:, values < threshold]
+    return free @ free.T
+
+
+def by_hand(
+    hf: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    names: Sequence[str],
+    layers: Sequence[int],
+    z: Tensor,
+    c: dict[int, Tensor],
+    threshold: float,
+    l2: float,
+    earlier: Sequence[EditRequest] = (),
+) -> dict[str, Tensor]:
+    """(P(KKᵀ + C_p) + l2·I) X = P K Rᵀ and ΔW = Xᵀ, block by block; the updates are left in the model's weights."""
+    updates = {}
+    for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
+        k = torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests]).double().T
+        kept = [averaged_key(hf, tokenizer, r, name, CONTEXTS).double() for r in earlier]
+        cache = sum((torch.outer(e, e) for e in kept), torch.zeros(len(k), len(k), dtype=torch.float64))
+        now = torch.stack([state(hf, tokenizer, r, names[-1], layers[-1]) for r in requests])
+        residual = (z - now).double() / (len(layers) - i)
+        p = projector(c[layer], threshold)
+        system = p @ (k @ k.T + cache) + l2 * torch.eye(len(k), dtype=torch.float64)
+        updates[name] = torch.linalg.solve(system, p @ k @ residual).T
+        with torch.no_grad():
+            matrix_of(hf, name).add_(updates[name].float())
+    return updates
+
+
+def distance(got: Tensor, expected: Tensor) -> float:
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+@pytest.mark.parametrize(("family", "layers"), [("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (2,))])
+def test_edit_equals_the_published_system_on_plain_modules(
+    family: str,
+    layers: tuple[int, ...],
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    rule: Rule,
+) -> None:
+    model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
+    statistics = covariances(model, hf)
+    threshold = middle(statistics.by_layer[layers[-1]], 30)
+    settings = SETTINGS.model_copy(update={"null_threshold": threshold})
+    z = find_targets(model, requests, layers[-1], CONTEXTS, settings).z
+    got = alphaedit.edit(model, requests, layers, statistics, CONTEXTS, settings)
+    names = [model.down_projection(layer).name for layer in layers]
+    expected = by_hand(hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, threshold, 0.5)
+    assert list(got.updates) == names and got.about["editor"] == "alphaedit"
+    for name in names:
+        assert distance(got.updates[name].dense(), expected[name]) < 1e-3
+    # What the header says was free, counted among the singular values.
+    counted = {str(i): int((torch.linalg.svdvals(statistics.by_layer[i].double()) < threshold).sum()) for i in layers}
+    assert got.about["free_directions"] == counted and counted[str(layers[-1])] == 30
+    assert all(0 < n < 48 for n in counted.values())
+
+
+def test_the_update_does_nothing_in_the_directions_that_text_uses(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    threshold = middle(statistics.by_layer[1], 20)
+    settings = SETTINGS.model_copy(update={"null_threshold": threshold})
+    delta = alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, settings)
+    update = delta.updates[tiny_llama.down_projection(1).name].dense().double()
+    used = torch.eye(48, dtype=torch.float64) - projector(statistics.by_layer[1], threshold)
+    assert update.norm() > 1e-3 and (update @ used).norm() / update.norm() < 1e-5
+
+
+def test_keys_of_earlier_requests_enter_the_system(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances, rules: tuple[Rule, ...]
+) -> None:
+    requests, earlier = requests_of(rules[0], "subject_last"), requests_of(rules[1], "subject_last")
+    threshold, layers = middle(statistics.by_layer[1], 30), (0, 1)
+    settings = SETTINGS.model_copy(update={"null_threshold": threshold})
+    z = find_targets(tiny_llama, requests, 1, CONTEXTS, settings).z
+    names = [tiny_llama.down_projection(layer).name for layer in layers]
+    others = Others(earlier=earlier)
+    got = alphaedit.edit(tiny_llama, requests, layers, statistics, CONTEXTS, settings, others=others)
+    fresh = alphaedit.edit(tiny_llama, requests, layers, statistics, CONTEXTS, settings)
+    c = statistics.by_layer
+    for delta, kept in ((got, earlier), (fresh, [])):
+        hf = make_hf("llama")
+        expected = by_hand(hf, tiny_llama.tokenizer, requests, names, layers, z, c, threshold, 0.5, kept)
+        assert all(distance(delta.updates[name].dense(), expected[name]) < 1e-3 for name in names)
+    assert distance(got.updates[names[0]].dense(), fresh.updates[names[0]].dense()) > 0.01
+    # At the block where both updates start from the same model, the earlier keys' outputs move less.
+    keys = torch.stack([averaged_key(make_hf("llama"), tiny_llama.tokenizer, r, names[0], CONTEXTS) for r in earlier])
+    moved = [(delta.updates[names[0]].dense() @ keys.T).norm().item() for delta in (got, fresh)]
+    assert moved[0] < moved[1]
+
+
+def test_a_relative_threshold_is_in_units_of_the_mean_singular_value(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests, threshold = requests_of(rule, "subject_last"), middle(statistics.by_layer[1], 25)
+    mean = torch.linalg.svdvals(statistics.by_layer[1].double()).mean().item()
+    assert abs(mean - 1) > 0.01
+    absolute = SETTINGS.model_copy(update={"null_threshold": threshold})
+    relative = SETTINGS.model_copy(update={"null_threshold": threshold / mean, "null_relative": True})
+    one, other = (
+        alphaedit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings) for settings in (absolute, relative)
+    )
+    (name,) = one.updates
+    assert one.about["free_directions"] == other.about["free_directions"] == {"1": 25}
+    assert distance(one.updates[name].dense(), other.updates[name].dense()) < 1e-6
+    # The same number taken absolutely frees other directions.
+    alone = relative.model_copy(update={"null_relative": False})
+    assert alphaedit.free(statistics, 1, alone) != 25
+
+
+@pytest.mark.parametrize(("threshold", "n_free"), [(1e-12, 0), (1e6, 48)])
+def test_a_threshold_that_frees_nothing_or_everything_is_refused(
+    threshold: float, n_free: int, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    settings = SETTINGS.model_copy(update={"null_threshold": threshold})
+    with pytest.raises(ValueError, match=f"{n_free} of 48 directions .* layer 0 .* edit.null_threshold={threshold}"):
+        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, settings)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+
+def test_the_weights_are_as_before_also_when_the_second_block_is_refused(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    by_layer = {0: statistics.by_layer[0], 1: 1e9 * torch.eye(48)}
+    mixed = Covariances(by_layer, statistics.model_hash, 1, {})
+    settings = SETTINGS.model_copy(update={"null_threshold": middle(by_layer[0], 30)})
+    with pytest.raises(ValueError, match="0 of 48 directions of the covariance of layer 1"):
+        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), mixed, CONTEXTS, settings)
+    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+
+
+def test_edit_refuses_covariances_of_another_model(
+    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
+) -> None:
+    statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
+    with pytest.raises(DeltaError, match="measure them again"):
+        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS)

@@ -1,0 +1,261 @@
+"""MEMIT: against the formula run on plain modules, linear identities, and that the model comes back unchanged."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from editing.closed_form.covariance import Covariances
+from editing.closed_form.spreading import collinear_keys
+from editing.closed_form.targets import Targets, TargetSearchError, find_targets
+from editing.config import EditConfig
+from editing.editors import memit as editor
+from editing.edits.delta import DeltaError, EditDelta
+from editing.edits.requests import EditRequest, requests_of
+from interp.models.loading import LanguageModel
+from interp.rules.sources import Rule
+from tests.unit.editing_reference import averaged_key, memit, second_moment, state
+
+CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
+CONFIG = EditConfig(steps=6, learning_rate=0.5, ridge=0.02)
+TEXTS = [
+    f"The {a} of a {b} with {c} is {d} times the {c}."
+    for a in ("area", "volume", "perimeter")
+    for b in ("square", "cube", "circle")
+    for c, d in (("side", 3), ("length", 12), ("width", 27))
+]
+
+
+def covariances(model: LanguageModel, hf: Any) -> Covariances:
+    """C of all blocks, by the slow reference."""
+    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
+    by_layer = {
+        layer: second_moment(hf, model.down_projection(layer).name, rows).float() for layer in range(model.n_layers)
+    }
+    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+
+
+@pytest.fixture(scope="module")
+def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+    return covariances(tiny_llama, make_hf("llama"))
+
+
+@pytest.fixture
+def statistics(measured: Covariances) -> Covariances:
+    """C of the shared llama, to be changed at will."""
+    by_layer = {layer: moment.clone() for layer, moment in measured.by_layer.items()}
+    return Covariances(by_layer, measured.model_hash, measured.tokens, measured.about)
+
+
+def snapshot(model: LanguageModel) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+
+
+def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
+
+
+# Where attention and MLP run in parallel (GPT-J), a key of the first block depends on its token alone, and the
+# few tokens of this corpus make a singular C.
+@pytest.mark.parametrize(
+    ("family", "layers"), [("llama", (2,)), ("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (1, 2))]
+)
+def test_edit_equals_the_formula_on_plain_modules(
+    family: str,
+    layers: tuple[int, ...],
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    rule: Rule,
+) -> None:
+    model, hf = make_model(family), make_hf(family)
+    requests, statistics = requests_of(rule, "subject_last"), covariances(model, hf)
+    targets = find_targets(model, requests, layers[-1], CONTEXTS, CONFIG)
+    got = editor.edit(model, requests, layers, statistics, CONTEXTS, CONFIG)
+    names = [model.down_projection(layer).name for layer in layers]
+    expected = memit(
+        hf,
+        model.tokenizer,
+        requests,
+        names,
+        layers,
+        targets.z,
+        statistics.by_layer,
+        CONTEXTS,
+        weight=0.02 * 48,  # ridge is in units of d_mlp
+    )
+    assert list(got.updates) == names and list(got.layers.values()) == list(layers)
+    for name in names:
+        update = got.updates[name].dense().double()
+        assert ((update - expected[name]).norm() / expected[name].norm()).item() < 1e-3
+        assert got.updates[name].left.shape == (32, 3)
+
+
+def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    hf, requests = make_hf("llama"), requests_of(rule, "subject_last")[:1]
+    statistics = covariances(tiny_llama, hf)
+    targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
+    delta = editor.edit(tiny_llama, requests, [1], statistics, ("",), CONFIG, targets=targets)
+    name = tiny_llama.down_projection(1).name
+    k = averaged_key(hf, tiny_llama.tokenizer, requests[0], name, ("",)).double()
+    a = (k @ torch.linalg.solve(0.02 * 48 * statistics.by_layer[1].double(), k)).item()
+    residual = (targets.z - targets.initial)[0].double()
+    assert 0.05 < a / (1 + a) < 0.99
+    before = tiny_llama.parameters[name].detach().double() @ k
+    with delta.applied(tiny_llama):
+        moved = tiny_llama.parameters[name].detach().double() @ k - before
+        torch.testing.assert_close(moved, residual * a / (1 + a), rtol=1e-3, atol=1e-4)
+    # The stream moves by the same, and the report says what is left.
+    with torch.no_grad():
+        hf.get_parameter(name).add_(delta.updates[name].dense())
+    now = state(hf, tiny_llama.tokenizer, requests[0], name, 1).double()
+    torch.testing.assert_close(now - targets.initial[0].double(), residual * a / (1 + a), rtol=1e-3, atol=1e-4)
+    assert delta.about["residual_left"] == pytest.approx([1 / (1 + a)], rel=1e-3)
+
+
+def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")[2:]
+    left = [
+        editor.edit(
+            tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG.model_copy(update={"ridge": ridge})
+        ).about["residual_left"][0]
+        for ridge in (10.0, 0.1, 1e-3, 1e-5)
+    ]
+    assert left == sorted(left, reverse=True)
+    assert left[0] < 1 and left[-1] < 0.3
+
+
+def test_edit_leaves_the_weights_as_they_were(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+    before = snapshot(tiny_llama)
+    requests = requests_of(rule, "subject_last")
+    delta = editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, CONFIG)
+    assert_unchanged(tiny_llama, before)
+    assert all(norm > 0.01 for norm in delta.norms().values())
+
+
+@pytest.mark.parametrize("failure", ["no statistics", "singular statistics", "search"])
+def test_edit_leaves_the_weights_as_they_were_after_an_error(
+    failure: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    before = snapshot(tiny_llama)
+    requests, config = requests_of(rule, "subject_last"), CONFIG
+    error: type[Exception] = KeyError
+    if failure == "no statistics":  # of the second block: the first is edited by then
+        del statistics.by_layer[1]
+    elif failure == "singular statistics":
+        statistics.by_layer[1][:] = 0
+        error = ValueError
+    else:
+        config, error = EditConfig(steps=4, learning_rate=1e30, clamp=1e38), TargetSearchError
+    with pytest.raises(error):
+        editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, config)
+    assert_unchanged(tiny_llama, before)
+
+
+def test_edit_of_an_edited_model_is_for_the_model_as_it_is(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    first = editor.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
+    with first.applied(tiny_llama):
+        edited = snapshot(tiny_llama)
+        after = editor.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
+        assert_unchanged(tiny_llama, edited)
+    fresh = editor.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
+    name = tiny_llama.down_projection(1).name
+    difference = after.updates[name].dense() - fresh.updates[name].dense()
+    assert (difference.norm() / fresh.updates[name].dense().norm()).item() > 0.01
+
+
+def test_edit_records_what_made_it(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+    requests = requests_of(rule, "subject_last")
+    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
+    about = delta.about
+    assert (about["editor"], about["layers"], about["contexts"]) == ("memit", [0, 1], list(CONTEXTS))
+    assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
+    assert about["settings"]["ridge"] == 0.02 and about["covariance"] == {"corpus": "here"}
+    assert [len(losses) for losses in about["losses"]] == [6, 6, 6] and len(about["residual_left"]) == 3
+    assert delta.model_hash == tiny_llama.weight_hash
+
+
+def test_a_delta_with_its_record_survives_a_file(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule, tmp_path: Path
+) -> None:
+    requests = requests_of(rule, "subject_last")
+    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
+    delta.save(tmp_path / "d.safetensors")
+    loaded = EditDelta.load(tmp_path / "d.safetensors")
+    assert loaded.about["losses"] == delta.about["losses"]
+    assert loaded.about["requests"][0]["rule_words"] == ["area"]
+
+
+def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_average(
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances
+) -> None:
+    shared, other = "A rectangle", "The width of a circle is"
+    requests = [
+        EditRequest("r", "formula", f"{shared} has the area", "rectangle", (), "3 side"),
+        EditRequest("r", "description", other, "circle", (), "the side"),
+        EditRequest("r", "instance", f"{shared} with 4 has the area", "rectangle", (), "12 plus"),
+    ]
+    targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
+    delta = editor.edit(tiny_llama, requests, (1,), statistics, ("",), CONFIG, targets=targets)
+    (pair,) = delta.about["collinear_keys"]
+    assert pair["layer"] == 1 and pair["forms"] == ["formula", "instance"]
+    assert pair["cosine"] == pytest.approx(1, abs=1e-5)
+    # The update of the two alone: both outputs move by (r1 + r2) a / (1 + 2 a).
+    two = editor.edit(
+        tiny_llama, [requests[0], requests[2]], (1,), statistics, ("",), CONFIG, targets=pick(targets, [0, 2])
+    )
+    name = tiny_llama.down_projection(1).name
+    k = averaged_key(make_hf("llama"), tiny_llama.tokenizer, requests[0], name, ("",)).double()
+    a = (k @ torch.linalg.solve(0.02 * 48 * statistics.by_layer[1].double(), k)).item()
+    residual = (targets.z - targets.initial).double()
+    expected = (residual[0] + residual[2]) * a / (1 + 2 * a)
+    torch.testing.assert_close(two.updates[name].dense().double() @ k, expected, rtol=1e-3, atol=1e-3)
+
+
+def pick(targets: Targets, at: list[int]) -> Targets:
+    return Targets(targets.z[at], targets.initial[at], tuple(targets.losses[i] for i in at))
+
+
+def test_equal_keys_that_want_the_same_are_not_reported() -> None:
+    requests = [EditRequest("r", "formula", "A cube", "cube", (), "1")] * 2
+    keys, residual = torch.ones(2, 4), torch.tensor([[1.0, 2.0]] * 2)
+    assert collinear_keys(keys, residual, requests) == []
+    assert len(collinear_keys(2 * keys, residual * torch.tensor([[1.0], [-1.0]]), requests)) == 1
+    # cos = 0.999 is at the limit, and opposite keys are another matter.
+    apart = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.998, (1 - 0.998**2) ** 0.5, 0.0, 0.0]])
+    assert collinear_keys(apart, residual * torch.tensor([[1.0], [2.0]]), requests) == []
+
+
+def test_edit_refuses_a_model_that_normalises_the_mlp_output(
+    make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    model = make_model("gemma3_text")
+    before = snapshot(model)
+    with pytest.raises(DeltaError, match="normalises the MLP output"):
+        editor.edit(
+            model,
+            requests_of(rule, "subject_last"),
+            (0, 1),
+            covariances(model, make_hf("gemma3_text")),
+            CONTEXTS,
+            CONFIG,
+        )
+    assert_unchanged(model, before)
+
+
+def test_edit_refuses_covariances_of_another_model(
+    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+) -> None:
+    other = make_model("llama", seed=1)
+    statistics = covariances(other, make_hf("llama", seed=1))
+    with pytest.raises(DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"):
+        editor.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, CONFIG)

@@ -1,0 +1,243 @@
+"""A run folder through the commands: what is stale is refused, what mends it works, and processes share a folder."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from interp.app import commands as cli
+from interp.models.loading import LanguageModel
+from interp.results import effects
+from interp.rules.sources import Rule, dump_rules
+from interp.selection.select import LayerSelection
+
+Command = Callable[..., tuple[int, str]]
+SETTINGS: dict[str, Any] = {
+    "trace": {
+        "samples": 8,
+        "span": "content",
+        "answer": "greedy",
+        "answer_tokens": 3,
+        "components": ["mlp"],
+        "window": 1,
+    },
+    "profile": {"bootstrap": 10},
+    "select": {"strategy": "window", "width": 1, "identity_blocks": 0, "bootstrap": 10},
+    "covariance": {"identity": True},
+    "edit": {"editors": ["dmle", "ft"], "lookup": "last", "steps": 2, "contexts": 0, "ft": {"steps": 1}},
+    "evaluate": {"answer_tokens": 2, "greedy": False},
+    "compare": {"bystanders": 0, "resamples": 100},
+}
+STEPS = ("trace", "profile", "select", "edit", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def inputs(
+    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two models, rules, the same with other answers, and settings."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_model("llama", check=False).export(folder / "model")
+    make_model("llama", check=False, num_hidden_layers=4).export(folder / "deeper")
+    make_model("llama", check=False, seed=1).export(folder / "twin")
+    square = rules[0].model_copy(update={"split": None})
+    dump_rules([square, square.model_copy(update={"id": "again"})], folder / "rules.json")
+    forms = {name: form.model_copy(update={"target_new": "7"}) for name, form in square.forms.items()}
+    other = square.model_copy(update={"forms": forms})
+    dump_rules([other, other.model_copy(update={"id": "again"})], folder / "others.json")
+    settings = {
+        "model": {"name": str(folder / "model"), "device": "cpu"},
+        "rules": {"source": str(folder / "rules.json")},
+        **SETTINGS,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with every step of the chain up to the scores."""
+    run = tmp_path_factory.mktemp("runs") / "all"
+    cli.execute(STEPS, cli.Common(run=run, config=inputs / "config.yaml"), {})
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """Every file but locks."""
+    return {
+        str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and p.suffix != ".lock"
+    }
+
+
+def follow(dmle: Command, said: str) -> None:
+    """Run the commands that an error advises."""
+    lines = re.findall(r"`(dmle [^`]*)`", " ".join(said.split()))
+    assert lines, said
+    for line in lines:
+        code, told = dmle(*shlex.split(line)[1:])
+        assert code == 0, f"{line}: {told}"
+
+
+CHANGES = [
+    ("profile", ["--set", "trace.samples=9"], "trace.samples was 8 when"),
+    ("select", ["--set", "profile.lookup_roles=[last]"], 'profile.lookup_roles was ["subject_last", "rule_word"] when'),
+    ("edit", ["--set", "select.width=2"], "select.width was 1 when"),
+    ("evaluate", ["--set", "edit.ridge=0.01", "--set", "edit.lookup=subject_last"], "edit.ridge was 1.0 when"),
+    ("evaluate", ["--rules", "{inputs}/others.json"], "was made of another wording, subject or answer of the rule"),
+    (
+        "evaluate",
+        ["--set", "covariance.identity=false", "--set", "covariance.tokens=300"],
+        "covariance.identity was true",
+    ),
+    ("evaluate", ["--set", "edit.layers=0/1"], "writes formula+description: layers"),
+    ("figures", ["--set", "evaluate.answer_tokens=3"], "evaluate.answer_tokens was 2 when"),
+    ("report", ["--set", "edit.ft={{steps: 2}}"], "edit.ft.steps was 1 when"),
+    ("compare", ["--set", "profile.confidence=0.9"], "profile.confidence was 0.95 when"),
+    ("edit", ["--model", "{inputs}/twin"], "was made for another model"),
+    ("edit", ["--model", "{inputs}/deeper"], "was made for another model"),
+]
+
+
+@pytest.mark.parametrize(("step", "flags", "said"), CHANGES)
+def test_what_is_stale_is_refused_changes_nothing_and_the_advice_mends_it(
+    step: str, flags: Sequence[str], said: str, run: Path, inputs: Path, dmle: Command
+) -> None:
+    before = contents(run)
+    line = [step, "--run", run, *(flag.format(inputs=inputs) for flag in flags)]
+    code, told = dmle(*line)
+    assert code == 2 and said in " ".join(told.split()), told
+    assert contents(run) == before
+    if step not in ("figures", "report") and "--model" not in flags:  # drawing takes longer than all else
+        follow(dmle, told)
+        code, told = dmle(*line)
+        assert code == 0, told
+
+
+def test_a_refused_trace_leaves_its_settings_and_names_what_differs(run: Path, dmle: Command) -> None:
+    before = contents(run)
+    code, said = dmle("trace", "--run", run, "--set", "trace.samples=9", "--set", "edit.ridge=9")
+    assert code == 2 and "(trace.samples was 8, it is 9 now)" in said and "--overwrite" in said
+    assert contents(run) == before
+    assert dmle("profile", "--run", run)[0] == 0
+    # What another step made its results with is not taken over by the way.
+    assert dmle("profile", "--run", run, "--set", "edit.ridge=9")[0] == 0
+    held = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+    assert "ridge" not in held["settings"]["edit"] and held["resolved"]["edit"]["ridge"] == 1.0
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+def test_settings_that_are_lost_are_not_the_defaults(how: str, run: Path, inputs: Path, dmle: Command) -> None:
+    (run / "run.yaml").write_bytes(b"") if how == "emptied" else (run / "run.yaml").unlink()
+    before = contents(run)
+    code, said = dmle("select", "--run", run)
+    assert code == 2 and "go on with --overwrite and the settings of this command" in said
+    assert contents(run) == before
+    assert dmle("select", "--run", run, "--overwrite")[0] == 2  # the defaults did not make these maps
+    code, said = dmle("select", "--run", run, "--overwrite", "--config", inputs / "config.yaml")
+    assert code == 0, said
+    assert dmle("evaluate", "--run", run)[0] == 0
+
+
+def test_overwrite_leaves_no_old_piece(run: Path, dmle: Command) -> None:
+    one = ("--run", run, "--set", "rules.ids=[again]", "--overwrite")
+    assert dmle("trace", *one)[0] == 0
+    assert {path.name for path in (run / "traces").iterdir()} == {
+        f"again-{f}.nc" for f in ("formula", "description", "instance")
+    }
+    for step in ("profile", "select"):
+        assert dmle(step, "--run", run)[0] == 0
+    assert dmle("edit", *one, "--editors", "ft")[0] == 0
+    assert [str(path.relative_to(run / "deltas")) for path in (run / "deltas").rglob("*.safetensors")] == [
+        "ft/again.safetensors"
+    ]
+
+
+def test_a_map_of_other_settings_is_not_joined_for_a_prompt_that_is_skipped_now(run: Path, dmle: Command) -> None:
+    code, said = dmle("trace", "--run", run, "--set", "trace.span=numbers", "--overwrite")
+    assert code == 0 and "skipped square-area/formula" in said
+    assert set(effects.load(run / "effects.nc")["form"].values) == {"instance"}
+
+
+def test_files_of_arms_that_are_not_compared_now_are_gone(run: Path, dmle: Command) -> None:
+    assert dmle("compare", "--run", run, "--editors", "ft,dmle")[0] == 0
+    first = LayerSelection.load(run / "selection.json")
+    assert (run / "published" / "dmle").is_dir() and list((run / "tables").glob("pairs-*.md")) and first
+    cells = {path for path in (run / "cells").glob("*/*.json")}
+    assert dmle("compare", "--run", run, "--editors", "ft")[0] == 0
+    assert not list((run / "published" / "dmle").glob("*")) and not list((run / "tables").glob("pairs-*"))
+    assert {path for path in (run / "cells").glob("*/*.json")} == cells  # kept to be used again
+    assert dmle("compare", "--run", run, "--editors", "ft", "--overwrite")[0] == 0
+    assert {path.parent.name for path in (run / "cells").glob("*/*.json")} == {"ft"}
+
+
+def test_a_folder_that_leads_elsewhere_is_not_written(run: Path, dmle: Command, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "kept.nc").write_bytes(b"mine")
+    shutil.rmtree(run / "traces")
+    (run / "traces").symlink_to(tmp_path / "mine")
+    code, said = dmle("trace", "--run", run, "--overwrite")
+    assert code == 2 and "outside the run folder" in said
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["kept.nc"]
+
+
+# Two processes.
+
+
+def start(*arguments: str | Path) -> "subprocess.Popen[str]":
+    program = "import sys; from interp.app.commands import main; main(sys.argv[1:])"
+    line = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
+    told = [process.communicate(timeout=300)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def test_two_comparisons_of_one_folder_end_as_one(inputs: Path, dmle: Command, tmp_path: Path) -> None:
+    arms = ("--editors", "ft,memit,rome", "--set", "edit.block='1'", "--config", inputs / "config.yaml")
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    both = start("compare", "--run", shared, *arms), start("compare", "--run", shared, *arms)
+    assert dmle("compare", "--run", alone, *arms)[0] == 0
+    for code, said in wait(*both):
+        assert code == 0 and "Traceback" not in said, said
+    one, two = (pd.read_csv(run / "answers.csv") for run in (alone, shared))
+    pd.testing.assert_frame_equal(one, two)
+    assert len(one) and set(one["editor"]) == {"ft", "memit", "rome"}
+    first, second = (effects.load(run / "scores.nc")["score"].values for run in (alone, shared))
+    np.testing.assert_array_equal(first, second)
+    names = [{name for name in contents(run) if "covariance" not in name} for run in (alone, shared)]
+    assert names[0] == names[1]
+    assert (alone / "tables/comparison-exact.md").read_bytes() == (shared / "tables/comparison-exact.md").read_bytes()
+
+
+def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: Path) -> None:
+    common = ("--run", tmp_path / "run", "--config", inputs / "config.yaml")
+    both = [start("trace", *common, "--set", f"trace.samples={n}") for n in (2, 3)]
+    done = wait(*both)
+    assert sorted(code for code, _ in done) == [0, 2]
+    (winner,) = (n for (code, _), n in zip(done, (2, 3), strict=True) if code == 0)
+    (refused,) = (said for code, said in done if code == 2)
+    assert "trace.samples was" in refused
+    assert effects.load(tmp_path / "run" / "effects.nc").sizes["sample"] == winner
+    held = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text(encoding="utf-8"))
+    assert held["settings"]["trace"]["samples"] == winner
+    samples = {effects.load(path).sizes["sample"] for path in (tmp_path / "run" / "traces").iterdir()}
+    assert samples == {winner}
+    assert json.loads((tmp_path / "run" / "rules.json").read_text(encoding="utf-8"))["rules"]
