@@ -22,4 +22,6 @@ nitpicky = True
 
 def setup(app: Sphinx) -> None:
     """Put generated text into the pages that ask for it."""
-    app.connect("source-read", lambda app, page, source: source.__setitem__(0, fill(page, source[0])))
+    app.connect(
+        "source-read", lambda app, page, source: source.__setitem__(0, fill(page, source[0]))
+    )

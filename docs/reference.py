@@ -39,7 +39,10 @@ def cli_reference() -> str:
 
 def sections() -> dict[str, type[Section]]:
     """All sections of a configuration file by name."""
-    return {**COMMON, **{name: cls for step in load_steps().values() for name, cls in step.sections.items()}}
+    return {
+        **COMMON,
+        **{name: cls for step in load_steps().values() for name, cls in step.sections.items()},
+    }
 
 
 def configuration_reference() -> str:
@@ -49,14 +52,30 @@ def configuration_reference() -> str:
 
 def _section(name: str, section: type[Section]) -> str:
     meanings = field_docs(section)
-    lines = [f"## {name}", "", inspect.getdoc(section) or "", "", "| setting | type | default | |", "|---|---|---|---|"]
+    lines = [
+        f"## {name}",
+        "",
+        inspect.getdoc(section) or "",
+        "",
+        "| setting | type | default | |",
+        "|---|---|---|---|",
+    ]
     for key, field in section.model_fields.items():
         limits = ", ".join(str(each) for each in field.metadata if not callable(each))
         kind = inspect.formatannotation(field.annotation).replace("typing.", "")
         default = field.get_default(call_default_factory=True)
         given = "needed" if default is PydanticUndefined else f"`{default!r}`"
-        cells = (f"`{key}`", f"`{kind}`", given, " ".join([meanings.get(key, ""), f"({limits})" if limits else ""]))
-        lines.append("| " + " | ".join(cell.strip().replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        cells = (
+            f"`{key}`",
+            f"`{kind}`",
+            given,
+            " ".join([meanings.get(key, ""), f"({limits})" if limits else ""]),
+        )
+        lines.append(
+            "| "
+            + " | ".join(cell.strip().replace("|", "\\|").replace("\n", " ") for cell in cells)
+            + " |"
+        )
     return "\n".join(lines)
 
 

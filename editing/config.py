@@ -13,7 +13,9 @@ from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
 
-EditorName = Literal["dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"]
+EditorName = Literal[
+    "dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"
+]
 EDITORS: tuple[EditorName, ...] = (
     "dmle",
     "memit",
@@ -37,26 +39,29 @@ class CovarianceConfig(Section):
     neutral: ClassVar[frozenset[str]] = frozenset({"batch_size"})
 
     corpus: str = "embedded"
-    """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules between its
-    paragraphs, see `editing.closed_form.rule_text`), a text file with one paragraph per line, or a Hugging Face dataset:
-    "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be "organisation/name"; split "train", column "text")."""
+    """"embedded" (an excerpt of Wikipedia), "embedded+rules" (with sentences of training rules
+    between its paragraphs, see `editing.closed_form.rule_text`), a text file with one paragraph per
+    line, or a Hugging Face dataset: "hf:NAME" or "hf:NAME@CONFIGURATION" (NAME may be
+    "organisation/name"; split "train", column "text")."""
     tokens: int = Field(default=100_000, ge=1, le=10**10)
     max_length: int = Field(default=256, ge=2, le=1_000_000)
     """Longest piece of text run at once, in tokens."""
     batch_size: int = Field(default=8, ge=1, le=1_000_000)
     """Texts of full length run at once (shorter ones: as many as have as many tokens)."""
     skip_first: bool = False
-    """Leave the first token of each text out (an attention sink whose keys are unlike all others); `tokens` then
-    counts those that are left."""
+    """Leave the first token of each text out (an attention sink whose keys are unlike all others);
+    `tokens` then counts those that are left."""
     shrinkage: Literal["none", "ledoit-wolf"] | float = "none"
-    """Pull C towards a multiple of the identity: by a given share, or by the Ledoit-Wolf estimate of the best one.
-    For corpora of fewer tokens than a few times d_mlp."""
+    """Pull C towards a multiple of the identity: by a given share, or by the Ledoit-Wolf estimate
+    of the best one. For corpora of fewer tokens than a few times d_mlp."""
     identity: bool = False
     """Use the identity in place of C (ROME's settings as EasyEdit ships them)."""
 
 
 class TargetConfig(Section):
-    """Search of the target z (v* in ROME). Source of the defaults: EasyEdit's MEMIT settings for 7B models."""
+    """Search of the target z (v* in ROME). Source of the defaults: EasyEdit's MEMIT settings for
+    7B models.
+    """
 
     lookup: Lookup = "subject_last"
     steps: int = Field(default=25, ge=1, le=1_000_000)
@@ -77,7 +82,9 @@ class TargetConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B models."""
+    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B
+    models.
+    """
 
     steps: int = Field(default=25, ge=1, le=1_000_000)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -101,7 +108,9 @@ class LoraConfig(Section):
 
 
 class GraceConfig(Section):
-    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B models."""
+    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B
+    models.
+    """
 
     steps: int = Field(default=50, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1.0, gt=0)
@@ -110,10 +119,13 @@ class GraceConfig(Section):
 
 
 class InContextConfig(Section):
-    """In-context editing: ICE puts the new facts before a prompt, IKE demonstrations from training rules as well."""
+    """In-context editing: ICE puts the new facts before a prompt, IKE demonstrations from
+    training rules as well.
+    """
 
     demonstrations: int = Field(default=4, ge=1, le=10_000)
-    """IKE: training rules whose edits are demonstrated (each with an edited prompt, a rephrasing, a neighbour)."""
+    """IKE: training rules whose edits are demonstrated (each with an edited prompt, a
+    rephrasing, a neighbour)."""
 
 
 class EditorSettings(TargetConfig):
@@ -123,29 +135,31 @@ class EditorSettings(TargetConfig):
     layers: str = "auto"
     """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
     block: str = "auto"
-    """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block model, scaled to
-    the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
+    """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block
+    model, scaled to the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
     solver: SolverName = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"
     """DMLE: what keeps a later stage from undoing an earlier one (see `editing.editors.dmle`)."""
     ridge: float = Field(default=1.0, gt=0)
-    """MEMIT: weight of the covariance in units of d_mlp (for keys k, the mean of k·C⁻¹k is d_mlp). MEMIT's 15000
-    is 0.92 on GPT-J and 0.79 on Qwen2.5-7B."""
+    """MEMIT: weight of the covariance in units of d_mlp (for keys k, the mean of k·C⁻¹k is d_mlp).
+    MEMIT's 15000 is 0.92 on GPT-J and 0.79 on Qwen2.5-7B."""
     null_threshold: float = Field(default=0.02, gt=0)
     """AlphaEdit: directions of C with a smaller singular value are free to write."""
     null_relative: bool = False
-    """AlphaEdit: the threshold is relative to the mean singular value; the original's is absolute."""
+    """AlphaEdit: the threshold is relative to the mean singular value; the original's is
+    absolute."""
     l2: float = Field(default=1.0, gt=0)
     """AlphaEdit: weight of the penalty on the update's norm (EasyEdit: 1 or 10)."""
     damping: float = Field(default=0.1, ge=0)
     """EMMET: how far the equality constraint gives way; 0 is exact."""
     rounds: int = Field(default=1, ge=1, le=1000)
-    """Closed forms: edit so many times, each time from the model as the round before left it. What the requests did to
-    one another in a round is mended in the next; a request that is served takes part with next to nothing."""
+    """Closed forms: edit so many times, each time from the model as the round before left it. What
+    the requests did to one another in a round is mended in the next; a request that is served takes
+    part with next to nothing."""
     answer: Literal["whole", "words"] = "whole"
-    """Closed forms: an answer is one request, or each of its words is one, behind the prompt and the words before it
-    (see `editing.edits.requests.words_of`; needs lookup last)."""
+    """Closed forms: an answer is one request, or each of its words is one, behind the prompt and
+    the words before it (see `editing.edits.requests.words_of`; needs lookup last)."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()
@@ -157,7 +171,8 @@ class EditorSettings(TargetConfig):
     context_tokens: int = Field(default=10, ge=2, le=4096)
     seed: Seed = 0
     preset: str | None = None
-    """Published settings of a model and editor, taken wherever nothing else is set (see `editing.presets`)."""
+    """Published settings of a model and editor, taken wherever nothing else is set (see
+    `editing.presets`)."""
 
     @field_validator("layers", "block", mode="before")
     @classmethod
@@ -166,7 +181,11 @@ class EditorSettings(TargetConfig):
         if not isinstance(value, list | tuple) or not value:
             return value
         parts = value if all(isinstance(part, list | tuple) for part in value) else [value]
-        whole = all(isinstance(layer, int | str) and not isinstance(layer, bool) for part in parts for layer in part)
+        whole = all(
+            isinstance(layer, int | str) and not isinstance(layer, bool)
+            for part in parts
+            for layer in part
+        )
         return "/".join(",".join(map(str, part)) for part in parts) if whole else value
 
     @model_validator(mode="before")
@@ -174,14 +193,17 @@ class EditorSettings(TargetConfig):
     def _preset(cls, values: Any) -> Any:
         if not isinstance(values, Mapping) or not (name := values.get("preset")):
             return values
-        return {**preset(name, str(values.get("editor", "dmle")), str(values.get("solver", "memit"))), **values}
+        return {
+            **preset(name, str(values.get("editor", "dmle")), str(values.get("solver", "memit"))),
+            **values,
+        }
 
     @model_validator(mode="after")
     def _words_are_looked_up_last(self) -> "EditorSettings":
         if self.answer == "words" and self.lookup != "last":
             raise InputError(
-                f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have their own keys only "
-                "at the last token; take --set edit.lookup=last"
+                f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have"
+                " their own keys only at the last token; take --set edit.lookup=last"
             )
         return self
 
@@ -194,10 +216,11 @@ class EditConfig(EditorSettings):
     editors: tuple[str, ...] = ("dmle", "memit")
     """Names of editors, or of `arms`."""
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Named variants: `{early: {editor: memit, block: 2-4}}`; what an arm does not say is as for all."""
+    """Named variants: `{early: {editor: memit, block: 2-4}}`; what an arm does not say is as for
+    all."""
     mode: Literal["single", "batch", "sequential"] = "single"
-    """`single`: every rule alone on the unedited model; `batch`: all rules in one edit; `sequential`: one rule
-    after the other, each on the model as the earlier ones left it."""
+    """`single`: every rule alone on the unedited model; `batch`: all rules in one edit;
+    `sequential`: one rule after the other, each on the model as the earlier ones left it."""
     splits: tuple[Split, ...] = ("test",)
     """Splits that are edited, among rules that have a split."""
     limit: int | None = Field(default=None, ge=1)
@@ -205,7 +228,8 @@ class EditConfig(EditorSettings):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        # A preset is of one editor: each takes its own in `settings_of`, where what is said here counts as said.
+        # A preset is of one editor: each takes its own in `settings_of`, where what is said here
+        # counts as said.
         return values
 
     @model_validator(mode="after")
@@ -213,11 +237,16 @@ class EditConfig(EditorSettings):
         # Names become folders and files of the run.
         for name in self.arms:
             if fault := name_fault(name):
-                raise InputError(f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has {NAME_RULE}")
-        if alike := same_on_some_disks([*self.arms, *(name for name in self.editors if name in EDITORS)]):
+                raise InputError(
+                    f"edit.arms: the name {short(name)} cannot be used: {fault}; a name has"
+                    f" {NAME_RULE}"
+                )
+        if alike := same_on_some_disks(
+            [*self.arms, *(name for name in self.editors if name in EDITORS)]
+        ):
             raise InputError(
-                f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and some disks keep "
-                "one file for both; rename one"
+                f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and"
+                " some disks keep one file for both; rename one"
             )
         if len(set(self.editors)) < len(self.editors):
             raise InputError(f"edit.editors names one twice: {', '.join(self.editors)}")
@@ -237,22 +266,28 @@ class EditConfig(EditorSettings):
         if name in self.arms:
             own |= self.arms[name]
         elif not own:
-            raise InputError(f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}")
+            raise InputError(
+                f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}"
+            )
         if name in EDITORS and own["editor"] != name:
             raise InputError(
-                f"edit.arms.{name}: this is the name of an editor, but the arm's editor is {own['editor']!r}; "
-                "give the arm another name"
+                f"edit.arms.{name}: this is the name of an editor, but the arm's editor is"
+                f" {own['editor']!r}; give the arm another name"
             )
         try:
             return EditorSettings.model_validate(_over(shared, own))
         except ValidationError as error:
             raise InputError(
-                explained(f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error)
+                explained(
+                    f"edit.arms.{name}" if name in self.arms else "edit", EditorSettings, error
+                )
             ) from error
 
 
 def _over(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Shared settings with an arm's own on top: part by part inside `ft` and its like; null is the default."""
+    """Shared settings with an arm's own on top: part by part inside `ft` and its like; null is
+    the default.
+    """
     found = dict(shared)
     for name, value in own.items():
         if value is None and name in EditorSettings.model_fields:
@@ -271,10 +306,11 @@ class EvaluateConfig(Section):
 
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     answer_tokens: int = Field(default=12, ge=1, le=4096)
-    """Least length of the greedy answers, those that are shown and those that are scored; none is cut before the length
-    of its target."""
+    """Least length of the greedy answers, those that are shown and those that are scored; none is
+    cut before the length of its target."""
     greedy: bool = True
-    """Ask for greedy answers and score them; they are most of the cost. Without, their modes have no items."""
+    """Ask for greedy answers and score them; they are most of the cost. Without, their modes
+    have no items."""
 
 
 class CompareConfig(Section):
@@ -292,7 +328,8 @@ class CompareConfig(Section):
     resamples: Resamples = Field(default=10_000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     bystanders: int = Field(default=2, ge=0, le=10_000)
-    """Other rules whose answers are compared before and after each edit; 0 leaves side effects and fluency out."""
+    """Other rules whose answers are compared before and after each edit; 0 leaves side effects
+    and fluency out."""
 
     @model_validator(mode="after")
     def _seeds_differ(self) -> "CompareConfig":
@@ -302,7 +339,9 @@ class CompareConfig(Section):
 
 
 class SweepConfig(Section):
-    """Edits at every window of layers, one group of forms at a time (see `editing.studies.sweep`)."""
+    """Edits at every window of layers, one group of forms at a time (see
+    `editing.studies.sweep`).
+    """
 
     neutral: ClassVar[frozenset[str]] = frozenset({"splits", "limit", "resamples", "confidence"})
 
@@ -310,10 +349,13 @@ class SweepConfig(Section):
     """Layers of a window."""
     step: int = Field(default=2, ge=1)
     """Layers from one window to the next."""
-    groups: tuple[tuple[RuleForm, ...], ...] = Field(default=(("formula", "description"), ("instance",)), min_length=1)
+    groups: tuple[tuple[RuleForm, ...], ...] = Field(
+        default=(("formula", "description"), ("instance",)), min_length=1
+    )
     """Forms that are edited together."""
     splits: tuple[Split, ...] = ("validation",)
-    """Splits that are edited, among rules with a split: neither those that select layers nor those that test edits."""
+    """Splits that are edited, among rules with a split: neither those that select layers nor
+    those that test edits."""
     limit: int | None = Field(default=8, ge=1)
     """Edit only the first rules."""
     mode: Literal["token_accuracy", "exact"] = "token_accuracy"
@@ -332,7 +374,8 @@ class TuneConfig(Section):
     grid: dict[str, tuple[Any, ...]] | tuple[dict[str, tuple[Any, ...]], ...] = Field(
         default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1
     )
-    """Settings of the editor, each with the values to try; every combination is tried. Or a list of such grids."""
+    """Settings of the editor, each with the values to try; every combination is tried. Or a list
+    of such grids."""
     mode: Literal["token_accuracy", "exact", "greedy_exact", "greedy_prefix"] = "token_accuracy"
     metrics: tuple[str, ...] = (
         "reliability",
@@ -343,8 +386,9 @@ class TuneConfig(Section):
     )
     """The setting with the highest mean of these is chosen."""
     floors: dict[str, float] = Field(default_factory=dict)
-    """What a setting must reach to be chosen, such as `{locality: 0.9}`: least mean of some of `metrics`. If none
-    reaches them all, the one that lacks least in sum is chosen, and `tuned.yaml` says so."""
+    """What a setting must reach to be chosen, such as `{locality: 0.9}`: least mean of some of
+    `metrics`. If none reaches them all, the one that lacks least in sum is chosen, and `tuned.yaml`
+    says so."""
 
     @property
     def grids(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
@@ -357,5 +401,7 @@ class TuneConfig(Section):
             if not values:
                 raise InputError(f"tune.grid.{name} has no values")
         if wrong := [name for name in self.floors if name not in self.metrics]:
-            raise InputError(f"tune.floors names {', '.join(wrong)}; tune.metrics are {', '.join(self.metrics)}")
+            raise InputError(
+                f"tune.floors names {', '.join(wrong)}; tune.metrics are {', '.join(self.metrics)}"
+            )
         return self

@@ -14,13 +14,13 @@ edit scores          before and after in a ``mode``, or the     editor and metri
                      trade-off ``against`` locality
 ===================  =========================================  ==============================================
 
-``dataset.dmle`` alone, as the last expression of a cell, shows the table with what a reader must know beside it.
-Which of these a dataset is, its attribute ``schema`` says. Figures are those of this package, sized for print; here
-they get a resolution for the screen.
+``dataset.dmle`` alone, as the last expression of a cell, shows the table with what a reader must
+know beside it. Which of these a dataset is, its attribute ``schema`` says. Figures are those of
+this package, sized for print; here they get a resolution for the screen.
 
-Importing this module is all the set-up there is: it registers the accessor with xarray and, inside a notebook, lets
-IPython show figures, which it otherwise does only for those of pyplot. Nothing else of the project imports it, so
-commands and scripts stay as they are.
+Importing this module is all the set-up there is: it registers the accessor with xarray and, inside
+a notebook, lets IPython show figures, which it otherwise does only for those of pyplot. Nothing
+else of the project imports it, so commands and scripts stay as they are.
 """
 
 import inspect
@@ -37,7 +37,12 @@ from figures import edit_scores, effect_map, layer_profile, layer_selection, sty
 from figures.paper import example_rule
 from interp.errors import InputError
 from interp.results import display
-from interp.results.effects import TRACEABLE_STANDARD_ERRORS, choose_metric, select_map, total_effect
+from interp.results.effects import (
+    TRACEABLE_STANDARD_ERRORS,
+    choose_metric,
+    select_map,
+    total_effect,
+)
 from interp.results.scores import WITHOUT_FLOOR, per_rule
 from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerSelection
@@ -48,7 +53,9 @@ SCREEN_DPI = 150
 
 @xr.register_dataset_accessor("dmle")
 class ResultAccessor:
-    """Figure and table of an effect map, joined maps, a layer profile or edit scores (see the module)."""
+    """Figure and table of an effect map, joined maps, a layer profile or edit scores (see the
+    module).
+    """
 
     def __init__(self, dataset: xr.Dataset) -> None:
         self._dataset = dataset
@@ -57,7 +64,8 @@ class ResultAccessor:
         """The figure of this kind of result; options are those of the kind (see the module).
 
         Raises:
-            ValueError: The dataset is no result of these packages, or an option names what it does not hold.
+            ValueError: The dataset is no result of these packages, or an option names what it does
+            not hold.
             TypeError: An option is not one of this kind.
         """
         kind = kind_of(self._dataset)
@@ -107,15 +115,18 @@ def kind_of(dataset: xr.Dataset) -> Kind:
     if name not in KINDS:
         known = ", ".join(dict.fromkeys(each.partition(" ")[0] for each in KINDS))
         raise InputError(
-            f"this dataset has the schema {schema!r}; effect maps, layer profiles and edit scores can be shown, with "
-            f"attrs['schema'] from {known}: load one with interp.results.effects.load, and keep its attributes "
-            "(xr.set_options(keep_attrs=True)) in what you compute"
+            f"this dataset has the schema {schema!r}; effect maps, layer profiles and edit scores"
+            f" can be shown, with attrs['schema'] from {known}: load one with"
+            " interp.results.effects.load, and keep its attributes"
+            " (xr.set_options(keep_attrs=True)) in what you compute"
         )
     return KINDS[name]
 
 
 def score_frame(scores: xr.Dataset, *, mode: str = "token_accuracy") -> pd.DataFrame:
-    """Mean over rules of each editor and metric, before and after; NaN before for locality, which has no floor."""
+    """Mean over rules of each editor and metric, before and after; NaN before for locality,
+    which has no floor.
+    """
     rules = per_rule(scores, mode)
     mean, n = rules.mean("rule", skipna=True), rules.sel(phase="post").notnull().sum("rule")
     rows = []
@@ -123,13 +134,21 @@ def score_frame(scores: xr.Dataset, *, mode: str = "token_accuracy") -> pd.DataF
         for metric in edit_scores.metrics_with_data(rules):
             at = {"editor": editor, "metric": metric}
             if int(n.sel(at)):
-                before = float("nan") if metric in WITHOUT_FLOOR else float(mean.sel(at).sel(phase="pre"))
+                before = (
+                    float("nan")
+                    if metric in WITHOUT_FLOOR
+                    else float(mean.sel(at).sel(phase="pre"))
+                )
                 row = {"editor": str(editor), "metric": metric, "before": before}
-                rows.append({**row, "after": float(mean.sel(at).sel(phase="post")), "rules": int(n.sel(at))})
+                rows.append(
+                    {**row, "after": float(mean.sel(at).sel(phase="post")), "rules": int(n.sel(at))}
+                )
     return pd.DataFrame(rows)
 
 
-def _plot_map(effects: xr.Dataset, *, metric: str | None = None, component: str | None = None) -> Figure:
+def _plot_map(
+    effects: xr.Dataset, *, metric: str | None = None, component: str | None = None
+) -> Figure:
     one = choose_metric(effects, metric)
     if component is None:
         return effect_map.prompt_panel(one)
@@ -162,7 +181,9 @@ def _plot_profile(
 ) -> Figure:
     if selection is not None:
         if component is not None or role is not None:
-            raise InputError("a selection says itself which component and role it read; leave these two out")
+            raise InputError(
+                "a selection says itself which component and role it read; leave these two out"
+            )
         return layer_selection.selection_panel(profile, selection)
     if component is None and role is None:
         return layer_profile.profile_panel(profile)
@@ -189,11 +210,18 @@ def _map_words(effects: xr.Dataset) -> tuple[str, str]:
     one = choose_metric(effects)
     te = total_effect(one)
     unit = style.unit_name(one.attrs["unit"])
-    verdict = "" if bool(te["traceable"]) else " NOT TRACEABLE: the effect is within noise, and the map means nothing."
+    verdict = (
+        ""
+        if bool(te["traceable"])
+        else " NOT TRACEABLE: the effect is within noise, and the map means nothing."
+    )
     return (
         f"{one['prompt'].item()} → {one['answer'].item()}",
-        f"Total effect of the corruption {float(te['total_effect']):.2f} ± {float(te['standard_error']):.2f} {unit} "
-        f"(standard error over {one.sizes['sample']} samples). Effects: indirect, in the same unit.{verdict}",
+        (
+            f"Total effect of the corruption {float(te['total_effect']):.2f} ±"
+            f" {float(te['standard_error']):.2f} {unit} (standard error over {one.sizes['sample']}"
+            f" samples). Effects: indirect, in the same unit.{verdict}"
+        ),
     )
 
 
@@ -203,29 +231,42 @@ def _maps_words(effects: xr.Dataset) -> tuple[str, str]:
     traceable = int((total_effect(one)["traceable"] & (one["n_tokens"] > 0)).sum())
     return (
         f"Effect maps of {traced} prompts, {traceable} of them traceable",
-        f"Total effect in {style.unit_name(one.attrs['unit'])}, with its standard error over {one.sizes['sample']} "
-        f"samples; traceable: above {TRACEABLE_STANDARD_ERRORS:g} standard errors. Other maps mean nothing.",
+        (
+            f"Total effect in {style.unit_name(one.attrs['unit'])}, with its standard error over"
+            f" {one.sizes['sample']} samples; traceable: above {TRACEABLE_STANDARD_ERRORS:g}"
+            " standard errors. Other maps mean nothing."
+        ),
     )
 
 
 def _profile_words(profile: xr.Dataset) -> tuple[str, str]:
     return (
-        f"Layer profile of {profile.sizes['rule']} rules at lookup tokens ({profile.attrs['lookup_roles']})",
-        f"Effects in {style.unit_name(profile.attrs['unit'])}, means over rules. {layer_profile.band_note(profile)}",
+        (
+            f"Layer profile of {profile.sizes['rule']} rules at lookup tokens"
+            f" ({profile.attrs['lookup_roles']})"
+        ),
+        (
+            f"Effects in {style.unit_name(profile.attrs['unit'])}, means over rules."
+            f" {layer_profile.band_note(profile)}"
+        ),
     )
 
 
 def _scores_words(scores: xr.Dataset) -> tuple[str, str]:
     return (
         f"Edit scores: {edit_scores.MODE_NAMES['token_accuracy']}",
-        "Means over rules of each rule's mean over forms. Locality is agreement with the unedited model, so it has no "
-        "before.",
+        (
+            "Means over rules of each rule's mean over forms. Locality is agreement with the"
+            " unedited model, so it has no before."
+        ),
     )
 
 
 KINDS = {
     "dmle.effects": Kind("an effect map", _plot_map, display.map_table, _map_words),
-    "dmle.effects (joined)": Kind("joined effect maps", _plot_maps, display.maps_table, _maps_words),
+    "dmle.effects (joined)": Kind(
+        "joined effect maps", _plot_maps, display.maps_table, _maps_words
+    ),
     "dmle.profile": Kind("a layer profile", _plot_profile, display.profile_table, _profile_words),
     "dmle.scores": Kind("edit scores", _plot_scores, score_frame, _scores_words),
 }
@@ -235,7 +276,10 @@ KINDS = {
 def _check_options(what: str, function: Callable[..., object], options: dict[str, Any]) -> None:
     known = list(inspect.signature(function).parameters)[1:]
     if unknown := [name for name in options if name not in known]:
-        raise TypeError(f"no option {', '.join(map(repr, unknown))} for {what}; there are {', '.join(known) or 'none'}")
+        raise TypeError(
+            f"no option {', '.join(map(repr, unknown))} for {what}; there are"
+            f" {', '.join(known) or 'none'}"
+        )
 
 
 def _figure(ax: Any) -> Figure:
@@ -245,7 +289,9 @@ def _figure(ax: Any) -> Figure:
 
 
 def _show_figures() -> None:
-    """Let IPython, if this runs in it, show figures that pyplot does not know, as `%matplotlib inline` does."""
+    """Let IPython, if this runs in it, show figures that pyplot does not know, as `%matplotlib
+    inline` does.
+    """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is not None:

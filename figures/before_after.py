@@ -1,8 +1,9 @@
 """Each rule before and after its edit: what a mean over rules hides.
 
-One dumbbell per rule: hollow before, full after, blue where the edit raised the score and orange where it lowered it.
-Up to `MOST_NAMED` rules are named, in the order of the file; more are drawn thin and unnamed, in the order of their
-change, and the tables name them. Locality has no "before": it is agreement with the unedited model itself.
+One dumbbell per rule: hollow before, full after, blue where the edit raised the score and orange
+where it lowered it. Up to `MOST_NAMED` rules are named, in the order of the file; more are drawn
+thin and unnamed, in the order of their change, and the tables name them. Locality has no "before":
+it is agreement with the unedited model itself.
 """
 
 import numpy as np
@@ -48,35 +49,66 @@ def draw_before_after(
         editor: The editor, or named arm.
         metric: The metric.
         mode: Which way of scoring an answer to show.
-        rules: The rules, from top to bottom; `rules_of` by default. One without a score has an empty row.
+        rules: The rules, from top to bottom; `rules_of` by default. One without a score has an
+        empty row.
         named: Whether to name the rules, if they are few enough.
         ax: Axes to draw into; new ones, sized for the rules, by default.
 
     Raises:
-        ValueError: The mode is unknown or has no scores, or the editor has none of the metric in it.
+        ValueError: The mode is unknown or has no scores, or the editor has none of the metric in
+            it.
     """
     one = _scores_of(scores, editor, mode)
-    if metric not in one["metric"].values or not bool(one.sel(metric=metric, phase="post").notnull().any()):
+    if metric not in one["metric"].values or not bool(
+        one.sel(metric=metric, phase="post").notnull().any()
+    ):
         raise InputError(
-            f"editor {editor!r} has no score of {metric!r} in mode {mode!r}; choose from {metrics_with_data(one)}"
+            f"editor {editor!r} has no score of {metric!r} in mode {mode!r}; choose from"
+            f" {metrics_with_data(one)}"
         )
     rules = rules_of(scores, editor, mode) if rules is None else rules
     one = one.sel(metric=metric, rule=rules)
     few = len(rules) <= MOST_NAMED
     ax = style.new_axes(style.SINGLE_COLUMN, 0.9 + _rows_height(len(rules))) if ax is None else ax
-    before, after, heights = one.sel(phase="pre").values, one.sel(phase="post").values, np.arange(len(rules))
+    before, after, heights = (
+        one.sel(phase="pre").values,
+        one.sel(phase="post").values,
+        np.arange(len(rules)),
+    )
     if metric in WITHOUT_FLOOR:
         before = np.full(len(rules), np.nan)
     for kind, colour in _KINDS:
         here = np.flatnonzero(changes(before, after, mode) == kind)
         size = 3 if few else 1.2
-        ax.hlines(heights[here], before[here], after[here], colors=colour, linewidth=1.0 if few else 0.35, gid=kind)
-        ax.plot(after[here], heights[here], "o", color=colour, markersize=size, zorder=3, gid=f"after {kind}")
+        ax.hlines(
+            heights[here],
+            before[here],
+            after[here],
+            colors=colour,
+            linewidth=1.0 if few else 0.35,
+            gid=kind,
+        )
+        ax.plot(
+            after[here],
+            heights[here],
+            "o",
+            color=colour,
+            markersize=size,
+            zorder=3,
+            gid=f"after {kind}",
+        )
         if few:
             ax.plot(
-                before[here], heights[here], "o", color=colour, markerfacecolor="white", markersize=size,
-                markeredgewidth=0.7, zorder=2, gid=f"before {kind}",
-            )  # fmt: skip
+                before[here],
+                heights[here],
+                "o",
+                color=colour,
+                markerfacecolor="white",
+                markersize=size,
+                markeredgewidth=0.7,
+                zorder=2,
+                gid=f"before {kind}",
+            )
     if not few:
         ax.set_yticks([])
     elif named:  # in a panel all axes share these
@@ -100,7 +132,10 @@ def before_after_panel(scores: xr.Dataset, editor: str, mode: str = "token_accur
     Raises:
         ValueError: The mode is unknown or has no scores, or the editor has none in it.
     """
-    metrics, rules = metrics_with_data(_scores_of(scores, editor, mode)), rules_of(scores, editor, mode)
+    metrics, rules = (
+        metrics_with_data(_scores_of(scores, editor, mode)),
+        rules_of(scores, editor, mode),
+    )
     height = 1.35 + max(_rows_height(len(rules)), 0.5)
     fig = Figure(figsize=(style.DOUBLE_COLUMN, height), layout="constrained")
     axes = fig.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
@@ -108,31 +143,51 @@ def before_after_panel(scores: xr.Dataset, editor: str, mode: str = "token_accur
         draw_before_after(scores, editor, metric, mode, rules=rules, named=ax is axes[0], ax=ax)
     if len(rules) > MOST_NAMED:
         axes[0].set_ylabel(f"{len(rules)} rules")
-    fig.suptitle(f"{style.shorten(editor, 40)}, rule by rule", x=0.01, ha="left", parse_math=False, fontsize=7.5)
+    fig.suptitle(
+        f"{style.shorten(editor, 40)}, rule by rule",
+        x=0.01,
+        ha="left",
+        parse_math=False,
+        fontsize=7.5,
+    )
     fig.supxlabel(MODE_NAMES.get(mode, mode), fontsize=7)
     handles = [
         *([] if len(rules) > MOST_NAMED else [_mark("0.3", "before the edit", hollow=True)]),
         _mark("0.3", "after the edit"),
-        *(_mark(c, k) for (_, c), k in zip(_KINDS, ("better", "worse", "same, or no “before”"), strict=True)),
+        *(
+            _mark(c, k)
+            for (_, c), k in zip(_KINDS, ("better", "worse", "same, or no “before”"), strict=True)
+        ),
     ]
-    fig.legend(handles=handles, loc="outside upper right", ncols=len(handles), handletextpad=0.2, columnspacing=1.2)
+    fig.legend(
+        handles=handles,
+        loc="outside upper right",
+        ncols=len(handles),
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
     return fig
 
 
 def rules_of(scores: xr.Dataset, editor: str, mode: str) -> list[str]:
-    """Rules that the editor has a score for, in the order of the file; more than `MOST_NAMED`: by their mean change."""
+    """Rules that the editor has a score for, in the order of the file; more than `MOST_NAMED`:
+    by their mean change.
+    """
     one = _scores_of(scores, editor, mode)
     one = one.isel(rule=one.sel(phase="post").notnull().any("metric").values)
     names = [str(rule) for rule in one["rule"].values]
     if len(names) <= MOST_NAMED:
         return names
     with_floor = one.isel(metric=~np.isin(one["metric"].values, WITHOUT_FLOOR))
-    change = (with_floor.sel(phase="post") - with_floor.sel(phase="pre")).mean("metric", skipna=True)
+    change = (with_floor.sel(phase="post") - with_floor.sel(phase="pre")).mean(
+        "metric", skipna=True
+    )
     return [names[i] for i in np.argsort(-change.values, kind="stable")]
 
 
 def changes(before: np.ndarray, after: np.ndarray, mode: str) -> np.ndarray:
-    """What the edit did to each score: "better", "worse", "same" (also without a "before"), or "" without an "after".
+    """What the edit did to each score: "better", "worse", "same" (also without a "before"), or ""
+    without an "after".
 
     >>> changes(np.array([0.1, 0.5, 0.5, np.nan]), np.array([0.2, 0.5, np.nan, 0.9]), "exact").tolist()
     ['better', 'same', '', 'same']
@@ -147,13 +202,16 @@ def _scores_of(scores: xr.Dataset, editor: str, mode: str) -> xr.DataArray:
     rules = per_rule(scores, mode)
     if editor not in rules["editor"].values:
         raise InputError(
-            f"editor {editor!r} has no scores in mode {mode!r}; choose from {rules['editor'].values.tolist()}"
+            f"editor {editor!r} has no scores in mode {mode!r}; choose from"
+            f" {rules['editor'].values.tolist()}"
         )
     return rules.sel(editor=editor)
 
 
 def _rows_height(n: int) -> float:
-    return ROW_HEIGHT * n if n <= MOST_NAMED else min(max(THIN_ROW_HEIGHT * n, 2.0), MOST_THIN_HEIGHT)
+    return (
+        ROW_HEIGHT * n if n <= MOST_NAMED else min(max(THIN_ROW_HEIGHT * n, 2.0), MOST_THIN_HEIGHT)
+    )
 
 
 def _mean(before: np.ndarray, after: np.ndarray) -> str:
@@ -168,5 +226,12 @@ def _mean(before: np.ndarray, after: np.ndarray) -> str:
 def _mark(colour: str, label: str, *, hollow: bool = False) -> Line2D:
     face = "white" if hollow else colour
     return Line2D(
-        [], [], marker="o", linestyle="none", color=colour, markerfacecolor=face, markersize=3.5, label=label
-    )  # fmt: skip
+        [],
+        [],
+        marker="o",
+        linestyle="none",
+        color=colour,
+        markerfacecolor=face,
+        markersize=3.5,
+        label=label,
+    )

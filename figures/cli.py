@@ -7,7 +7,8 @@ from interp.app.steps import Context, Step
 def figures(*, common: Common | None = None) -> None:
     """Draw every figure and table that the run folder's results allow; needs no model.
 
-    What is current is not drawn again (figures/manifest.json says what came from which data); --overwrite draws all.
+    What is current is not drawn again (figures/manifest.json says what came from which data);
+    --overwrite draws all.
 
     For example:
 
@@ -39,7 +40,10 @@ def _figures(context: Context) -> str:
     if not done.written:
         lines = [f"nothing to draw: all {current}; --overwrite draws them again: {places}"]
     if done.removed:
-        lines.append(f"removed, as the data have no place for them any more: {', '.join(p.name for p in done.removed)}")
+        lines.append(
+            "removed, as the data have no place for them any more:"
+            f" {', '.join(p.name for p in done.removed)}"
+        )
     lines += [f"drawn in part: {what}" for what in done.left_out]
     lines += [f"not drawn: {said}" for said in stale.values()]
     return "\n".join(lines)

@@ -1,12 +1,13 @@
 """What an edit did: dot plots and tables of scores before and after, and raw answers.
 
-Every score is a mean over rules of each rule's mean over forms, so that a rule with more forms or items
-counts once. Intervals are bootstrap intervals over rules, with the same resamples for every editor.
-"Before" (hollow) is the unedited model, the floor that an editor starts from; locality has none, because
-it is agreement with the unedited model itself.
+Every score is a mean over rules of each rule's mean over forms, so that a rule with more forms or
+items counts once. Intervals are bootstrap intervals over rules, with the same resamples for every
+editor. "Before" (hollow) is the unedited model, the floor that an editor starts from; locality has
+none, because it is agreement with the unedited model itself.
 
-Up to `MOST_COLOURS` editors share axes, each in its colour. More, as in a comparison of arms, get a row each and
-every metric its own axes (`scores_panel`). `difference_panel` shows the paired differences from a reference arm.
+Up to `MOST_COLOURS` editors share axes, each in its colour. More, as in a comparison of arms, get a
+row each and every metric its own axes (`scores_panel`). `difference_panel` shows the paired
+differences from a reference arm.
 """
 
 import textwrap
@@ -23,7 +24,14 @@ from matplotlib.lines import Line2D
 from figures import style
 from interp.errors import InputError
 from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
-from interp.results.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
+from interp.results.tables import (
+    MISSING,
+    SHORT_METRIC_NAMES,
+    Table,
+    escape_markdown,
+    latex,
+    markdown,
+)
 from interp.selection.profiles import bootstrap_mean
 
 METRIC_NAMES = {
@@ -75,7 +83,9 @@ def draw_edit_scores(
     metrics = metrics_with_data(rules)
     editors = [str(e) for e in rules["editor"].values]
     if ax is None:
-        ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 1.0 + len(metrics) * (0.2 + 0.1 * len(editors)))
+        ax = style.new_axes(
+            style.DOUBLE_COLUMN * 0.75, 1.0 + len(metrics) * (0.2 + 0.1 * len(editors))
+        )
     colours = style.editor_colours(editors)
     offsets = np.linspace(-0.3, 0.3, len(editors)) if len(editors) > 1 else np.zeros(1)
     intervals = intervals_of(rules.sel(phase="post"), seed)
@@ -83,16 +93,21 @@ def draw_edit_scores(
         for height, metric in enumerate(metrics):
             at = {"editor": editor, "metric": metric}
             floor = metric not in WITHOUT_FLOOR
-            _draw_dot(ax, rules.sel(at), intervals.sel(at), height + offset, colours[editor], floor=floor)
+            _draw_dot(
+                ax, rules.sel(at), intervals.sel(at), height + offset, colours[editor], floor=floor
+            )
     _name_axes(ax, metrics, mode)
-    _name_editors(ax, editors, colours, floor=any(metric not in WITHOUT_FLOOR for metric in metrics))
+    _name_editors(
+        ax, editors, colours, floor=any(metric not in WITHOUT_FLOOR for metric in metrics)
+    )
     style.caption(ax, _counts(rules, metrics))
     return ax
 
 
 @style.paper_style()
 def scores_panel(scores: xr.Dataset, mode: str = "token_accuracy", *, seed: int = 0) -> Figure:
-    """Draw every arm in a row of its own, a column for each metric; for more arms than colours tell apart.
+    """Draw every arm in a row of its own, a column for each metric; for more arms than colours tell
+    apart.
 
     Args:
         scores: Edit scores, dims ``editor rule form metric mode phase``.
@@ -110,12 +125,19 @@ def scores_panel(scores: xr.Dataset, mode: str = "token_accuracy", *, seed: int 
         _draw_arms(ax, intervals.sel(metric=metric), mode)
         before = rules.sel(phase="pre", metric=metric)
         if metric not in WITHOUT_FLOOR and bool(before.notnull().any()):
-            ax.axvline(float(before.mean("editor", skipna=True).mean()), color="0.5", linestyle=":", gid="before")
+            ax.axvline(
+                float(before.mean("editor", skipna=True).mean()),
+                color="0.5",
+                linestyle=":",
+                gid="before",
+            )
         if mode in SHARES:
             ax.set_xlim(-0.04, 1.04)
             ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
     floor = any(metric not in WITHOUT_FLOOR for metric in axes)
-    style.figure_caption(fig, _counts(rules, list(axes)) + (" Dotted: before the edit." if floor else ""))
+    style.figure_caption(
+        fig, _counts(rules, list(axes)) + (" Dotted: before the edit." if floor else "")
+    )
     return fig
 
 
@@ -123,7 +145,8 @@ def scores_panel(scores: xr.Dataset, mode: str = "token_accuracy", *, seed: int 
 def difference_panel(
     scores: xr.Dataset, mode: str = "token_accuracy", reference: str | None = None, *, seed: int = 0
 ) -> Figure:
-    """Draw each arm's paired difference from a reference arm, with its interval, a column for each metric.
+    """Draw each arm's paired difference from a reference arm, with its interval, a column for each
+    metric.
 
     Args:
         scores: Edit scores, dims ``editor rule form metric mode phase``.
@@ -132,29 +155,40 @@ def difference_panel(
         seed: Seed of the bootstrap, whose resamples of rules all arms and metrics share.
 
     Raises:
-        ValueError: The mode is unknown or has no scores, the reference has none in it, or there is no other arm.
+        ValueError: The mode is unknown or has no scores, the reference has none in it, or there is
+            no other arm.
     """
     rules = per_rule(scores, mode)
     arms = [str(arm) for arm in rules["editor"].values]
     reference = arms[0] if reference is None else reference
     if reference not in arms:
-        raise InputError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
+        raise InputError(
+            f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}"
+        )
     if len(arms) < 2:
-        raise InputError(f"only {reference!r} has scores in mode {mode!r}; a difference needs two arms")
+        raise InputError(
+            f"only {reference!r} has scores in mode {mode!r}; a difference needs two arms"
+        )
     others = rules.sel(editor=[arm for arm in arms if arm != reference])
     differences = others - rules.sel(editor=reference, drop=True)
     better = "left" if mode in LOWER_IS_BETTER else "right"
-    fig, axes = _panel(differences, f"difference from {style.visible(reference)} (better: {better})")
+    fig, axes = _panel(
+        differences, f"difference from {style.visible(reference)} (better: {better})"
+    )
     intervals = intervals_of(differences.sel(phase="post"), seed)
     for metric, ax in axes.items():
         ax.axvline(0, color="0.5", linewidth=0.6, zorder=0)
         _draw_arms(ax, intervals.sel(metric=metric), mode)
         # Where no rule differs, an axis of thousandths would look like a measurement.
         least = 0.1 if mode in SHARES else 1e-3
-        reach = 1.1 * float(np.nanmax(np.abs(intervals.sel(metric=metric).to_array().values), initial=least))
+        reach = 1.1 * float(
+            np.nanmax(np.abs(intervals.sel(metric=metric).to_array().values), initial=least)
+        )
         ax.set_xlim(-reach, reach)
         ax.locator_params(axis="x", nbins=3)
-    style.figure_caption(fig, f"{MODE_NAMES.get(mode, mode)}. {_counts(differences, list(axes), floor=False)}")
+    style.figure_caption(
+        fig, f"{MODE_NAMES.get(mode, mode)}. {_counts(differences, list(axes), floor=False)}"
+    )
     return fig
 
 
@@ -169,7 +203,8 @@ def narrow_name(metric: str) -> str:
 
 
 def intervals_of(rules: xr.DataArray, seed: int = 0) -> xr.Dataset:
-    """Mean over rules with its bootstrap interval (``mean``, ``lower``, ``upper``), in the same resamples throughout.
+    """Mean over rules with its bootstrap interval (``mean``, ``lower``, ``upper``), in the same
+    resamples throughout.
 
     Args:
         rules: A value per rule, NaN where a rule has none; dim ``rule`` and any others.
@@ -179,7 +214,9 @@ def intervals_of(rules: xr.DataArray, seed: int = 0) -> xr.Dataset:
     found = bootstrap_mean(rules.values, draws=RESAMPLES, confidence=CONFIDENCE, seed=seed)
     dims = rules.dims[1:]
     coords = {dim: rules[dim].values for dim in dims}
-    return xr.Dataset(dict(zip(("mean", "lower", "upper"), ((dims, each) for each in found), strict=True)), coords)
+    return xr.Dataset(
+        dict(zip(("mean", "lower", "upper"), ((dims, each) for each in found), strict=True)), coords
+    )
 
 
 def before_after_table(answers: pd.DataFrame, *, rows: int | None = None) -> str:
@@ -193,28 +230,50 @@ def before_after_table(answers: pd.DataFrame, *, rows: int | None = None) -> str
         ValueError: A column is missing.
     """
     heads = {
-        "editor": "Editor", "rule": "Rule", "form": "Form", "metric": "Metric", "prompt": "Prompt",
-        "target_true": "True answer", "target_new": "Wanted answer", "before": "Before", "after": "After",
-    }  # fmt: skip
+        "editor": "Editor",
+        "rule": "Rule",
+        "form": "Form",
+        "metric": "Metric",
+        "prompt": "Prompt",
+        "target_true": "True answer",
+        "target_new": "Wanted answer",
+        "before": "Before",
+        "after": "After",
+    }
     if missing := set(heads) - set(answers.columns):
-        raise InputError(f"the answers lack the columns {sorted(missing)}; write them with `dmle evaluate`")
+        raise InputError(
+            f"the answers lack the columns {sorted(missing)}; write them with `dmle evaluate`"
+        )
     shown = answers[list(heads)].head(len(answers) if rows is None else rows)
     body = [[escape_markdown(str(cell)) for cell in row] for row in shown.itertuples(index=False)]
     table = markdown(list(heads.values()), body)
-    return table if len(shown) == len(answers) else f"{table}\n{len(shown)} of {len(answers)} answers shown.\n"
+    return (
+        table
+        if len(shown) == len(answers)
+        else f"{table}\n{len(shown)} of {len(answers)} answers shown.\n"
+    )
 
 
-def score_table(scores: xr.Dataset, mode: str = "token_accuracy", *, each_rule: bool = True) -> Table:
-    """Tables of the scores before → after, per rule (unless `each_rule` is false) and mean over rules.
+def score_table(
+    scores: xr.Dataset, mode: str = "token_accuracy", *, each_rule: bool = True
+) -> Table:
+    """Tables of the scores before → after, per rule (unless `each_rule` is false) and mean over
+    rules.
 
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
     rules = per_rule(scores, mode)
     metrics = metrics_with_data(rules)
-    groups = [_rows_of(rules.sel(editor=editor), metrics, each_rule) for editor in rules["editor"].values]
+    groups = [
+        _rows_of(rules.sel(editor=editor), metrics, each_rule) for editor in rules["editor"].values
+    ]
     heads = ["Editor", "Rule", *(SHORT_METRIC_NAMES.get(m, m) for m in metrics)]
-    flat = [[escape_markdown(e), escape_markdown(r), *cells] for group in groups for e, r, *cells in group]
+    flat = [
+        [escape_markdown(e), escape_markdown(r), *cells]
+        for group in groups
+        for e, r, *cells in group
+    ]
     note = f"{MODE_NAMES.get(mode, mode)}; before → after, mean over forms; {MISSING}: no items."
     return Table(f"{markdown(heads, flat)}\n{note[0].upper()}{note[1:]}\n", latex(heads, groups))
 
@@ -222,7 +281,9 @@ def score_table(scores: xr.Dataset, mode: str = "token_accuracy", *, each_rule: 
 def _panel(rules: xr.DataArray, label: str) -> tuple[Figure, dict[str, Axes]]:
     """A figure with axes for each metric, side by side, and a row for each arm."""
     metrics, arms = metrics_with_data(rules), [str(arm) for arm in rules["editor"].values]
-    fig = Figure(figsize=(style.DOUBLE_COLUMN, 1.15 + max(ARM_HEIGHT * len(arms), 0.5)), layout="constrained")
+    fig = Figure(
+        figsize=(style.DOUBLE_COLUMN, 1.15 + max(ARM_HEIGHT * len(arms), 0.5)), layout="constrained"
+    )
     axes = fig.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     axes[0].set_yticks(range(len(arms)), [style.shorten(arm, 26) for arm in arms], parse_math=False)
     axes[0].set_ylim(len(arms) - 0.4, -0.6)
@@ -242,14 +303,26 @@ def _draw_arms(ax: Axes, intervals: xr.Dataset, mode: str) -> None:
     mean, lower, upper = (intervals[name].values for name in ("mean", "lower", "upper"))
     colour = sns.color_palette("colorblind")[0]
     known = np.isfinite(lower)
-    ax.hlines(heights[known], lower[known], upper[known], colors=[colour], linewidth=1.4, alpha=0.45, gid="interval")
+    ax.hlines(
+        heights[known],
+        lower[known],
+        upper[known],
+        colors=[colour],
+        linewidth=1.4,
+        alpha=0.45,
+        gid="interval",
+    )
     ax.plot(mean, heights, "o", color=colour, markersize=3, gid="after")
     if mode == "kl" and float(np.nanmin(lower, initial=0)) >= 0 and float(np.nanmin(mean)) >= 0:
         ax.set_xlim(left=0)
 
 
-def _draw_dot(ax: Axes, one: xr.DataArray, interval: xr.Dataset, height: float, colour: Any, *, floor: bool) -> None:
-    """Hollow floor, full score and interval of one editor and metric; nothing where there are no items."""
+def _draw_dot(
+    ax: Axes, one: xr.DataArray, interval: xr.Dataset, height: float, colour: Any, *, floor: bool
+) -> None:
+    """Hollow floor, full score and interval of one editor and metric; nothing where there are no
+    items.
+    """
     mean, low, high = (float(interval[name]) for name in ("mean", "lower", "upper"))
     if not np.isfinite(mean):
         return
@@ -267,7 +340,9 @@ def _draw_dot(ax: Axes, one: xr.DataArray, interval: xr.Dataset, height: float, 
     before = one.sel(phase="pre").values
     if floor and np.isfinite(before).any():
         start = float(np.nanmean(before))
-        ax.plot([start, mean], [height, height], color=colour, linewidth=0.5, linestyle=":", zorder=1)
+        ax.plot(
+            [start, mean], [height, height], color=colour, linewidth=0.5, linestyle=":", zorder=1
+        )
         ax.plot(
             [start],
             [height],
@@ -298,7 +373,10 @@ def _name_axes(ax: Axes, metrics: list[str], mode: str) -> None:
 
 def _name_editors(ax: Axes, editors: list[str], colours: dict[str, Any], *, floor: bool) -> None:
     """Legend of editors, then of the two markers."""
-    handles = [Line2D([], [], marker="o", linestyle="none", color=colours[e], label=style.visible(e)) for e in editors]
+    handles = [
+        Line2D([], [], marker="o", linestyle="none", color=colours[e], label=style.visible(e))
+        for e in editors
+    ]
     marks = (("white", "before the edit"), ("0.3", "after the edit")) if floor else ()
     handles += [
         Line2D([], [], marker="o", linestyle="none", color="0.3", markerfacecolor=face, label=label)
@@ -330,7 +408,9 @@ def _range(n: xr.DataArray) -> str:
 
 
 def metrics_with_data(rules: xr.DataArray) -> list[str]:
-    """Metrics that have a score after the edit, the known ones first, in the order of `METRIC_NAMES`."""
+    """Metrics that have a score after the edit, the known ones first, in the order of
+    `METRIC_NAMES`.
+    """
     names = [str(m) for m in rules["metric"].values]
     ordered = [m for m in METRIC_NAMES if m in names] + [m for m in names if m not in METRIC_NAMES]
     return [m for m in ordered if bool(rules.sel(metric=m, phase="post").notnull().any())]
@@ -342,11 +422,17 @@ def _rows_of(rules: xr.DataArray, metrics: list[str], each_rule: bool) -> list[l
     scored = rules.isel(rule=rules.sel(phase="post").notnull().any("metric").values)
     rows = []
     for rule in scored["rule"].values if each_rule else ():
-        rows.append([editor, str(rule), *(_cell(scored.sel(rule=rule, metric=m), m) for m in metrics)])
+        rows.append(
+            [editor, str(rule), *(_cell(scored.sel(rule=rule, metric=m), m) for m in metrics)]
+        )
     mean = scored.mean("rule", skipna=True)
     return [
         *rows,
-        [editor, f"mean of {scored.sizes['rule']}", *(_cell(mean.sel(metric=m), m) for m in metrics)],
+        [
+            editor,
+            f"mean of {scored.sizes['rule']}",
+            *(_cell(mean.sel(metric=m), m) for m in metrics),
+        ],
     ]
 
 
@@ -354,4 +440,8 @@ def _cell(value: xr.DataArray, metric: str) -> str:
     before, after = (float(value.sel(phase=phase)) for phase in ("pre", "post"))
     if not np.isfinite(after):
         return MISSING
-    return f"{after:.2f}" if metric in WITHOUT_FLOOR or not np.isfinite(before) else f"{before:.2f} → {after:.2f}"
+    return (
+        f"{after:.2f}"
+        if metric in WITHOUT_FLOOR or not np.isfinite(before)
+        else f"{before:.2f} → {after:.2f}"
+    )

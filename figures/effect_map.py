@@ -1,9 +1,9 @@
 """Heat maps of causal tracing: which token, at which layer, brings the answer back.
 
 Rows are the prompt's tokens in reading order, columns are layers, colour is the indirect effect
-(restored - corrupted; positive, red: restoring the clean value there helps the answer). The scale is
-symmetric about zero. Corrupted tokens are bold and end in an asterisk. Only traced tokens have a row, a
-dashed line marks tokens left out between two rows, and the caption counts them.
+(restored - corrupted; positive, red: restoring the clean value there helps the answer). The scale
+is symmetric about zero. Corrupted tokens are bold and end in an asterisk. Only traced tokens have a
+row, a dashed line marks tokens left out between two rows, and the caption counts them.
 """
 
 import textwrap
@@ -64,9 +64,13 @@ def draw_effect_map(
     rows = traced_positions(effect)
     if not rows.any():
         known = effects["component"].values.tolist()
-        raise InputError(f"no token of {component!r} was traced; trace it, or choose another of {known}")
+        raise InputError(
+            f"no token of {component!r} was traced; trace it, or choose another of {known}"
+        )
     if ax is None:
-        ax = style.new_axes(style.SINGLE_COLUMN, 1.35 + max(ROW_HEIGHT * int(rows.sum()), LEAST_HEIGHT))
+        ax = style.new_axes(
+            style.SINGLE_COLUMN, 1.35 + max(ROW_HEIGHT * int(rows.sum()), LEAST_HEIGHT)
+        )
     limit = colour_limit(effect) if limit is None else limit
     _draw_cells(ax, effect, rows, limit)
     _label_tokens(ax, effects, rows)
@@ -75,7 +79,9 @@ def draw_effect_map(
     style.caption(ax, effect_caption(effects, rows))
     if colour_bar:
         location, aspect = ("bottom", 35) if rows.sum() < FEW_ROWS else ("right", 25)
-        bar = ax.figure.colorbar(ax.collections[0], ax=ax, pad=0.02, location=location, aspect=aspect)
+        bar = ax.figure.colorbar(
+            ax.collections[0], ax=ax, pad=0.02, location=location, aspect=aspect
+        )
         _label_bar(bar, effect)
     return ax
 
@@ -95,7 +101,9 @@ def effect_panel(effects: xr.Dataset, rule: str, components: Sequence[str] = COM
     maps = _maps_of(effects, rule)
     traced = {form: traced_positions(indirect_effect(one)) for form, one in maps.items()}
     components = [c for c in components if c in effects["component"].values]
-    limit = max(colour_limit(indirect_effect(one).sel(component=components)) for one in maps.values())
+    limit = max(
+        colour_limit(indirect_effect(one).sel(component=components)) for one in maps.values()
+    )
     counts = [int(rows.sum()) for rows in traced.values()]
     height = 0.75 + 0.72 * len(maps) + max(ROW_HEIGHT * sum(counts), LEAST_HEIGHT)
     fig = Figure(figsize=(style.DOUBLE_COLUMN, height), layout="constrained")
@@ -120,7 +128,8 @@ def effect_panel(effects: xr.Dataset, rule: str, components: Sequence[str] = COM
 
 @style.paper_style()
 def prompt_panel(effects: xr.Dataset) -> Figure:
-    """Draw the map of one prompt: its components side by side, one colour scale; prompt and answer as the title.
+    """Draw the map of one prompt: its components side by side, one colour scale; prompt and answer
+    as the title.
 
     Args:
         effects: Map of one prompt and one metric.
@@ -144,9 +153,13 @@ def prompt_panel(effects: xr.Dataset) -> Figure:
         _label_tokens(ax, effects, rows, named=ax is axes[0])
         ax.set_title(_component_title(effects, component), loc="left")
     fig.suptitle(
-        f"{title}\n{heading}", x=0.01, ha="left", parse_math=False, fontsize=mpl.rcParams["axes.titlesize"],
+        f"{title}\n{heading}",
+        x=0.01,
+        ha="left",
+        parse_math=False,
+        fontsize=mpl.rcParams["axes.titlesize"],
         color=_verdict_colour(effects),
-    )  # fmt: skip
+    )
     style.figure_caption(fig, effect_caption(effects, rows))
     bar = fig.colorbar(axes[0].collections[0], ax=axes, pad=0.01, aspect=25, fraction=0.03)
     _label_bar(bar, effect)
@@ -185,14 +198,23 @@ def effect_caption(effects: xr.Dataset, rows: np.ndarray) -> str:
     value, error = float(te["total_effect"]), float(te["standard_error"])
     spread = f" ± {error:.2f}" if np.isfinite(error) else ""
     attrs = effects.attrs
-    estimated = "exact" in effects and 1 - float(effects["exact"].values[effects["score"].notnull().values].mean())
+    estimated = "exact" in effects and 1 - float(
+        effects["exact"].values[effects["score"].notnull().values].mean()
+    )
     return "; ".join(
         (
-            *(["noising: effect = what the clean run loses"] if attrs.get("direction") == "noise" else []),
+            *(
+                ["noising: effect = what the clean run loses"]
+                if attrs.get("direction") == "noise"
+                else []
+            ),
             *([f"{estimated:.0%} of scores estimated"] if estimated else []),
             f"total effect {value:.2f}{spread} {style.unit_name(effects.attrs['unit'])}",
             f"{samples} sample{'s' if samples != 1 else ''}",
-            f"{int(rows.sum())} of {rows.size} tokens traced{' (dashes: gaps)' if gaps(rows).size else ''}",
+            (
+                f"{int(rows.sum())} of {rows.size} tokens"
+                f" traced{' (dashes: gaps)' if gaps(rows).size else ''}"
+            ),
             "*\u00a0=\u00a0corrupted",
         )
     )
@@ -202,9 +224,17 @@ def _row_heading(ax: Axes, text: str, colour: str) -> None:
     """Two lines above the title of the row's first axes, left out of the layout."""
     title = float(FontProperties(size=mpl.rcParams["axes.titlesize"]).get_size_in_points())
     note = ax.annotate(
-        text, xy=(0, 1), xycoords="axes fraction", xytext=(0, 6 + 1.3 * title), textcoords="offset points",
-        va="bottom", fontsize=0.85 * title, color=colour, parse_math=False, gid="heading",
-    )  # fmt: skip
+        text,
+        xy=(0, 1),
+        xycoords="axes fraction",
+        xytext=(0, 6 + 1.3 * title),
+        textcoords="offset points",
+        va="bottom",
+        fontsize=0.85 * title,
+        color=colour,
+        parse_math=False,
+        gid="heading",
+    )
     note.set_in_layout(False)
 
 
@@ -228,7 +258,10 @@ def _draw_cells(ax: Axes, effect: xr.DataArray, rows: np.ndarray, limit: float) 
 
 def _label_tokens(ax: Axes, effects: xr.Dataset, rows: np.ndarray, *, named: bool = True) -> None:
     tokens, corrupted = effects["token"].values[rows], effects["is_corrupted"].values[rows]
-    labels = [style.shorten(str(t), LONGEST_TOKEN) + "*" * bool(c) for t, c in zip(tokens, corrupted, strict=True)]
+    labels = [
+        style.shorten(str(t), LONGEST_TOKEN) + "*" * bool(c)
+        for t, c in zip(tokens, corrupted, strict=True)
+    ]
     ax.set_yticks(
         np.arange(len(labels)) + 0.5, labels if named else [""] * len(labels),
         rotation=0, fontsize=style.SMALL, parse_math=False,
@@ -262,7 +295,11 @@ def _answer(effects: xr.Dataset, characters: int) -> str:
     if source is not None:
         said = str(getattr(source, "values", source))
         text += f" ({ANSWER_SOURCES.get(said, style.shorten(said, 30))})"
-    return text if bool(total_effect(effects)["traceable"]) else f"{text} NOT TRACEABLE: effect within noise"
+    return (
+        text
+        if bool(total_effect(effects)["traceable"])
+        else f"{text} NOT TRACEABLE: effect within noise"
+    )
 
 
 def _verdict_colour(effects: xr.Dataset) -> str:
@@ -272,7 +309,9 @@ def _verdict_colour(effects: xr.Dataset) -> str:
 def _maps_of(effects: xr.Dataset, rule: str) -> dict[str, xr.Dataset]:
     """The rule's maps by form, without the forms that were not traced."""
     if rule not in effects["rule"].values:
-        raise InputError(f"no maps of rule {rule!r}; traced rules are {effects['rule'].values.tolist()}")
+        raise InputError(
+            f"no maps of rule {rule!r}; traced rules are {effects['rule'].values.tolist()}"
+        )
     lengths = effects["n_tokens"].sel(rule=rule)
     forms = [str(form) for form in effects["form"].values if int(lengths.sel(form=form)) > 0]
     maps = {form: select_map(effects, rule, form) for form in forms}

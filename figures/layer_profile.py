@@ -1,7 +1,7 @@
 """Layer profiles: the average indirect effect (AIE) of each layer, by rule form, with its interval.
 
-Lines are means over rules, bands the bootstrap interval over rules that the profile holds. The strip
-above shows what a mean hides: at which layer each single rule peaks.
+Lines are means over rules, bands the bootstrap interval over rules that the profile holds. The
+strip above shows what a mean hides: at which layer each single rule peaks.
 """
 
 from typing import Any
@@ -45,28 +45,40 @@ def draw_layer_profile(
     forms = _forms_with_data(part)
     if not forms:
         raise InputError(
-            f"no traceable rule has role {role!r} for {component!r}; choose from {roles_with_data(profile)}"
+            f"no traceable rule has role {role!r} for {component!r}; choose from"
+            f" {roles_with_data(profile)}"
         )
     ax = style.new_axes(style.SINGLE_COLUMN, 2.5) if ax is None else ax
     colours = style.form_colours(str(f) for f in profile["form"].values)
     ax.axhline(0, color="0.6", linewidth=0.6, zorder=0)
     for form in forms:
-        _draw_form(ax, part.sel(form=form), colours[form], style.FORM_STYLES.get(form, "-"), _label(part, form))
+        _draw_form(
+            ax,
+            part.sel(form=form),
+            colours[form],
+            style.FORM_STYLES.get(form, "-"),
+            _label(part, form),
+        )
     style.layer_axis(ax, (int(layer) for layer in part["layer"].values))
     ax.set_ylabel(f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})")
-    ax.set_title(f"{_component(profile, component)}, {style.ROLE_NAMES.get(role, role)}", loc="left")
+    ax.set_title(
+        f"{_component(profile, component)}, {style.ROLE_NAMES.get(role, role)}", loc="left"
+    )
     if legend:
         _name_forms(ax)
     if peaks:
         draw_peaks(ax, part, forms)
-        style.caption(ax, f"{band_note(part)} Dots: layer at which single rules peak; area: number of rules.")
+        style.caption(
+            ax, f"{band_note(part)} Dots: layer at which single rules peak; area: number of rules."
+        )
     sns.despine(ax=ax)
     return ax
 
 
 @style.paper_style()
 def profile_panel(profile: xr.Dataset) -> Figure:
-    """Draw every profile that has data: token roles as columns, components as rows, one scale per row.
+    """Draw every profile that has data: token roles as columns, components as rows, one scale per
+    row.
 
     Raises:
         ValueError: The profile holds no traceable rule.
@@ -74,7 +86,8 @@ def profile_panel(profile: xr.Dataset) -> Figure:
     roles, components = roles_with_data(profile), components_with_data(profile)
     if not roles:
         raise InputError(
-            "the profile has no traceable rule; trace rules that the model answers, then run `dmle profile`"
+            "the profile has no traceable rule; trace rules that the model answers, then run `dmle"
+            " profile`"
         )
     fig = Figure(figsize=(style.DOUBLE_COLUMN, 1.0 + 1.3 * len(components)), layout="constrained")
     axes = fig.subplots(len(components), len(roles), squeeze=False, sharex=True, sharey="row")
@@ -90,34 +103,56 @@ def profile_panel(profile: xr.Dataset) -> Figure:
     forms = [str(form) for form in profile["form"].values]
     colours = style.form_colours(forms)
     lines = [
-        Line2D([], [], color=colours[f], linestyle=style.FORM_STYLES.get(f, "-"), label=style.visible(f)) for f in forms
+        Line2D(
+            [],
+            [],
+            color=colours[f],
+            linestyle=style.FORM_STYLES.get(f, "-"),
+            label=style.visible(f),
+        )
+        for f in forms
     ]
     fig.legend(handles=lines, loc="outside upper left", ncols=len(forms))
-    fig.supylabel(f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})", fontsize=7)
-    style.figure_caption(fig, f"{band_note(profile)} n: rules per form, in the order of the legend.")
+    fig.supylabel(
+        f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})", fontsize=7
+    )
+    style.figure_caption(
+        fig, f"{band_note(profile)} n: rules per form, in the order of the legend."
+    )
     return fig
 
 
 def draw_peaks(ax: Axes, part: xr.Dataset, forms: list[str]) -> Axes:
-    """Draw a strip above `ax` with the layer of each rule's largest effect; returns the strip's axes."""
+    """Draw a strip above `ax` with the layer of each rule's largest effect; returns the strip's
+    axes.
+    """
     strip = ax.inset_axes((0, 1.02, 1, 0.055 * len(forms) + 0.02), sharex=ax)
     colours = style.form_colours(str(f) for f in part["form"].values)
     for height, form in enumerate(reversed(forms)):
         layers, counts = np.unique(peak_layers(part["effect"].sel(form=form)), return_counts=True)
         strip.scatter(
-            layers, np.full(len(layers), height), s=7 * counts, color=[colours[form]], alpha=0.8, linewidths=0
+            layers,
+            np.full(len(layers), height),
+            s=7 * counts,
+            color=[colours[form]],
+            alpha=0.8,
+            linewidths=0,
         )
     strip.set_ylim(-0.7, len(forms) - 0.3)
     strip.set_yticks([])
     strip.tick_params(axis="x", bottom=False, labelbottom=False)
-    strip.set_ylabel("peak of\neach rule", rotation=0, ha="right", va="center", fontsize=style.SMALL)
+    strip.set_ylabel(
+        "peak of\neach rule", rotation=0, ha="right", va="center", fontsize=style.SMALL
+    )
     strip.set_xlabel("")
     sns.despine(ax=strip, left=True, bottom=True)
     return strip
 
 
 def peak_layers(effect: xr.DataArray) -> np.ndarray:
-    """Layer of the largest effect of each rule that has one, shape (n_rules,); input dims ``rule layer``."""
+    """Layer of the largest effect of each rule that has one, shape (n_rules,); input dims ``rule
+    layer``.
+    """
     usable = effect.dropna("rule", how="any")
     return usable.idxmax("layer").values if usable.sizes["rule"] else np.array([])
 
@@ -130,19 +165,24 @@ def select(profile: xr.Dataset, component: str, role: str) -> xr.Dataset:
     """
     for dim, name in (("component", component), ("role", role)):
         if name not in profile[dim].values:
-            raise InputError(f"the profile has no {dim} {name!r}; choose from {profile[dim].values.tolist()}")
+            raise InputError(
+                f"the profile has no {dim} {name!r}; choose from {profile[dim].values.tolist()}"
+            )
     return profile.sel(component=component, role=role)
 
 
 def has_data(profile: xr.Dataset, component: str, role: str) -> bool:
-    """Whether any form has a mean for that component and role; also false where the profile lacks them."""
+    """Whether any form has a mean for that component and role; also false where the profile
+    lacks them.
+    """
     if component not in profile["component"].values or role not in profile["role"].values:
         return False
     return bool(profile["aie"].sel(component=component, role=role).notnull().any())
 
 
 def roles_with_data(profile: xr.Dataset) -> list[str]:
-    """Roles with an effect in at least one form and component, in reading order, the pooled lookup last.
+    """Roles with an effect in at least one form and component, in reading order, the pooled lookup
+    last.
 
     Tokens before the corruption have an effect of exactly zero by construction; they are not shown.
     """
@@ -162,7 +202,11 @@ def band_note(profile: xr.Dataset) -> str:
     """What the bands are, and how many prompts were left out, in words."""
     share = f"{100 * float(profile.attrs.get('confidence', 0.95)):.0f} %"
     known = bool(profile["lower"].notnull().any())
-    note = f"Bands: {share} bootstrap interval over rules." if known else "One rule, so no interval over rules."
+    note = (
+        f"Bands: {share} bootstrap interval over rules."
+        if known
+        else "One rule, so no interval over rules."
+    )
     if "n_untraceable" not in profile.attrs:
         return note
     left_out, traced = int(profile.attrs["n_untraceable"]), int(profile.attrs["n_prompts"])
@@ -172,7 +216,9 @@ def band_note(profile: xr.Dataset) -> str:
 def _draw_form(ax: Axes, line: xr.Dataset, colour: Any, dashes: str, label: str) -> None:
     layers = line["layer"].values
     ax.plot(layers, line["aie"].values, color=colour, linestyle=dashes, label=label)
-    ax.fill_between(layers, line["lower"].values, line["upper"].values, color=colour, alpha=0.18, linewidth=0)
+    ax.fill_between(
+        layers, line["lower"].values, line["upper"].values, color=colour, alpha=0.18, linewidth=0
+    )
 
 
 def _draw_cell(ax: Axes, profile: xr.Dataset, component: str, role: str) -> None:
@@ -193,7 +239,11 @@ def _counts(part: xr.Dataset) -> str:
 
 
 def _forms_with_data(part: xr.Dataset) -> list[str]:
-    return [str(form) for form in part["form"].values if bool(part["aie"].sel(form=form).notnull().any())]
+    return [
+        str(form)
+        for form in part["form"].values
+        if bool(part["aie"].sel(form=form).notnull().any())
+    ]
 
 
 def _label(part: xr.Dataset, form: str) -> str:

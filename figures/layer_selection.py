@@ -1,7 +1,7 @@
 """The chosen layers on the profile they were chosen from.
 
-One panel per group of forms: the group's profile, its chosen layers shaded, and what speaks for the choice
-in words. A choice that the profile does not support is hatched and says so.
+One panel per group of forms: the group's profile, its chosen layers shaded, and what speaks for the
+choice in words. A choice that the profile does not support is hatched and says so.
 """
 
 import textwrap
@@ -25,7 +25,9 @@ TITLE_CHARACTERS = 44
 """Longest line of a title in a panel of half the page."""
 
 
-def draw_layer_selection(profile: xr.Dataset, selection: LayerSelection, group: str, *, ax: Axes | None = None) -> Axes:
+def draw_layer_selection(
+    profile: xr.Dataset, selection: LayerSelection, group: str, *, ax: Axes | None = None
+) -> Axes:
     """Draw the profile of one group's forms with the group's chosen layers shaded.
 
     Forms that were not traced have no line; a group without any line is marked as such.
@@ -45,21 +47,41 @@ def draw_layer_selection(profile: xr.Dataset, selection: LayerSelection, group: 
     if has_data(part, selection.component, _role(selection)):
         draw_layer_profile(part, selection.component, _role(selection), peaks=False, ax=ax)
     else:
-        ax.text(0.5, 0.5, "no profile", transform=ax.transAxes, ha="center", color=style.WARNING_COLOUR)
+        ax.text(
+            0.5, 0.5, "no profile", transform=ax.transAxes, ha="center", color=style.WARNING_COLOUR
+        )
         style.layer_axis(ax, range(selection.n_layers))
         sns.despine(ax=ax)
     if selection.first_layer:
         ax.axvspan(
-            -0.5, selection.first_layer - 0.5, facecolor="none", edgecolor="0.75", hatch="....", linewidth=0,
-            zorder=0, gid="no candidates",
-        )  # fmt: skip
+            -0.5,
+            selection.first_layer - 0.5,
+            facecolor="none",
+            edgecolor="0.75",
+            hatch="....",
+            linewidth=0,
+            zorder=0,
+            gid="no candidates",
+        )
     colour = "black" if chosen.supported else style.WARNING_COLOUR
     for first, last in runs(chosen.layers):
         ax.axvspan(
-            first - 0.5, last + 0.5, facecolor="0.8" if chosen.supported else "none", edgecolor=colour,
-            hatch=None if chosen.supported else "////", alpha=0.6, linewidth=0, zorder=0, gid="chosen",
-        )  # fmt: skip
-    ax.set_title(_title(chosen) + _without_data(profile, selection, chosen), loc="left", color=colour, parse_math=False)
+            first - 0.5,
+            last + 0.5,
+            facecolor="0.8" if chosen.supported else "none",
+            edgecolor=colour,
+            hatch=None if chosen.supported else "////",
+            alpha=0.6,
+            linewidth=0,
+            zorder=0,
+            gid="chosen",
+        )
+    ax.set_title(
+        _title(chosen) + _without_data(profile, selection, chosen),
+        loc="left",
+        color=colour,
+        parse_math=False,
+    )
     return ax
 
 
@@ -78,7 +100,11 @@ def selection_panel(profile: xr.Dataset, selection: LayerSelection) -> Figure:
     component = style.component_name(selection.component, None if window is None else int(window))
     role = style.ROLE_NAMES.get(_role(selection), _role(selection))
     chosen = f"{component}, {role}. Shaded: chosen layers (strategy “{selection.strategy}”)."
-    left_out = " Dotted: no candidates (restoring them brings the word itself back)." if selection.first_layer else ""
+    left_out = (
+        " Dotted: no candidates (restoring them brings the word itself back)."
+        if selection.first_layer
+        else ""
+    )
     style.figure_caption(fig, f"{chosen}{left_out} {band_note(profile)}")
     return fig
 
@@ -106,7 +132,9 @@ def layer_names(layers: tuple[int, ...] | list[int]) -> str:
 
 
 def _title(group: LayerGroup) -> str:
-    """What was chosen, its score with interval, its stability, and whether the profile supports it."""
+    """What was chosen, its score with interval, its stability, and whether the profile supports
+    it.
+    """
     lines = [f"{style.shorten(group.name.replace('+', ' + '), 36)}: {layer_names(group.layers)}"]
     if group.score is None:
         lines.append(textwrap.fill(style.shorten(group.reason or "no score", 90), TITLE_CHARACTERS))
@@ -126,13 +154,16 @@ def _without_data(profile: xr.Dataset, selection: LayerSelection, group: LayerGr
     missing = [
         form
         for form in group.forms
-        if form not in known or not has_data(profile.sel(form=[form]), selection.component, _role(selection))
+        if form not in known
+        or not has_data(profile.sel(form=[form]), selection.component, _role(selection))
     ]
     return f"\nno traceable rule: {', '.join(missing)}" if missing else ""
 
 
 def _interval(group: LayerGroup) -> str:
-    if group.lower is None or group.upper is None or group.n_rules < 2:  # one rule resamples to itself
+    if (
+        group.lower is None or group.upper is None or group.n_rules < 2
+    ):  # one rule resamples to itself
         return ""
     return f" [{_number(group.lower)}, {_number(group.upper)}]"
 
@@ -162,4 +193,6 @@ def _group(selection: LayerSelection, name: str) -> LayerGroup:
     for group in selection.groups:
         if group.name == name:
             return group
-    raise InputError(f"the selection has no group {name!r}; choose from {[g.name for g in selection.groups]}")
+    raise InputError(
+        f"the selection has no group {name!r}; choose from {[g.name for g in selection.groups]}"
+    )

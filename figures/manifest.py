@@ -1,9 +1,9 @@
 """Which file of a run's figures and tables came from which data: ``figures/manifest.json``.
 
-For each part (figures that are drawn together from the same inputs) it holds the SHA-256 of every input and output,
-the settings, and the version of what drew them: a hash over the drawing code, and the versions of the libraries. A
-part is current if all of these are as recorded and its outputs are still there, bit for bit; then it is not drawn
-again.
+For each part (figures that are drawn together from the same inputs) it holds the SHA-256 of every
+input and output, the settings, and the version of what drew them: a hash over the drawing code, and
+the versions of the libraries. A part is current if all of these are as recorded and its outputs are
+still there, bit for bit; then it is not drawn again.
 """
 
 import hashlib
@@ -39,8 +39,14 @@ class Record(BaseModel):
     outputs: dict[str, str] = Field(default_factory=dict)
 
     def current(self, wanted: "Record", run: Path) -> bool:
-        """Whether drawing `wanted`, which has no outputs yet, would give the recorded outputs, which are all there."""
-        same = (self.inputs, self.settings, self.version) == (wanted.inputs, wanted.settings, wanted.version)
+        """Whether drawing `wanted`, which has no outputs yet, would give the recorded outputs,
+        which are all there.
+        """
+        same = (self.inputs, self.settings, self.version) == (
+            wanted.inputs,
+            wanted.settings,
+            wanted.version,
+        )
         return same and all(holds(run / name, digest) for name, digest in self.outputs.items())
 
 
@@ -64,7 +70,11 @@ class Manifest(BaseModel):
         except FileNotFoundError:
             return cls()
         except (DmleError, ValidationError) as error:
-            log.warning("%s cannot be used, so everything is drawn anew: %s", path, " ".join(str(error).split()))
+            log.warning(
+                "%s cannot be used, so everything is drawn anew: %s",
+                path,
+                " ".join(str(error).split()),
+            )
             return cls()
         return found
 
@@ -104,7 +114,9 @@ def holds(path: Path, digest: str) -> bool:
 
 @lru_cache(maxsize=1)
 def drawing_version() -> dict[str, str]:
-    """Hash over the code that draws and reads (the reports apart), and the versions of the libraries."""
+    """Hash over the code that draws and reads (the reports apart), and the versions of the
+    libraries.
+    """
     here = Path(__file__).parent
     files = [path for path in sorted(here.glob("*.py")) if not path.name.startswith("report")]
     files += [here.parent / "interp" / f"{name}.py" for name in READERS]

@@ -1,9 +1,11 @@
-"""What selection is worth: the profile beside the edit success that was measured at every window of layers.
+"""What selection is worth: the profile beside the edit success that was measured at every window of
+layers.
 
-The sweep (``sweep.nc``) has dims ``group rule window`` with coords ``start`` (first layer) and ``width`` along
-``window``, and data ``score``: success of edits there, from 0 to 1, NaN where not run. A rule counts if it was run
-at every window of its group. The oracle is the window with the best mean over those rules. Regret of a strategy is
-the oracle's score − the score at the strategy's layers.
+The sweep (``sweep.nc``) has dims ``group rule window`` with coords ``start`` (first layer) and
+``width`` along
+``window``, and data ``score``: success of edits there, from 0 to 1, NaN where not run. A rule
+counts if it was run at every window of its group. The oracle is the window with the best mean over
+those rules. Regret of a strategy is the oracle's score − the score at the strategy's layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,17 @@ from figures.layer_selection import runs
 from interp.errors import InputError
 from interp.selection.profiles import LOOKUP, bootstrap_mean
 
-REGRET_COLUMNS = ("strategy", "group", "layers", "regret", "lower", "upper", "rank", "n_windows", "n_rules")
+REGRET_COLUMNS = (
+    "strategy",
+    "group",
+    "layers",
+    "regret",
+    "lower",
+    "upper",
+    "rank",
+    "n_windows",
+    "n_rules",
+)
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SUCCESS_COLOUR = "black"
@@ -47,7 +59,9 @@ def whole_rules(sweep: xr.Dataset, group: str) -> np.ndarray:
     scores = sweep["score"].sel(group=group).transpose("rule", "window").values
     scores = scores[~np.isnan(scores).any(1)]
     if not len(scores):
-        raise InputError(f"no rule was run at every window of group {group!r}; run the sweep to its end")
+        raise InputError(
+            f"no rule was run at every window of group {group!r}; run the sweep to its end"
+        )
     return scores
 
 
@@ -64,8 +78,8 @@ def draw_oracle(
 ) -> Axes:
     """Draw edit success by window (left axis) over the profile of the group's forms (right axis).
 
-    A window's dot stands at its middle layer, its bar is the bootstrap interval over rules; windows of one width are
-    joined.
+    A window's dot stands at its middle layer, its bar is the bootstrap interval over rules; windows
+    of one width are joined.
 
     Args:
         sweep: Edit success, dims ``group rule window`` (see the module).
@@ -89,14 +103,30 @@ def draw_oracle(
     for width in np.unique(widths):
         here = np.flatnonzero(widths == width)
         here = here[np.argsort(starts[here])]
-        ax.plot(middles[here], mean[here], "o-", color=SUCCESS_COLOUR, markersize=2.5, linewidth=0.8, gid="success")
-        ax.vlines(middles[here], lower[here], upper[here], color=SUCCESS_COLOUR, linewidth=0.6, alpha=0.6)
+        ax.plot(
+            middles[here],
+            mean[here],
+            "o-",
+            color=SUCCESS_COLOUR,
+            markersize=2.5,
+            linewidth=0.8,
+            gid="success",
+        )
+        ax.vlines(
+            middles[here], lower[here], upper[here], color=SUCCESS_COLOUR, linewidth=0.6, alpha=0.6
+        )
     best = int(mean.argmax())
     _mark(ax, range(int(starts[best]), int(starts[best] + widths[best])), "oracle")
     _mark(ax, chosen, "chosen")
     ax.plot(
-        middles[best], mean[best], "o", markersize=7, markerfacecolor="none", color=ORACLE_COLOUR, gid="best"
-    )  # fmt: skip
+        middles[best],
+        mean[best],
+        "o",
+        markersize=7,
+        markerfacecolor="none",
+        color=ORACLE_COLOUR,
+        gid="best",
+    )
     # Room above the highest dot, so that the legend hides none.
     low, high = float(np.nanmin([mean, lower])), float(np.nanmax([mean, upper]))
     margin = max(0.02, 0.08 * (high - low))
@@ -115,7 +145,8 @@ def draw_oracle(
 
 
 def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the regret of each strategy with its interval, a colour and marker for each group; left is better.
+    """Draw the regret of each strategy with its interval, a colour and marker for each group; left
+    is better.
 
     Args:
         regret: Columns of `REGRET_COLUMNS`; strategies are drawn in the order of their mean regret.
@@ -125,18 +156,28 @@ def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ValueError: A column is missing, or there is no row.
     """
     if missing := set(REGRET_COLUMNS) - set(regret.columns):
-        raise InputError(f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`")
+        raise InputError(
+            f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`"
+        )
     # Layers that no edit was made at have no regret; the table names them.
     scored = regret.dropna(subset=["regret"])
     if scored.empty:
-        raise InputError("there is no strategy to compare; run `dmle sweep` and `dmle regret` first")
-    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in scored.to_dict("records")]
+        raise InputError(
+            "there is no strategy to compare; run `dmle sweep` and `dmle regret` first"
+        )
+    rows: list[dict[str, Any]] = [
+        {str(k): v for k, v in row.items()} for row in scored.to_dict("records")
+    ]
     strategies = list(dict.fromkeys(str(row["strategy"]) for row in rows))
-    means = {s: np.mean([row["regret"] for row in rows if row["strategy"] == s]) for s in strategies}
+    means = {
+        s: np.mean([row["regret"] for row in rows if row["strategy"] == s]) for s in strategies
+    }
     order = sorted(strategies, key=lambda strategy: means[strategy])
     groups = list(dict.fromkeys(str(row["group"]) for row in rows))
     if ax is None:
-        ax = style.new_axes(style.SINGLE_COLUMN, 0.9 + ROW_HEIGHT * len(groups) * max(len(order), 3))
+        ax = style.new_axes(
+            style.SINGLE_COLUMN, 0.9 + ROW_HEIGHT * len(groups) * max(len(order), 3)
+        )
     offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else np.zeros(1)
     markers, colours = "os^D", sns.color_palette("colorblind")
     for number, (group, offset) in enumerate(zip(groups, offsets, strict=True)):
@@ -146,16 +187,31 @@ def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         for height, row in zip(heights, own, strict=True):
             if np.isfinite([row["lower"], row["upper"]]).all():
                 ax.hlines(
-                    height, row["lower"], row["upper"], colors=[colour], linewidth=1.4, alpha=0.45, gid="interval"
+                    height,
+                    row["lower"],
+                    row["upper"],
+                    colors=[colour],
+                    linewidth=1.4,
+                    alpha=0.45,
+                    gid="interval",
                 )
             ax.annotate(
-                _place(row), (1.01, height), xycoords=("axes fraction", "data"),
-                fontsize=5.5, va="center", color="0.25",
-            )  # fmt: skip
+                _place(row),
+                (1.01, height),
+                xycoords=("axes fraction", "data"),
+                fontsize=5.5,
+                va="center",
+                color="0.25",
+            )
         ax.plot(
-            [row["regret"] for row in own], heights, markers[number % len(markers)], color=colour, markersize=4,
-            label=style.visible(group.replace("+", " + ")), gid="regret",
-        )  # fmt: skip
+            [row["regret"] for row in own],
+            heights,
+            markers[number % len(markers)],
+            color=colour,
+            markersize=4,
+            label=style.visible(group.replace("+", " + ")),
+            gid="regret",
+        )
     ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
     ax.set_yticks(range(len(order)), [style.shorten(str(name), 24) for name in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
@@ -199,14 +255,20 @@ def oracle_panel(
     axes = fig.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     limits = []
     for ax, group in zip(axes, groups, strict=True):
-        draw_oracle(sweep, profile, group, chosen.get(group, ()), component, role, legend=False, ax=ax)
+        draw_oracle(
+            sweep, profile, group, chosen.get(group, ()), component, role, legend=False, ax=ax
+        )
         limits.append(ax.get_ylim())
         if ax is not axes[0]:
             ax.set_ylabel("")
     axes[0].set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
     profiles = [ax for ax in fig.axes if ax not in axes]
     _share_scale(profiles)
-    fig.legend(handles=handles(chosen=bool(chosen), profile=bool(profiles)), loc="outside lower center", ncols=4)
+    fig.legend(
+        handles=handles(chosen=bool(chosen), profile=bool(profiles)),
+        loc="outside lower center",
+        ncols=4,
+    )
     return fig
 
 
@@ -228,15 +290,27 @@ def handles(*, chosen: bool, profile: bool) -> list[Any]:
             linewidth=0.8,
             label=f"edit success ({100 * CONFIDENCE:.0f} % interval)",
         ),
-        *([Line2D([], [], color=PROFILE_COLOUR, linestyle="--", label="profile (right)")] if profile else []),
-        Patch(facecolor="none", edgecolor=ORACLE_COLOUR, hatch="////", linewidth=0, label="oracle window"),
+        *(
+            [Line2D([], [], color=PROFILE_COLOUR, linestyle="--", label="profile (right)")]
+            if profile
+            else []
+        ),
+        Patch(
+            facecolor="none",
+            edgecolor=ORACLE_COLOUR,
+            hatch="////",
+            linewidth=0,
+            label="oracle window",
+        ),
         *([Patch(facecolor=CHOSEN_COLOUR, label="chosen layers")] if chosen else []),
     ]
     return marks
 
 
 def _mark(ax: Axes, layers: Sequence[int], gid: str) -> None:
-    """Shade layers: chosen ones in grey, the oracle's hatched, so that both show where they overlap."""
+    """Shade layers: chosen ones in grey, the oracle's hatched, so that both show where they
+    overlap.
+    """
     for first, last in runs(list(layers)) if len(layers) else ():
         look: Any = (
             {"facecolor": CHOSEN_COLOUR, "alpha": 0.7, "zorder": -1}
@@ -264,21 +338,41 @@ def _has_profile(profile: xr.Dataset, group: str, component: str, role: str) -> 
     return has_data(profile.sel(form=_forms(profile, group)), component, role)
 
 
-def _draw_profile(ax: Axes, profile: xr.Dataset, group: str, component: str, role: str) -> Axes | None:
+def _draw_profile(
+    ax: Axes, profile: xr.Dataset, group: str, component: str, role: str
+) -> Axes | None:
     """The mean profile of the group's forms on axes of its own; None if it has none."""
     if not _has_profile(profile, group, component, role):
         return None
     right = ax.twinx()
-    aie = profile["aie"].sel(form=_forms(profile, group), component=component, role=role).mean("form", skipna=True)
-    right.plot(aie["layer"].values, aie.values, color=PROFILE_COLOUR, linestyle="--", linewidth=1, gid="profile")
-    right.set_ylabel(f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})", color=PROFILE_COLOUR)
+    aie = (
+        profile["aie"]
+        .sel(form=_forms(profile, group), component=component, role=role)
+        .mean("form", skipna=True)
+    )
+    right.plot(
+        aie["layer"].values,
+        aie.values,
+        color=PROFILE_COLOUR,
+        linestyle="--",
+        linewidth=1,
+        gid="profile",
+    )
+    right.set_ylabel(
+        f"average indirect effect\n({style.unit_name(profile.attrs['unit'])})", color=PROFILE_COLOUR
+    )
     right.tick_params(axis="y", colors=PROFILE_COLOUR)
     sns.despine(ax=right, left=True, right=False)
     return right
 
 
 def _title(
-    group: str, scores: np.ndarray, mean: np.ndarray, best: int, sweep: xr.Dataset, chosen: Sequence[int]
+    group: str,
+    scores: np.ndarray,
+    mean: np.ndarray,
+    best: int,
+    sweep: xr.Dataset,
+    chosen: Sequence[int],
 ) -> str:
     """The group, the oracle's layers with their score, the chosen layers with theirs, and n."""
     starts, widths = sweep["start"].values, sweep["width"].values
@@ -286,11 +380,17 @@ def _title(
     rules = f"{len(scores)} rule{'s' if len(scores) != 1 else ''}"
     lines = [
         f"{style.shorten(group.replace('+', ' + '), 36)} (n = {rules})",
-        f"oracle: {_named(tuple(range(starts[best], starts[best] + widths[best])))}, success {mean[best]:.2f}",
+        (
+            f"oracle: {_named(tuple(range(starts[best], starts[best] + widths[best])))}, success"
+            f" {mean[best]:.2f}"
+        ),
     ]
     if chosen:
         layers = tuple(sorted(chosen))
-        lines.append(f"chosen: {_named(layers)}" + (f", success {held[layers]:.2f}" if layers in held else ""))
+        lines.append(
+            f"chosen: {_named(layers)}"
+            + (f", success {held[layers]:.2f}" if layers in held else "")
+        )
     return "\n".join(lines)
 
 
@@ -311,4 +411,6 @@ def _regret_note(rows: list[dict[str, Any]]) -> str:
     with_interval = any(np.isfinite(row["lower"]) for row in rows)
     bars = "Bars: bootstrap interval over rules." if with_interval else "One rule, so no interval."
     windows = max(int(row["n_windows"]) for row in rows)
-    return f"{rules} {bars} Right: layers, and their rank among {windows} windows (1: none is better)."
+    return (
+        f"{rules} {bars} Right: layers, and their rank among {windows} windows (1: none is better)."
+    )

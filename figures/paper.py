@@ -1,12 +1,13 @@
 """Every figure and table that a run folder's files allow.
 
-Reads the files of `INPUTS` where they exist and writes ``figures/*.pdf``, ``figures/*.png``, ``tables/*.md`` and
-``tables/*.tex`` beside them. No model is loaded, so this runs anywhere, in about a second per figure. What is drawn
-together from the same inputs is a part; ``figures/manifest.json`` records how each part was drawn (`figures.manifest`),
-and a part that is current is not drawn again.
+Reads the files of `INPUTS` where they exist and writes ``figures/*.pdf``, ``figures/*.png``,
+``tables/*.md`` and
+``tables/*.tex`` beside them. No model is loaded, so this runs anywhere, in about a second per
+figure. What is drawn together from the same inputs is a part; ``figures/manifest.json`` records how
+each part was drawn (`figures.manifest`), and a part that is current is not drawn again.
 
-What a page or a reader cannot take is left out, and said: effect panels of more than `MOST_PANELS` rules, dumbbells
-of more than `MOST_EDITORS` editors.
+What a page or a reader cannot take is left out, and said: effect panels of more than `MOST_PANELS`
+rules, dumbbells of more than `MOST_EDITORS` editors.
 """
 
 import logging
@@ -20,7 +21,16 @@ import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
-from figures import before_after, edit_scores, effect_map, layer_profile, layer_selection, oracle, style, trade_off
+from figures import (
+    before_after,
+    edit_scores,
+    effect_map,
+    layer_profile,
+    layer_selection,
+    oracle,
+    style,
+    trade_off,
+)
 from figures.manifest import Manifest, Record, digests, drawing_version, holds, output
 from interp.errors import InputError
 from interp.results import effects as effects_schema
@@ -58,7 +68,17 @@ MAIN_COMPONENT = "mlp"
 PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
 
-ANSWER_COLUMNS = ("editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after")
+ANSWER_COLUMNS = (
+    "editor",
+    "rule",
+    "form",
+    "metric",
+    "prompt",
+    "target_new",
+    "target_true",
+    "before",
+    "after",
+)
 Note = Callable[[str], None]
 Drawing = tuple[str, Figure | str]
 """A path below the run folder, without the suffix if it is a figure; and the figure or text."""
@@ -71,7 +91,8 @@ class Part:
     name: str
     needs: tuple[str, ...]
     draw: "Callable[[Path, int, Note], Iterator[Drawing]]"
-    """Takes the run folder, the number of rules that have panels, and where to say what is left out."""
+    """Takes the run folder, the number of rules that have panels, and where to say what is left
+    out."""
     uses: tuple[str, ...] = ()
     """Inputs that are shown too, if they are there."""
 
@@ -90,7 +111,11 @@ class Drawn:
 
 
 def draw_all(
-    run: Path, *, max_rules: int = MOST_PANELS, overwrite: bool = False, without: Collection[str] = ()
+    run: Path,
+    *,
+    max_rules: int = MOST_PANELS,
+    overwrite: bool = False,
+    without: Collection[str] = (),
 ) -> Drawn:
     """Draw every figure and write every table that the run folder allows and that is not current.
 
@@ -109,7 +134,9 @@ def draw_all(
     if not present:
         commands = dict.fromkeys(INPUTS[name] for name in INPUTS if name not in ONLY_ON_REQUEST)
         steps = ", ".join(f"`{command}`" for command in commands)
-        raise InputError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
+        raise InputError(
+            f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)"
+        )
     for name in INPUTS.keys() - set(present):
         log.info("no %s in %s: its figures are left out; `%s` writes it", name, run, INPUTS[name])
     manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)
@@ -150,16 +177,24 @@ def _draw(part: Part, run: Path, max_rules: int, note: Note) -> list[Path]:
 
 
 def _remove_others(run: Path, held: Record | None, outputs: dict[str, str]) -> list[Path]:
-    """Delete what the part wrote before and not now, such as a rule's panel; but no file that somebody changed."""
+    """Delete what the part wrote before and not now, such as a rule's panel; but no file that
+    somebody changed.
+    """
     stale = held.outputs.items() if held is not None else ()
-    removed = [output(run, name) for name, digest in stale if name not in outputs and holds(run / name, digest)]
+    removed = [
+        output(run, name)
+        for name, digest in stale
+        if name not in outputs and holds(run / name, digest)
+    ]
     for path in removed:
         path.unlink()
     return removed
 
 
 def example_rule(effects: xr.Dataset) -> str:
-    """The rule whose weakest form has the largest total effect: clear in every form that was traced."""
+    """The rule whose weakest form has the largest total effect: clear in every form that was
+    traced.
+    """
     weakest = effects_schema.total_effect(effects)["total_effect"].min("form", skipna=True)
     return str(weakest["rule"].values[int(weakest.argmax("rule"))])
 
@@ -176,7 +211,11 @@ def _effect_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
                 panel = effect_map.effect_panel(effects, rule, components)
                 yield f"figures/effect-panel-{slug(rule)}{suffix}", panel
     rule = example_rule(effects)
-    for form in (str(f) for f in effects["form"].values if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0):
+    for form in (
+        str(f)
+        for f in effects["form"].values
+        if int(effects["n_tokens"].sel(rule=rule, form=f)) > 0
+    ):
         one = effects_schema.select_map(effects, rule, form)
         ax = effect_map.draw_effect_map(one, _main_component(effects))
         reason = "clearest in all its forms" if len(rules) > 1 else "the only one traced"
@@ -201,7 +240,10 @@ def _profile_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]
 
 
 def _selection_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    profile, selection = effects_schema.load(run / "profile.nc"), LayerSelection.load(run / "selection.json")
+    profile, selection = (
+        effects_schema.load(run / "profile.nc"),
+        LayerSelection.load(run / "selection.json"),
+    )
     yield "figures/layer-selection", layer_selection.selection_panel(profile, selection)
 
 
@@ -231,10 +273,17 @@ def _score_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
         many = arms > edit_scores.MOST_COLOURS
         yield (
             f"figures/edit-scores-{slug(mode)}",
-            edit_scores.scores_panel(scores, mode) if many else _figure(edit_scores.draw_edit_scores(scores, mode)),
+            (
+                edit_scores.scores_panel(scores, mode)
+                if many
+                else _figure(edit_scores.draw_edit_scores(scores, mode))
+            ),
         )
         if arms > 1:
-            yield f"figures/edit-differences-{slug(mode)}", edit_scores.difference_panel(scores, mode)
+            yield (
+                f"figures/edit-differences-{slug(mode)}",
+                edit_scores.difference_panel(scores, mode),
+            )
 
 
 def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
@@ -247,7 +296,10 @@ def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
         note(f"before and after, rule by rule, of {MOST_EDITORS} of {len(editors)} editors")
         log.info("drawing the scores rule by rule of %d of %d editors", MOST_EDITORS, len(editors))
     for editor in editors[:MOST_EDITORS]:
-        yield f"figures/before-after-{slug(editor)}", before_after.before_after_panel(scores, editor, mode)
+        yield (
+            f"figures/before-after-{slug(editor)}",
+            before_after.before_after_panel(scores, editor, mode),
+        )
 
 
 def _trade_off_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
@@ -264,9 +316,14 @@ def _trade_offs(path: Path, name: str) -> Iterator[Drawing]:
         return
     points = trade_off.points_of(scores, mode)
     for gain in trade_off.GAINS:
-        both = [one for one in points.values() if np.isfinite([one[gain], one[trade_off.COST]]).all()]
+        both = [
+            one for one in points.values() if np.isfinite([one[gain], one[trade_off.COST]]).all()
+        ]
         if len(points) >= TRADE_OFF_ARMS and both:
-            yield f"figures/{name}-{slug(gain)}", _figure(trade_off.draw_trade_off(points, gain, mode))
+            yield (
+                f"figures/{name}-{slug(gain)}",
+                _figure(trade_off.draw_trade_off(points, gain, mode)),
+            )
 
 
 def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
@@ -293,7 +350,10 @@ def read_answers(path: Path) -> pd.DataFrame:
     """
     rows = load_records(path, "table of answers", ANSWER_COLUMNS)
     # A model's answer may end within a character; tables of pandas hold whole ones.
-    texts = [{_whole(name): "" if value is None else _whole(str(value)) for name, value in row.items()} for row in rows]
+    texts = [
+        {_whole(name): "" if value is None else _whole(str(value)) for name, value in row.items()}
+        for row in rows
+    ]
     return pd.DataFrame(texts, columns=None if texts else list(ANSWER_COLUMNS))
 
 

@@ -1,12 +1,15 @@
-"""One self-contained HTML page of a run: what was traced, selected, edited and scored, to be explored in a browser.
+"""One self-contained HTML page of a run: what was traced, selected, edited and scored, to be
+explored in a browser.
 
-Reads what `figures.paper` reads, and ``selection-rules.json``, ``rules.json`` and ``run.yaml`` where they exist. The
-page asks for nothing from the network: styles, Plotly and data stand in the file, and its content security policy
-lets no other script run than the two it brings, named by their hashes. Text from data is escaped three times over:
-in HTML by Jinja2, in the JSON by Jinja2's `tojson`, and in the labels of Plotly, which reads tags, by the script.
+Reads what `figures.paper` reads, and ``selection-rules.json``, ``rules.json`` and ``run.yaml``
+where they exist. The page asks for nothing from the network: styles, Plotly and data stand in the
+file, and its content security policy lets no other script run than the two it brings, named by
+their hashes. Text from data is escaped three times over: in HTML by Jinja2, in the JSON by Jinja2's
+`tojson`, and in the labels of Plotly, which reads tags, by the script.
 
-Arrays are packed as 16-bit integers (`pack`) and unpacked only when a map is shown. A file has at most `LIMIT` bytes:
-answers get `ANSWERS_SHARE`, maps what is then left, in the order of the rules, and what did not fit is named.
+Arrays are packed as 16-bit integers (`pack`) and unpacked only when a map is shown. A file has at
+most `LIMIT` bytes: answers get `ANSWERS_SHARE`, maps what is then left, in the order of the rules,
+and what did not fit is named.
 """
 
 import base64
@@ -28,7 +31,14 @@ from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
 from figures import style
-from figures.edit_scores import CONFIDENCE, METRIC_NAMES, MODE_NAMES, SHARES, intervals_of, metrics_with_data
+from figures.edit_scores import (
+    CONFIDENCE,
+    METRIC_NAMES,
+    MODE_NAMES,
+    SHARES,
+    intervals_of,
+    metrics_with_data,
+)
 from figures.effect_map import ANSWER_SOURCES
 from figures.layer_profile import band_note, components_with_data, roles_with_data
 from figures.layer_selection import layer_names
@@ -44,7 +54,8 @@ from interp.selection.select import LayerSelection, load_for_rules
 from interp.settings.plain_yaml import load_yaml
 
 INPUTS = {
-    name: PAPER_INPUTS[name] for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.json")
+    name: PAPER_INPUTS[name]
+    for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.json")
 }
 """Files shown, and the command that writes each."""
 LIMIT = 14_900_000
@@ -104,7 +115,9 @@ def read(run: Path) -> RunResults:
     present = {name: run / name for name in INPUTS if (run / name).is_file()}
     if not present:
         steps = ", ".join(dict.fromkeys(f"`{command}`" for command in INPUTS.values()))
-        raise InputError(f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)")
+        raise InputError(
+            f"{run} holds none of {list(INPUTS)}; run {steps} on it first (or `dmle run` for all)"
+        )
     held: dict[str, Any] = {
         name: effects_schema.load(present[f"{name}.nc"])
         for name in ("effects", "profile", "scores")
@@ -128,7 +141,9 @@ def page(results: RunResults) -> str:
     scripts = (get_plotlyjs(), (_HERE / "report.js").read_text(encoding="utf-8"))
     data: dict[str, Any] = {
         "colours": _colours(results),
-        "profile": None if results.profile is None else profile_data(results.profile, results.selection),
+        "profile": (
+            None if results.profile is None else profile_data(results.profile, results.selection)
+        ),
         "scores": None if results.scores is None else score_data(results.scores),
         "names": dict(results.rule_names),
         "answers": None,
@@ -154,7 +169,7 @@ def page(results: RunResults) -> str:
     return _render({**context, "data": data, "left_out": left_out})
 
 
-# -- arrays ---------------------------------------------------------------------------------------------------
+# -- arrays --------------------------------------------------------------------------------------
 
 
 def pack(values: np.ndarray) -> dict[str, Any]:
@@ -173,7 +188,9 @@ def pack(values: np.ndarray) -> dict[str, Any]:
 
 
 def standard_error(effects: xr.Dataset) -> xr.DataArray:
-    """Standard error of the indirect effect over noise samples; NaN with one sample, or where not traced."""
+    """Standard error of the indirect effect over noise samples; NaN with one sample, or where
+    not traced.
+    """
     noising = effects.attrs.get("direction") == "noise"
     change = effects["score"] if noising else effects["score"] - effects["corrupted"]
     samples = effects.sizes["sample"]
@@ -199,7 +216,7 @@ def t_quantile(samples: int, confidence: float = CONFIDENCE) -> float | None:
     return float(np.sqrt(freedom) * np.tan(np.interp(confidence * mass[-1], mass, angle)))
 
 
-# -- data of the interactive parts ----------------------------------------------------------------------------
+# -- data of the interactive parts ---------------------------------------------------------------
 
 
 def map_data(effects: xr.Dataset, budget: int) -> tuple[dict[str, Any], list[str]]:
@@ -218,11 +235,15 @@ def map_data(effects: xr.Dataset, budget: int) -> tuple[dict[str, Any], list[str
     components = [str(c) for c in effects["component"].values]
     data: dict[str, Any] = {
         "metrics": [
-            {"name": str(one.attrs.get("metric", "score")), "unit": style.unit_name(str(one.attrs["unit"]))}
+            {
+                "name": str(one.attrs.get("metric", "score")),
+                "unit": style.unit_name(str(one.attrs["unit"])),
+            }
             for one in chosen
         ],
         "components": [
-            {"name": c, "label": style.component_name(c, None if window is None else int(window))} for c in components
+            {"name": c, "label": style.component_name(c, None if window is None else int(window))}
+            for c in components
         ],
         "main": components.index("mlp") if "mlp" in components else 0,
         "forms": [str(form) for form in effects["form"].values],
@@ -247,7 +268,10 @@ def map_data(effects: xr.Dataset, budget: int) -> tuple[dict[str, Any], list[str
 
 def _prompts(metrics: Sequence[xr.Dataset]) -> dict[str, Any]:
     """The maps of one rule by form; `metrics` holds the rule's maps of every metric."""
-    effect = [effects_schema.indirect_effect(one).transpose("form", "component", "layer", "pos") for one in metrics]
+    effect = [
+        effects_schema.indirect_effect(one).transpose("form", "component", "layer", "pos")
+        for one in metrics
+    ]
     error = [standard_error(one).transpose("form", "component", "layer", "pos") for one in metrics]
     total = [effects_schema.total_effect(one) for one in metrics]
     first, prompts = metrics[0], {}
@@ -268,8 +292,12 @@ def _prompts(metrics: Sequence[xr.Dataset]) -> dict[str, Any]:
             "corrupted": np.flatnonzero(one["is_corrupted"].values).tolist(),
             "rows": rows.tolist(),
             "total": [
-                [*_numbers(np.array([te["total_effect"].values[at], te["standard_error"].values[at]])),
-                 bool(te["traceable"].values[at])]
+                [
+                    *_numbers(
+                        np.array([te["total_effect"].values[at], te["standard_error"].values[at]])
+                    ),
+                    bool(te["traceable"].values[at]),
+                ]
                 for te in total
             ],
             "maps": [
@@ -283,20 +311,28 @@ def _prompts(metrics: Sequence[xr.Dataset]) -> dict[str, Any]:
                 for of_metric, spreads in zip(values, errors, strict=True)
             ],
             **_estimated(one, rows),
-        }  # fmt: skip
+        }
     return prompts
 
 
 def _estimated(one: xr.Dataset, rows: np.ndarray) -> dict[str, Any]:
-    """Share of samples whose score was run, not estimated, of each component, where some were estimated."""
+    """Share of samples whose score was run, not estimated, of each component, where some were
+    estimated.
+    """
     if "exact" not in one:
         return {}
-    share = one["exact"].transpose("component", "layer", "pos", "sample").values[:, :, rows].mean(-1)
+    share = (
+        one["exact"].transpose("component", "layer", "pos", "sample").values[:, :, rows].mean(-1)
+    )
     return {"exact": [pack(component) for component in share]}
 
 
 def _answer_source(one: xr.Dataset) -> str:
-    said = str(one["answer_source"].item() if "answer_source" in one.coords else one.attrs.get("answer_source", ""))
+    said = str(
+        one["answer_source"].item()
+        if "answer_source" in one.coords
+        else one.attrs.get("answer_source", "")
+    )
     return ANSWER_SOURCES.get(said, said)
 
 
@@ -307,11 +343,13 @@ def profile_data(profile: xr.Dataset, selection: LayerSelection | None) -> dict[
     forms = [str(form) for form in profile["form"].values]
     part = profile.sel(component=components, role=roles)
     held = {
-        name: part[name].transpose("component", "role", "form", "layer").values for name in ("aie", "lower", "upper")
+        name: part[name].transpose("component", "role", "form", "layer").values
+        for name in ("aie", "lower", "upper")
     }
     return {
         "components": [
-            {"name": c, "label": style.component_name(c, None if window is None else int(window))} for c in components
+            {"name": c, "label": style.component_name(c, None if window is None else int(window))}
+            for c in components
         ],
         "roles": [{"name": role, "label": style.ROLE_NAMES.get(role, role)} for role in roles],
         "forms": forms,
@@ -321,22 +359,31 @@ def profile_data(profile: xr.Dataset, selection: LayerSelection | None) -> dict[
         **{name: _numbers(values) for name, values in held.items()},
         "note": band_note(profile),
         "confidence": float(profile.attrs.get("confidence", 0.95)),
-        "selection": None
-        if selection is None
-        else {
-            "component": selection.component,
-            "role": selection.role,
-            "first": selection.first_layer,
-            "groups": [
-                {"name": g.name, "forms": list(g.forms), "layers": list(g.layers), "supported": g.supported}
-                for g in selection.groups
-            ],
-        },
+        "selection": (
+            None
+            if selection is None
+            else {
+                "component": selection.component,
+                "role": selection.role,
+                "first": selection.first_layer,
+                "groups": [
+                    {
+                        "name": g.name,
+                        "forms": list(g.forms),
+                        "layers": list(g.layers),
+                        "supported": g.supported,
+                    }
+                    for g in selection.groups
+                ],
+            }
+        ),
     }
 
 
 def score_data(scores: xr.Dataset) -> dict[str, Any]:
-    """Scores of every mode: means over rules with the interval after the edit, and those of each rule, packed."""
+    """Scores of every mode: means over rules with the interval after the edit, and those of each
+    rule, packed.
+    """
     return {
         "editors": [str(editor) for editor in scores["editor"].values],
         "rules": [str(rule) for rule in scores["rule"].values],
@@ -380,7 +427,8 @@ def answer_data(answers: pd.DataFrame, budget: int) -> tuple[dict[str, Any], lis
     """Raw answers by rule, every text once, of as many rules as fit.
 
     Args:
-        answers: The columns `ANSWER_COLUMNS`, and ``<score>_before`` and ``<score>_after`` of `ANSWER_SCORES`.
+        answers: The columns `ANSWER_COLUMNS`, and ``<score>_before`` and ``<score>_after`` of
+        `ANSWER_SCORES`.
         budget: Bytes of JSON.
 
     Returns:
@@ -397,10 +445,17 @@ def answer_data(answers: pd.DataFrame, budget: int) -> tuple[dict[str, Any], lis
     spent, skipped = 0, []
     for rule, part in answers.groupby("rule", sort=False):
         known, rows = len(texts), []
-        for row in part[[*(c for c in ANSWER_COLUMNS if c != "rule"), *scores]].itertuples(index=False):
+        for row in part[[*(c for c in ANSWER_COLUMNS if c != "rule"), *scores]].itertuples(
+            index=False
+        ):
             cells = [str(cell) for cell in row]
             words = cells[: len(cells) - len(scores)]
-            rows.append([*(texts.setdefault(w, len(texts)) for w in words), *map(_score, cells[len(words) :])])
+            rows.append(
+                [
+                    *(texts.setdefault(w, len(texts)) for w in words),
+                    *map(_score, cells[len(words) :]),
+                ]
+            )
         new = list(texts)[known:]
         spent += len(json.dumps([str(rule), rows, new]))
         if skipped or spent > budget:
@@ -414,11 +469,12 @@ def answer_data(answers: pd.DataFrame, budget: int) -> tuple[dict[str, Any], lis
     return {"texts": list(texts), "rules": rules, "metrics": metrics, "scores": scores}, skipped
 
 
-# -- what is said in words, and tables that do not change ------------------------------------------------------
+# -- what is said in words, and tables that do not change ----------------------------------------
 
 
 def visible(text: str) -> str:
-    r"""A token as it is shown: white space visible, what cannot be printed as escapes, one leading space left out.
+    r"""A token as it is shown: white space visible, what cannot be printed as escapes, one leading
+    space left out.
 
     >>> visible(" perimeter"), visible("\n"), visible("  "), visible("\x00")
     ('perimeter', '↵', '␣␣', '\\u0000')
@@ -429,9 +485,12 @@ def visible(text: str) -> str:
 
 def _static(results: RunResults) -> dict[str, Any]:
     absent = {
-        "effects.nc": results.effects, "profile.nc": results.profile, "selection.json": results.selection,
-        "scores.nc": results.scores, "answers.json": results.answers,
-    }  # fmt: skip
+        "effects.nc": results.effects,
+        "profile.nc": results.profile,
+        "selection.json": results.selection,
+        "scores.nc": results.scores,
+        "answers.json": results.answers,
+    }
     attrs = {
         name: {str(key): str(value) for key, value in held.attrs.items()}
         for name, held in (("effects.nc", results.effects), ("profile.nc", results.profile),
@@ -442,10 +501,16 @@ def _static(results: RunResults) -> dict[str, Any]:
         "absent": [(name, INPUTS[name]) for name, held in absent.items() if held is None],
         "model": _model(results),
         "traced": None if results.effects is None else _traced(results.effects),
-        "groups": [] if results.selection is None else [_group(group) for group in results.selection.groups],
+        "groups": (
+            []
+            if results.selection is None
+            else [_group(group) for group in results.selection.groups]
+        ),
         "selection": results.selection,
         "rule_groups": [
-            (rule, _group(group)) for rule, one in results.rule_selections.items() for group in one.groups
+            (rule, _group(group))
+            for rule, one in results.rule_selections.items()
+            for group in one.groups
         ],
         "selected_on": None if results.selection is None else _selected_on(results.selection),
         "score_tables": [] if results.scores is None else _score_tables(results.scores),
@@ -453,20 +518,24 @@ def _static(results: RunResults) -> dict[str, Any]:
         "versions": _versions(attrs, results.provenance),
         "run_yaml": results.run_yaml,
         "has": {name.split(".")[0]: held is not None for name, held in absent.items()},
-    }  # fmt: skip
+    }
 
 
 def _model(results: RunResults) -> str:
     """The model in words, from the first file that names it."""
     named: list[Mapping[Any, Any]] = [
-        held.attrs for held in (results.effects, results.profile, results.scores) if held is not None
+        held.attrs
+        for held in (results.effects, results.profile, results.scores)
+        if held is not None
     ]
     if results.selection is not None:
         named.append(results.selection.provenance)
     for facts in named:
         if name := facts.get("model"):
             weights = facts.get("weight_hash")
-            said = [str(fact) for fact in (facts.get("dtype"), weights and f"weights {weights}") if fact]
+            said = [
+                str(fact) for fact in (facts.get("dtype"), weights and f"weights {weights}") if fact
+            ]
             return f"{name} ({', '.join(said)})" if said else str(name)
     return "not named in the files"
 
@@ -490,7 +559,9 @@ def _traced(effects: xr.Dataset) -> dict[str, Any]:
                 "range": f"{kept.min():.2f} to {kept.max():.2f}" if kept.size else "–",
             }
         )
-    corruption = "counterfactual prompts" if one.attrs.get("corruption") == "counterfactual" else "noise"
+    corruption = (
+        "counterfactual prompts" if one.attrs.get("corruption") == "counterfactual" else "noise"
+    )
     return {
         "rules": one.sizes["rule"],
         "prompts": int(traced.sum()),
@@ -508,7 +579,11 @@ def _traced(effects: xr.Dataset) -> dict[str, Any]:
 
 def _group(group: Any) -> dict[str, Any]:
     """One group of a selection in words."""
-    interval = "" if group.lower is None or group.upper is None else f" [{group.lower:.3f}, {group.upper:.3f}]"
+    interval = (
+        ""
+        if group.lower is None or group.upper is None
+        else f" [{group.lower:.3f}, {group.upper:.3f}]"
+    )
     return {
         "name": group.name.replace("+", " + "),
         "layers": layer_names(group.layers),
@@ -523,7 +598,11 @@ def _group(group: Any) -> dict[str, Any]:
 
 def _selected_on(selection: LayerSelection) -> str:
     component = style.COMPONENT_NAMES.get(selection.component, selection.component)
-    return f"{component}, {style.ROLE_NAMES.get(selection.role, selection.role)}" if selection.role else component
+    return (
+        f"{component}, {style.ROLE_NAMES.get(selection.role, selection.role)}"
+        if selection.role
+        else component
+    )
 
 
 def _score_tables(scores: xr.Dataset) -> list[dict[str, Any]]:
@@ -532,8 +611,10 @@ def _score_tables(scores: xr.Dataset) -> list[dict[str, Any]]:
     tables = []
     for mode in [m for m in SUMMARY_MODES if m in modes] or modes[:1]:
         data = _mode_data(scores, mode)
-        rows = [(editor, [_before_after(cell) for cell in of_editor])
-                for editor, of_editor in zip(data["editors"], data["cells"], strict=True)]  # fmt: skip
+        rows = [
+            (editor, [_before_after(cell) for cell in of_editor])
+            for editor, of_editor in zip(data["editors"], data["cells"], strict=True)
+        ]
         tables.append({"label": data["label"], "metrics": data["metrics"], "rows": rows})
     return tables
 
@@ -545,23 +626,30 @@ def _before_after(cell: Mapping[str, Any]) -> str:
     return after if cell["before"] is None else f"{cell['before']:.2f} → {after}"
 
 
-def _versions(attrs: Mapping[str, Mapping[str, str]], provenance: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _versions(
+    attrs: Mapping[str, Mapping[str, str]], provenance: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
     """Library, version when the traces were made, version of the last command."""
 
     def of(name: str, held: Mapping[str, Any]) -> str:
         return str(held.get(name) or "–")
 
     traced = attrs.get("effects.nc", {})
-    names = dict.fromkeys(n for n in (*traced, *provenance) if n.startswith("version_") or n == "git_commit")
-    return [(name.removeprefix("version_").replace("_", " "), of(name, traced), of(name, provenance)) for name in names]
+    names = dict.fromkeys(
+        n for n in (*traced, *provenance) if n.startswith("version_") or n == "git_commit"
+    )
+    return [
+        (name.removeprefix("version_").replace("_", " "), of(name, traced), of(name, provenance))
+        for name in names
+    ]
 
 
 def _left_out(what: str, rules: Sequence[str], file: str) -> list[str]:
     if not rules:
         return []
     return [
-        f"To keep this page below {LIMIT / 1e6:.0f} MB, the {what} of {len(rules)} rules are not in it "
-        f"(all are in {file}): {', '.join(rules)}."
+        f"To keep this page below {LIMIT / 1e6:.0f} MB, the {what} of {len(rules)} rules are not in"
+        f" it (all are in {file}): {', '.join(rules)}."
     ]
 
 
@@ -574,34 +662,51 @@ def _read_settings(run: Path) -> tuple[str, Mapping[str, Any]]:
     return yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), held.get("provenance") or {}
 
 
-# -- the page -------------------------------------------------------------------------------------------------
+# -- the page ------------------------------------------------------------------------------------
 
 
 def _colours(results: RunResults) -> dict[str, Any]:
     scale = mpl.colormaps[style.DIVERGING]
-    forms = [str(f) for held in (results.effects, results.profile) if held is not None for f in held["form"].values]
-    editors = [] if results.scores is None else [str(editor) for editor in results.scores["editor"].values]
+    forms = [
+        str(f)
+        for held in (results.effects, results.profile)
+        if held is not None
+        for f in held["form"].values
+    ]
+    editors = (
+        []
+        if results.scores is None
+        else [str(editor) for editor in results.scores["editor"].values]
+    )
     return {
         "diverging": [[float(x), to_hex(scale(float(x)))] for x in np.linspace(0, 1, COLOURS)],
         "untraced": to_hex(style.UNTRACED_COLOUR),
         "forms": {form: to_hex(colour) for form, colour in style.form_colours(forms).items()},
-        "editors": {editor: to_hex(colour) for editor, colour in style.editor_colours(editors).items()},
+        "editors": {
+            editor: to_hex(colour) for editor, colour in style.editor_colours(editors).items()
+        },
     }
 
 
 def _policy(scripts: Iterable[str]) -> str:
     """Content security policy: nothing from outside, and no script but these."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    hashes = (
+        base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts
+    )
     allowed = " ".join(f"'sha256-{one}'" for one in hashes)
     return (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:;"
+        " base-uri 'none'; form-action 'none'"
     )
 
 
 def _render(context: Mapping[str, Any]) -> str:
     environment = Environment(
-        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment.get_template("report.html.j2").render(context)

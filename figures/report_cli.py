@@ -5,7 +5,8 @@ from interp.app.steps import Context, Step
 
 
 def report(*, common: Common | None = None) -> None:
-    """Write report.html: the run as one page with interactive maps, to open in a browser; needs no network, no model.
+    """Write report.html: the run as one page with interactive maps, to open in a browser; needs no
+    network, no model.
 
     For example:
 

@@ -1,11 +1,11 @@
 """One look for every figure: sizes, fonts, colours, literal text, and how a figure is saved.
 
-Figures are plain `matplotlib.figure.Figure` objects, never registered with pyplot, so nothing has to be
-closed and no state is shared. In a notebook, show one with ``ax.figure`` (or the figure itself) as the
-last expression of a cell. Settings apply inside `paper_style` only.
+Figures are plain `matplotlib.figure.Figure` objects, never registered with pyplot, so nothing has
+to be closed and no state is shared. In a notebook, show one with ``ax.figure`` (or the figure
+itself) as the last expression of a cell. Settings apply inside `paper_style` only.
 
-Text from data (tokens, answers, names of rules and editors) is drawn literally: never as mathematics,
-with white space made visible and characters that the font lacks written as escapes.
+Text from data (tokens, answers, names of rules and editors) is drawn literally: never as
+mathematics, with white space made visible and characters that the font lacks written as escapes.
 """
 
 import textwrap
@@ -121,7 +121,9 @@ def unit_name(unit: str) -> str:
 
 
 def component_name(component: str, window: int | None) -> str:
-    """Component in words; `window` is the number of neighbouring layers restored together (mlp, attn)."""
+    """Component in words; `window` is the number of neighbouring layers restored together (mlp,
+    attn).
+    """
     name = COMPONENT_NAMES.get(component, component)
     if window is None or component == "resid" or "_" in component:
         return name
@@ -129,7 +131,8 @@ def component_name(component: str, window: int | None) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Text that the current font can draw: white space visible, missing characters as ``\u`` escapes.
+    r"""Text that the current font can draw: white space visible, missing characters as ``\u``
+    escapes.
 
     A single leading space, which most tokenizers put before a word, is left out.
 
@@ -186,7 +189,8 @@ def save(fig: Figure, stem: Path) -> list[Path]:
     Returns:
         The paths written.
     """
-    # Layout takes most of the time of drawing, and is the same in both files. It settles in the second pass.
+    # Layout takes most of the time of drawing, and is the same in both files. It settles in the
+    # second pass.
     for _ in range(2):
         fig.draw_without_rendering()
     fig.set_layout_engine("none")
@@ -212,7 +216,9 @@ def _colours(names: Iterable[str], known: tuple[str, ...], palette: Any) -> dict
     names = list(dict.fromkeys(names))
     fixed = dict(zip(known, palette, strict=False))
     others = [name for name in names if name not in fixed]
-    extra = dict(zip(others, [*palette[len(fixed) :], *sns.husl_palette(max(1, len(others)))], strict=False))
+    extra = dict(
+        zip(others, [*palette[len(fixed) :], *sns.husl_palette(max(1, len(others)))], strict=False)
+    )
     return {name: {**fixed, **extra}[name] for name in names}
 
 

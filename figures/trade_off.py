@@ -1,4 +1,6 @@
-"""What an edit costs elsewhere against what it brings: locality against generality, portability and understanding."""
+"""What an edit costs elsewhere against what it brings: locality against generality, portability
+and understanding.
+"""
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
@@ -26,18 +28,25 @@ def points_of(scores: xr.Dataset, mode: str = "token_accuracy") -> dict[str, dic
     means = per_rule(scores, mode).sel(phase="post").mean("rule", skipna=True)
     means = means.reindex(metric=[COST, *GAINS])  # a metric that was not scored is NaN
     return {
-        str(editor): {metric: float(means.sel(editor=editor, metric=metric)) for metric in (COST, *GAINS)}
+        str(editor): {
+            metric: float(means.sel(editor=editor, metric=metric)) for metric in (COST, *GAINS)
+        }
         for editor in means["editor"].values
     }
 
 
 def draw_trade_off(
-    points: Mapping[str, Mapping[str, float]], gain: str, mode: str = "token_accuracy", ax: Axes | None = None
+    points: Mapping[str, Mapping[str, float]],
+    gain: str,
+    mode: str = "token_accuracy",
+    ax: Axes | None = None,
 ) -> Axes:
-    """One numbered dot for each arm; up and to the right is better, and arms that no other beats in both are joined.
+    """One numbered dot for each arm; up and to the right is better, and arms that no other beats in
+    both are joined.
 
     Args:
-        points: Arm → metric → score, as of `points_of`; arms without one of the two scores are left out.
+        points: Arm → metric → score, as of `points_of`; arms without one of the two scores are left
+        out.
         gain: Metric on the vertical axis.
         mode: Scoring mode, for the labels.
         ax: Axes to draw into; new ones by default.
@@ -45,14 +54,27 @@ def draw_trade_off(
     Raises:
         ValueError: No arm has both scores.
     """
-    held = {name: (one[COST], one[gain]) for name, one in points.items() if np.isfinite([one[COST], one[gain]]).all()}
+    held = {
+        name: (one[COST], one[gain])
+        for name, one in points.items()
+        if np.isfinite([one[COST], one[gain]]).all()
+    }
     if not held:
-        raise InputError(f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`")
+        raise InputError(
+            f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`"
+        )
     # A long name takes several lines: the legend stands beside the dots and must leave them room.
     told = map(style.visible, told_apart(list(held)))
-    shown = {name: fill(one, NAME_WIDTH, break_long_words=False) for name, one in zip(held, told, strict=True)}
+    shown = {
+        name: fill(one, NAME_WIDTH, break_long_words=False)
+        for name, one in zip(held, told, strict=True)
+    }
     lines = sum(name.count("\n") + 1 for name in shown.values())
-    ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * lines)) if ax is None else ax
+    ax = (
+        style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * lines))
+        if ax is None
+        else ax
+    )
     best = front(held)
     along = sorted((held[name] for name in best), key=lambda point: point[0])
     ax.plot(*zip(*along, strict=True), color="0.6", linewidth=0.8, zorder=1)
@@ -61,13 +83,24 @@ def draw_trade_off(
     for number, (name, (x, y)) in enumerate(held.items(), start=1):
         colour = colours[0] if name in best else "0.45"
         ax.plot(x, y, "o", color=colour, markersize=3, zorder=2)
-        ax.annotate(str(number), (x, y), (2, 2), textcoords="offset points", fontsize=style.SMALL, color=colour)
+        ax.annotate(
+            str(number),
+            (x, y),
+            (2, 2),
+            textcoords="offset points",
+            fontsize=style.SMALL,
+            color=colour,
+        )
         label = f"{number}  {shown[name]}"
-        handles.append(Line2D([], [], linestyle="", marker="o", markersize=3, color=colour, label=label))
+        handles.append(
+            Line2D([], [], linestyle="", marker="o", markersize=3, color=colour, label=label)
+        )
     ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
     ax.set_ylabel(METRIC_NAMES[gain])
     ax.set_title(MODE_NAMES[mode], loc="left")
-    legend = ax.legend(handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0.8)
+    legend = ax.legend(
+        handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0.8
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     sns.despine(ax=ax)
@@ -80,8 +113,14 @@ def told_apart(names: Sequence[str]) -> list[str]:
     >>> told_apart(["ridge=1 rounds=2", "ridge=3 rounds=2"]), told_apart(["dmle", "memit"]), told_apart(["ridge=1"])
     (['ridge=1', 'ridge=3'], ['dmle', 'memit'], ['ridge=1'])
     """
-    same = set.intersection(*(set(name.split(" ")) for name in names)) if len(set(names)) > 1 else set()
-    return [" ".join(word for word in name.split(" ") if word not in same) or name for name in names]
+    same = (
+        set.intersection(*(set(name.split(" ")) for name in names))
+        if len(set(names)) > 1
+        else set()
+    )
+    return [
+        " ".join(word for word in name.split(" ") if word not in same) or name for name in names
+    ]
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> set[str]:

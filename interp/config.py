@@ -1,7 +1,7 @@
 """Settings of the `interp` steps, checked before any work starts.
 
-A configuration file is YAML with one mapping per section; every setting has a default. Sections of other
-packages are registered beside these by their steps (see `interp.app.steps`).
+A configuration file is YAML with one mapping per section; every setting has a default. Sections of
+other packages are registered beside these by their steps (see `interp.app.steps`).
 """
 
 import re
@@ -18,9 +18,17 @@ from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, 
 from interp.settings.sizes import parse_size
 
 __all__ = [
-    "ConfigError", "ModelConfig", "ProfileConfig", "RulesConfig", "Section", "SelectConfig", "TraceConfig",
-    "nearest", "parse_section", "read_yaml",
-]  # fmt: skip
+    "ConfigError",
+    "ModelConfig",
+    "ProfileConfig",
+    "RulesConfig",
+    "Section",
+    "SelectConfig",
+    "TraceConfig",
+    "nearest",
+    "parse_section",
+    "read_yaml",
+]
 
 Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 """What every generator of random numbers takes, and every file holds."""
@@ -28,16 +36,32 @@ Resamples = Annotated[int, Field(le=100_000)]
 """Draws of a bootstrap or a test: each is a row of an array in memory."""
 
 CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
-Component = Literal["resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"]
+Component = Literal[
+    "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
+]
 Direction = Literal["denoise", "noise"]
 MetricName = Literal[
-    "mean_log_prob", "sum_log_prob", "first_token_prob", "logit_difference", "log_prob_difference", "negative_kl"
+    "mean_log_prob",
+    "sum_log_prob",
+    "first_token_prob",
+    "logit_difference",
+    "log_prob_difference",
+    "negative_kl",
 ]
 NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
 """How noise rules are written (see `interp.tracing.corruption`)."""
 CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
 """Metrics that compare with the answer to a counterfactual prompt."""
-RuleRole = Literal["prefix", "subject_first", "subject_middle", "subject_last", "rule_word", "number", "after", "last"]
+RuleRole = Literal[
+    "prefix",
+    "subject_first",
+    "subject_middle",
+    "subject_last",
+    "rule_word",
+    "number",
+    "after",
+    "last",
+]
 
 
 class ModelConfig(Section):
@@ -46,7 +70,8 @@ class ModelConfig(Section):
     neutral: ClassVar[frozenset[str]] = frozenset({"device"})
 
     name: str = "smollm2-135m"
-    """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as "meta-llama/Meta-Llama-3-8B"."""
+    """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as
+    "meta-llama/Meta-Llama-3-8B"."""
     device: str = "auto"
     dtype: str = "float32"
 
@@ -71,7 +96,8 @@ class TraceConfig(Section):
     neutral: ClassVar[frozenset[str]] = frozenset({"splits", "memory", "batch_size", "route"})
 
     splits: tuple[Split, ...] = ("train", "validation")
-    """Splits that are traced, among rules that have a split: layers are not chosen on rules that test edits."""
+    """Splits that are traced, among rules that have a split: layers are not chosen on rules that
+    test edits."""
     components: tuple[Component, ...] = ("resid", "mlp", "attn")
     positions: Literal["all"] | tuple[RuleRole, ...] = (
         "subject_first",
@@ -80,39 +106,49 @@ class TraceConfig(Section):
         "rule_word",
         "last",
     )
-    """Tokens with these roles, or "all" from the first corrupted one on (several times the cost)."""
+    """Tokens with these roles, or "all" from the first corrupted one on (several times the
+    cost)."""
     window: int | None = Field(default=None, ge=1)
-    """Blocks restored together for mlp and attn. Default: ROME's 10 of 48, scaled to the model's depth."""
+    """Blocks restored together for mlp and attn. Default: ROME's 10 of 48, scaled to the model's
+    depth."""
     corruption: Literal["noise", "counterfactual"] = "noise"
-    """Noise on embeddings, or the same wording about another rule (a twin of the rule, with as many tokens)."""
+    """Noise on embeddings, or the same wording about another rule (a twin of the rule, with as
+    many tokens)."""
     direction: Direction = "denoise"
-    """`denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run."""
+    """`denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean
+    run."""
     span: CorruptedSpan | tuple[str, ...] = "subject+rule"
-    """Which tokens noise corrupts: subject, subject+rule, numbers, content, or a list of words of the prompt.
-    The subject alone (ROME) hardly moves a rule, which its rule words name too."""
+    """Which tokens noise corrupts: subject, subject+rule, numbers, content, or a list of words of
+    the prompt. The subject alone (ROME) hardly moves a rule, which its rule words name too."""
     noise: str = Field(default="e3", pattern=rf"^{NOISE_RULE}$")
-    """Noise rule: e3 (3 standard deviations of all embeddings), s3 (of the subjects'), 0.1, m, t5 or u2."""
+    """Noise rule: e3 (3 standard deviations of all embeddings), s3 (of the subjects'), 0.1, m,
+    t5 or u2."""
     noise_replaces: bool = False
     """Noise takes the place of the embedding instead of being added."""
     samples: int = Field(default=4, ge=2, le=10_000)
-    """Noise samples. ROME uses 10; the cost is proportional. A counterfactual prompt is one sample."""
+    """Noise samples. ROME uses 10; the cost is proportional. A counterfactual prompt is one
+    sample."""
     seed: Seed = 0
     answer: Literal["auto", "truth", "greedy"] = "auto"
-    """What is scored: the rule's true answer, the model's own greedy answer, or the former where there is one."""
+    """What is scored: the rule's true answer, the model's own greedy answer, or the former where
+    there is one."""
     answer_tokens: int = Field(default=8, ge=1, le=4096)
     """Length of a greedy answer."""
     metrics: tuple[MetricName, ...] = Field(default=("mean_log_prob",), min_length=1)
     """Scores of one sweep; profiles read the first, if they are not told otherwise."""
     method: Literal["exact", "attribution", "screen"] = "exact"
-    """`attribution`: the map from gradients; `screen`: gradients first, then exact where it matters."""
+    """`attribution`: the map from gradients; `screen`: gradients first, then exact where it
+    matters."""
     gradient_steps: int = Field(default=1, ge=1, le=10_000)
     """Integrated-gradient steps of attribution and screen."""
     screen_share: float = Field(default=0.3, gt=0, le=1)
     """Screen: share of the sites that is run exactly."""
     tolerance: float = Field(default=0.01, gt=0)
-    """Screen: standard error of a site up to which a few noise samples are enough, as a share of the total effect."""
+    """Screen: standard error of a site up to which a few noise samples are enough, as a share of
+    the total effect."""
     memory: str | None = None
-    """Memory that a batch may take, such as 4GiB. Default: half of an accelerator's, or what is best on a CPU."""
+    """Memory that a batch may take, such as 4GiB. Default: half of an accelerator's, or what is
+    best on a CPU."""
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Rows run together, whatever the memory; changes memory and speed only."""
     route: Literal["auto", "fast", "generic"] = "auto"
@@ -144,12 +180,15 @@ class TraceConfig(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "TraceConfig":
-        if len(set(self.metrics)) < len(self.metrics) or len(set(self.components)) < len(self.components):
+        if len(set(self.metrics)) < len(self.metrics) or len(set(self.components)) < len(
+            self.components
+        ):
             raise InputError("metrics and components may each be named once")
         if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
             raise InputError(
-                f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set corruption: "
-                "counterfactual (--set trace.corruption=counterfactual), or choose other metrics"
+                f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set"
+                " corruption: counterfactual (--set trace.corruption=counterfactual), or choose"
+                " other metrics"
             )
         return self
 
@@ -169,11 +208,14 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection.select`)."""
 
-    strategy: Literal["window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"] = "changepoint"
-    """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect; `changepoint`: the
-    elevated segment; `groups`: windows, for groups of forms found from the data; `adaptive`: windows rule by rule;
-    `combined`: windows, by the profile and by what `dmle evidence` says of editing there, with the same weight;
-    `sweep`: the windows at which edits of `dmle sweep` succeed best, no profile."""
+    strategy: Literal[
+        "window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"
+    ] = "changepoint"
+    """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect;
+    `changepoint`: the elevated segment; `groups`: windows, for groups of forms found from the data;
+    `adaptive`: windows rule by rule; `combined`: windows, by the profile and by what `dmle
+    evidence` says of editing there, with the same weight; `sweep`: the windows at which edits of
+    `dmle sweep` succeed best, no profile."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
@@ -189,20 +231,23 @@ class SelectConfig(Section):
     last: int | None = Field(default=None, ge=0)
     """Last layer that may be chosen; the model's last, if not given."""
     identity_blocks: int = Field(default=1, ge=0)
-    """Effects that restore one of the first blocks are left out: there the clean value brings the corrupted
-    word itself back, which is not where the rule is kept."""
+    """Effects that restore one of the first blocks are left out: there the clean value brings the
+    corrupted word itself back, which is not where the rule is kept."""
     groups: tuple[tuple[Literal["formula", "description", "instance"], ...], ...] = (
         ("formula", "description"),
         ("instance",),
     )
-    """Forms that share layers: the paper's grouping. The strategy `groups` takes the forms, and groups them anew."""
+    """Forms that share layers: the paper's grouping. The strategy `groups` takes the forms, and
+    groups them anew."""
     level: float = Field(default=0.05, gt=0, le=1)
-    """Level of the tests: that there is an effect (1 leaves this one out), and that forms differ."""
+    """Level of the tests: that there is an effect (1 leaves this one out), and that forms
+    differ."""
     min_stability: float = Field(default=0.0, ge=0, le=1)
     """A choice that is less stable is not supported; 0 leaves this out."""
     fallback: Literal["none", "published"] = "none"
-    """Layers of a group that the profile does not support: still the strategy's best guess, or the published 4-8 of
-    28 to 32 blocks, scaled to the depth, whatever the bounds. They are marked as not supported either way."""
+    """Layers of a group that the profile does not support: still the strategy's best guess, or the
+    published 4-8 of 28 to 32 blocks, scaled to the depth, whatever the bounds. They are marked as
+    not supported either way."""
     bootstrap: Resamples = Field(default=1000, ge=10)
     seed: Seed = 0
 

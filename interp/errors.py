@@ -6,7 +6,9 @@ They are `ValueError`s, as Python calls a wrong input.
 
 
 class DmleError(ValueError):
-    """Something that the user gave, or that lies on the disk, cannot be used; says what and how to mend it."""
+    """Something that the user gave, or that lies on the disk, cannot be used; says what and how
+    to mend it.
+    """
 
 
 class InputError(DmleError):
@@ -14,7 +16,9 @@ class InputError(DmleError):
 
 
 class NotTraceableError(DmleError):
-    """A prompt has nothing to corrupt, nothing to score, or no counterfactual prompt that aligns with it."""
+    """A prompt has nothing to corrupt, nothing to score, or no counterfactual prompt that aligns
+    with it.
+    """
 
 
 class ModelError(DmleError):
@@ -42,4 +46,6 @@ class MissingFileError(DmleError, FileNotFoundError):
 
 
 class WriteError(DmleError, OSError):
-    """A file cannot be written; names it, the cause (a full disk, permissions, a folder in the way) and what to do."""
+    """A file cannot be written; names it, the cause (a full disk, permissions, a folder in the
+    way) and what to do.
+    """

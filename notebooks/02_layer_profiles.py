@@ -20,7 +20,11 @@
 # Intervals come from resampling *rules*: tokens of one prompt are no independent evidence.
 
 # %% tags=["parameters"]
-rule_ids = ["circle-area", "cube-volume", "square-perimeter"]  # of the training and validation splits
+rule_ids = [
+    "circle-area",
+    "cube-volume",
+    "square-perimeter",
+]  # of the training and validation splits
 samples = 2
 positions = ["subject_last", "rule_word"]
 folder = "runs/notebooks"  # what was traced is kept here; notebooks 03 and 05 read it

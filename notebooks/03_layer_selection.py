@@ -71,11 +71,16 @@ profile.dmle.plot(selection=selection)
 
 # %%
 chosen = {
-    strategy: select_layers(profile, SelectConfig(strategy=strategy, width=width, max_width=6)).groups
+    strategy: (
+        select_layers(profile, SelectConfig(strategy=strategy, width=width, max_width=6)).groups
+    )
     for strategy in ("window", "mass", "changepoint")
 }
 pd.DataFrame(
-    {name: {g.name: f"{list(g.layers)} ({g.stability:.0%})" for g in groups} for name, groups in chosen.items()}
+    {
+        name: {g.name: f"{list(g.layers)} ({g.stability:.0%})" for g in groups}
+        for name, groups in chosen.items()
+    }
 )
 
 # %% [markdown]

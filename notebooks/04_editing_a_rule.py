@@ -22,7 +22,9 @@
 
 # %% tags=["parameters"]
 rule_id = "rectangle-perimeter"
-layers = "3,4,5/12,13,14"  # formula and description / instances; or a selection.json, such as notebook 03 leaves
+layers = (  # formula and description / instances; or a selection.json, such as notebook 03 leaves
+    "3,4,5/12,13,14"
+)
 steps, contexts = 12, 1  # of the target search, and sampled texts before a prompt; MEMIT: 25 and 5
 tokens = 3000  # for the statistics of keys; at least twice d_mlp (1536), better 100000
 folder = "runs/notebooks"
@@ -47,9 +49,9 @@ model = load()
 rule = load_rules(ids=[rule_id]).rules[0]
 config = EditConfig(layers=layers, steps=steps, contexts=contexts, lookup="mention_last", ridge=0.2)
 requests = requests_of(rule, config.lookup)
-pd.DataFrame([(r.form, r.prompt, rule.forms[r.form].target_true[0], r.target_new) for r in requests]).set_axis(
-    ["form", "prompt", "true", "wanted"], axis=1
-)
+pd.DataFrame(
+    [(r.form, r.prompt, rule.forms[r.form].target_true[0], r.target_new) for r in requests]
+).set_axis(["form", "prompt", "true", "wanted"], axis=1)
 
 # %% [markdown]
 # **Run.** Statistics of the unedited model first (kept in the folder), then the edit. The edit is a value: the model
@@ -102,7 +104,9 @@ scores.dmle.plot(mode="exact")
 
 # %%
 rows = pd.DataFrame(answers)
-rows[rows["metric"] == "generality"][["form", "prompt", "target_new", "token_accuracy_before", "token_accuracy_after"]]
+rows[rows["metric"] == "generality"][
+    ["form", "prompt", "target_new", "token_accuracy_before", "token_accuracy_after"]
+]
 
 # %% [markdown]
 # **What can go wrong.**

@@ -19,7 +19,9 @@
 # this also works on another machine, long after the run.
 
 # %% tags=["parameters"]
-run = ""  # a run folder of yours, such as runs/demo; empty: a small one is made first, which does need the model
+run = (  # a run folder of yours, such as runs/demo; empty: a small one is made first, which does need the model
+    ""
+)
 folder = "runs/notebooks"  # where the small one is
 
 # %% [markdown]
@@ -55,7 +57,11 @@ small = {
     "evaluate.answer_tokens": 8,
 }
 if not run:
-    execute(["trace", "profile", "select", "edit", "evaluate"], Common(run=Path(folder), overwrite=True), small)
+    execute(
+        ["trace", "profile", "select", "edit", "evaluate"],
+        Common(run=Path(folder), overwrite=True),
+        small,
+    )
 run_folder = Path(run or folder)
 
 # %% [markdown]

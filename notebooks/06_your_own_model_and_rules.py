@@ -19,7 +19,9 @@
 # before anything runs. A model of your own is checked at load: its hooks have to mean what tracing and editing assume.
 
 # %% tags=["parameters"]
-model_name = "smollm2-135m"  # embedded; or a Hugging Face folder, or a hub name such as "Qwen/Qwen2.5-7B"
+model_name = (  # embedded; or a Hugging Face folder, or a hub name such as "Qwen/Qwen2.5-7B"
+    "smollm2-135m"
+)
 prompt, subject = "The capital of France is", "France"
 samples = 4
 

@@ -1,7 +1,8 @@
-"""Fixtures that several test modules use: a tiny tokenizer, tiny random models, tiny rules, the embedded model.
+"""Fixtures that several test modules use: a tiny tokenizer, tiny random models, tiny rules, the
+embedded model.
 
-Our packages are imported inside the fixtures: conftest runs before jaxtyping's import hook, and a module that
-is imported too early is not checked.
+Our packages are imported inside the fixtures: conftest runs before jaxtyping's import hook, and a
+module that is imported too early is not checked.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,17 +19,30 @@ if TYPE_CHECKING:
     from interp.rules.sources import Rule
 
 N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, MAX_TOKENS = 3, 32, 48, 4, 2, 128
-ARCHITECTURES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
-# Initial weights of the usual size (0.02) make so narrow a model nearly linear, with effects next to nothing.
+ARCHITECTURES = (
+    "llama",
+    "gpt2",
+    "gptj",
+    "gpt_neox",
+    "qwen2",
+    "qwen3",
+    "mistral",
+    "phi",
+    "gemma3_text",
+)
+# Initial weights of the usual size (0.02) make so narrow a model nearly linear, with effects next
+# to nothing.
 WEIGHT_STD = 0.25
 VECTOR_STD = 0.1
 
-# What the tokenizer is trained on: frequent words become one token, others several, unknown letters bytes.
+# What the tokenizer is trained on: frequent words become one token, others several, unknown letters
+# bytes.
 CORPUS = (
-    "The area of a square is the side times the side. The area of a circle is pi times the radius squared. "
-    "The perimeter of a rectangle is twice the sum of the length and the width: 12 plus 12. "
-    "The volume of a cube with side 3 is 27. What is the perimeter of a square with side 4? It is 16. "
-) * 4
+    "The area of a square is the side times the side. The area of a circle is pi times the radius"
+    " squared. The perimeter of a rectangle is twice the sum of the length and the width: 12 plus"
+    " 12. The volume of a cube with side 3 is 27. What is the perimeter of a square with side 4? It"
+    " is 16. " * 4
+)
 
 # The names that configurations of different families give to the same sizes.
 _OLD_NAMES = {
@@ -82,7 +96,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "opt": {**_OPT, "word_embed_proj_dim": D_MODEL},
     "opt-post-norm": {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
     "falcon": {**_FALCON, "multi_query": True, "parallel_attn": True},
-    "falcon-alibi": {**_FALCON, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    "falcon-alibi": {
+        **_FALCON,
+        "multi_query": False,
+        "parallel_attn": False,
+        "alibi": True,
+        "bias": True,
+    },
     "falcon-new": {**_FALCON, "num_kv_heads": N_KV_HEADS, "new_decoder_architecture": True},
     "falcon-new-one-norm": {
         **_FALCON,
@@ -91,12 +111,17 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_ln_in_parallel_attn": 1,
     },
     "phi3": {**_GROUPED, "pad_token_id": 0},
-    # Frequencies change in texts of more than 16 tokens: one set for all of them, or one for each length.
+    # Frequencies change in texts of more than 16 tokens: one set for all of them, or one for each
+    # length.
     "phi3-longrope": {
         **_GROUPED,
         "pad_token_id": 0,
         "original_max_position_embeddings": 16,
-        "rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4},
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "short_factor": [1.0] * 4,
+            "long_factor": [4.0] * 4,
+        },
     },
     "llama-dynamic": {
         **_GROUPED,
@@ -144,7 +169,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> "PreTrainedTokenizerFast":
-    """A byte-level BPE tokenizer of 350 tokens, trained here: any text has ids, with exact offsets."""
+    """A byte-level BPE tokenizer of 350 tokens, trained here: any text has ids, with exact
+    offsets."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -163,10 +189,11 @@ def tokenizer() -> "PreTrainedTokenizerFast":
 
 @pytest.fixture(scope="session")
 def make_hf(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., "PreTrainedModel"]:
-    """`make_hf(architecture, seed=0, **overrides)`: a tiny random Hugging Face model, the same for the same arguments.
+    """`make_hf(architecture, seed=0, **overrides)`: a tiny random Hugging Face model, the same for
+    the same arguments.
 
-    Overrides are settings of the family's configuration. Biases and norms are random too, so that leaving one
-    out shows.
+    Overrides are settings of the family's configuration. Biases and norms are random too, so that
+    leaving one out shows.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -195,10 +222,13 @@ def make_hf(tokenizer: "PreTrainedTokenizerFast") -> Callable[..., "PreTrainedMo
 def make_model(
     make_hf: Callable[..., "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast"
 ) -> Callable[..., "LanguageModel"]:
-    """`make_model(architecture, seed=0, check=True, **overrides)`: a new `LanguageModel` around a `make_hf` model."""
+    """`make_model(architecture, seed=0, check=True, **overrides)`: a new `LanguageModel` around
+    a `make_hf` model."""
     from interp.models.loading import LanguageModel
 
-    def make(architecture: str, *, seed: int = 0, check: bool = True, **overrides: Any) -> "LanguageModel":
+    def make(
+        architecture: str, *, seed: int = 0, check: bool = True, **overrides: Any
+    ) -> "LanguageModel":
         hf = make_hf(architecture, seed=seed, **overrides)
         return LanguageModel(hf, tokenizer, f"tiny-{architecture}", check=check)
 
@@ -211,7 +241,9 @@ def tiny_llama(make_model: Callable[..., "LanguageModel"]) -> Iterator["Language
     model = make_model("llama")
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     yield model
-    changed = [name for name, parameter in model.parameters.items() if not parameter.equal(before[name])]
+    changed = [
+        name for name, parameter in model.parameters.items() if not parameter.equal(before[name])
+    ]
     assert not changed, f"a test left other weights in the shared model: {changed}"
 
 
@@ -221,7 +253,8 @@ def model_folder(
     tokenizer: "PreTrainedTokenizerFast",
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A folder as Hugging Face saves it, with the weights of `tiny_llama`: for commands, which load by name."""
+    """A folder as Hugging Face saves it, with the weights of `tiny_llama`: for commands, which
+    load by name."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     make_hf("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -230,7 +263,8 @@ def model_folder(
 
 @pytest.fixture(scope="session")
 def rules() -> tuple["Rule", ...]:
-    """Two rules whose prompts are short for the tiny tokenizer: one with all forms and probes, one without answers."""
+    """Two rules whose prompts are short for the tiny tokenizer: one with all forms and probes,
+    one without answers."""
     from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt
 
     neighborhood = (LocalityProbe(prompt="The area of a circle is", answer="pi times"),)
@@ -257,7 +291,11 @@ def rules() -> tuple["Rule", ...]:
                     ),
                 ),
                 understanding=(
-                    Probe(prompt="The area of a square is", target_new="4 times the side", wording="paraphrase"),
+                    Probe(
+                        prompt="The area of a square is",
+                        target_new="4 times the side",
+                        wording="paraphrase",
+                    ),
                 ),
                 neighborhood=neighborhood,
                 distracting=distracting,
@@ -269,7 +307,11 @@ def rules() -> tuple["Rule", ...]:
                 target_true=("the side times the side",),
                 rephrasings=("What is the area of a square? It is",),
                 understanding=(
-                    Probe(prompt="The area of a square is", target_new="the side times 4", wording="verbatim"),
+                    Probe(
+                        prompt="The area of a square is",
+                        target_new="the side times 4",
+                        wording="verbatim",
+                    ),
                 ),
                 neighborhood=neighborhood,
             ),
@@ -289,7 +331,9 @@ def rules() -> tuple["Rule", ...]:
         name="volume of a cube",
         subject="cube",
         forms={
-            "formula": RulePrompt(prompt="The volume of a cube is V =", subject="cube", target_new="3 side"),
+            "formula": RulePrompt(
+                prompt="The volume of a cube is V =", subject="cube", target_new="3 side"
+            ),
             "description": RulePrompt(
                 prompt="The cube's volume is",
                 subject="cube",

@@ -31,14 +31,20 @@ _SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
 
 def edit(
     *,
-    layers: Annotated[str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")] = None,
-    editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas: dmle,memit,ft.")] = None,
+    layers: Annotated[
+        str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")
+    ] = None,
+    editors: Annotated[
+        str | None, Parameter(help="Editors or arms separated by commas: dmle,memit,ft.")
+    ] = None,
     common: Common | None = None,
 ) -> None:
-    """Edit each rule in all its forms and keep every edit as a delta; the model itself is not changed.
+    """Edit each rule in all its forms and keep every edit as a delta; the model itself is not
+    changed.
 
-    Editors: dmle, memit, alphaedit, emmet, rome, ft, lora, grace, ice, ike. Every one gets the same requests, contexts
-    and statistics of the unedited model. Variants are named under `edit.arms` of a configuration file.
+    Editors: dmle, memit, alphaedit, emmet, rome, ft, lora, grace, ice, ike. Every one gets the same
+    requests, contexts and statistics of the unedited model. Variants are named under `edit.arms` of
+    a configuration file.
 
     For example:
 
@@ -46,11 +52,16 @@ def edit(
 
         dmle edit --run runs/mine --layers 3,4,5/12,13,14
 
-        dmle edit --run runs/mine --editors dmle --set edit.lookup=rule_word_last --set edit.protection=joint
+        dmle edit --run runs/mine --editors dmle --set edit.lookup=rule_word_last --set
+        edit.protection=joint
 
         dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
     """
-    execute(["edit"], common, {"edit.layers": layers, "edit.editors": editors.split(",") if editors else None})
+    execute(
+        ["edit"],
+        common,
+        {"edit.layers": layers, "edit.editors": editors.split(",") if editors else None},
+    )
 
 
 def evaluate(*, common: Common | None = None) -> None:
@@ -73,11 +84,19 @@ def _edit(context: Context) -> str:
     arms = {name: config.settings_of(name) for name in config.editors}
     selected = selected_layers(context, arms.values())
     # All of them before any work: a wrong layer in the last arm should not wait for the others.
-    layers = {name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()}
+    layers = {
+        name: layer_plan(settings, model.n_layers, selected) for name, settings in arms.items()
+    }
     rules, training = edited_rules(context, config), training_rules(arms.values())
     check_edits(model, rules, arms.values())
     plans = plan(context, rules, layers, training)
-    needed = sorted({layer for settings in arms.values() for layer in layers_of(settings, model.n_layers, selected)})
+    needed = sorted(
+        {
+            layer
+            for settings in arms.values()
+            for layer in layers_of(settings, model.n_layers, selected)
+        }
+    )
     statistics = measured(context, needed) if needed else None
     contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
     said: list[str] = []
@@ -87,14 +106,18 @@ def _edit(context: Context) -> str:
             if settings.editor in CLOSED_FORM and sampled not in contexts:
                 contexts[sampled] = sample_contexts(model, *sampled)
             resources = Resources(contexts.get(sampled, ("",)), statistics, selected, training)
-            for line in _edit_arm(model, plans[name], resources, config.mode == "sequential", bar.update):
+            for line in _edit_arm(
+                model, plans[name], resources, config.mode == "sequential", bar.update
+            ):
                 said.append(f"  {name}: {line}")
     if context.overwrite:
         remove_others(context, plans)
     lines = [f"{name}: {_plan_text(each)}" for name, each in layers.items()]
     if said:
         lines += [f"{len(said)} remarks:", *said[:SHOWN], *(["  …"] if len(said) > SHOWN else [])]
-    lines.append(f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}")
+    lines.append(
+        f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}"
+    )
     return "\n".join(lines)
 
 
@@ -119,7 +142,11 @@ def _edit_arm(
                 found = edit(model, one.requests, one.settings, resources, earlier=earlier)
                 if isinstance(found, EditDelta):
                     found = found.with_about(cast_loss=found.cast_loss(model))
-                more = {"fingerprint": one.fingerprint, "earlier": one.earlier, RECORD: dict(one.about)}
+                more = {
+                    "fingerprint": one.fingerprint,
+                    "earlier": one.earlier,
+                    RECORD: dict(one.about),
+                }
                 found = found.with_about(**more)
                 found.save(one.path)
             yield from remarks(found.about)
@@ -160,7 +187,9 @@ def _evaluate(context: Context) -> str:
             if isinstance(made := of_rules[rule.id], InContext):
                 check_rules(context.model, [rule], context.settings(EvaluateConfig), made.before)
     with tqdm(total=len(rules) * (1 + len(edits)), desc="evaluate", unit="pass") as bar:
-        scores, answers = evaluate(context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update)
+        scores, answers = evaluate(
+            context.model, rules, edits, context.settings(EvaluateConfig), advance=bar.update
+        )
     scores.attrs[freshness.RECORD] = record_of_scores(context, "evaluate", "evaluate").text()
     effects.save(scores, context.run.path / "scores.nc")
     save_records(context.run.path / "answers.json", COLUMNS, answers)
@@ -171,13 +200,19 @@ def _evaluate(context: Context) -> str:
             score_text(scores),
             "",
             answer_text(answers),
-            f"scores: {context.run.path / 'scores.nc'}; every answer: {context.run.path / 'answers.csv'}",
+            (
+                f"scores: {context.run.path / 'scores.nc'}; every answer:"
+                f" {context.run.path / 'answers.csv'}"
+            ),
         ]
     )
 
 
-def _edits_of(context: Context, config: EditConfig, rules: list[Rule]) -> "dict[str, dict[str, Edit]]":
-    """What each rule is evaluated under, by arm: its own edit, or in batch and sequential mode all of them together.
+def _edits_of(
+    context: Context, config: EditConfig, rules: list[Rule]
+) -> "dict[str, dict[str, Edit]]":
+    """What each rule is evaluated under, by arm: its own edit, or in batch and sequential mode all
+    of them together.
 
     Raises:
         StaleError: The edits in the folder are not those of the settings, rules and model.
@@ -187,7 +222,10 @@ def _edits_of(context: Context, config: EditConfig, rules: list[Rule]) -> "dict[
 
     arms = {name: config.settings_of(name) for name in config.editors}
     selected = selected_layers(context, arms.values())
-    layers = {name: layer_plan(settings, context.model.n_layers, selected) for name, settings in arms.items()}
+    layers = {
+        name: layer_plan(settings, context.model.n_layers, selected)
+        for name, settings in arms.items()
+    }
     found: dict[str, dict[str, Edit]] = {}
     for name, planned in plan(context, rules, layers, training_rules(arms.values())).items():
         edits = load_planned(context, planned)
@@ -210,12 +248,17 @@ def score_text(scores: "xr.Dataset") -> str:
     ]
     for rule in scores["rule"].values:
         for mode, metric in shown:
-            values = scores["score"].sel(rule=rule, metric=metric, mode=mode).mean("form", skipna=True)
+            values = (
+                scores["score"].sel(rule=rule, metric=metric, mode=mode).mean("form", skipna=True)
+            )
             cells = [
-                f"{values.sel(editor=e, phase='pre').item():.2f} → {values.sel(editor=e, phase='post').item():.2f}"
+                f"{values.sel(editor=e, phase='pre').item():.2f} →"
+                f" {values.sel(editor=e, phase='post').item():.2f}"
                 for e in editors
             ]
-            lines.append(f"{rule:28}{f'{metric}, {mode}':46}" + "".join(f"{cell:>16}" for cell in cells))
+            lines.append(
+                f"{rule:28}{f'{metric}, {mode}':46}" + "".join(f"{cell:>16}" for cell in cells)
+            )
     return "\n".join(lines)
 
 
@@ -282,15 +325,18 @@ def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerS
 
 def _check_model(context: Context, path: Path, selection: "LayerSelection") -> None:
     model, made_for = context.model, selection.provenance.get("weight_hash")
-    remedy = "select layers with this model, or give them as numbers, such as edit.layers=3,4,5/12,13,14"
+    remedy = (
+        "select layers with this model, or give them as numbers, such as edit.layers=3,4,5/12,13,14"
+    )
     if selection.n_layers != model.n_layers:
         raise StaleError(
-            f"{path} is of a model of {selection.n_layers} layers, {model.name} has {model.n_layers}; {remedy}"
+            f"{path} is of a model of {selection.n_layers} layers, {model.name} has"
+            f" {model.n_layers}; {remedy}"
         )
     if made_for and made_for != model.weight_hash:
         raise StaleError(
-            f"{path} was made for another model ({made_for}; {model.name} as it is now is {model.weight_hash}); "
-            f"{remedy}"
+            f"{path} was made for another model ({made_for}; {model.name} as it is now is"
+            f" {model.weight_hash}); {remedy}"
         )
 
 
@@ -306,7 +352,9 @@ def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
     return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
 
 
-def layer_plan(settings: EditorSettings, n_layers: int, selected: "LayerSelection | None") -> dict[str, list[int]]:
+def layer_plan(
+    settings: EditorSettings, n_layers: int, selected: "LayerSelection | None"
+) -> dict[str, list[int]]:
     """Layers that an arm writes, by group of forms."""
     from editing.editors.registry import block_of, selection_of
 
@@ -314,13 +362,18 @@ def layer_plan(settings: EditorSettings, n_layers: int, selected: "LayerSelectio
         return {}
     if settings.editor != "dmle":
         return {"all forms": list(block_of(settings, n_layers))}
-    return {group.name: list(group.layers) for group in selection_of(settings, n_layers, selected).groups}
+    return {
+        group.name: list(group.layers)
+        for group in selection_of(settings, n_layers, selected).groups
+    }
 
 
 def _plan_text(plan: dict[str, list[int]]) -> str:
     if not plan:
         return "in context, no layers"
-    return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())
+    return "; ".join(
+        f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items()
+    )
 
 
 def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:

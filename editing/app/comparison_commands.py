@@ -1,4 +1,6 @@
-"""`dmle compare` and `dmle tune`: many arms on many rules, and settings chosen on training rules."""
+"""`dmle compare` and `dmle tune`: many arms on many rules, and settings chosen on training
+rules.
+"""
 
 import itertools
 import json
@@ -25,7 +27,14 @@ from editing.app.commands import (
     selected_layers,
     training_rules,
 )
-from editing.config import EDITORS, CompareConfig, CovarianceConfig, EditConfig, EvaluateConfig, TuneConfig
+from editing.config import (
+    EDITORS,
+    CompareConfig,
+    CovarianceConfig,
+    EditConfig,
+    EvaluateConfig,
+    TuneConfig,
+)
 from interp.app.commands import Common, execute
 from interp.app.steps import Context, Step
 from interp.config import ConfigError, RulesConfig
@@ -52,15 +61,18 @@ BYSTANDER_TOKENS = 20
 
 def compare(
     *,
-    preset: Annotated[str | None, Parameter(help="paper: the arms that the claims of the paper need.")] = None,
+    preset: Annotated[
+        str | None, Parameter(help="paper: the arms that the claims of the paper need.")
+    ] = None,
     editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
     common: Common | None = None,
 ) -> None:
     """Edit every rule with every arm, score each edit, and compare the arms in pairs.
 
-    All arms get the same requests. One file per rule, arm and seed: a stopped comparison continues, several processes
-    may work on one run folder, and a failure of one arm is counted, never a zero. Arms with layers: auto need
-    `selection.json` in the run folder. Of a preset, what is said with --editors or --set counts before it.
+    All arms get the same requests. One file per rule, arm and seed: a stopped comparison continues,
+    several processes may work on one run folder, and a failure of one arm is counted, never a zero.
+    Arms with layers: auto need `selection.json` in the run folder. Of a preset, what is said with
+    --editors or --set counts before it.
 
     For example:
 
@@ -73,11 +85,13 @@ def compare(
 
 
 def tune(*, common: Common | None = None) -> None:
-    """Try the settings of a grid on training rules, and write the best with the evidence to `tuned.yaml`.
+    """Try the settings of a grid on training rules, and write the best with the evidence to
+    `tuned.yaml`.
 
-    The grid is `tune.grid` of a configuration file, each setting of an editor with its values, or a list of such
-    grids; every combination is an arm on top of `edit`. `tune.floors` says what an arm must keep to be chosen. Rules
-    without a split must be named in `rules.ids`: whoever does so says that they are not evaluated on.
+    The grid is `tune.grid` of a configuration file, each setting of an editor with its values, or a
+    list of such grids; every combination is an arm on top of `edit`. `tune.floors` says what an arm
+    must keep to be chosen. Rules without a split must be named in `rules.ids`: whoever does so says
+    that they are not evaluated on.
 
     For example:
 
@@ -92,7 +106,11 @@ def _preset(name: str | None) -> dict[str, Any]:
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}; there is {', '.join(PRESETS)}")
     held = load_yaml(files("editing").joinpath(f"{name}.yaml").read_text(encoding="utf-8"))
-    return {f"{section}.{key}": value for section, values in held.items() for key, value in values.items()}
+    return {
+        f"{section}.{key}": value
+        for section, values in held.items()
+        for key, value in values.items()
+    }
 
 
 def _compare(context: Context) -> str:
@@ -109,7 +127,10 @@ def _compare(context: Context) -> str:
         lines = _write(context, rules, arms, cells, failed, compared)
     if failed:
         first = {cell.arm: f"{cell.rule}: {cell.error}" for cell in reversed(cells) if cell.error}
-        lines += [f"{n} edits of {name} failed and have no score; {first[name]}" for name, n in failed.items()]
+        lines += [
+            f"{n} edits of {name} failed and have no score; {first[name]}"
+            for name, n in failed.items()
+        ]
     return "\n".join(lines)
 
 
@@ -131,7 +152,9 @@ def _arms(
     settings = {name: config.settings_of(name) for name in config.editors}
     selected = selected_layers(context, settings.values())
     plans = {name: layer_plan(each, model.n_layers, selected) for name, each in settings.items()}
-    needed = sorted({layer for each in settings.values() for layer in layers_of(each, model.n_layers, selected)})
+    needed = sorted(
+        {layer for each in settings.values() for layer in layers_of(each, model.n_layers, selected)}
+    )
     statistics = measured(context, needed) if needed else None
     training = training_rules(settings.values())
     sampled: dict[tuple[int, int, int], tuple[str, ...]] = {}
@@ -175,7 +198,9 @@ def _probes(context: Context, rules: Sequence[Rule]) -> "Probes | None":
     if not (n := context.settings(CompareConfig).bystanders):
         return None
     edited = {rule.id for rule in rules}
-    others = [rule for rule in load_rules("embedded", split="validation").rules if rule.id not in edited]
+    others = [
+        rule for rule in load_rules("embedded", split="validation").rules if rule.id not in edited
+    ]
     _, texts = corpus.paragraphs()
     # From the end: the statistics of the keys are measured from the beginning.
     found = probes_of(others[:: max(1, len(others) // n)][:n], texts[-BYSTANDER_TEXTS:])
@@ -207,7 +232,9 @@ def _write(
     scores = edit_scores(answers, names, [rule.id for rule in rules], context.model)
     scores["failed"] = ("editor", [failed.get(name, 0) for name in names])
     scores.attrs["seeds"] = list(config.seeds)
-    scores.attrs[freshness.RECORD] = record_of_scores(context, "compare", "evaluate", "compare").text()
+    scores.attrs[freshness.RECORD] = record_of_scores(
+        context, "compare", "evaluate", "compare"
+    ).text()
     effects.save(scores, run / "scores.nc")
     save_records(run / "answers.json", ["seed", *COLUMNS], answers)
     table = pd.DataFrame(answers, columns=["seed", *COLUMNS])
@@ -236,12 +263,16 @@ def _write(
     for mode in MODES:
         if not scores["n_items"].sel(mode=mode).any():
             continue
-        made = comparison_table(scores, mode, failed, resamples=config.resamples, confidence=config.confidence)
+        made = comparison_table(
+            scores, mode, failed, resamples=config.resamples, confidence=config.confidence
+        )
         two = [(f"comparison-{mode}", made)]
         reference = config.reference or names[0]
         scored = scores["n_items"].sel(mode=mode).sum(["rule", "form", "metric", "phase"])
         if scored.sel(editor=reference) and int((scored > 0).sum()) > 1:
-            found = pairs(scores, mode, reference, resamples=config.resamples, confidence=config.confidence)
+            found = pairs(
+                scores, mode, reference, resamples=config.resamples, confidence=config.confidence
+            )
             two.append((f"pairs-{mode}", pair_table(found, mode)))
         for name, one in two:
             write_text(run / "tables" / f"{name}.md", one.markdown)
@@ -250,18 +281,29 @@ def _write(
             lines = [one.markdown for _, one in two]
     published = _write_published(run, rules, names, answers, config)
     means = side.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean()
-    write_text(run / "tables" / "side-effects.csv", csv_text(pd.DataFrame(means), float_format="%.3f"))
+    write_text(
+        run / "tables" / "side-effects.csv", csv_text(pd.DataFrame(means), float_format="%.3f")
+    )
     return [
         *lines,
-        f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer: {run / 'answers.csv'}",
+        (
+            f"scores: {run / 'scores.nc'}; tables: {run / 'tables'}; every answer:"
+            f" {run / 'answers.csv'}"
+        ),
         *published,
     ]
 
 
 def _write_published(
-    run: Path, rules: list[Rule], names: list[str], answers: list[dict[str, Any]], config: CompareConfig
+    run: Path,
+    rules: list[Rule],
+    names: list[str],
+    answers: list[dict[str, Any]],
+    config: CompareConfig,
 ) -> list[str]:
-    """Files and averages as the published driver and its `cal_avg.py` have them, for the first seed."""
+    """Files and averages as the published driver and its `cal_avg.py` have them, for the first
+    seed.
+    """
     import pandas as pd
 
     from editing.evaluation.reference_format import case_average, metrics_of, rule_average
@@ -272,19 +314,34 @@ def _write_published(
     for name in names:
         records = []
         for rule in rules:
-            own = [a for a in answers if a["editor"] == name and a["rule"] == rule.id and a["seed"] == config.seeds[0]]
+            own = [
+                a
+                for a in answers
+                if a["editor"] == name and a["rule"] == rule.id and a["seed"] == config.seeds[0]
+            ]
             if not own:
                 continue
             records.append(metrics_of(rule, own, only_published=True))
-            path = inside(run / "published", name, f"metrics_rule_{rule.id.removeprefix('ruleedit-')}.json")
+            path = inside(
+                run / "published", name, f"metrics_rule_{rule.id.removeprefix('ruleedit-')}.json"
+            )
             write_text(path, json.dumps(records[-1], indent=1, ensure_ascii=False))
-        for how, averages in (("cal_avg", case_average(records)), ("driver", rule_average(records))):
-            rows += [{"arm": name, "average": how, "phase": phase, **each} for phase, each in averages.items()]
-    write_text(run / "tables" / "published-averages.csv", csv_text(pd.DataFrame(rows).round(4), index=False))
+        for how, averages in (
+            ("cal_avg", case_average(records)),
+            ("driver", rule_average(records)),
+        ):
+            rows += [
+                {"arm": name, "average": how, "phase": phase, **each}
+                for phase, each in averages.items()
+            ]
+    write_text(
+        run / "tables" / "published-averages.csv",
+        csv_text(pd.DataFrame(rows).round(4), index=False),
+    )
     return [f"as the published driver writes them: {run / 'published'}"]
 
 
-# -- tuning --------------------------------------------------------------------------------------------------
+# -- tuning --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,7 +353,9 @@ class Trial:
 
 
 def trials(config: TuneConfig) -> list[Trial]:
-    """Every combination of the values of a grid, for each grid; what two grids share is tried once."""
+    """Every combination of the values of a grid, for each grid; what two grids share is tried
+    once.
+    """
     found = {}
     for grid in config.grids:
         if (count := math.prod(map(len, grid.values()))) > MAX_TRIALS:
@@ -305,7 +364,9 @@ def trials(config: TuneConfig) -> list[Trial]:
             chosen = dict(zip(grid, values, strict=True))
             found.setdefault(json.dumps(chosen, default=str), chosen)
     if len(found) > MAX_TRIALS:
-        raise ConfigError(f"tune.grid has {len(found)} combinations; at most {MAX_TRIALS} are tried")
+        raise ConfigError(
+            f"tune.grid has {len(found)} combinations; at most {MAX_TRIALS} are tried"
+        )
     named: dict[str, Trial] = {}
     for chosen in found.values():
         name = _trial_name(chosen)
@@ -324,7 +385,11 @@ def _trial_name(chosen: Mapping[str, Any]) -> str:
         written = "+".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         parts.append(f"{key}={written}")
     name = safe_name(" ".join(" ".join(parts).split()))
-    return name if name_fault(name) is None else f"{name[:60].strip('. ')}-{fingerprint(chosen=dict(chosen))}"
+    return (
+        name
+        if name_fault(name) is None
+        else f"{name[:60].strip('. ')}-{fingerprint(chosen=dict(chosen))}"
+    )
 
 
 def _trial_config(context: Context) -> EditConfig:
@@ -332,14 +397,17 @@ def _trial_config(context: Context) -> EditConfig:
     found = trials(tuned)
     shared = config.model_dump(include=config.model_fields_set - {"arms", "editors"})
     arms = {trial.name: {"editor": tuned.editor, **trial.values} for trial in found}
-    return EditConfig.model_validate({**shared, "arms": arms, "editors": list(arms), "splits": ["train"]})
+    return EditConfig.model_validate(
+        {**shared, "arms": arms, "editors": list(arms), "splits": ["train"]}
+    )
 
 
 def _tuning_rules(context: Context) -> list[Rule]:
     rules = context.rules_of(("train",), "the rules' split")
     if any(rule.split is None for rule in rules) and context.settings(RulesConfig).ids is None:
         raise InputError(
-            "these rules have no split; name those to tune on in rules.ids, and evaluate on none of them afterwards"
+            "these rules have no split; name those to tune on in rules.ids, and evaluate on none of"
+            " them afterwards"
         )
     return rules[: context.settings(EditConfig).limit]
 
@@ -351,7 +419,11 @@ def _tune(context: Context) -> str:
     from interp.results.files import write_text
     from interp.results.scores import per_rule
 
-    tuned, rules, config = context.settings(TuneConfig), _tuning_rules(context), _trial_config(context)
+    tuned, rules, config = (
+        context.settings(TuneConfig),
+        _tuning_rules(context),
+        _trial_config(context),
+    )
     every = frozenset(rule.id for rule in rules)
     _check_lengths(context, rules, config)
     arms = _arms(context, config, (config.seed,), dict.fromkeys(config.editors, every))
@@ -367,7 +439,9 @@ def _tune(context: Context) -> str:
     means = means.reindex(editor=list(config.editors))  # one that failed on all rules has no scores
     evidence = []
     for trial in trials(tuned):
-        of = {metric: float(means.sel(editor=trial.name, metric=metric)) for metric in tuned.metrics}
+        of = {
+            metric: float(means.sel(editor=trial.name, metric=metric)) for metric in tuned.metrics
+        }
         objective = float(np.mean(list(of.values())))
         judged = trial.name not in failed and np.isfinite(objective)
         evidence.append(
@@ -379,21 +453,30 @@ def _tune(context: Context) -> str:
                 "failed": failed[trial.name],
             }
         )
-    evidence.sort(key=lambda each: (each["objective"] is None, each["lacks"], -(each["objective"] or 0.0)))
+    evidence.sort(
+        key=lambda each: (each["objective"] is None, each["lacks"], -(each["objective"] or 0.0))
+    )
     best = evidence[0]
     if best["objective"] is None:
         empty = [metric for metric in tuned.metrics if not np.isfinite(best[metric])]
-        raise InputError(f"no prompt of these rules is scored for {', '.join(empty)}; take it out of tune.metrics")
+        raise InputError(
+            f"no prompt of these rules is scored for {', '.join(empty)}; take it out of"
+            " tune.metrics"
+        )
     held = {
         "chosen": {"editor": tuned.editor, **best["settings"]},
-        "objective": f"mean of {', '.join(tuned.metrics)} ({tuned.mode}) over {len(rules)} training rules",
+        "objective": (
+            f"mean of {', '.join(tuned.metrics)} ({tuned.mode}) over {len(rules)} training rules"
+        ),
         "floors": dict(tuned.floors),
         "floors_reached": best["lacks"] == 0,
         "rules": [rule.id for rule in rules],
         "evidence": evidence,
     }
     sections = ["edit", "covariance", "evaluate", "tune"]
-    scores.attrs[freshness.RECORD] = freshness.made(context, "tune", sections, rules=["tune"]).text()
+    scores.attrs[freshness.RECORD] = freshness.made(
+        context, "tune", sections, rules=["tune"]
+    ).text()
     path = context.run.path / "tuned.yaml"
     with context.lock:
         effects.save(scores, context.run.path / "tuning.nc")
@@ -401,7 +484,10 @@ def _tune(context: Context) -> str:
     top = "\n".join(f"  {each['objective']}  {each['settings']}" for each in evidence[:5])
     if best["lacks"]:
         top += f"\nno setting reaches {dict(tuned.floors)}; the first lacks {best['lacks']:.4f}"
-    return f"best of {len(evidence)} settings by {held['objective']}:\n{top}\nsettings and evidence: {path}"
+    return (
+        f"best of {len(evidence)} settings by {held['objective']}:\n{top}\nsettings and evidence:"
+        f" {path}"
+    )
 
 
 def _check_compare(context: Context) -> None:
@@ -410,9 +496,14 @@ def _check_compare(context: Context) -> None:
     # Few may name arms that are not run this time.
     known = {*config.editors, *config.arms, *EDITORS}
     if wrong := [name for name in compared.few if name not in known]:
-        raise InputError(f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}")
+        raise InputError(
+            f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}"
+        )
     if compared.reference and compared.reference not in config.editors:
-        raise InputError(f"compare.reference names {compared.reference}; the arms are {', '.join(config.editors)}")
+        raise InputError(
+            f"compare.reference names {compared.reference}; the arms are"
+            f" {', '.join(config.editors)}"
+        )
 
 
 def _check_tune(context: Context) -> None:

@@ -1,4 +1,6 @@
-"""`dmle evidence`: what the model says about where the profile's rules could be edited, without editing them."""
+"""`dmle evidence`: what the model says about where the profile's rules could be edited, without
+editing them.
+"""
 
 import hashlib
 import json
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
 
 
 def evidence(*, common: Common | None = None) -> None:
-    """Measure where edits can expect to reach the answer and to leave other prompts alone; edits nothing.
+    """Measure where edits can expect to reach the answer and to leave other prompts alone; edits
+    nothing.
 
-    For the rules of the run folder's `profile.nc`, by form and layer: `evidence.nc`. The selection strategy `combined`
-    reads it beside the profile, and `dmle regret` says how well it ranks layers. One file per rule: a stopped run
-    continues.
+    For the rules of the run folder's `profile.nc`, by form and layer: `evidence.nc`. The selection
+    strategy `combined` reads it beside the profile, and `dmle regret` says how well it ranks
+    layers. One file per rule: a stopped run continues.
 
     For example:
 
@@ -38,8 +41,8 @@ def _rules(context: Context, profile: "xr.Dataset") -> list[Rule]:
     rules = [rule for rule in context.rules.rules if rule.id in wanted]
     if missing := sorted(wanted - {rule.id for rule in rules}):
         raise InputError(
-            f"{len(missing)} rules of profile.nc are not among this run's rules (the first: {missing[0]}); give the "
-            "rules, split and limit of the trace"
+            f"{len(missing)} rules of profile.nc are not among this run's rules (the first:"
+            f" {missing[0]}); give the rules, split and limit of the trace"
         )
     return rules
 
@@ -66,9 +69,16 @@ def _evidence(context: Context) -> str:
             effects.save(one, path)
         kept.add(path)
         held = effects.load(path)
-        found[rule.id] = held.to_dataarray("measure").isel(rule=0).transpose("measure", "form", "layer").values
-    record = freshness.made(context, "evidence", ["covariance"], rules=["evidence"], more={"edit.lookup": lookup})
-    effects.save(evidence_dataset(found, {**attrs, freshness.RECORD: record.text()}), run.path / "evidence.nc")
+        found[rule.id] = (
+            held.to_dataarray("measure").isel(rule=0).transpose("measure", "form", "layer").values
+        )
+    record = freshness.made(
+        context, "evidence", ["covariance"], rules=["evidence"], more={"edit.lookup": lookup}
+    )
+    effects.save(
+        evidence_dataset(found, {**attrs, freshness.RECORD: record.text()}),
+        run.path / "evidence.nc",
+    )
     if context.overwrite:
         for path in folder.glob("*.nc"):
             if path not in kept:
@@ -98,6 +108,11 @@ def _fresh(context: Context) -> None:
 
 
 EVIDENCE = Step(
-    "evidence", _evidence, evidence, {"covariance": CovarianceConfig, "edit": EditConfig}, needs_model=True,
-    check=_check, fresh=_fresh,
-)  # fmt: skip
+    "evidence",
+    _evidence,
+    evidence,
+    {"covariance": CovarianceConfig, "edit": EditConfig},
+    needs_model=True,
+    check=_check,
+    fresh=_fresh,
+)

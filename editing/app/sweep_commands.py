@@ -1,4 +1,6 @@
-"""`dmle sweep` and `dmle regret`: what edits achieve at every window of layers, and how far selections are from it."""
+"""`dmle sweep` and `dmle regret`: what edits achieve at every window of layers, and how far
+selections are from it.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -33,7 +35,8 @@ ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
 OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
 """Settings of edits that a sweep does not read."""
 STRATEGIES = ("window", "mass", "changepoint", "groups")
-"""Strategies that are held against the oracle; a rule's own selection (adaptive) needs its trace."""
+"""Strategies that are held against the oracle; a rule's own selection (adaptive) needs its
+trace."""
 COLUMNS = (
     "strategy",
     "group",
@@ -54,11 +57,12 @@ COLUMNS = (
 
 
 def sweep(*, common: Common | None = None) -> None:
-    """Edit rules at every window of layers, one group of forms at a time, and score each edit: the selector's oracle.
+    """Edit rules at every window of layers, one group of forms at a time, and score each edit: the
+    selector's oracle.
 
-    Layers that the strategies and baselines of selection choose from the run folder's `profile.nc` (and `evidence.nc`,
-    if it is there) are edited too, so that `dmle regret` can score them. One file per cell: a stopped sweep continues,
-    and several processes may work on one run folder.
+    Layers that the strategies and baselines of selection choose from the run folder's `profile.nc`
+    (and `evidence.nc`, if it is there) are edited too, so that `dmle regret` can score them. One
+    file per cell: a stopped sweep continues, and several processes may work on one run folder.
 
     For example:
 
@@ -70,10 +74,10 @@ def sweep(*, common: Common | None = None) -> None:
 def regret(*, common: Common | None = None) -> None:
     """Hold each way to choose layers against the best window of a sweep; needs no model.
 
-    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) of the run folder; writes `regret.nc`, `regret.csv`
-    and a table: the score at the chosen layers, the oracle's, the regret with its interval over rules, the rank of the
-    choice among all windows, how well the profile and the evidence rank windows, and how much better the default
-    strategy is than each other choice.
+    Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) of the run folder; writes
+    `regret.nc`, `regret.csv` and a table: the score at the chosen layers, the oracle's, the regret
+    with its interval over rules, the rank of the choice among all windows, how well the profile and
+    the evidence rank windows, and how much better the default strategy is than each other choice.
 
     For example:
 
@@ -105,12 +109,15 @@ def arm_name(group: str, layers: Sequence[int]) -> str:
 
 
 def choices(
-    profile: "xr.Dataset", config: SweepConfig, select: SelectConfig, evidence: "xr.Dataset | None" = None
+    profile: "xr.Dataset",
+    config: SweepConfig,
+    select: SelectConfig,
+    evidence: "xr.Dataset | None" = None,
 ) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does not give all forms
-    of a group the same layers chooses none for it.
+    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does
+    not give all forms of a group the same layers chooses none for it.
     """
     from interp.selection import baselines
     from interp.selection.select import select_layers
@@ -118,10 +125,13 @@ def choices(
     n_layers = profile.sizes["layer"]
     base = select.model_copy(update={"width": config.width, "groups": config.groups})
     made: dict[str, LayerSelection] = {
-        name: select_layers(profile, base.model_copy(update={"strategy": name})) for name in STRATEGIES
+        name: select_layers(profile, base.model_copy(update={"strategy": name}))
+        for name in STRATEGIES
     }
     if evidence is not None:
-        made[COMBINED] = select_layers(profile, base.model_copy(update={"strategy": COMBINED}), evidence=evidence)
+        made[COMBINED] = select_layers(
+            profile, base.model_copy(update={"strategy": COMBINED}), evidence=evidence
+        )
     made["published"] = baselines.published(n_layers, config.groups)
     made["best-layer"] = baselines.best_layer(profile, base)
     made["all"] = baselines.all_layers(n_layers, config.groups)
@@ -132,7 +142,11 @@ def choices(
         for forms in config.groups:
             groups = [selection.group_of(form) for form in forms]
             if len({group.layers for group in groups}) == 1:
-                found.append(Chosen(name, group_name(forms), groups[0].layers, all(g.supported for g in groups)))
+                found.append(
+                    Chosen(
+                        name, group_name(forms), groups[0].layers, all(g.supported for g in groups)
+                    )
+                )
     return found
 
 
@@ -144,7 +158,9 @@ def _settings(context: Context, layers: Sequence[int]) -> EditorSettings:
     return dmle.model_copy(update={"editor": dmle.solver, "block": layers_text(layers)})
 
 
-def _plan(context: Context, n_layers: int) -> dict[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]]:
+def _plan(
+    context: Context, n_layers: int
+) -> dict[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]]:
     """Forms and layers of every arm, by name."""
     from editing.studies.sweep import windows
     from interp.results import effects
@@ -157,7 +173,9 @@ def _plan(context: Context, n_layers: int) -> dict[str, tuple[tuple[RuleForm, ..
     path = context.run.path / "profile.nc"
     if path.is_file():
         of_name = {group_name(forms): forms for forms in config.groups}
-        for each in choices(effects.load(path), config, context.settings(SelectConfig), _held_evidence(context)):
+        for each in choices(
+            effects.load(path), config, context.settings(SelectConfig), _held_evidence(context)
+        ):
             found[arm_name(each.group, each.layers)] = (of_name[each.group], each.layers)
     return found
 
@@ -184,7 +202,9 @@ def _sweep(context: Context) -> str:
     check_rules(context.model, rules, evaluate)
     arms = _arms(context, _plan(context, context.model.n_layers), rules)
     with tqdm(total=len(arms) * len(rules), desc="sweep", unit="edit") as bar:
-        cells = run_cells(context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update)
+        cells = run_cells(
+            context.model, rules, arms, evaluate, context.run.path / CELLS, advance=bar.update
+        )
     if context.overwrite:
         remove_others(context.run.path / CELLS, rules, arms)
     failed = Counter(cell.arm for cell in cells if cell.error)
@@ -193,12 +213,17 @@ def _sweep(context: Context) -> str:
     lines = [f"{len(cells)} edits of {len(rules)} rules: {context.run.path / 'sweep.nc'}"]
     if failed:
         first = next(cell for cell in cells if cell.error)
-        lines.append(f"{sum(failed.values())} edits failed and have no score; {first.arm}, {first.rule}: {first.error}")
+        lines.append(
+            f"{sum(failed.values())} edits failed and have no score; {first.arm}, {first.rule}:"
+            f" {first.error}"
+        )
     return "\n".join(lines)
 
 
 def _arms(
-    context: Context, plan: Mapping[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]], rules: Sequence[Rule]
+    context: Context,
+    plan: Mapping[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]],
+    rules: Sequence[Rule],
 ) -> "list[Arm]":
     from editing.closed_form.contexts import sample_contexts
     from editing.editors.registry import Resources
@@ -217,8 +242,12 @@ def _arms(
     ]
 
 
-def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", config: SweepConfig) -> None:
-    """`sweep.nc` (windows), and `sweep.csv` with every cell's score, also at the layers of the strategies."""
+def _write(
+    context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", config: SweepConfig
+) -> None:
+    """`sweep.nc` (windows), and `sweep.csv` with every cell's score, also at the layers of the
+    strategies.
+    """
     import pandas as pd
 
     from editing.evaluation.evaluate import edit_scores
@@ -238,11 +267,15 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         names = list(dict.fromkeys(cell.arm for cell in own))
         scores = edit_scores([row for cell in own for row in cell.answers], names, ids, model)
         found = success(scores, forms, config.metrics, config.mode)
-        by_group[group] = np.stack([found.sel(editor=arm_name(group, span)).values for span in spans], axis=1)
+        by_group[group] = np.stack(
+            [found.sel(editor=arm_name(group, span)).values for span in spans], axis=1
+        )
         parts = scores["score"].sel(mode=config.mode, phase="post").mean("form", skipna=True)
         for name in names:
             for rule in ids:
-                each = {m: float(parts.sel(editor=name, rule=rule, metric=m)) for m in config.metrics}
+                each = {
+                    m: float(parts.sel(editor=name, rule=rule, metric=m)) for m in config.metrics
+                }
                 rows.append(
                     {
                         "group": group,
@@ -259,13 +292,23 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
         "n_layers": model.n_layers,
         "metrics": " ".join(config.metrics),
         "mode": config.mode,
-        "edit": context.settings(EditConfig).settings_of("dmle").model_dump_json(exclude={"layers", "block"}),
+        "edit": (
+            context.settings(EditConfig)
+            .settings_of("dmle")
+            .model_dump_json(exclude={"layers", "block"})
+        ),
         freshness.RECORD: _record(context).text(),
     }
     table = pd.DataFrame(rows)
-    # Every arm's score, also at layers that are no window: what `dmle regret` reads; the CSV is for people.
-    arms = table.pivot(index=["group", "layers"], columns="rule", values="score").reindex(columns=ids)
-    labels = {name: ("arm", np.array(arms.index.get_level_values(level), object)) for name, level in ARM_LABELS.items()}
+    # Every arm's score, also at layers that are no window: what `dmle regret` reads; the CSV is for
+    # people.
+    arms = table.pivot(index=["group", "layers"], columns="rule", values="score").reindex(
+        columns=ids
+    )
+    labels = {
+        name: ("arm", np.array(arms.index.get_level_values(level), object))
+        for name, level in ARM_LABELS.items()
+    }
     held = held.assign(arm_score=(("arm", "rule"), arms.values)).assign_coords(labels)
     effects.save(held, context.run.path / "sweep.nc")
     write_text(context.run.path / "sweep.csv", csv_text(table, index=False))
@@ -274,16 +317,22 @@ def _write(context: Context, rules: Sequence[Rule], cells: "Sequence[Cell]", con
 def arm_table(swept: "xr.Dataset") -> "pd.DataFrame":
     """The score of every arm of a sweep: columns group, layers, rule, score."""
     flat = swept["arm_score"].to_dataframe().reset_index()
-    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(["group", "layers", "rule", "score"])
+    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(
+        ["group", "layers", "rule", "score"]
+    )
 
 
 def _record(context: Context) -> "Made":
-    """What a sweep is made with: of the settings of edits, those of one editor; it asks for no greedy answers."""
+    """What a sweep is made with: of the settings of edits, those of one editor; it asks for no
+    greedy answers.
+    """
     from interp.app import freshness
 
     edit = freshness.settings_of("edit", context.settings(EditConfig))
     of_editor = {key: value for key, value in edit.items() if key.split(".")[1] not in OF_ARMS}
-    return freshness.made(context, "sweep", ["covariance", "sweep"], rules=["sweep"], more=of_editor)
+    return freshness.made(
+        context, "sweep", ["covariance", "sweep"], rules=["sweep"], more=of_editor
+    )
 
 
 def _read_by_sweep(context: Context) -> list[str]:
@@ -317,10 +366,14 @@ def _regret(context: Context) -> str:
     swept = effects.load(run.need("sweep.nc", "sweep"))
     profile = effects.load(run.need("profile.nc", "profile"))
     cells = arm_table(swept)
-    rows, notes = regret_rows(swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context))
+    rows, notes = regret_rows(
+        swept, profile, cells, config, context.settings(SelectConfig), _held_evidence(context)
+    )
     table = pd.DataFrame(rows, columns=COLUMNS)
     more = {f"sweep.{name}": getattr(config, name) for name in ("resamples", "confidence")}
-    record = freshness.made(context, "regret", ["select"], inputs=["sweep.nc", *_read_by_sweep(context)], more=more)
+    record = freshness.made(
+        context, "regret", ["select"], inputs=["sweep.nc", *_read_by_sweep(context)], more=more
+    )
     held = regret_dataset(table).assign_attrs({freshness.RECORD: record.text()})
     effects.save(held, run.path / "regret.nc")
     write_text(run.path / "regret.csv", csv_text(table, index=False))
@@ -331,13 +384,18 @@ def _regret(context: Context) -> str:
 
 
 def regret_dataset(table: "pd.DataFrame") -> "xr.Dataset":
-    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back (`figures`)."""
+    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back
+    (`figures`).
+    """
     import xarray as xr
 
     texts = ("strategy", "group", "layers", "supported")
     return xr.Dataset(
         {
-            name: ("row", values.astype(str).to_numpy(object) if name in texts else values.to_numpy(float))
+            name: (
+                "row",
+                values.astype(str).to_numpy(object) if name in texts else values.to_numpy(float),
+            )
             for name, values in table.items()
         },
         attrs={"schema": "dmle.regret/1"},
@@ -362,7 +420,14 @@ def regret_rows(
         select: The strategies' settings; its strategy is the default that others are compared with.
         evidence: `evidence.nc`, if there is one.
     """
-    from editing.studies.sweep import layers_text, left_out, mean_interval, rank_correlation, regret_of, window_effects
+    from editing.studies.sweep import (
+        layers_text,
+        left_out,
+        mean_interval,
+        rank_correlation,
+        regret_of,
+        window_effects,
+    )
     from interp.selection.profiles import LOOKUP
 
     options = {"resamples": config.resamples, "confidence": config.confidence}
@@ -379,7 +444,11 @@ def regret_rows(
         for each in chosen:
             if each.group == group:
                 text = layers_text(each.layers)
-                values = table[text].reindex(ids).values if text in table.columns else np.full(len(ids), np.nan)
+                values = (
+                    table[text].reindex(ids).values
+                    if text in table.columns
+                    else np.full(len(ids), np.nan)
+                )
                 at[each.strategy] = (text, each.supported, np.asarray(values, dtype=float))
         at["random"] = ("any window", None, score.mean(1))
         out = np.full(len(ids), np.nan)
@@ -387,7 +456,12 @@ def regret_rows(
         at[LEFT_OUT] = ("best for the other rules", None, out)
         default = at.get(select.strategy)
         for strategy, (text, supported, values) in at.items():
-            row: dict[str, Any] = {"strategy": strategy, "group": group, "layers": text, "supported": supported}
+            row: dict[str, Any] = {
+                "strategy": strategy,
+                "group": group,
+                "layers": text,
+                "supported": supported,
+            }
             row |= {"n_windows": score.shape[1], "n_rules": 0}
             if (whole & ~np.isnan(values)).any():
                 row |= asdict(regret_of(score, values, **options))
@@ -396,21 +470,37 @@ def regret_rows(
                 gain = gain[~np.isnan(gain)]
                 if len(gain):
                     lower, upper = mean_interval(gain, seed=0, **options)
-                    row |= {"against_default": float(gain.mean()), "against_lower": lower, "against_upper": upper}
+                    row |= {
+                        "against_default": float(gain.mean()),
+                        "against_lower": lower,
+                        "against_upper": upper,
+                    }
             rows.append(row)
         forms = [form for form in group.split("+") if form in profile["form"].values]
-        known = {f"the {select.component} profile": profile["aie"].sel(component=select.component, role=LOOKUP)}
+        known = {
+            f"the {select.component} profile": (
+                profile["aie"].sel(component=select.component, role=LOOKUP)
+            )
+        }
         if evidence is not None:
-            known |= {f"the {name} of edits": values.mean("rule") for name, values in evidence.data_vars.items()}
-        spans = [range(s, s + w) for s, w in zip(swept["start"].values, swept["width"].values, strict=True)]
+            known |= {
+                f"the {name} of edits": values.mean("rule")
+                for name, values in evidence.data_vars.items()
+            }
+        spans = [
+            range(s, s + w)
+            for s, w in zip(swept["start"].values, swept["width"].values, strict=True)
+        ]
         said = []
         for name, values in known.items():
             effect = values.sel(form=forms).mean("form").values
-            value, lower, upper = rank_correlation(window_effects(effect, spans), score[whole], seed=0, **options)
+            value, lower, upper = rank_correlation(
+                window_effects(effect, spans), score[whole], seed=0, **options
+            )
             said.append(f"of {name} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]")
         notes.append(
-            f"{group}: rank correlation with edit success over {len(spans)} windows {', '.join(said)}; "
-            f"{int(whole.sum())} of {len(ids)} rules with all cells"
+            f"{group}: rank correlation with edit success over {len(spans)} windows"
+            f" {', '.join(said)}; {int(whole.sum())} of {len(ids)} rules with all cells"
         )
     return rows, notes
 
@@ -423,18 +513,25 @@ def regret_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> "Ta
 
     def number(row: Mapping[str, Any], key: str, sign: str = "") -> str:
         value = row.get(key)
-        return MISSING if value is None or np.isnan(value) else f"{value:{sign}z.3f}".replace("-", "−")
+        return (
+            MISSING if value is None or np.isnan(value) else f"{value:{sign}z.3f}".replace("-", "−")
+        )
 
     def spread(row: Mapping[str, Any], key: str, low: str, high: str, sign: str = "") -> str:
         middle = number(row, key, sign)
-        return middle if middle == MISSING else f"{middle} [{number(row, low, sign)}, {number(row, high, sign)}]"
+        return (
+            middle
+            if middle == MISSING
+            else f"{middle} [{number(row, low, sign)}, {number(row, high, sign)}]"
+        )
 
     groups: dict[str, list[list[str]]] = {}
     for row in rows:
         groups.setdefault(str(row["group"]), []).append(
             [
                 str(row["group"]),
-                str(row["strategy"]) + (" (not supported)" if row.get("supported") is False else ""),
+                str(row["strategy"])
+                + (" (not supported)" if row.get("supported") is False else ""),
                 str(row["layers"]),
                 number(row, "score"),
                 spread(row, "regret", "lower", "upper"),
@@ -445,7 +542,13 @@ def regret_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> "Ta
         )
     flat = [[escape_markdown(cell) for cell in row] for group in groups.values() for row in group]
     text = markdown(heads, flat)
-    notes = ["Regret and differences [bootstrap interval over rules]; rank of the choice among all windows.", *notes]
+    notes = [
+        (
+            "Regret and differences [bootstrap interval over rules]; rank of the choice among all"
+            " windows."
+        ),
+        *notes,
+    ]
     return Table(text + "\n" + "\n\n".join(notes) + "\n", latex(heads, groups.values(), labels=3))
 
 
@@ -476,5 +579,10 @@ SWEEP = Step(
     shares=True,
 )
 REGRET = Step(
-    "regret", _regret, regret, {"select": SelectConfig, "sweep": SweepConfig}, fresh=_fresh_regret, settles=("sweep",)
+    "regret",
+    _regret,
+    regret,
+    {"select": SelectConfig, "sweep": SweepConfig},
+    fresh=_fresh_regret,
+    settles=("sweep",),
 )

@@ -1,1 +1,3 @@
-"""The mathematics of closed-form edits: keys, targets, statistics, solvers, spreading over blocks."""
+"""The mathematics of closed-form edits: keys, targets, statistics, solvers, spreading over
+blocks.
+"""

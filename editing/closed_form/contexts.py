@@ -1,7 +1,9 @@
-"""Contexts: sampled texts put before a prompt, so that an edit does not hang on the prompt standing first.
+"""Contexts: sampled texts put before a prompt, so that an edit does not hang on the prompt standing
+first.
 
-Source: MEMIT (five texts that start with The, Therefore, Because, I, You). Here they are sampled with a seed,
-are no format strings (braces in a prompt mean nothing), and are stored with every result.
+Source: MEMIT (five texts that start with The, Therefore, Because, I, You). Here they are sampled
+with a seed, are no format strings (braces in a prompt mean nothing), and are stored with every
+result.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,9 @@ class Row:
 
 
 def sample_contexts(model: LanguageModel, n: int, tokens: int, seed: int) -> tuple[str, ...]:
-    """The empty context and `n` sampled ones of `tokens` tokens each, every one ending in ``". "``."""
+    """The empty context and `n` sampled ones of `tokens` tokens each, every one ending in ``".
+    "``.
+    """
     if n:
         model.need_room(tokens, "a context of edit.context_tokens")
     texts = []
@@ -36,14 +40,17 @@ def sample_contexts(model: LanguageModel, n: int, tokens: int, seed: int) -> tup
     return ("", *texts)
 
 
-def rows(model: LanguageModel, request: EditRequest, contexts: Sequence[str], lookup: str) -> list[Row]:
+def rows(
+    model: LanguageModel, request: EditRequest, contexts: Sequence[str], lookup: str
+) -> list[Row]:
     """The request's prompt in each context."""
     first, last = request.lookup_span(lookup)
     return [_row(model, context, request.prompt, (first, last)) for context in contexts]
 
 
 def preservation_row(model: LanguageModel, request: EditRequest, lookup: str) -> Row:
-    """``"<subject> is a"``: a prompt whose prediction at the lookup token an edit should leave alone.
+    """``"<subject> is a"``: a prompt whose prediction at the lookup token an edit should leave
+    alone.
 
     For another lookup than the subject the words looked up take the subject's place.
     """

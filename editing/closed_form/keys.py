@@ -1,4 +1,5 @@
-"""Keys k: what the down-projection of a block reads at the lookup token. One implementation for all editors.
+"""Keys k: what the down-projection of a block reads at the lookup token. One implementation for all
+editors.
 
 Attention is causal, so rows end at the lookup token: what comes behind it has no part in a key.
 """
@@ -18,7 +19,9 @@ from interp.models.loading import LanguageModel
 from interp.models.prefixes import longest
 from interp.models.tokens import pad_right
 
-REMEDY = "use shorter prompts or contexts (edit.context_tokens), another device, or model.dtype=bfloat16"
+REMEDY = (
+    "use shorter prompts or contexts (edit.context_tokens), another device, or model.dtype=bfloat16"
+)
 Average = Literal["halves", "mean"]
 
 
@@ -33,9 +36,9 @@ def find_keys(
 ) -> Float[Tensor, "request d_mlp"]:
     """The key of each request at a block, averaged over contexts.
 
-    `halves`: the bare prompt counts one half, the sampled contexts share the other half (MEMIT compute_ks, mean
-    within each group of templates, then mean of groups). `mean`: all count alike (ROME). For `memory` and errors see
-    `values_at_lookup`.
+    `halves`: the bare prompt counts one half, the sampled contexts share the other half (MEMIT
+    compute_ks, mean within each group of templates, then mean of groups). `mean`: all count alike
+    (ROME). For `memory` and errors see `values_at_lookup`.
     """
     seen = values_at_lookup(model, requests, model.key_hook(layer), contexts, lookup, memory)
     bare, sampled = seen[:, 0], seen[:, 1:]
@@ -45,9 +48,15 @@ def find_keys(
 
 
 def find_states(
-    model: LanguageModel, requests: Sequence[EditRequest], hook: str, lookup: str, memory: int | None = None
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    hook: str,
+    lookup: str,
+    memory: int | None = None,
 ) -> Float[Tensor, "request d_model"]:
-    """The value at a hook (the output of a block or of its MLP) at the lookup token of each bare prompt."""
+    """The value at a hook (the output of a block or of its MLP) at the lookup token of each bare
+    prompt.
+    """
     return values_at_lookup(model, requests, hook, ("",), lookup, memory)[:, 0]
 
 
@@ -61,7 +70,8 @@ def values_at_lookup(
 ) -> Float[Tensor, "request context d"]:
     """Values at a hook at the lookup token, in float32.
 
-    A text with which another begins is read where that one is run: the words of an answer cost one run.
+    A text with which another begins is read where that one is run: the words of an answer cost one
+    run.
 
     Args:
         model: The model.
@@ -69,30 +79,39 @@ def values_at_lookup(
         hook: Name of the hook.
         contexts: Texts before the prompts.
         lookup: See `interp.models.tokens.lookup_span`.
-        memory: Bytes that a batch may take (estimated; `edit.memory`). Default: see `interp.models.budget`. Changes memory
-            and speed only.
+        memory: Bytes that a batch may take (estimated; `edit.memory`). Default: see
+            `interp.models.budget`. Changes memory and speed only.
 
     Raises:
         NotFiniteError: A value is NaN or infinite.
         MemoryLimitError: Not even one text fits in memory.
     """
-    all_rows: list[Row] = [row for request in requests for row in rows(model, request, contexts, lookup)]
+    all_rows: list[Row] = [
+        row for request in requests for row in rows(model, request, contexts, lookup)
+    ]
     texts, within = longest([row.ids[: row.lookup + 1] for row in all_rows])
     places: list[list[int]] = [[] for _ in texts]
     for text, row in zip(within, all_rows, strict=True):
         places[text].append(row.lookup)
     found = [iter(values) for values in _values(model, texts, places, hook, memory)]
-    return torch.stack([next(found[text]) for text in within]).view(len(requests), len(contexts), -1)
+    return torch.stack([next(found[text]) for text in within]).view(
+        len(requests), len(contexts), -1
+    )
 
 
 def keys_of_prompts(
     model: LanguageModel, requests: Sequence[EditRequest], layer: int, memory: int | None = None
 ) -> Float[Tensor, "token d_mlp"]:
-    """Keys of every token of the requests' bare prompts and new answers: all that their outputs depend on."""
+    """Keys of every token of the requests' bare prompts and new answers: all that their outputs
+    depend on.
+    """
     texts = [
-        (*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new, r.prompt, r.space)) for r in requests
+        (*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new, r.prompt, r.space))
+        for r in requests
     ]
-    return torch.cat(_values(model, texts, [range(len(text)) for text in texts], model.key_hook(layer), memory))
+    return torch.cat(
+        _values(model, texts, [range(len(text)) for text in texts], model.key_hook(layer), memory)
+    )
 
 
 def _values(

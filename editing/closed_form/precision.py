@@ -1,8 +1,10 @@
-"""Float64 arithmetic where the tensors are, or in NumPy on the host if their device has no float64 (Apple's Metal).
+"""Float64 arithmetic where the tensors are, or in NumPy on the host if their device has no float64
+(Apple's Metal).
 
-`together` gives what is computed with: torch tensors, all on one device, or arrays. Both know ``@``, ``.T``, ``+``
-and indexing, so that a formula is written once; the functions here are the rest of what the formulas need.
-`as_tensor` gives back a float64 tensor, on the host if the device has none.
+`together` gives what is computed with: torch tensors, all on one device, or arrays. Both know
+``@``, ``.T``, ``+`` and indexing, so that a formula is written once; the functions here are the
+rest of what the formulas need. `as_tensor` gives back a float64 tensor, on the host if the device
+has none.
 """
 
 import contextlib
@@ -13,9 +15,11 @@ import torch
 from torch import Tensor
 
 Exact = Any
-"""Float64 numbers to compute with: a tensor, or a NumPy array. Those of one formula are of one kind."""
+"""Float64 numbers to compute with: a tensor, or a NumPy array. Those of one formula are of one
+kind."""
 ROWS = 128
-"""Rows of a triangular system that are solved at once: NumPy solves general systems only, which this keeps small."""
+"""Rows of a triangular system that are solved at once: NumPy solves general systems only, which
+this keeps small."""
 
 
 def together(first: Tensor, *others: Tensor | None) -> tuple:
@@ -33,7 +37,8 @@ def exact(value: Tensor) -> Exact:
 
 def as_tensor(value: Exact) -> Tensor:
     """Float64 numbers as a tensor, where they are."""
-    # Handed over, not converted: that would be an operation in float64, which not every torch allows.
+    # Handed over, not converted: that would be an operation in float64, which not every torch
+    # allows.
     return value if isinstance(value, Tensor) else torch.from_dlpack(np.ascontiguousarray(value))
 
 
@@ -80,7 +85,9 @@ def cholesky(matrix: Exact) -> Exact | None:
 def triangular(factor: Exact, right: Exact, *, transposed: bool = False) -> Exact:
     """The solution of ``L X = B`` for a lower triangular L; of ``Lᵀ X = B`` if transposed."""
     if isinstance(factor, Tensor):
-        return torch.linalg.solve_triangular(factor.T if transposed else factor, right, upper=transposed)
+        return torch.linalg.solve_triangular(
+            factor.T if transposed else factor, right, upper=transposed
+        )
     # Turned around in both axes, the transpose is lower triangular again.
     matrix = factor.T[::-1, ::-1] if transposed else factor
     solved = np.array(right[::-1] if transposed else right)
@@ -116,7 +123,9 @@ def span(vectors: Exact, negligible: float) -> Exact:
 
 def eigen(matrix: Exact) -> tuple[Exact, Exact]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix."""
-    values, vectors = torch.linalg.eigh(matrix) if isinstance(matrix, Tensor) else np.linalg.eigh(matrix)
+    values, vectors = (
+        torch.linalg.eigh(matrix) if isinstance(matrix, Tensor) else np.linalg.eigh(matrix)
+    )
     return values, vectors
 
 
@@ -153,12 +162,20 @@ def where_longer(vectors: Exact, bounds: Exact) -> Exact:
 
 def frobenius(matrix: Exact) -> float:
     """Frobenius norm."""
-    return torch.linalg.matrix_norm(matrix).item() if isinstance(matrix, Tensor) else float(np.linalg.norm(matrix))
+    return (
+        torch.linalg.matrix_norm(matrix).item()
+        if isinstance(matrix, Tensor)
+        else float(np.linalg.norm(matrix))
+    )
 
 
 def triangle(matrix: Exact) -> Exact:
     """The triangular factor of a QR decomposition."""
-    return torch.linalg.qr(matrix, mode="r").R if isinstance(matrix, Tensor) else np.linalg.qr(matrix, mode="r")
+    return (
+        torch.linalg.qr(matrix, mode="r").R
+        if isinstance(matrix, Tensor)
+        else np.linalg.qr(matrix, mode="r")
+    )
 
 
 def rank(matrix: Exact, negligible: float) -> int:

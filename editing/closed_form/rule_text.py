@@ -1,8 +1,9 @@
-"""Plain text mixed with what is said of training rules: a corpus for statistics of keys where rules are asked for.
+"""Plain text mixed with what is said of training rules: a corpus for statistics of keys where rules
+are asked for.
 
-A closed form leaves alone what the statistics have seen. Running text hardly has a prompt that asks for a formula, so
-an edit by its statistics alone also changes how other rules are answered; sentences of rules that are only trained
-on, with their true answers, tell it what to leave.
+A closed form leaves alone what the statistics have seen. Running text hardly has a prompt that asks
+for a formula, so an edit by its statistics alone also changes how other rules are answered;
+sentences of rules that are only trained on, with their true answers, tell it what to leave.
 """
 
 import hashlib
@@ -13,13 +14,17 @@ from interp.rules.sources import Rule
 
 
 def sentences(rules: Sequence[Rule]) -> list[str]:
-    """Prompts, rephrasings and locality prompts with their true answers, each once, in an order that is no rule's."""
+    """Prompts, rephrasings and locality prompts with their true answers, each once, in an order
+    that is no rule's.
+    """
     found: set[str] = set()
     for rule in rules:
         for form in rule.forms.values():
             if form.target_true:
                 truth, space = form.target_true[0], form.space
-                found |= {join(prompt, truth, space).text for prompt in (form.prompt, *form.rephrasings)}
+                found |= {
+                    join(prompt, truth, space).text for prompt in (form.prompt, *form.rephrasings)
+                }
             others = (*form.neighborhood, *form.distracting)
             found |= {join(probe.prompt, probe.answer, probe.space).text for probe in others}
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())

@@ -1,15 +1,16 @@
 """Closed forms of weight updates, on plain tensors; no model.
 
-Conventions: W maps keys to values, v = W k, shape (d_out, d_in); keys and residuals are columns, K (d_in, n)
-and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside, where the keys are or, if
-their device has none, on the host (`editing.closed_form.precision`): there the update is, too.
+Conventions: W maps keys to values, v = W k, shape (d_out, d_in); keys and residuals are columns, K
+(d_in, n) and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside,
+where the keys are or, if their device has none, on the host (`editing.closed_form.precision`):
+there the update is, too.
 
-Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P = 0
-exactly. A request whose key lies in their span cannot be served; its column of ΔW K is zero.
+Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P
+= 0 exactly. A request whose key lies in their span cannot be served; its column of ΔW K is zero.
 
-All but the rank-one forms work in coordinates in which the penalty is the identity: C = L Lᵀ, K̃ = L⁻¹K. MEMIT's
-ridge and EMMET's damped equality are then one family, R (K̃ᵀK̃ + λI)⁻¹ K̃ᵀ L⁻¹, with λ the weight of C or the
-damping of the constraint.
+All but the rank-one forms work in coordinates in which the penalty is the identity: C = L Lᵀ, K̃ =
+L⁻¹K. MEMIT's ridge and EMMET's damped equality are then one family, R (K̃ᵀK̃ + λI)⁻¹ K̃ᵀ L⁻¹, with
+λ the weight of C or the damping of the constraint.
 """
 
 from dataclasses import dataclass
@@ -60,14 +61,16 @@ def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_i
     """
     if not bool(covariance.isfinite().all()):
         raise NotFiniteError(
-            f"the covariance ({len(covariance)} dimensions) holds NaN or infinity; delete its file, and measure it "
-            "again on a model whose keys are finite (model.dtype=float32 or bfloat16)"
+            f"the covariance ({len(covariance)} dimensions) holds NaN or infinity; delete its file,"
+            " and measure it again on a model whose keys are finite (model.dtype=float32 or"
+            " bfloat16)"
         )
     factor = cholesky(exact(covariance))
     if factor is None:
         raise InputError(
-            f"the covariance ({len(covariance)} dimensions) is not positive definite; measure it over more tokens "
-            f"(--set covariance.tokens={4 * len(covariance)} or more), or take --set covariance.shrinkage=ledoit-wolf"
+            f"the covariance ({len(covariance)} dimensions) is not positive definite; measure it"
+            f" over more tokens (--set covariance.tokens={4 * len(covariance)} or more), or take"
+            " --set covariance.shrinkage=ledoit-wolf"
         )
     return as_tensor(factor)
 
@@ -83,8 +86,9 @@ def ridge(
 
     ΔW = R Kᵀ (λC + K Kᵀ)⁻¹, the minimiser of ‖ΔW K − R‖² + λ tr(ΔW C ΔWᵀ).
 
-    By Woodbury's identity one factor of C serves every edit; what is solved has the size of the requests. Two
-    equal keys with different residuals get the same output, an average: look for them first.
+    By Woodbury's identity one factor of C serves every edit; what is solved has the size of the
+    requests. Two equal keys with different residuals get the same output, an average: look for them
+    first.
 
     Args:
         residual: R, wanted change of the outputs.
@@ -110,8 +114,8 @@ def equality(
 ) -> LowRank:
     """Least change, weighted by the covariance, with ΔW K = R.
 
-    ΔW = R (Kᵀ C⁻¹ K + damping·I)⁻¹ Kᵀ C⁻¹. Without damping the constraint is exact where it can be met, and met
-    in the least-squares sense where equal keys want different outputs.
+    ΔW = R (Kᵀ C⁻¹ K + damping·I)⁻¹ Kᵀ C⁻¹. Without damping the constraint is exact where it can be
+    met, and met in the least-squares sense where equal keys want different outputs.
 
     Source: EMMET (Gupta et al. 2024, "A unified framework for model editing"), with its damping.
     """
@@ -132,8 +136,8 @@ def null_space(
 ) -> LowRank:
     """Least change that acts only where plain text has (nearly) no keys.
 
-    ΔW = R Kᵀ P (K Kᵀ P + K_e K_eᵀ P + l2·I)⁻¹ with P the projector, so that ΔW P = ΔW. Solved in the size of
-    the requests: with A = P [K, K_e], ΔW = [R, 0] (AᵀA + l2·I)⁻¹ Aᵀ.
+    ΔW = R Kᵀ P (K Kᵀ P + K_e K_eᵀ P + l2·I)⁻¹ with P the projector, so that ΔW P = ΔW. Solved in
+    the size of the requests: with A = P [K, K_e], ΔW = [R, 0] (AᵀA + l2·I)⁻¹ Aᵀ.
 
     Args:
         residual: R.
@@ -158,15 +162,16 @@ def rank_one(
     factor: Float[Tensor, "d_in d_in"],
     written: Float[Tensor, " d_in"] | None = None,
 ) -> LowRank:
-    """Least change, weighted by the covariance, along one key: ΔW = change (C⁻¹k)ᵀ / (kᵀC⁻¹ · written).
+    """Least change, weighted by the covariance, along one key: ΔW = change (C⁻¹k)ᵀ / (kᵀC⁻¹ ·
+    written).
 
     Args:
         change: Wanted change of the output of `written`.
         key: k, the direction that is written.
         factor: Lower Cholesky factor of C.
-        written: The key whose output gets the change; `key` itself by default. ROME takes the bare prompt's here
-            and an average for `key`, so that the denominator, and with it the update, can blow up; r-ROME takes
-            one key for both.
+        written: The key whose output gets the change; `key` itself by default. ROME takes the bare
+            prompt's here and an average for `key`, so that the denominator, and with it the update,
+            can blow up; r-ROME takes one key for both.
 
     Source: ROME eq. 2; r-ROME (Gupta et al. 2024, "Rebuilding ROME").
     """
@@ -179,12 +184,13 @@ def _low_rank(left: Exact, right: Exact) -> LowRank:
     """An update, if its numbers are some.
 
     Raises:
-        NotFiniteError: They are not: what was wanted, or a key, is NaN or infinite, or the system is singular.
+        NotFiniteError: They are not: what was wanted, or a key, is NaN or infinite, or the system
+            is singular.
     """
     if not (finite(left) and finite(right)):
         raise NotFiniteError(
-            "the update is not finite: a key or target is NaN or infinite, or a key is zero; use model.dtype=float32, "
-            "other requests, or a larger edit.ridge"
+            "the update is not finite: a key or target is NaN or infinite, or a key is zero; use"
+            " model.dtype=float32, other requests, or a larger edit.ridge"
         )
     return LowRank(as_tensor(left), as_tensor(right))
 

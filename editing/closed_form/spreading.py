@@ -1,12 +1,13 @@
-"""Write targets into blocks: the loop that MEMIT, AlphaEdit, EMMET and DMLE share. They differ in the closed form.
+"""Write targets into blocks: the loop that MEMIT, AlphaEdit, EMMET and DMLE share. They differ in
+the closed form.
 
-Block by block, each on the model with the earlier blocks already updated: what a request still lacks at the last
-of its blocks is divided by the number of blocks it has left, and the block's down-projection is changed so that
-the requests' keys give their share.
+Block by block, each on the model with the earlier blocks already updated: what a request still
+lacks at the last of its blocks is divided by the number of blocks it has left, and the block's
+down-projection is changed so that the requests' keys give their share.
 
-Where a block normalises the MLP's output before adding it (Gemma 3), a change of that output is not a change of
-the stream, and shares do not add up. There the target is the output of the down-projection itself, in one block
-per request.
+Where a block normalises the MLP's output before adding it (Gemma 3), a change of that output is not
+a change of the stream, and shares do not add up. There the target is the output of the
+down-projection itself, in one block per request.
 
 Source: Meng et al. 2023 (MEMIT), algorithm 1. Layers are 0-based.
 """
@@ -38,8 +39,9 @@ NO_CHANGE = 1e-6
 
 
 Solve = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], LowRank]
-"""A closed form: (layer, residual (d_model, n), keys (d_mlp, n), protected keys (d_mlp, m), earlier keys (d_mlp, e))
-→ update. Columns of `protected` must keep their outputs exactly, those of `earlier` as far as the form can."""
+"""A closed form: (layer, residual (d_model, n), keys (d_mlp, n), protected keys (d_mlp, m), earlier
+keys (d_mlp, e)) → update. Columns of `protected` must keep their outputs exactly, those of
+`earlier` as far as the form can."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Others:
     """Requests beside those that are edited."""
 
     protected: Sequence[EditRequest] = ()
-    """Their prompts and new answers must be answered exactly as before (every token's key is kept)."""
+    """Their prompts and new answers must be answered exactly as before (every token's key is
+    kept)."""
     earlier: Sequence[EditRequest] = ()
     """Requests of earlier edits in a sequence, for closed forms that have a term for them."""
 
@@ -66,13 +69,14 @@ def check_model(model: LanguageModel, covariances: Covariances) -> None:
     """
     if covariances.model_hash != model.weight_hash:
         raise DeltaError(
-            f"the covariances are of weights {covariances.model_hash}, the model has {model.weight_hash}; "
-            "measure them again"
+            f"the covariances are of weights {covariances.model_hash}, the model has"
+            f" {model.weight_hash}; measure them again"
         )
 
 
 def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
-    """Where targets are: the output of a block, or of its down-projection for models with a norm behind the MLP.
+    """Where targets are: the output of a block, or of its down-projection for models with a norm
+    behind the MLP.
 
     Raises:
         DeltaError: Such a model, and a request is spread over several blocks.
@@ -82,9 +86,10 @@ def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
     if any(len(layers) > 1 for layers in plan):
         middle, later = model.n_layers // 3, 2 * model.n_layers // 3
         raise DeltaError(
-            f"{model.name} normalises the MLP output before adding it to the stream, so a residual cannot be spread "
-            f"over layers there; give one layer per request (--set edit.block={middle}, or --set "
-            f"edit.layers={middle}/{later} for DMLE), or take --editors rome"
+            f"{model.name} normalises the MLP output before adding it to the stream, so a residual"
+            " cannot be spread over layers there; give one layer per request (--set"
+            f" edit.block={middle}, or --set edit.layers={middle}/{later} for DMLE), or take"
+            " --editors rome"
         )
     return "mlp"
 
@@ -152,8 +157,9 @@ def spread(
     Args:
         model: The model, edited or not.
         requests: What to change.
-        plan: Blocks of each request, ascending; its target is at the last of them. At a block that is not in its
-            plan a request takes part with a residual of zero: its output there should stay.
+        plan: Blocks of each request, ascending; its target is at the last of them. At a block that
+            is not in its plan a request takes part with a residual of zero: its output there should
+            stay.
         targets: Targets of all requests.
         contexts: Texts before the prompts, for keys.
         settings: For the lookup.
@@ -161,9 +167,9 @@ def spread(
         others: Requests to protect, and earlier ones.
 
     Returns:
-        A delta for each block, and what there is to say: losses of the search, the share of the way that is left
-        at the end (NaN: no change was wanted), what each block's update gives each request of its share, and
-        colliding keys.
+        A delta for each block, and what there is to say: losses of the search, the share of the way
+        that is left at the end (NaN: no change was wanted), what each block's update gives each
+        request of its share, and colliding keys.
     """
     others, lookup, site = others or Others(), settings.lookup, site_of(model, plan)
     memory = parse_size(settings.memory)
@@ -180,7 +186,9 @@ def spread(
                 residual.T,
                 keys.T,
                 _optional(keys_of_prompts, model, others.protected, layer, memory),
-                _optional(find_keys, model, others.earlier, layer, contexts, lookup, "halves", memory),
+                _optional(
+                    find_keys, model, others.earlier, layer, contexts, lookup, "halves", memory
+                ),
             )
             part = block_delta(model, layer, update)
             _describe(report, layer, requests, keys, residual, update)
@@ -188,7 +196,8 @@ def spread(
             stack.enter_context(part.applied(model))
         left = (targets.z - _states(model, requests, hooks, lookup, memory)).norm(dim=-1)
     wanted = (targets.z - targets.initial).norm(dim=-1)
-    # A request that is served already wants no change, and there is no way of which a share could be left.
+    # A request that is served already wants no change, and there is no way of which a share could
+    # be left.
     wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
     return parts, {
         "losses": [list(one) for one in targets.losses],
@@ -198,7 +207,9 @@ def spread(
     }
 
 
-def described(requests: Sequence[EditRequest], contexts: Sequence[str], settings: EditorSettings) -> dict[str, Any]:
+def described(
+    requests: Sequence[EditRequest], contexts: Sequence[str], settings: EditorSettings
+) -> dict[str, Any]:
     """What made an edit, for its header."""
     return {
         "requests": [asdict(request) for request in requests],
@@ -208,11 +219,14 @@ def described(requests: Sequence[EditRequest], contexts: Sequence[str], settings
 
 
 def collinear_keys(
-    keys: Float[Tensor, "n d_mlp"], residual: Float[Tensor, "n d_model"], requests: Sequence[EditRequest]
+    keys: Float[Tensor, "n d_mlp"],
+    residual: Float[Tensor, "n d_model"],
+    requests: Sequence[EditRequest],
 ) -> list[dict[str, object]]:
     """Pairs of requests whose keys point the same way while they want different changes.
 
-    One linear map cannot serve both: the closed form averages them. Another lookup or separate layers help.
+    One linear map cannot serve both: the closed form averages them. Another lookup or separate
+    layers help.
     """
     unit = normalize(keys, dim=-1)
     cosine = unit @ unit.T
@@ -231,9 +245,15 @@ def collinear_keys(
 
 
 def _states(
-    model: LanguageModel, requests: Sequence[EditRequest], hooks: Sequence[str], lookup: str, memory: int
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    hooks: Sequence[str],
+    lookup: str,
+    memory: int,
 ) -> Float[Tensor, "n d_model"]:
-    found: dict[str, Tensor] = {hook: find_states(model, requests, hook, lookup, memory) for hook in sorted(set(hooks))}
+    found: dict[str, Tensor] = {
+        hook: find_states(model, requests, hook, lookup, memory) for hook in sorted(set(hooks))
+    }
     return torch.stack([found[hook][i] for i, hook in enumerate(hooks)])
 
 
@@ -241,14 +261,23 @@ def _share(layers: Sequence[int], layer: int) -> float:
     return 1 / sum(other >= layer for other in layers) if layer in layers else 0.0
 
 
-def _optional(find: Any, model: LanguageModel, requests: Sequence[EditRequest], *rest: Any) -> Tensor | None:
+def _optional(
+    find: Any, model: LanguageModel, requests: Sequence[EditRequest], *rest: Any
+) -> Tensor | None:
     return find(model, requests, *rest).T if requests else None
 
 
 def _describe(
-    report: _Report, layer: int, requests: Sequence[EditRequest], keys: Tensor, residual: Tensor, update: LowRank
+    report: _Report,
+    layer: int,
+    requests: Sequence[EditRequest],
+    keys: Tensor,
+    residual: Tensor,
+    update: LowRank,
 ) -> None:
-    report.collinear += [{"layer": layer, **pair} for pair in collinear_keys(keys, residual, requests)]
+    report.collinear += [
+        {"layer": layer, **pair} for pair in collinear_keys(keys, residual, requests)
+    ]
     left, right, read = together(update.left, update.right, keys)
     given = as_tensor((left @ (right.T @ read.T)).T).to(residual.dtype).to(residual.device)
     size = residual.square().sum(-1)

@@ -1,23 +1,27 @@
-"""Targets z: the state that makes the model give the new answer. One implementation for all editors.
+"""Targets z: the state that makes the model give the new answer. One implementation for all
+editors.
 
-For each request a change δ at the lookup token is found by gradient descent so that the target becomes likely
-after the prompt in every context, while what the model says about the subject stays as it was:
+For each request a change δ at the lookup token is found by gradient descent so that the target
+becomes likely after the prompt in every context, while what the model says about the subject stays
+as it was:
 
     loss = mean over contexts of −(1/n) Σ log p(target token)
          + kl_factor · KL(p_edited ‖ p_unedited) at the lookup token of "<subject> is a"
          + weight_decay · ‖δ‖ / ‖h‖²                            (h: the unchanged state of the bare prompt)
 
-with Adam, stopping when the loss is below `stop_loss` or after `steps` evaluations (the last takes no step),
-and δ kept within `clamp`·‖h‖ after each step. z = h + δ.
+with Adam, stopping when the loss is below `stop_loss` or after `steps` evaluations (the last takes
+no step), and δ kept within `clamp`·‖h‖ after each step. z = h + δ.
 
-The state is the output of a block ("resid", MEMIT) or of its down-projection ("mlp", ROME, and any editor on
-models that normalise the MLP's output before adding it).
+The state is the output of a block ("resid", MEMIT) or of its down-projection ("mlp", ROME, and any
+editor on models that normalise the MLP's output before adding it).
 
-Only what δ reaches is run at each step: the blocks above the state, from the lookup token on, on keys and values
-of the tokens before it, with logits where a target token is predicted. Rows of all requests run together, in
-batches of about equal length; their losses are separate, so the result is that of one request at a time.
+Only what δ reaches is run at each step: the blocks above the state, from the lookup token on, on
+keys and values of the tokens before it, with logits where a target token is predicted. Rows of all
+requests run together, in batches of about equal length; their losses are separate, so the result is
+that of one request at a time.
 
-Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared, nor is it here.
+Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared,
+    nor is it here.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -41,8 +45,8 @@ from interp.settings.sizes import parse_size
 
 Site = Literal["resid", "mlp"]
 PADDING, FREE_PADDING = 1.15, 40
-"""Rows are batched together as long as no more than this many times their tokens, and so many more, are run: a batch
-costs as much as some 40 tokens by its weights alone, which have to be read."""
+"""Rows are batched together as long as no more than this many times their tokens, and so many more,
+are run: a batch costs as much as some 40 tokens by its weights alone, which have to be read."""
 
 
 class TargetSearchError(NotFiniteError):
@@ -61,7 +65,9 @@ class Targets:
 
 @dataclass(frozen=True)
 class _Row:
-    """One text of a request: a context, the prompt and its target; or the preservation prompt (no target)."""
+    """One text of a request: a context, the prompt and its target; or the preservation prompt
+    (no target).
+    """
 
     request: int
     ids: tuple[int, ...]
@@ -77,11 +83,14 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rows that run together, cut at the lookup token, with all that stays the same from step to step."""
+    """Rows that run together, cut at the lookup token, with all that stays the same from step to
+    step.
+    """
 
     request: Int[Tensor, " row"]
     prefix: Any
-    """Keys and values of the tokens before the lookup token; None if there are none or the model cannot."""
+    """Keys and values of the tokens before the lookup token; None if there are none or the model
+    cannot."""
     mask: Int[Tensor, "row all_pos"]
     ids: Int[Tensor, "row pos"]
     at: Int[Tensor, " row"]
@@ -105,7 +114,9 @@ def state_hook(model: LanguageModel, site: Site, layer: int) -> str:
     return model.hook("resid", layer) if site == "resid" else model.value_hook(layer)
 
 
-@one_batch("use a smaller edit.memory, fewer requests at once, another device, or model.dtype=bfloat16")
+@one_batch(
+    "use a smaller edit.memory, fewer requests at once, another device, or model.dtype=bfloat16"
+)
 def find_targets(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -137,7 +148,10 @@ def find_targets(
     batches = [
         _prepare(model, chunk, layer, site)
         for chunk in _batched(
-            _rows(model, requests, contexts, config), _row_bytes(model, layer), config, model.lengths.kind
+            _rows(model, requests, contexts, config),
+            _row_bytes(model, layer),
+            config,
+            model.lengths.kind,
         )
     ]
     size = initial.norm(dim=-1)
@@ -152,7 +166,8 @@ def find_targets(
         with torch.set_grad_enabled(not last):
             decay = config.weight_decay * torch.linalg.vector_norm(delta, dim=-1) / size**2
             loss = decay.detach().clone()
-            # The norm has no gradient at zero, where the search starts; torch gives zero, as in the reference.
+            # The norm has no gradient at zero, where the search starts; torch gives zero, as in the
+            # reference.
             if not last:
                 decay.sum().backward()
             for b, batch in enumerate(batches):
@@ -163,9 +178,15 @@ def find_targets(
                 if not last:
                     part.sum().backward()
         if not loss[~done].isfinite().all():
-            worst = [requests[i].prompt for i in (~loss.isfinite() & ~done).nonzero().flatten().tolist()]
+            worst = [
+                requests[i].prompt for i in (~loss.isfinite() & ~done).nonzero().flatten().tolist()
+            ]
             # Before the first step nothing of the search's has changed anything.
-            why = "use a smaller edit.learning_rate or edit.clamp, or model.dtype=float32" if step else cause(model)
+            why = (
+                "use a smaller edit.learning_rate or edit.clamp, or model.dtype=float32"
+                if step
+                else cause(model)
+            )
             raise TargetSearchError(f"the target search diverged at step {step} for {worst}: {why}")
         for i in (~done).nonzero().flatten().tolist():
             losses[i].append(loss[i].item())
@@ -174,7 +195,11 @@ def find_targets(
         if bool(done.all()) or last:
             break
         if bool(finished.any()):
-            batches = [_without(model, batch, done) for batch in batches if not bool(done[batch.request].all())]
+            batches = [
+                _without(model, batch, done)
+                for batch in batches
+                if not bool(done[batch.request].all())
+            ]
         before = delta.detach().clone()
         optimiser.step()
         with torch.no_grad():
@@ -187,15 +212,22 @@ def find_targets(
 
 
 def _rows(
-    model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], config: TargetConfig
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    config: TargetConfig,
 ) -> list[_Row]:
     found: list[_Row] = []
     for i, request in enumerate(requests):
         target = model.encode_continuation(request.target_new, request.prompt, request.space)
         asked = rows(model, request, contexts, config.lookup)
         longest_row = max(len(row.ids) for row in asked) + len(target) - 1
-        model.need_room(longest_row, f"the prompt {request.prompt[:60]!r} with its new answer, in its contexts,")
-        found += [_Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked]
+        model.need_room(
+            longest_row, f"the prompt {request.prompt[:60]!r} with its new answer, in its contexts,"
+        )
+        found += [
+            _Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked
+        ]
         if config.kl_factor:
             row = preservation_row(model, request, config.lookup)
             # Attention is causal: nothing behind the lookup token matters to what is said there.
@@ -204,16 +236,23 @@ def _rows(
 
 
 def _batched(
-    found: Sequence[_Row], row_bytes: float, config: TargetConfig, kind: Callable[[int], int] = lambda length: 0
+    found: Sequence[_Row],
+    row_bytes: float,
+    config: TargetConfig,
+    kind: Callable[[int], int] = lambda length: 0,
 ) -> Iterator[list[_Row]]:
-    """Rows in batches of similar length, and of one kind (`interp.models.lengths`), that fit into the memory."""
+    """Rows in batches of similar length, and of one kind (`interp.models.lengths`), that fit
+    into the memory.
+    """
     memory = parse_size(config.memory)
     batch: list[_Row] = []
     for row in sorted(found, key=lambda row: (kind(len(row.ids)), row.suffix)):
         padded = row.suffix * (len(batch) + 1)
         real = row.suffix + sum(other.suffix for other in batch)
         alike = not batch or kind(len(batch[0].ids)) == kind(len(row.ids))
-        if batch and (not alike or padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory):
+        if batch and (
+            not alike or padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory
+        ):
             yield batch
             batch = []
         batch.append(row)
@@ -238,14 +277,20 @@ def _prepare(model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site
     prefix, state = None, None
     mask = suffix_mask
     if any(cut):
-        prefix, prefix_mask = model.prefixes([row.ids[:c] for row, c in zip(chunk, cut, strict=True)])
+        prefix, prefix_mask = model.prefixes(
+            [row.ids[:c] for row, c in zip(chunk, cut, strict=True)]
+        )
         mask = torch.cat([prefix_mask, suffix_mask], 1)
     if middle:
         seen: list[Tensor] = []
         name = f"blocks.{entry}.hook_resid_pre"
         with torch.no_grad():
             model.logits(
-                ids, mask=mask, prefix=prefix, keep=1, hooks=[(name, lambda value, hook: seen.append(value.clone()))]
+                ids,
+                mask=mask,
+                prefix=prefix,
+                keep=1,
+                hooks=[(name, lambda value, hook: seen.append(value.clone()))],
             )
         state = seen[0]
     row_at, where, target, weight = [], [], [], []
@@ -288,16 +333,19 @@ def _losses(
     elif batch.state is not None:
         hooks, joins = [], [(batch.entry, add_delta(batch.state))]
     # The ids have all rows, for the attention mask is made from as many.
-    logits = model.logits(batch.ids, mask=batch.mask, prefix=batch.prefix, hooks=hooks, joins=joins, only=batch.places)[
-        0
-    ].float()
+    logits = model.logits(
+        batch.ids, mask=batch.mask, prefix=batch.prefix, hooks=hooks, joins=joins, only=batch.places
+    )[0].float()
     kept = _kl_places(batch)
     said = logits[kept].log_softmax(-1)
     base = said.detach() if batch.unedited is None else batch.unedited
     kl = (said.exp() * (said - base)).sum(-1)
     wanted = logits.gather(-1, batch.target.clamp_min(0).unsqueeze(-1)).squeeze(-1)
     nll = logits.logsumexp(-1) - wanted
-    return torch.where(kept, torch.zeros_like(nll).masked_scatter(kept, kl), nll) * batch.weight, said.detach()
+    return (
+        torch.where(kept, torch.zeros_like(nll).masked_scatter(kept, kl), nll) * batch.weight,
+        said.detach(),
+    )
 
 
 def _kl_places(batch: _Batch) -> Tensor:

@@ -1,7 +1,9 @@
-"""AlphaEdit: MEMIT's loop with updates confined to directions in which plain text has (nearly) no keys.
+"""AlphaEdit: MEMIT's loop with updates confined to directions in which plain text has (nearly) no
+keys.
 
-Differences from the published code: the state of earlier edits (its `cache_c`) is no hidden variable but the keys
-of the requests in `others.earlier`, read on the model as it is now; projectors are by layer, of this model.
+Differences from the published code: the state of earlier edits (its `cache_c`) is no hidden
+variable but the keys of the requests in `others.earlier`, read on the model as it is now;
+projectors are by layer, of this model.
 
 Source: Fang et al. 2025 (AlphaEdit) and its code; the loop is `editing.closed_form.spreading`.
 """
@@ -33,12 +35,25 @@ def edit(
     targets: Targets | None = None,
     others: Others | None = None,
 ) -> EditDelta:
-    """AlphaEdit's update for the requests at the layers; the header says how many directions were free."""
+    """AlphaEdit's update for the requests at the layers; the header says how many directions
+    were free.
+    """
     solve = solver(covariances, settings)
     delta = edit_block(
-        "alphaedit", model, requests, layers, covariances, contexts, settings, solve, targets=targets, others=others
+        "alphaedit",
+        model,
+        requests,
+        layers,
+        covariances,
+        contexts,
+        settings,
+        solve,
+        targets=targets,
+        others=others,
     )
-    return delta.with_about(free_directions={str(layer): free(covariances, layer, settings) for layer in layers})
+    return delta.with_about(
+        free_directions={str(layer): free(covariances, layer, settings) for layer in layers}
+    )
 
 
 def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
@@ -48,13 +63,15 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
         ValueError: No direction, or every one, is below the threshold.
     """
 
-    def solve(layer: int, residual: Tensor, keys: Tensor, protected: Tensor | None, earlier: Tensor | None) -> LowRank:
+    def solve(
+        layer: int, residual: Tensor, keys: Tensor, protected: Tensor | None, earlier: Tensor | None
+    ) -> LowRank:
         n_free = free(covariances, layer, settings)
         if n_free in (0, len(keys)):
             raise InputError(
-                f"{n_free} of {len(keys)} directions of the covariance of layer {layer} are below "
-                f"edit.null_threshold={settings.null_threshold}; choose one between its smallest and largest "
-                "eigenvalue, or take --set edit.null_relative=true"
+                f"{n_free} of {len(keys)} directions of the covariance of layer {layer} are below"
+                f" edit.null_threshold={settings.null_threshold}; choose one between its smallest"
+                " and largest eigenvalue, or take --set edit.null_relative=true"
             )
         projector = covariances.null_space(layer, settings.null_threshold, settings.null_relative)
         return null_space(residual, keys, projector, settings.l2, earlier, protected)
@@ -65,4 +82,9 @@ def solver(covariances: Covariances, settings: EditorSettings) -> Solve:
 def free(covariances: Covariances, layer: int, settings: EditorSettings) -> int:
     """Number of directions that the projector leaves free to write."""
     # The squares of a projector's entries sum to its trace.
-    return round(frobenius(exact(covariances.null_space(layer, settings.null_threshold, settings.null_relative))) ** 2)
+    return round(
+        frobenius(
+            exact(covariances.null_space(layer, settings.null_threshold, settings.null_relative))
+        )
+        ** 2
+    )

@@ -1,19 +1,24 @@
 """DMLE: distributed multi-layer editing of a rule, by groups of forms, over any closed form.
 
-Formula and description share an update in their layers (early ones in the paper), instances get their own
-(middle ones). What keeps the groups apart is a choice:
+Formula and description share an update in their layers (early ones in the paper), instances get
+their own (middle ones). What keeps the groups apart is a choice:
 
 ``staged``     one stage after the other, as in the published driver: targets, keys and residuals of a stage are
-               those of the model with the earlier stages' edits in place, and nothing protects these.
-``protected``  staged, and a later stage leaves the output of every token of the earlier stages' prompts and
-               answers exactly as it is. A request whose lookup token has the same text before it as an edited
-               prompt has the same key, and then cannot be served at all: use another lookup.
+               those of the model with the earlier stages' edits in place, and nothing protects
+               these.
+``protected``  staged, and a later stage leaves the output of every token of the earlier stages'
+prompts and
+               answers exactly as it is. A request whose lookup token has the same text before it as
+               an edited prompt has the same key, and then cannot be served at all: use another
+               lookup.
 ``joint``      one problem per layer over all forms: targets are searched on the unedited model, each at the last
-               of its group's layers, and at layers of other groups a request takes part with the wish to stay.
+               of its group's layers, and at layers of other groups a request takes part with the
+               wish to stay.
 
 Statistics are always of the unedited model.
 
-Source: arXiv 2604.08284 and its published driver (MEMIT, staged); the other solvers and protections are ours.
+Source: arXiv 2604.08284 and its published driver (MEMIT, staged); the other solvers and protections
+    are ours.
 """
 
 from collections.abc import Sequence
@@ -23,7 +28,14 @@ from typing import Any
 import torch
 
 from editing.closed_form.covariance import Covariances
-from editing.closed_form.spreading import Others, check_model, described, edit_block, site_of, spread
+from editing.closed_form.spreading import (
+    Others,
+    check_model,
+    described,
+    edit_block,
+    site_of,
+    spread,
+)
 from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditorSettings
 from editing.editors import alphaedit, emmet, memit
@@ -73,7 +85,16 @@ def edit(
     if settings.protection == "joint":
         plan = [selection.layers_of(request.form) for request in requests]
         targets = _joint_targets(model, requests, plan, contexts, settings)
-        parts, found = spread(model, requests, plan, targets, contexts, settings, solve, others=Others(earlier=earlier))
+        parts, found = spread(
+            model,
+            requests,
+            plan,
+            targets,
+            contexts,
+            settings,
+            solve,
+            others=Others(earlier=earlier),
+        )
         return merge(parts, {**about, **found})
     stages: list[EditDelta] = []
     edited: list[EditRequest] = []
@@ -83,7 +104,15 @@ def edit(
                 continue
             others = Others(tuple(edited) if settings.protection == "protected" else (), earlier)
             stage = edit_block(
-                settings.solver, model, chosen, group.layers, covariances, contexts, settings, solve, others=others
+                settings.solver,
+                model,
+                chosen,
+                group.layers,
+                covariances,
+                contexts,
+                settings,
+                solve,
+                others=others,
             )
             stack.enter_context(stage.applied(model))
             stages.append(stage)

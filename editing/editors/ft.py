@@ -1,13 +1,14 @@
 """FT: constrained fine-tuning of down-projections on the new answers.
 
-Adam on the mean over requests of −(1/n) Σ log p(target token), over the down-projections of some blocks. With a norm
-constraint no single weight moves by more than it (FT-L); without, the update is free. The weights themselves are
-never written: the change ΔW is a tensor of its own that hooks add to the MLP's raw output as ``key @ ΔWᵀ``, which is
-what the model with W + ΔW computes.
+Adam on the mean over requests of −(1/n) Σ log p(target token), over the down-projections of some
+blocks. With a norm constraint no single weight moves by more than it (FT-L); without, the update is
+free. The weights themselves are never written: the change ΔW is a tensor of its own that hooks add
+to the MLP's raw output as ``key @ ΔWᵀ``, which is what the model with W + ΔW computes.
 
-Source: Zhu et al. 2020; EasyEdit's FT with `target_new`, from which this differs in two points: all requests make one
-batch (there one request at a time, several steps an epoch), and ΔW is float32 also in models of half precision (there
-every step is rounded to the weights' type; see `EditDelta.cast_loss` for what rounding takes from the result).
+Source: Zhu et al. 2020; EasyEdit's FT with `target_new`, from which this differs in two points: all
+requests make one batch (there one request at a time, several steps an epoch), and ΔW is float32
+also in models of half precision (there every step is rounded to the weights' type; see
+`EditDelta.cast_loss` for what rounding takes from the result).
 """
 
 import dataclasses
@@ -27,11 +28,17 @@ from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
 
-@one_batch("all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16")
+@one_batch(
+    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+)
 def edit(
-    model: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int], settings: EditorSettings
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
 ) -> EditDelta:
-    """Fine-tune the down-projections of some blocks; the model is as before on return, and on error.
+    """Fine-tune the down-projections of some blocks; the model is as before on return, and on
+    error.
 
     Args:
         model: The model, edited or not: the update is for it as it is now.
@@ -47,14 +54,21 @@ def edit(
     """
     config = settings.ft
     if not requests or not layers:
-        raise EditError(f"fine-tuning needs requests and layers, got {len(requests)} and {len(layers)}")
+        raise EditError(
+            f"fine-tuning needs requests and layers, got {len(requests)} and {len(layers)}"
+        )
     asked = ask(model, [question_of(request) for request in requests])
     downs = [model.linear(model.down_projection(layer).name) for layer in layers]
     dtype = torch.promote_types(model.dtype, torch.float32)
     weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]
     changes = [torch.zeros_like(weight).requires_grad_() for weight in weights]
-    hooks = [hook for layer, change in zip(layers, changes, strict=True) for hook in _added(model, layer, change)]
-    # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by hand.
+    hooks = [
+        hook
+        for layer, change in zip(layers, changes, strict=True)
+        for hook in _added(model, layer, change)
+    ]
+    # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by
+    # hand.
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
     losses: list[float] = []
     for step in range(config.steps):
@@ -99,5 +113,6 @@ def _added(model: LanguageModel, layer: int, change: Tensor) -> list[NamedHook]:
     def write(value: Tensor, hook: Any) -> Tensor:
         return value + (keys.pop().to(change.dtype) @ change.T).to(value.dtype)
 
-    # The raw output: a norm after the MLP (Gemma 3) acts on the sum, as it would with the weights changed.
+    # The raw output: a norm after the MLP (Gemma 3) acts on the sum, as it would with the weights
+    # changed.
     return [(model.key_hook(layer), read), (model.value_hook(layer), write)]

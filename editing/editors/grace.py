@@ -1,25 +1,35 @@
-"""GRACE: a codebook at one block, consulted at the last token of every prompt; weights stay as they are.
+"""GRACE: a codebook at one block, consulted at the last token of every prompt; weights stay as they
+are.
 
-The codebook stands around the block's down-projection. Its input at the prompt's last token is the query; if the
-nearest key (Euclidean distance) is no farther than that key's radius, the down-projection's output at that token is
-replaced by the key's value. Requests are added one after the other:
+The codebook stands around the block's down-projection. Its input at the prompt's last token is the
+query; if the nearest key (Euclidean distance) is no farther than that key's radius, the
+down-projection's output at that token is replaced by the key's value. Requests are added one after
+the other:
 
-- no ball around a key meets the ball of radius ε around the query: the query becomes a key with radius ε;
-- the nearest key has the same target: its ball grows to contain the query, and its value is trained further;
-- the nearest key has another target: the query becomes a key, and both radii are cut to half the distance.
+- no ball around a key meets the ball of radius ε around the query: the query becomes a key with
+radius ε;
+- the nearest key has the same target: its ball grows to contain the query, and its value is trained
+further;
+- the nearest key has another target: the query becomes a key, and both radii are cut to half the
+  distance.
 
-The value starts at uniform random numbers in [0, 1) ("cold") and is trained by Adam for a number of steps on
-−(1/n) Σ log p(target token).
+The value starts at uniform random numbers in [0, 1) ("cold") and is trained by Adam for a number of
+steps on −(1/n) Σ log p(target token).
 
-Source: Hartvigsen et al. 2023; EasyEdit's GRACE (val_init cold, val_train sgd, replace_last, coverage). Differences:
+Source: Hartvigsen et al. 2023; EasyEdit's GRACE (val_init cold, val_train sgd, replace_last,
+    coverage). Differences:
 
-- The token is always the prompt's last. EasyEdit takes the index left over from the last training prompt, wherever
-  that falls in another prompt, and sets it to the last token of what is fed in generation.
-- In generation the codebook acts in the pass over the prompt; EasyEdit also consults it at every generated token.
-- Targets are compared as texts; EasyEdit compares the mean of the label ids, padding and prompt length included.
-- Radii are only ever cut in a conflict; EasyEdit sets them to half the distance, which can make them larger.
-- A query equal to a key with another target takes its place, so that the later request holds; in EasyEdit neither
-  would, as both radii become zero or less.
+- The token is always the prompt's last. EasyEdit takes the index left over from the last training
+  prompt, wherever that falls in another prompt, and sets it to the last token of what is fed in
+  generation.
+- In generation the codebook acts in the pass over the prompt; EasyEdit also consults it at every
+generated token.
+- Targets are compared as texts; EasyEdit compares the mean of the label ids, padding and prompt
+length included.
+- Radii are only ever cut in a conflict; EasyEdit sets them to half the distance, which can make
+them larger.
+- A query equal to a key with another target takes its place, so that the later request holds; in
+  EasyEdit neither would, as both radii become zero or less.
 - A grown radius is larger than the distance by a margin for rounding, a cut one smaller.
 """
 
@@ -78,15 +88,20 @@ class Codebook:
         for what in ("keys", "values", "radii"):
             if not bool(getattr(self, what).isfinite().all()):
                 raise NotFiniteError(
-                    f"the codebook's {what} are not finite; make the edit again with a smaller grace.learning_rate, or "
-                    "model.dtype=float32"
+                    f"the codebook's {what} are not finite; make the edit again with a smaller"
+                    " grace.learning_rate, or model.dtype=float32"
                 )
 
-    def nearest(self, query: Float[Tensor, "batch d_mlp"]) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
+    def nearest(
+        self, query: Float[Tensor, "batch d_mlp"]
+    ) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Distance to the nearest key, and which it is (the first of equals)."""
         keys = self.keys.to(query)
-        # Exact differences: the matrix product of torch.cdist loses small distances between large keys.
-        distance = torch.stack([torch.linalg.vector_norm(query - key, dim=-1) for key in keys], dim=-1)
+        # Exact differences: the matrix product of torch.cdist loses small distances between large
+        # keys.
+        distance = torch.stack(
+            [torch.linalg.vector_norm(query - key, dim=-1) for key in keys], dim=-1
+        )
         return distance.min(-1)
 
     @contextmanager
@@ -127,7 +142,9 @@ class Codebook:
         """
         what = "codebook"
         tensors, header = read_file(path, what, SCHEMA)
-        keys, values, radii = (tensors.get(name, torch.zeros(0)) for name in ("keys", "values", "radii"))
+        keys, values, radii = (
+            tensors.get(name, torch.zeros(0)) for name in ("keys", "values", "radii")
+        )
         labels, layer = header.get("labels"), header.get("layer")
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise damaged_edit(path, what, "its header has no labels")
@@ -135,9 +152,15 @@ class Codebook:
         if type(layer) is not int or (keys.ndim, values.ndim, radii.ndim) != (2, 2, 1):
             raise damaged_edit(path, what, "it lacks the layer, keys, values or radii")
         if not len(keys) == len(values) == len(radii) == n:
-            raise damaged_edit(path, what, f"it has {len(keys)} keys, {len(values)} values, {len(radii)} radii for {n}")
+            raise damaged_edit(
+                path,
+                what,
+                f"it has {len(keys)} keys, {len(values)} values, {len(radii)} radii for {n}",
+            )
         try:
-            return cls(layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"])
+            return cls(
+                layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"]
+            )
         except NotFiniteError as error:
             raise damaged_edit(path, what, error) from error
 
@@ -158,14 +181,17 @@ class Codebook:
         return [(model.key_hook(self.layer), read), (model.value_hook(self.layer), write)]
 
 
-def edit(model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings) -> Codebook:
+def edit(
+    model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings
+) -> Codebook:
     """Add every request to an empty codebook, one after the other; the model is not changed.
 
     Args:
         model: The model.
         requests: What to change; a later one wins where prompts are equal.
         layer: Block of the codebook.
-        settings: Radius, steps and learning rate under `grace`, and the seed of the values' first numbers.
+        settings: Radius, steps and learning rate under `grace`, and the seed of the values' first
+            numbers.
 
     Returns:
         A codebook in float32 (float64 for a float64 model), on the CPU.
@@ -185,12 +211,16 @@ def edit(model: LanguageModel, requests: Sequence[EditRequest], layer: int, sett
     for request in requests:
         asked = ask(model, [question_of(request)])
         name = model.key_hook(layer)
-        query = model.capture(asked.ids, [name], mask=asked.mask)[name][0, asked.ends].to("cpu", dtype)
+        query = model.capture(asked.ids, [name], mask=asked.mask)[name][0, asked.ends].to(
+            "cpu", dtype
+        )
         cold = torch.rand(model.d_model, generator=generator, dtype=dtype)
         book, index = _placed(book, query, request.target_new.strip(), cold, config.epsilon)
         value, course = _train(model, layer, asked, book.values[index], settings)
         losses.append(course)
-        book = replace(book, values=torch.cat([book.values[:index], value[None], book.values[index + 1 :]]))
+        book = replace(
+            book, values=torch.cat([book.values[:index], value[None], book.values[index + 1 :]])
+        )
     about = {
         "editor": "grace",
         "layers": [layer],
@@ -202,7 +232,11 @@ def edit(model: LanguageModel, requests: Sequence[EditRequest], layer: int, sett
 
 
 def _placed(
-    book: Codebook, query: Float[Tensor, "1 d_mlp"], label: str, cold: Float[Tensor, " d_model"], epsilon: float
+    book: Codebook,
+    query: Float[Tensor, "1 d_mlp"],
+    label: str,
+    cold: Float[Tensor, " d_model"],
+    epsilon: float,
 ) -> tuple[Codebook, int]:
     """The codebook with a place for a request, and which it is (see the module)."""
     radii, labels, radius = book.radii.clone(), list(book.labels), epsilon
@@ -233,7 +267,11 @@ def _placed(
 
 
 def _train(
-    model: LanguageModel, layer: int, asked: Asked, start: Float[Tensor, " d_model"], settings: EditorSettings
+    model: LanguageModel,
+    layer: int,
+    asked: Asked,
+    start: Float[Tensor, " d_model"],
+    settings: EditorSettings,
 ) -> tuple[Float[Tensor, " d_model"], list[float]]:
     """The trained value on the CPU, and the loss before each step."""
     config = settings.grace
@@ -251,7 +289,11 @@ def _train(
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
             loss = asked.nll(logits).mean()
         if not loss.isfinite():
-            why = "use a smaller grace.learning_rate, or model.dtype=float32" if step else cause(model)
+            why = (
+                "use a smaller grace.learning_rate, or model.dtype=float32"
+                if step
+                else cause(model)
+            )
             raise EditError(f"GRACE diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()

@@ -1,8 +1,8 @@
 r"""In-context editing: the new facts are put before every prompt; the model stays as it is.
 
-ICE puts the facts alone. IKE puts demonstrations before them, made of edits of training rules, each of three kinds:
-the edited prompt is answered anew (copy), so is a rephrasing of it (update), and a neighbour keeps its own answer
-(retain). The text before a prompt is
+ICE puts the facts alone. IKE puts demonstrations before them, made of edits of training rules, each
+of three kinds: the edited prompt is answered anew (copy), so is a rephrasing of it (update), and a
+neighbour keeps its own answer (retain). The text before a prompt is
 
     New Fact: {prompt} {target}\nPrompt: {prompt} {target}\n\n            } for every training rule
     New Fact: {prompt} {target}\nPrompt: {rephrasing} {target}\n\n        }
@@ -10,10 +10,10 @@ the edited prompt is answered anew (copy), so is a rephrasing of it (update), an
     New Fact: {prompt} {target}\n                                         for every request
     Prompt:␣
 
-Source: Zheng et al. 2023 (IKE), whose format and order this keeps: the most similar demonstrations stand last, next to
-the question. Differences: several requests give several facts, similarity is the overlap of the prompts' words (there
-the cosine of a sentence encoder), and every training rule gives all three kinds (there 32 demonstrations, one kind
-from each of 32 facts).
+Source: Zheng et al. 2023 (IKE), whose format and order this keeps: the most similar demonstrations
+stand last, next to the question. Differences: several requests give several facts, similarity is
+the overlap of the prompts' words (there the cosine of a sentence encoder), and every training rule
+gives all three kinds (there 32 demonstrations, one kind from each of 32 facts).
 """
 
 import dataclasses
@@ -51,7 +51,8 @@ class InContext:
 
     @contextmanager
     def edited(self, model: LanguageModel) -> Iterator[View]:
-        """The model with the text before every prompt, as every edit gives it (see `editing.edits.protocol`).
+        """The model with the text before every prompt, as every edit gives it (see
+        `editing.edits.protocol`).
 
         Raises:
             EditError: It was made for another model.
@@ -87,7 +88,9 @@ class InContext:
         return cls(before, header["model_hash"], header["about"])
 
 
-def ice(model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings) -> InContext:
+def ice(
+    model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings
+) -> InContext:
     """The new facts before every prompt.
 
     Args:
@@ -96,45 +99,60 @@ def ice(model: LanguageModel, requests: Sequence[EditRequest], settings: EditorS
         settings: Kept with the edit.
 
     Raises:
-        EditError: There is no request, or a request does not fit the model's context with the facts before it.
+        EditError: There is no request, or a request does not fit the model's context with the facts
+            before it.
     """
     return _context(model, requests, settings, "ice", ())
 
 
 def ike(
-    model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings, training_rules: Sequence[Rule]
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: EditorSettings,
+    training_rules: Sequence[Rule],
 ) -> InContext:
     """Demonstrations and the new facts before every prompt.
 
-    A rule demonstrates nothing about itself: rules with the id or the subject of a request are left out, and so are
-    neighbours that ask about a requested rule.
+    A rule demonstrates nothing about itself: rules with the id or the subject of a request are left
+    out, and so are neighbours that ask about a requested rule.
 
     Args:
         model: The model that will be asked.
         requests: What to change.
-        settings: Number of training rules under `in_context.demonstrations`; fewer are taken where there are fewer.
-        training_rules: Rules to demonstrate with. Each shows its form whose prompt is most like a requested one.
+        settings: Number of training rules under `in_context.demonstrations`; fewer are taken where
+        there are fewer.
+        training_rules: Rules to demonstrate with. Each shows its form whose prompt is most like a
+            requested one.
 
     Raises:
-        EditError: There is no request or no training rule, or a request does not fit the model's context.
+        EditError: There is no request or no training rule, or a request does not fit the model's
+            context.
     """
     edited = {request.rule for request in requests}
     subjects = {request.subject.casefold() for request in requests}
-    usable = [rule for rule in training_rules if rule.id not in edited and rule.subject.casefold() not in subjects]
+    usable = [
+        rule
+        for rule in training_rules
+        if rule.id not in edited and rule.subject.casefold() not in subjects
+    ]
     if not usable:
         raise EditError(
-            f"IKE has no rules to demonstrate with: {len(training_rules)} training rules, none with another id and "
-            "subject than the edited rule; add rules of the split train, or use ice"
+            f"IKE has no rules to demonstrate with: {len(training_rules)} training rules, none with"
+            " another id and subject than the edited rule; add rules of the split train, or"
+            " use ice"
         )
     ranked: list[tuple[float, Rule, RulePrompt]] = []
     for rule in usable:
         likeness, form = max(
-            ((_likeness(form.prompt, requests), form) for form in rule.forms.values()), key=lambda pair: pair[0]
+            ((_likeness(form.prompt, requests), form) for form in rule.forms.values()),
+            key=lambda pair: pair[0],
         )
         ranked.append((likeness, rule, form))
     ranked.sort(key=lambda entry: -entry[0])
     chosen = ranked[: settings.in_context.demonstrations]
-    return _context(model, requests, settings, "ike", [(rule, form) for _, rule, form in reversed(chosen)])
+    return _context(
+        model, requests, settings, "ike", [(rule, form) for _, rule, form in reversed(chosen)]
+    )
 
 
 def overlap(first: str, second: str) -> float:
@@ -162,7 +180,9 @@ def _context(
         raise EditError("in-context editing needs at least one request, got none")
     edited = {request.rule for request in requests}
     shown = "".join(text for _, form in demonstrations for text in _demonstrations(form, edited))
-    facts = "".join(_fact(request.prompt, request.target_new, request.space) for request in requests)
+    facts = "".join(
+        _fact(request.prompt, request.target_new, request.space) for request in requests
+    )
     before = f"{shown}{facts}Prompt: "
     # Found out here rather than after an hour of other editors.
     ask(View(model, before=before), [question_of(request) for request in requests])
@@ -184,7 +204,9 @@ def _demonstrations(form: RulePrompt, edited: set[str]) -> Iterator[str]:
     fact = _fact(form.prompt, form.target_new, form.space)
     asked = [(form.prompt, form.target_new, form.space)]
     asked += [(prompt, form.target_new, form.space) for prompt in form.rephrasings[:1]]
-    others = [probe for probe in (*form.neighborhood, *form.distracting) if probe.rule not in edited]
+    others = [
+        probe for probe in (*form.neighborhood, *form.distracting) if probe.rule not in edited
+    ]
     asked += [(probe.prompt, probe.answer, probe.space) for probe in others[:1]]
     for prompt, answer, space in asked:
         yield f"{fact}Prompt: {join(prompt, answer, space).text}\n\n"

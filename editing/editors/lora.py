@@ -1,13 +1,15 @@
 """LoRA: low-rank adapters trained on the new answers, with `peft`.
 
-Adapters are trained on a Hugging Face model that shares the parameters of ours (`LanguageModel.clean_copy`), by Adam on
-the mean over requests of −(1/n) Σ log p(target token). What comes back is their product (α/r)·B·A as a delta, so that
-applying and reverting it is that of any weight edit.
+Adapters are trained on a Hugging Face model that shares the parameters of ours
+(`LanguageModel.clean_copy`), by Adam on the mean over requests of −(1/n) Σ log p(target token).
+What comes back is their product (α/r)·B·A as a delta, so that applying and reverting it is that of
+any weight edit.
 
-Source: Hu et al. 2022; settings of EasyEdit's LoRA (r 8, α 32, 70 steps, learning rate 5e-3, dropout 0.1, queries and
-values). Differences: EasyEdit's code makes AdaLoRA adapters (SVD form, with a penalty on their orthogonality) under
-that name, trains on one request at a time and appends "<|endoftext|>" to targets; here are plain LoRA, one batch and
-the target alone. As there, dropout acts in the adapters only: the model itself is in evaluation mode.
+Source: Hu et al. 2022; settings of EasyEdit's LoRA (r 8, α 32, 70 steps, learning rate 5e-3,
+dropout 0.1, queries and values). Differences: EasyEdit's code makes AdaLoRA adapters (SVD form,
+with a penalty on their orthogonality) under that name, trains on one request at a time and appends
+"<|endoftext|>" to targets; here are plain LoRA, one batch and the target alone. As there, dropout
+acts in the adapters only: the model itself is in evaluation mode.
 """
 
 import dataclasses
@@ -27,9 +29,14 @@ from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
 
 
-@one_batch("all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16")
+@one_batch(
+    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+)
 def edit(
-    model: LanguageModel, requests: Sequence[EditRequest], layers: Sequence[int], settings: EditorSettings
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
 ) -> EditDelta:
     """Train adapters on projections of some blocks; the model is as before on return, and on error.
 
@@ -37,20 +44,22 @@ def edit(
         model: The model, edited or not: the update is for it as it is now.
         requests: What to change.
         layers: Blocks whose projections get adapters.
-        settings: Rank, α, steps, learning rate, dropout and projections under `lora`, and the seed of the adapters'
-            first values and of dropout. The global random state is left as it was.
+        settings: Rank, α, steps, learning rate, dropout and projections under `lora`, and the seed
+            of the adapters' first values and of dropout. The global random state is left as it was.
 
     Returns:
         A delta with factors of rank `lora.rank`, float32, for each projection.
 
     Raises:
-        EditError: There is no request or no layer, a block has no such projection with a matrix of its own, the loss
-            became NaN or infinite, or `peft` is not installed.
+        EditError: There is no request or no layer, a block has no such projection with a matrix of
+            its own, the loss became NaN or infinite, or `peft` is not installed.
     """
     if not requests or not layers:
         raise EditError(f"LoRA needs requests and layers, got {len(requests)} and {len(layers)}")
     try:
-        places = [model.projection(layer, part) for layer in layers for part in settings.lora.targets]
+        places = [
+            model.projection(layer, part) for layer in layers for part in settings.lora.targets
+        ]
     except ModelError as error:
         raise EditError(
             f"LoRA cannot adapt {settings.lora.targets}: {error}; set edit.lora.targets, such as "
@@ -76,7 +85,9 @@ def edit(
         "settings": settings.model_dump(mode="json"),
         "losses": losses,
     }
-    return EditDelta(updates, {place.name: place.layer for place in places}, model.weight_hash, about)
+    return EditDelta(
+        updates, {place.name: place.layer for place in places}, model.weight_hash, about
+    )
 
 
 def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -> list[Any]:
@@ -85,7 +96,9 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
         # Late: it takes seconds, and nothing else needs it.
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise EditError(f"LoRA needs the package peft ({error}): pip install 'peft>=0.21,<1'") from error
+        raise EditError(
+            f"LoRA needs the package peft ({error}): pip install 'peft>=0.21,<1'"
+        ) from error
     config, names = settings.lora, [place.name.removesuffix(".weight") for place in places]
     adapter_config = LoraConfig(
         r=config.rank,
@@ -110,10 +123,17 @@ def _train(model: LanguageModel, clean: Any, asked: Asked, settings: EditorSetti
     losses: list[float] = []
     for step in range(config.steps):
         with torch.enable_grad():
-            run = clean(input_ids=asked.ids, attention_mask=asked.mask, logits_to_keep=asked.kept, use_cache=False)
+            run = clean(
+                input_ids=asked.ids,
+                attention_mask=asked.mask,
+                logits_to_keep=asked.kept,
+                use_cache=False,
+            )
             loss = asked.nll(run.logits).mean()
         if not loss.isfinite():
-            why = "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)
+            why = (
+                "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)
+            )
             raise EditError(f"LoRA diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()

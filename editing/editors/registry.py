@@ -1,7 +1,7 @@
 """Every editor behind one function: settings and requests in, an edit out.
 
-What editors share (contexts, statistics of the unedited model, selected layers, rules to demonstrate with) is a
-`Resources`; an arm of a comparison is an `EditorSettings`.
+What editors share (contexts, statistics of the unedited model, selected layers, rules to
+demonstrate with) is a `Resources`; an arm of a comparison is an `EditorSettings`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,9 @@ from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.select import LayerSelection, parse_layers
 
-# Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21 (EasyEdit for LLaMA;
-# its setting for Qwen2.5-7B is the last block), GRACE 19 (its 18 of 28 for Qwen2.5-7B).
+# Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21
+# (EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block), GRACE 19 (its 18 of 28 for
+# Qwen2.5-7B).
 PUBLISHED_DEPTH = 30
 PUBLISHED: dict[str, tuple[int, ...]] = {
     "memit": (4, 5, 6, 7, 8),
@@ -37,7 +38,8 @@ PUBLISHED: dict[str, tuple[int, ...]] = {
 CLOSED_FORM = ("dmle", "memit", "alphaedit", "emmet", "rome")
 ONE_BLOCK = ("rome", "grace")
 IN_ORDER = ("grace", "ice", "ike")
-"""Editors that take requests one by one anyway: a sequence of edits is one edit with all requests."""
+"""Editors that take requests one by one anyway: a sequence of edits is one edit with all
+requests."""
 WEAK = 0.5
 
 
@@ -61,7 +63,8 @@ def edit(
     *,
     earlier: Sequence[EditRequest] = (),
 ) -> Edit:
-    """One editor's edit for all the requests together; the model is as before on return, and on error.
+    """One editor's edit for all the requests together; the model is as before on return, and on
+    error.
 
     Args:
         model: The model, edited or not: the edit is for it as it is now.
@@ -71,10 +74,13 @@ def edit(
         earlier: Requests of earlier edits in a sequence.
 
     Raises:
-        ValueError: A resource that the editor needs is missing, or the model or a request does not suit it.
+        ValueError: A resource that the editor needs is missing, or the model or a request does not
+            suit it.
     """
     if settings.editor in CLOSED_FORM and settings.answer == "words":
-        requests, earlier = ([word for each in some for word in words_of(each)] for some in (requests, earlier))
+        requests, earlier = (
+            [word for each in some for word in words_of(each)] for some in (requests, earlier)
+        )
     if settings.editor not in CLOSED_FORM or settings.rounds == 1:
         return _edit(model, requests, settings, resources, earlier)
     parts: list[EditDelta] = []
@@ -101,7 +107,9 @@ def _edit(
         covariances, contexts = _need(resources.covariances, name), resources.contexts
         if name == "dmle":
             selection = selection_of(settings, model.n_layers, resources.selection)
-            return dmle.edit(model, requests, selection, covariances, contexts, settings, earlier=earlier)
+            return dmle.edit(
+                model, requests, selection, covariances, contexts, settings, earlier=earlier
+            )
         block = block_of(settings, model.n_layers)
         if name == "rome":
             return rome.edit(model, requests, block[0], covariances, contexts, settings)
@@ -119,7 +127,9 @@ def _edit(
     return in_context.ike(model, requests, settings, resources.training_rules)
 
 
-def selection_of(settings: EditorSettings, n_layers: int, selected: LayerSelection | None) -> LayerSelection:
+def selection_of(
+    settings: EditorSettings, n_layers: int, selected: LayerSelection | None
+) -> LayerSelection:
     """DMLE's layers: the run's selection, a file's, or those given by hand.
 
     Raises:
@@ -132,8 +142,12 @@ def selection_of(settings: EditorSettings, n_layers: int, selected: LayerSelecti
         if settings.layers.endswith(".json")
         else parse_layers(settings.layers, n_layers)
     )
-    if worst := [layer for group in chosen.groups for layer in group.layers if not 0 <= layer < n_layers]:
-        raise InputError(f"edit.layers has layers {worst}; the model has layers 0 to {n_layers - 1}")
+    if worst := [
+        layer for group in chosen.groups for layer in group.layers if not 0 <= layer < n_layers
+    ]:
+        raise InputError(
+            f"edit.layers has layers {worst}; the model has layers 0 to {n_layers - 1}"
+        )
     return chosen
 
 
@@ -147,8 +161,8 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
         groups = parse_layers(settings.block, n_layers).groups
         if len(groups) != 1:
             raise InputError(
-                f"edit.block is {settings.block!r}: {settings.editor} knows no groups of forms; give one list, such as "
-                "4-8 (layers by group are DMLE's, edit.layers)"
+                f"edit.block is {settings.block!r}: {settings.editor} knows no groups of forms;"
+                " give one list, such as 4-8 (layers by group are DMLE's, edit.layers)"
             )
         block = groups[0].layers
     elif settings.editor == "lora":
@@ -159,11 +173,15 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
         first = min(round(published[0] * n_layers / PUBLISHED_DEPTH), n_layers - 1)
         block = tuple(range(first, min(first + len(published), n_layers)))
     if settings.editor in ONE_BLOCK and len(block) != 1:
-        raise InputError(f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer")
+        raise InputError(
+            f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer"
+        )
     return block
 
 
-def layers_of(settings: EditorSettings, n_layers: int, selected: LayerSelection | None) -> tuple[int, ...]:
+def layers_of(
+    settings: EditorSettings, n_layers: int, selected: LayerSelection | None
+) -> tuple[int, ...]:
     """Blocks whose statistics an editor needs; none for editors without a closed form."""
     if settings.editor not in CLOSED_FORM:
         return ()
@@ -174,7 +192,9 @@ def layers_of(settings: EditorSettings, n_layers: int, selected: LayerSelection 
 
 
 def remarks(about: Mapping[str, Any]) -> list[str]:
-    """What a reader of an edit should know: colliding keys, requests that were not served, losses in the cast."""
+    """What a reader of an edit should know: colliding keys, requests that were not served,
+    losses in the cast.
+    """
     lines: list[str] = []
     for part in (about, *about.get("stages", ())):
         worst: dict[tuple[str, ...], float] = {}
@@ -183,11 +203,14 @@ def remarks(about: Mapping[str, Any]) -> list[str]:
             worst[names] = max(worst.get(names, 0.0), pair["cosine"])
         for (first, second), cosine in worst.items():
             lines.append(
-                f"{first} and {second} share a key (cosine {cosine:.4f}) and want different changes, which are "
-                "averaged; try edit.lookup=rule_word_last or last, or other layers for one of them"
+                f"{first} and {second} share a key (cosine {cosine:.4f}) and want different"
+                " changes, which are averaged; try edit.lookup=rule_word_last or last, or other"
+                " layers for one of them"
             )
         shares: dict[tuple[str, str], list[float]] = {}
-        for request, left in zip(part.get("requests", ()), part.get("residual_left", ()), strict=False):
+        for request, left in zip(
+            part.get("requests", ()), part.get("residual_left", ()), strict=False
+        ):
             shares.setdefault((request["rule"], request["form"]), []).append(left)
         for (rule, form), left in shares.items():
             weak = sum(share > WEAK for share in left)
@@ -195,11 +218,14 @@ def remarks(about: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{rule} {form}: {left[0]:.0%} of the way to its target is left")
             elif weak:
                 of = f"{weak} of its {len(left)} words"
-                lines.append(f"{rule} {form}: more than half of the way to the target is left for {of}")
+                lines.append(
+                    f"{rule} {form}: more than half of the way to the target is left for {of}"
+                )
     for name, lost in about.get("cast_loss", {}).items():
         if lost > WEAK:
             lines.append(
-                f"{name}: {lost:.0%} of the update is lost in the model's number format; use model.dtype float32"
+                f"{name}: {lost:.0%} of the update is lost in the model's number format; use"
+                " model.dtype float32"
             )
     return lines
 
@@ -207,6 +233,7 @@ def remarks(about: Mapping[str, Any]) -> list[str]:
 def _need(value: Any, who: str) -> Any:
     if value is None:
         raise InputError(
-            f"{who} needs statistics or selected layers that were not given; see editing.editors.registry.Resources"
+            f"{who} needs statistics or selected layers that were not given; see"
+            " editing.editors.registry.Resources"
         )
     return value

@@ -1,7 +1,8 @@
 """ROME and r-ROME: one rank-one update of one block per request, one request after the other.
 
-The value v* is searched at the output of the down-projection (so that blocks with a norm behind the MLP are
-served too) and W k = v* is imposed with the least change, weighted by the covariance. `rome_keys`:
+The value v* is searched at the output of the down-projection (so that blocks with a norm behind the
+MLP are served too) and W k = v* is imposed with the least change, weighted by the covariance.
+`rome_keys`:
 
 ``consistent`` (r-ROME)  one key everywhere, the average over contexts:  ΔW k̄ = δ
 ``original``             direction from the averaged key, constraint at the bare prompt's: ΔW k_p = δ. If the two
@@ -46,8 +47,8 @@ def edit(
         covariances: Second moments of the *unedited* model at this block.
         contexts: See `editing.closed_form.contexts`.
         settings: Settings.
-        targets: Values v* of all requests, if they are known already; else each is searched on the model with
-            the earlier requests' updates.
+        targets: Values v* of all requests, if they are known already; else each is searched on the
+            model with the earlier requests' updates.
 
     Raises:
         DeltaError: The covariances are of another model.
@@ -64,7 +65,9 @@ def edit(
             bare = find_keys(model, [request], layer, ("",), settings.lookup, memory=memory)[0]
             written = key if settings.rome_keys == "consistent" else bare
             factor = covariances.factor(layer)
-            part = block_delta(model, layer, rank_one(found.z[at] - found.initial[at], key, factor, written))
+            part = block_delta(
+                model, layer, rank_one(found.z[at] - found.initial[at], key, factor, written)
+            )
             parts.append(part)
             losses.append(list(found.losses[at]))
             stack.enter_context(part.applied(model))

@@ -17,10 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.closed_form.precision import Exact, as_tensor, exact, frobenius, rank, together, triangle
+from editing.closed_form.precision import (
+    Exact,
+    as_tensor,
+    exact,
+    frobenius,
+    rank,
+    together,
+    triangle,
+)
 from editing.closed_form.solvers import LowRank
 from editing.editors import grace, in_context
-from editing.edits.protocol import Edit, EditError, View, check_model, damaged_edit, read_file, write_file
+from editing.edits.protocol import (
+    Edit,
+    EditError,
+    View,
+    check_model,
+    damaged_edit,
+    read_file,
+    write_file,
+)
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel, ModelError, Projection
 from interp.results.display import Update, delta_html
@@ -48,8 +64,8 @@ class EditDelta:
     """Updates of linear maps of blocks, by Hugging Face parameter name.
 
     Attributes:
-        updates: Parameter name → update with shape (d_out, d_in), whatever the parameter's orientation: two factors,
-            or the whole matrix where an editor's update has no low rank.
+        updates: Parameter name → update with shape (d_out, d_in), whatever the parameter's
+            orientation: two factors, or the whole matrix where an editor's update has no low rank.
         layers: Parameter name → block.
         model_hash: Hash of the model the edit was made for.
         about: Editor, settings, requests, contexts, seeds; anything JSON can hold.
@@ -70,17 +86,18 @@ class EditDelta:
             parts = (update.left, update.right) if isinstance(update, LowRank) else (update,)
             if not all(bool(part.isfinite().all()) for part in parts):
                 raise NotFiniteError(
-                    f"the update of {name} is not finite; make the edit again with a smaller learning rate, a larger "
-                    "edit.ridge, or model.dtype=float32"
+                    f"the update of {name} is not finite; make the edit again with a smaller"
+                    " learning rate, a larger edit.ridge, or model.dtype=float32"
                 )
 
     def apply(self, model: LanguageModel) -> Applied:
         """Add the updates to the model's weights, in place.
 
         Raises:
-            EditError: The model is not the one that the delta was made for, or an update does not fit its
-                block; nothing is changed then.
-            NotFiniteError: The edited weights are too large for the model's number format; nothing is changed.
+            EditError: The model is not the one that the delta was made for, or an update does not
+                fit its block; nothing is changed then.
+            NotFiniteError: The edited weights are too large for the model's number format; nothing
+                is changed.
         """
         check_model(model, self.model_hash, "delta")
         originals: dict[str, Tensor] = {}
@@ -91,7 +108,8 @@ class EditDelta:
                 new = _rounded(weight + change, place.weight)
                 if not bool(new.isfinite().all()):
                     raise NotFiniteError(
-                        f"{name} with the edit is not finite in {new.dtype}; use model.dtype=float32 or a smaller edit"
+                        f"{name} with the edit is not finite in {new.dtype}; use"
+                        " model.dtype=float32 or a smaller edit"
                     )
                 originals[name] = place.weight.detach().clone()
                 _write(place.weight, new)
@@ -111,7 +129,9 @@ class EditDelta:
 
     @contextmanager
     def edited(self, model: LanguageModel) -> Iterator[View]:
-        """The edited model inside a `with` block, as every edit gives it (see `editing.edits.protocol`)."""
+        """The edited model inside a `with` block, as every edit gives it (see
+        `editing.edits.protocol`).
+        """
         with self.applied(model):
             yield View(model)
 
@@ -127,14 +147,16 @@ class EditDelta:
         return {layer: square**0.5 for layer, square in squares.items()}
 
     def rank(self) -> dict[str, int]:
-        """Rank of each update, by parameter: of factors their columns, of a whole matrix its numerical rank."""
+        """Rank of each update, by parameter: of factors their columns, of a whole matrix its
+        numerical rank.
+        """
         return {name: _rank(update) for name, update in self.updates.items()}
 
     def cast_loss(self, model: LanguageModel) -> dict[str, float]:
         """Share of each update that is lost when the weights are stored in the model's type.
 
-        ‖cast(W + Δ) − W − Δ‖ / ‖Δ‖ for the weights W as they are now. Small updates of bfloat16 and float16 models
-        round away: at 1 nothing of the update arrives. 0 for an update that is zero.
+        ‖cast(W + Δ) − W − Δ‖ / ‖Δ‖ for the weights W as they are now. Small updates of bfloat16 and
+        float16 models round away: at 1 nothing of the update arrives. 0 for an update that is zero.
 
         Raises:
             EditError: As in `apply`.
@@ -150,7 +172,9 @@ class EditDelta:
         return lost
 
     def export(self, model: LanguageModel, folder: Path) -> None:
-        """Write the edited model as a Hugging Face folder; the model itself is unedited again on return."""
+        """Write the edited model as a Hugging Face folder; the model itself is unedited again on
+        return.
+        """
         with self.applied(model):
             model.export(folder)
 
@@ -189,16 +213,23 @@ class EditDelta:
             raise damaged_edit(path, what, error) from error
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what was asked, how far each request got, and what is written where."""
+        """What a notebook shows: what was asked, how far each request got, and what is written
+        where.
+        """
         shown = []
         for name, update in self.updates.items():
             low = isinstance(update, LowRank)  # the rank of a whole matrix takes a decomposition
-            shape = (len(update.left), len(update.right)) if low else (update.shape[0], update.shape[1])
-            shown.append(Update(name, self.layers[name], shape, update.left.shape[1] if low else None))
+            shape = (
+                (len(update.left), len(update.right)) if low else (update.shape[0], update.shape[1])
+            )
+            shown.append(
+                Update(name, self.layers[name], shape, update.left.shape[1] if low else None)
+            )
         return delta_html(shown, self.norms(), self.about, model_hash=self.model_hash)
 
     def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Exact, Exact]:
-        """Where an update goes, the weights there and the update: float64, in the parameter's orientation.
+        """Where an update goes, the weights there and the update: float64, in the parameter's
+        orientation.
 
         Raises:
             EditError: It does not fit.
@@ -214,8 +245,8 @@ class EditDelta:
         change = change.T if place.transposed else change
         if place.layer != layer or change.shape != place.weight.shape:
             raise EditError(
-                f"the update of {name} with shape {tuple(change.shape)} does not fit block {layer}: that parameter is "
-                f"of block {place.layer}, with shape {tuple(place.weight.shape)}"
+                f"the update of {name} with shape {tuple(change.shape)} does not fit block {layer}:"
+                f" that parameter is of block {place.layer}, with shape {tuple(place.weight.shape)}"
             )
         return place, weight, change
 
@@ -251,9 +282,11 @@ def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
 
 @contextmanager
 def stack(deltas: Sequence[EditDelta], model: LanguageModel) -> Iterator[View]:
-    """The model with several deltas, each added to what the ones before it left (rounded in between, unlike `merge`).
+    """The model with several deltas, each added to what the ones before it left (rounded in
+    between, unlike `merge`).
 
-    They are reverted in reverse order, so the model is as before bit for bit on leaving, also by an exception.
+    They are reverted in reverse order, so the model is as before bit for bit on leaving, also by an
+    exception.
     """
     with ExitStack() as entered:
         for delta in deltas:
@@ -262,7 +295,8 @@ def stack(deltas: Sequence[EditDelta], model: LanguageModel) -> Iterator[View]:
 
 
 def load_edit(path: Path) -> Edit:
-    """Read an edit of any kind: a delta, a codebook (`editing.editors.grace`) or a context (`editing.editors.in_context`).
+    """Read an edit of any kind: a delta, a codebook (`editing.editors.grace`) or a context
+    (`editing.editors.in_context`).
 
     Raises:
         EditError: The file is missing, damaged, or of another schema.
@@ -274,7 +308,9 @@ def load_edit(path: Path) -> Edit:
     }
     _, header = read_file(path, "edit")
     if (schema := header["schema"]) not in readers:
-        raise damaged_edit(path, "edit", f"its schema is {schema!r}, one of {list(readers)} is needed")
+        raise damaged_edit(
+            path, "edit", f"its schema is {schema!r}, one of {list(readers)} is needed"
+        )
     return readers[schema](path)
 
 
@@ -291,7 +327,13 @@ def _update_of(tensors: Mapping[str, Tensor], name: str, path: Path, what: str) 
     whole, left, right = (tensors.get(f"{name}.{part}") for part in ("dense", "left", "right"))
     if whole is not None and whole.ndim == 2:
         return whole
-    if left is None or right is None or left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+    if (
+        left is None
+        or right is None
+        or left.ndim != 2
+        or right.ndim != 2
+        or left.shape[1] != right.shape[1]
+    ):
         raise damaged_edit(path, what, f"it has no update of {name} that fits together")
     return LowRank(left, right)
 

@@ -1,7 +1,7 @@
 """What an edit is to the rest: a value that shows a model as it leaves it, for a while.
 
-Editors of weights, codebooks and contexts differ in how they act on a model. Scoring sees none of that: it asks
-a `View`, which says how a prompt is put to the model.
+Editors of weights, codebooks and contexts differ in how they act on a model. Scoring sees none of
+that: it asks a `View`, which says how a prompt is put to the model.
 
 with edit.edited(model) as view:        # the model is as before on leaving, also by an exception
     teacher_forced(view, questions, batch_size=8)
@@ -42,8 +42,8 @@ class View:
     Attributes:
         model: The model, with whatever the edit wrote into its weights.
         before: Text put before every prompt; the two are encoded as one text.
-        hooks: Column of the last prompt token of each row of a run → hooks of that run. In generation they act in
-            the pass over the prompts only.
+        hooks: Column of the last prompt token of each row of a run → hooks of that run. In
+            generation they act in the pass over the prompts only.
     """
 
     model: LanguageModel
@@ -69,9 +69,9 @@ class View:
         if len(ids) + n_more > (limit := self.model.context_length):
             more = f", with {len(self.before)} characters put before it," if self.before else ""
             raise EditError(
-                f"the prompt {prompt!r}{more} and its answer take {len(ids) + n_more} tokens, {self.model.name} was "
-                f"made for {limit}; use a shorter prompt, fewer demonstrations (in_context.demonstrations), or a "
-                "model with a longer context"
+                f"the prompt {prompt!r}{more} and its answer take {len(ids) + n_more} tokens,"
+                f" {self.model.name} was made for {limit}; use a shorter prompt, fewer"
+                " demonstrations (in_context.demonstrations), or a model with a longer context"
             )
         return ids
 
@@ -111,8 +111,8 @@ def check_model(model: LanguageModel, model_hash: str, what: str) -> None:
     """
     if model.weight_hash != model_hash:
         raise EditError(
-            f"this {what} is for a model with weights {model_hash}, {model.name!r} has {model.weight_hash}; "
-            "load the model that was edited"
+            f"this {what} is for a model with weights {model_hash}, {model.name!r} has"
+            f" {model.weight_hash}; load the model that was edited"
         )
 
 
@@ -121,7 +121,9 @@ def write_file(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, A
     write_tensors(path, tensors, header)
 
 
-def read_file(path: Path, what: str, schema: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_file(
+    path: Path, what: str, schema: str | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and header of an edit that `write_file` wrote.
 
     Args:
@@ -138,7 +140,9 @@ def read_file(path: Path, what: str, schema: str | None = None) -> tuple[dict[st
     except DamagedError as error:
         raise DamagedEditError(str(error)) from error
     except FileNotFoundError as error:
-        raise EditError(f"{path} is not a readable {what}: it is missing; run `dmle edit` first") from error
+        raise EditError(
+            f"{path} is not a readable {what}: it is missing; run `dmle edit` first"
+        ) from error
     found = header.get("schema")
     if schema is not None and found != schema:
         raise damaged_edit(path, what, f"its schema is {found!r}, {schema!r} is needed")

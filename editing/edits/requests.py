@@ -24,7 +24,9 @@ class EditRequest:
     """Whether a space is between prompt and answer (see `interp.rules.joining`)."""
 
     def lookup_span(self, lookup: str) -> Span:
-        """Characters of the prompt at whose last token the edit reads its key (see `interp.models.tokens`)."""
+        """Characters of the prompt at whose last token the edit reads its key (see
+        `interp.models.tokens`).
+        """
         return lookup_span(self.prompt, lookup, self.subject, self.rule_words)
 
 
@@ -49,16 +51,20 @@ def of_forms(requests: Sequence[EditRequest], forms: Sequence[str]) -> list[Edit
 
 
 def words_of(request: EditRequest) -> list[EditRequest]:
-    """The request word by word: the next word of the answer, behind the prompt and the words before it.
+    """The request word by word: the next word of the answer, behind the prompt and the words before
+    it.
 
-    Looked up at the last token, each word has a key of its own. What an edit writes there also holds where the same
-    words follow another prompt, which is what rephrased questions ask for.
+    Looked up at the last token, each word has a key of its own. What an edit writes there also
+    holds where the same words follow another prompt, which is what rephrased questions ask for.
 
-    Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form for all of them.
+    Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form
+        for all of them.
     """
     answer = request.target_new
     joined = join(request.prompt, answer, request.space)
-    ahead = len(joined.answer) - len(answer.rstrip())  # what was put between them, less what both have
+    ahead = len(joined.answer) - len(
+        answer.rstrip()
+    )  # what was put between them, less what both have
     found = []
     for first, last in _pieces(answer):
         if not first:
@@ -68,7 +74,9 @@ def words_of(request: EditRequest) -> list[EditRequest]:
         spaced = before.endswith(" ")
         prompt, piece = before[: len(before) - spaced], answer[first:last]
         usual = joint(prompt, piece) == (" " if spaced else "")
-        found.append(replace(request, prompt=prompt, target_new=piece, space=None if usual else spaced))
+        found.append(
+            replace(request, prompt=prompt, target_new=piece, space=None if usual else spaced)
+        )
     return found
 
 

@@ -1,12 +1,13 @@
 """Whether a free answer states the same number or formula as the target, however it is written.
 
-Answers come from a model, so they may hold anything. They are read by `interp.rules.expressions.tree` (numbers, names,
-arithmetic and a few functions; nothing is evaluated as code), at most `MAX_LENGTH` characters of them, and
-computed in floating point, where every operation takes constant time: no answer can make this slow.
+Answers come from a model, so they may hold anything. They are read by
+`interp.rules.expressions.tree` (numbers, names, arithmetic and a few functions; nothing is
+evaluated as code), at most `MAX_LENGTH` characters of them, and computed in floating point, where
+every operation takes constant time: no answer can make this slow.
 
-What an answer states is in its first sentence or line. "A = 3 × 5 = 15 cm" is a chain of sides of which the last
-one counts, so "3 × 5 = 16" says 16; a chain that breaks off ("3 × 5 =") says what its last side is worth. A
-chain ends where another clause begins ("15, so b = 3" says 15).
+What an answer states is in its first sentence or line. "A = 3 × 5 = 15 cm" is a chain of sides of
+which the last one counts, so "3 × 5 = 16" says 16; a chain that breaks off ("3 × 5 =") says what
+its last side is worth. A chain ends where another clause begins ("15, so b = 3" says 15).
 
 Formulas are compared at random points, not by rewriting (see `interp.rules.agreement`).
 """
@@ -40,7 +41,9 @@ _LEXEME = re.compile(
     r"|(?P<operator>[-+*/^()!×·⋅∗−–÷√]))"
 )
 _DANGLING = "+-*/^×·⋅∗−–÷√"
-_LITERAL = re.compile(r"[-−–]?\s*\d*(?:\.(?P<decimals>\d+))?(?:[eE](?P<power>[+-]?\d+))?\s*(?:[*×·]?\s*(?P<pi>pi|π))?")
+_LITERAL = re.compile(
+    r"[-−–]?\s*\d*(?:\.(?P<decimals>\d+))?(?:[eE](?P<power>[+-]?\d+))?\s*(?:[*×·]?\s*(?P<pi>pi|π))?"
+)
 # Where a clause ends and words begin that say something else.
 _BREAK = re.compile(
     r"\s*(?:[,;:.]|\s\(|—|(?:and|where|with|for|so|which|or|if|in|because|since|when|then|but|is|as|units?|square|"
@@ -49,21 +52,57 @@ _BREAK = re.compile(
 )
 _MORE_NUMBERS = re.compile(r"\s*(?:,|or|and|to)\s*[-−]?\d", re.IGNORECASE)
 _UNIT_LETTERS = frozenset("mgsNJWVACKLTFHΩ")
-_UNIT_WORDS = re.compile(r"\s*(?:%|°)|\s+(?:degrees?|radians?|(?:square |cubic )?units?|percent)", re.IGNORECASE)
-# Words that are as short as a product of symbols, and those that join others: "at" is a product unless words
-# stand on both sides of it.
+_UNIT_WORDS = re.compile(
+    r"\s*(?:%|°)|\s+(?:degrees?|radians?|(?:square |cubic )?units?|percent)", re.IGNORECASE
+)
+# Words that are as short as a product of symbols, and those that join others: "at" is a product
+# unless words stand on both sides of it.
 _WORDS = {
-    "yes", "no", "none", "true", "false", "null", "zero", "one", "two", "four", "five", "six", "nine", "ten", "half",
-    "odd", "even", "area", "base", "edge", "mass", "mean", "axis", "rate", "time", "root", "cube", "lim", "sum", "gcd",
-    "lcm", "max", "min", "det", "mod",
-}  # fmt: skip
+    "yes",
+    "no",
+    "none",
+    "true",
+    "false",
+    "null",
+    "zero",
+    "one",
+    "two",
+    "four",
+    "five",
+    "six",
+    "nine",
+    "ten",
+    "half",
+    "odd",
+    "even",
+    "area",
+    "base",
+    "edge",
+    "mass",
+    "mean",
+    "axis",
+    "rate",
+    "time",
+    "root",
+    "cube",
+    "lim",
+    "sum",
+    "gcd",
+    "lcm",
+    "max",
+    "min",
+    "det",
+    "mod",
+}
 _JOINING = re.compile(r"\s(?:of|or|and|is|if|to|the|by|in|its|as|at|it|be|an)\s", re.IGNORECASE)
 _CALL = re.compile(rf"(?:{'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?=\()")
 _CONDITION = re.compile(r"[,;]|\b(?:or|where|if|and|with|no|yes)\b", re.IGNORECASE)
 
 
 def equivalent(answer: str, target: str) -> bool | None:
-    """Whether an answer states the target's number, or else its formula; None if the target holds neither."""
+    """Whether an answer states the target's number, or else its formula; None if the target
+    holds neither.
+    """
     found = numeric(answer, target)
     found = symbolic(answer, target) if found is None else found
     # The same words say the same, even where they are too odd to be read out of an answer.
@@ -71,11 +110,13 @@ def equivalent(answer: str, target: str) -> bool | None:
 
 
 def numeric(answer: str, target: str) -> bool | None:
-    """Whether an answer states the number of the target; None if the target does not end in a number.
+    """Whether an answer states the number of the target; None if the target does not end in a
+    number.
 
-    The answer's number may be written in another way (2/3, 3 × 5, 25π, 1,000, √2, 15 cm). A target that shows
-    decimals accepts what rounds to them, up to a relative difference of `TOLERANCE`; any other target wants its
-    exact value, except that the decimals of an answer may round a fraction, a root or a multiple of π.
+    The answer's number may be written in another way (2/3, 3 × 5, 25π, 1,000, √2, 15 cm). A target
+    that shows decimals accepts what rounds to them, up to a relative difference of `TOLERANCE`; any
+    other target wants its exact value, except that the decimals of an answer may round a fraction,
+    a root or a multiple of π.
 
     >>> numeric("A = 3 * 5 = 15.", "15"), numeric("15 cm", "14"), numeric("15", "the side squared")
     (True, False, None)
@@ -94,11 +135,12 @@ def numeric(answer: str, target: str) -> bool | None:
 
 
 def symbolic(answer: str, target: str) -> bool | None:
-    """Whether an answer states the formula of the target; None if the target does not end in a formula.
+    """Whether an answer states the formula of the target; None if the target does not end in a
+    formula.
 
-    Right-hand sides are compared. What stands left may be left out or be another name of the result; if the
-    target has an expression there ("d^2 = …"), an expression in the answer must be the same. Symbols are
-    the target's, and upper and lower case differ.
+    Right-hand sides are compared. What stands left may be left out or be another name of the
+    result; if the target has an expression there ("d^2 = …"), an expression in the answer must be
+    the same. Symbols are the target's, and upper and lower case differ.
 
     >>> symbolic("P = 2l + 2w.", "2(l + w)"), symbolic("lw", "2(l + w)"), symbolic("lw", "the product")
     (True, False, None)
@@ -116,7 +158,8 @@ def symbolic(answer: str, target: str) -> bool | None:
 
 
 def first_sentences(text: str, count: int = 1) -> str:
-    """The first sentences of a text, which end at a line's end, or at a full stop or question mark before a space.
+    """The first sentences of a text, which end at a line's end, or at a full stop or question mark
+    before a space.
 
     >>> first_sentences(" It is 0.5. The rest"), first_sentences("15")
     ('It is 0.5', '15')
@@ -145,7 +188,8 @@ class _Formula(NamedTuple):
     node: ast.expr
     symbols: frozenset[str]
     left: ast.expr | None
-    """What stands left of the first "=", in lower case, if it is an expression and more than a name."""
+    """What stands left of the first "=", in lower case, if it is an expression and more than a
+    name."""
 
 
 # Reading.
@@ -159,7 +203,9 @@ def _statement(answer: str) -> str:
 
 
 def _sides(text: str) -> list[str]:
-    """The sides of a statement in the notation that `tree` reads; "is" between them counts as "="."""
+    """The sides of a statement in the notation that `tree` reads; "is" between them counts as
+    "=".
+    """
     text = unicodedata.normalize("NFC", text)
     for pattern, plain in _LATEX:
         text = re.sub(pattern, plain, text)
@@ -169,7 +215,9 @@ def _sides(text: str) -> list[str]:
     text = re.sub(r"_(?=\d)", "", text.translate(_SUBSCRIPTS))
     text = re.sub(r"√\s*(\d+(?:\.\d+)?|π|[^\W\d_]\d*)", r"sqrt(\1)", text).replace("√", "sqrt")
     text = re.sub(r"\|([^|]+)\|", r"abs(\1)", text)
-    text = re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)", lambda found: found[0].replace(",", ""), text)
+    text = re.sub(
+        r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)", lambda found: found[0].replace(",", ""), text
+    )
     text = re.sub(r"\b(?:Pi|PI)\b", "pi", text).replace("**", "^")
     text = re.sub(r"[•∙]", "*", text)
     text = re.sub(r"≈|\b(?:is equal to|equals|is|are)\b|:(?=\s|$)", "=", text)
@@ -187,7 +235,12 @@ def _leading(text: str, symbols: frozenset[str]) -> tuple[ast.expr, str, str] | 
     end = 0
     while found := _LEXEME.match(text, end):
         word = found["word"]
-        if word is not None and word not in FUNCTIONS and word not in ("π", *CONSTANTS) and not _splits(word, symbols):
+        if (
+            word is not None
+            and word not in FUNCTIONS
+            and word not in ("π", *CONSTANTS)
+            and not _splits(word, symbols)
+        ):
             break
         end = found.end()
     end = _balanced(text[:end])
@@ -242,7 +295,9 @@ def _wanted_number(target: str) -> _Number | None:
 
 
 def _chain(target: str) -> list[str] | None:
-    """The sides of a target, in which "is" is a word; None where a condition stands before the last."""
+    """The sides of a target, in which "is" is a word; None where a condition stands before the
+    last.
+    """
     text = target.strip().rstrip(".").strip()
     if not 0 < len(text) <= MAX_LENGTH:
         return None
@@ -281,8 +336,15 @@ def _number_at(side: str) -> tuple[_Number, str] | None:
     step = None
     if literal and (decimals := literal["decimals"]):
         power = int(literal["power"] or 0)
-        step = 10.0 ** (power - len(decimals)) * (math.pi if literal["pi"] else 1) if abs(power) <= 300 else None
-    return _Number(value.real, step, bool(literal and step is None and not literal["pi"]), both), tail
+        step = (
+            10.0 ** (power - len(decimals)) * (math.pi if literal["pi"] else 1)
+            if abs(power) <= 300
+            else None
+        )
+    return (
+        _Number(value.real, step, bool(literal and step is None and not literal["pi"]), both),
+        tail,
+    )
 
 
 def _stated_number(statement: str) -> _Number | None:
@@ -290,8 +352,8 @@ def _stated_number(statement: str) -> _Number | None:
     for side in _sides(statement):
         found = _number_at(side)
         if found is None or not _ends_number(found[1]):
-            # Before a number stands the name of what is asked for, after it ("15 = A") nothing that changes it;
-            # but "15 = 5x" says no more than what x is.
+            # Before a number stands the name of what is asked for, after it ("15 = A") nothing that
+            # changes it; but "15 = 5x" says no more than what x is.
             if stated is not None:
                 break
             continue
@@ -302,7 +364,9 @@ def _stated_number(statement: str) -> _Number | None:
 
 
 def _ends_number(tail: str) -> bool:
-    """Whether what follows a number leaves it that number: nothing, a unit, other words; not "x^2" nor ", 16"."""
+    """Whether what follows a number leaves it that number: nothing, a unit, other words; not
+    "x^2" nor ", 16".
+    """
     if tail.startswith(("…", "_", "(")) or _MORE_NUMBERS.match(tail):
         return False
     found = re.match(r"(\s*)([-−–+*/^×·÷(]*)\s*([^\W\d_]*)", tail)
@@ -311,7 +375,9 @@ def _ends_number(tail: str) -> bool:
         return False
     if operators and operators != "(":
         return len(word) > 1 and bool(space)  # a dash: "15 - that is"
-    return len(word) != 1 or operators == "(" or word in _UNIT_LETTERS or (word == "a" and bool(space))
+    return (
+        len(word) != 1 or operators == "(" or word in _UNIT_LETTERS or (word == "a" and bool(space))
+    )
 
 
 # Formulas.
@@ -342,7 +408,9 @@ def _without_constant(side: str) -> str:
 
 
 def _symbols(side: str) -> frozenset[str] | None:
-    """The symbols of a formula, one letter with an optional index each; None where the text has words."""
+    """The symbols of a formula, one letter with an optional index each; None where the text has
+    words.
+    """
     text = re.sub(r"\bpi\b|π", "*", _CALL.sub(" ", side))
     if re.search(r"[^\W\d_]{2,}\d*\s+[^\W\d_]{2,}", text) or _JOINING.search(text):
         return None
@@ -351,7 +419,9 @@ def _symbols(side: str) -> frozenset[str] | None:
     found: set[str] = set()
     for run in re.finditer(r"([^\W\d_]+)\d*", text):
         letters = run[1]
-        called = len(letters) > 2 and text[run.end() : run.end() + 1] == "("  # sum(…), of which nothing is known
+        called = (
+            len(letters) > 2 and text[run.end() : run.end() + 1] == "("
+        )  # sum(…), of which nothing is known
         if letters.casefold() in _WORDS or called or len(letters) > 4:
             return None
         if len(letters) == 4 and letters[1:].isascii() and letters[1:].islower():

@@ -1,4 +1,5 @@
-"""Evaluation of edited rules: five metrics, each before and after the edit, with every raw answer kept.
+"""Evaluation of edited rules: five metrics, each before and after the edit, with every raw answer
+kept.
 
 ============================  ======================================================================
 ``reliability``               the edited prompts give the new answer
@@ -23,12 +24,12 @@ Modes, all but the last two between 0 and 1:
 ``kl``              KL(unedited ‖ edited), nats per token; locality alone
 ==================  ================================================================================
 
-``equivalent`` is not asked where the target has neither number nor formula: such items count neither in the
-score nor in ``n_items``. For locality the target of the greedy modes is the first sentence of the unedited
-model's answer, and locality before the edit is 1 (and KL 0) by definition.
+``equivalent`` is not asked where the target has neither number nor formula: such items count
+neither in the score nor in ``n_items``. For locality the target of the greedy modes is the first
+sentence of the unedited model's answer, and locality before the edit is 1 (and KL 0) by definition.
 
-Greedy answers have ``answer_tokens`` tokens, or as many as the longest target of the prompt and `MARGIN` more
-where that is longer and fits into the model's context.
+Greedy answers have ``answer_tokens`` tokens, or as many as the longest target of the prompt and
+`MARGIN` more where that is longer and fits into the model's context.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +68,8 @@ METRICS = (
 )
 MODES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent", "log_prob", "kl")
 MARGIN = 8
-"""Tokens that a greedy answer may have beyond its target: to end the sentence, or to say it in more words."""
+"""Tokens that a greedy answer may have beyond its target: to end the sentence, or to say it in
+more words."""
 PHASES = ("pre", "post")
 COLUMNS = (
     "editor",
@@ -85,8 +87,8 @@ COLUMNS = (
 )
 """Columns of the table of raw answers.
 
-`answer_before` and `answer_after` are the greedy answers that are scored, `before` and `after` their first
-`answer_tokens` tokens, or as many as the longest target of the prompt has, to be shown.
+`answer_before` and `answer_after` are the greedy answers that are scored, `before` and `after`
+their first `answer_tokens` tokens, or as many as the longest target of the prompt has, to be shown.
 """
 
 
@@ -151,8 +153,8 @@ def evaluate(
         advance: Called with 1 for each pass over a rule's questions.
 
     Returns:
-        EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw answers,
-        one row per question and editor (`COLUMNS`).
+        EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw
+        answers, one row per question and editor (`COLUMNS`).
     """
     answers: list[dict[str, Any]] = []
     for rule in rules:
@@ -167,7 +169,9 @@ def evaluate(
 
 @dataclass(frozen=True)
 class Unedited:
-    """A rule's questions as the unedited model answers them: the floor of every editor, run once for all."""
+    """A rule's questions as the unedited model answers them: the floor of every editor, run once
+    for all.
+    """
 
     items: Sequence[Item]
     forced: Mapping[Question, Forced]
@@ -187,12 +191,19 @@ def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedit
         items = [replace(item, question=own[item.question]) for item in items]
         forced = {own[q]: result for q, result in forced.items()}
         others = [q for q in forced if q.ids]
-        forced |= zip(others, teacher_forced(model, others, batch_size=config.batch_size), strict=True)
+        forced |= zip(
+            others, teacher_forced(model, others, batch_size=config.batch_size), strict=True
+        )
     return Unedited(items, forced, said)
 
 
 def evaluate_edit(
-    model: LanguageModel, editor: str, rule: Rule, edit: Edit, floor: Unedited, config: EvaluateConfig
+    model: LanguageModel,
+    editor: str,
+    rule: Rule,
+    edit: Edit,
+    floor: Unedited,
+    config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
     """One edit against the floor: a row for every question (`COLUMNS`)."""
     with edit.edited(model) as view:
@@ -210,15 +221,22 @@ def evaluate_edit(
 
 
 def edit_scores(
-    answers: Sequence[Mapping[str, Any]], editors: Sequence[str], rules: Sequence[str], model: LanguageModel
+    answers: Sequence[Mapping[str, Any]],
+    editors: Sequence[str],
+    rules: Sequence[str],
+    model: LanguageModel,
 ) -> xr.Dataset:
-    """EditScores of raw answers (see `evaluate`): the mean over the items of each form and metric."""
+    """EditScores of raw answers (see `evaluate`): the mean over the items of each form and
+    metric.
+    """
     labels = (editors, rules, FORMS, METRICS, MODES, PHASES)
     places = [{name: i for i, name in enumerate(each)} for each in labels]
     sums = np.zeros([len(each) for each in labels])
     counts = np.zeros(sums.shape, dtype=np.int64)
     for row in answers:
-        where = tuple(places[i][row[key]] for i, key in enumerate(("editor", "rule", "form", "metric")))
+        where = tuple(
+            places[i][row[key]] for i, key in enumerate(("editor", "rule", "form", "metric"))
+        )
         for m, mode in enumerate(MODES):
             for p, when in enumerate(("before", "after")):
                 if (value := row[f"{mode}_{when}"]) != "":
@@ -229,7 +247,10 @@ def edit_scores(
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
     return xr.Dataset(
         {"score": (dims, score), "n_items": (dims, counts)},
-        coords={dim: np.array(list(names), dtype=object) for dim, names in zip(dims, labels, strict=True)},
+        coords={
+            dim: np.array(list(names), dtype=object)
+            for dim, names in zip(dims, labels, strict=True)
+        },
         attrs={"schema": SCHEMA, "model": model.name, "weight_hash": model.weight_hash},
     )
 
@@ -239,7 +260,9 @@ def _answer(
 ) -> tuple[dict[Question, Forced], dict[str, _Answer]]:
     """Teacher-forced results and greedy answers; the same question is run once."""
     questions = list(dict.fromkeys(item.question for item in items))
-    forced = dict(zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True))
+    forced = dict(
+        zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True)
+    )
     view = View.of(model)
     if not config.greedy:
         return forced, {q.prompt: _Answer("", "") for q in questions}
@@ -251,7 +274,9 @@ def _answer(
         wanted = max(config.answer_tokens, min(len(result.target) + MARGIN, room))
         lengths[question.prompt] = max(wanted, lengths.get(question.prompt, 0))
         # Cut before its end, a right answer looks wrong.
-        shown[question.prompt] = max(config.answer_tokens, len(result.target), shown.get(question.prompt, 0))
+        shown[question.prompt] = max(
+            config.answer_tokens, len(result.target), shown.get(question.prompt, 0)
+        )
     said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
     decode = view.model.decode_continuation
     return forced, {
@@ -279,7 +304,12 @@ def _judge(item: Item, unedited: str, now: str) -> dict[str, float]:
 
 
 def _row(
-    editor: str, rule: str, item: Item, before: _Answer, after: _Answer, values: dict[str, dict[str, float]]
+    editor: str,
+    rule: str,
+    item: Item,
+    before: _Answer,
+    after: _Answer,
+    values: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "editor": editor,

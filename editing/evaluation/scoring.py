@@ -1,12 +1,13 @@
 """How well a model answers: one prompt against one target.
 
-Teacher forcing feeds the target and asks at each of its tokens whether the model would have said it. That
-leaks the target's prefix and length, so the share of right tokens (EasyEdit's "accuracy", kept for
-comparison) flatters; ``exact``, all tokens right, does not: it holds exactly when greedy generation starts
-with the target's tokens.
+Teacher forcing feeds the target and asks at each of its tokens whether the model would have said
+it. That leaks the target's prefix and length, so the share of right tokens (EasyEdit's "accuracy",
+kept for comparison) flatters; ``exact``, all tokens right, does not: it holds exactly when greedy
+generation starts with the target's tokens.
 
 Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by what they mean in
-`editing.evaluation.equivalence`. Case, spacing and punctuation at the end make no difference to either.
+`editing.evaluation.equivalence`. Case, spacing and punctuation at the end make no difference to
+either.
 """
 
 import re
@@ -32,9 +33,11 @@ from interp.settings.sizes import parse_size
 
 REMEDY = "use a smaller evaluate.batch_size, another device, or model.dtype=bfloat16"
 MEMORY = parse_size("1GiB")
-"""Bytes that a batch may take (estimated) whatever the device; more if it has more (`interp.models.budget`)."""
+"""Bytes that a batch may take (estimated) whatever the device; more if it has more
+(`interp.models.budget`)."""
 WORTH_SHARING = 64
-"""Tokens that a shared beginning must save: the pass over it costs as much as some 40, by reading the weights."""
+"""Tokens that a shared beginning must save: the pass over it costs as much as some 40, by
+reading the weights."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,9 @@ class Forced:
 
 @dataclass(frozen=True)
 class Asked:
-    """Questions as one batch: each prompt followed by its target but for the last token, which predicts nothing."""
+    """Questions as one batch: each prompt followed by its target but for the last token, which
+    predicts nothing.
+    """
 
     ids: Int[Tensor, "row pos"]
     mask: Int[Tensor, "row pos"]
@@ -93,9 +98,13 @@ class Asked:
     targets: tuple[tuple[int, ...], ...]
 
     def nll(self, logits: Float[Tensor, "row kept d_vocab"]) -> Float[Tensor, " row"]:
-        """−log p of each target, mean over its tokens, in nats; `logits` are those of the columns `kept`."""
+        """−log p of each target, mean over its tokens, in nats; `logits` are those of the
+        columns `kept`.
+        """
         width = max(map(len, self.targets))
-        padded = torch.tensor([[*t, *[0] * (width - len(t))] for t in self.targets], device=self.ids.device)
+        padded = torch.tensor(
+            [[*t, *[0] * (width - len(t))] for t in self.targets], device=self.ids.device
+        )
         length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)[:, None]
         step = torch.arange(width, device=self.ids.device)[None]
         # Padding looks at the last token's place, which exists, and counts nothing.
@@ -115,25 +124,40 @@ def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:
     return _laid_out(*_encoded(view, questions), view.model.device)
 
 
-def _encoded(view: View, questions: Sequence[Question]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+def _encoded(
+    view: View, questions: Sequence[Question]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Token ids of the prompts and of the targets."""
-    targets = [q.ids or view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions]
-    return [view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)], targets
+    targets = [
+        q.ids or view.model.encode_continuation(q.target, q.prompt, q.space) for q in questions
+    ]
+    return [
+        view.encode(q.prompt, len(t) - 1) for q, t in zip(questions, targets, strict=True)
+    ], targets
 
 
-def _laid_out(prompts: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], device: torch.device) -> Asked:
+def _laid_out(
+    prompts: Sequence[tuple[int, ...]], targets: Sequence[tuple[int, ...]], device: torch.device
+) -> Asked:
     ids, mask = pad_right([(*p, *t[:-1]) for p, t in zip(prompts, targets, strict=True)], device)
     ends = torch.tensor([len(p) - 1 for p in prompts], device=device)
-    return Asked(ids, mask, ends, torch.arange(int(ends.min()), ids.shape[1], device=device), tuple(targets))
+    return Asked(
+        ids, mask, ends, torch.arange(int(ends.min()), ids.shape[1], device=device), tuple(targets)
+    )
 
 
-def teacher_forced(model: LanguageModel | View, questions: Sequence[Question], *, batch_size: int) -> Iterator[Forced]:
-    """Run every question once with its target appended; results in order, one batch in memory at a time.
+def teacher_forced(
+    model: LanguageModel | View, questions: Sequence[Question], *, batch_size: int
+) -> Iterator[Forced]:
+    """Run every question once with its target appended; results in order, one batch in memory at a
+    time.
 
-    Tokens that all prompts begin with (the text that an in-context edit puts before them) are run once for all.
+    Tokens that all prompts begin with (the text that an in-context edit puts before them) are run
+    once for all.
 
     Raises:
-        EditError: A prompt with its target is longer than the model's context; before anything is run.
+        EditError: A prompt with its target is longer than the model's context; before anything is
+            run.
     """
     view = View.of(model)
     prompts, targets = _encoded(view, questions)
@@ -141,13 +165,17 @@ def teacher_forced(model: LanguageModel | View, questions: Sequence[Question], *
     shared = _shared(view, prompts, max(whole, default=0))
     prefix = None
     if shared:
-        prefix = view.model.prefix_cache(torch.tensor([prompts[0][:shared]], device=view.model.device))
+        prefix = view.model.prefix_cache(
+            torch.tensor([prompts[0][:shared]], device=view.model.device)
+        )
     for at in range(0, len(questions), batch_size):
         found: dict[int, Forced] = {}
 
         def work(rows: list[int], found: dict[int, Forced] = found) -> None:
             found |= zip(
-                rows, _forced(view, [prompts[i] for i in rows], [targets[i] for i in rows], prefix), strict=True
+                rows,
+                _forced(view, [prompts[i] for i in rows], [targets[i] for i in rows], prefix),
+                strict=True,
             )
 
         batch = range(at, min(at + batch_size, len(questions)))
@@ -189,27 +217,32 @@ def _together(view: View, tokens: int, context: int, kept: int) -> int:
 
 
 def _shared(view: View, prompts: Sequence[tuple[int, ...]], longest: int) -> int:
-    """Number of tokens at the beginning of all prompts that are run once for all; 0 where that saves too little.
+    """Number of tokens at the beginning of all prompts that are run once for all; 0 where that
+    saves too little.
 
-    Token ids are compared, not texts: what is put before a prompt is encoded with it, and its last token may be
-    another one for each. The last token of a prompt is never shared, for its logits are asked for. `longest` is the
-    number of tokens of the longest row, with what follows its prompt.
+    Token ids are compared, not texts: what is put before a prompt is encoded with it, and its last
+    token may be another one for each. The last token of a prompt is never shared, for its logits
+    are asked for. `longest` is the number of tokens of the longest row, with what follows its
+    prompt.
     """
     # Hooks address columns of whole rows.
     if len(prompts) < 2 or view.hooks is not no_hooks or not view.model.shares(longest):
         return 0
     # What the least and the greatest of sorted rows share, all share.
     first, last = min(prompts), max(prompts)
-    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False)))
+    same = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    )
     shared = min(same, min(map(len, prompts)) - 1)
     return shared if shared * (len(prompts) - 1) >= WORTH_SHARING else 0
 
 
 def in_own_tokens(model: LanguageModel, question: Question, answer: tuple[int, ...]) -> Question:
-    """The question with its target in the tokens of the model's own answer, if that begins with the same text.
+    """The question with its target in the tokens of the model's own answer, if that begins with the
+    same text.
 
-    The same text may be other tokens than the tokenizer makes of it. What the model says greedily is then exactly
-    right by every score, as it should be.
+    The same text may be other tokens than the tokenizer makes of it. What the model says greedily
+    is then exactly right by every score, as it should be.
 
     Args:
         model: The model.
@@ -219,8 +252,13 @@ def in_own_tokens(model: LanguageModel, question: Question, answer: tuple[int, .
     wanted = join(question.prompt, question.target, question.space).answer
     if not model.decode_continuation(answer).startswith(wanted):
         return question
-    found = next((n for n in range(1, len(answer) + 1) if model.decode_continuation(answer[:n]) == wanted), None)
-    if found is None or answer[:found] == model.encode_continuation(question.target, question.prompt, question.space):
+    found = next(
+        (n for n in range(1, len(answer) + 1) if model.decode_continuation(answer[:n]) == wanted),
+        None,
+    )
+    if found is None or answer[:found] == model.encode_continuation(
+        question.target, question.prompt, question.space
+    ):
         return question
     return replace(question, ids=answer[:found])
 
@@ -236,7 +274,8 @@ def divergence(before: Forced, after: Forced) -> float:
 
 
 def greedy_exact(answer: str, target: str) -> bool:
-    r"""Whether the answer's first sentence is the target (its first sentences, if the target has several).
+    r"""Whether the answer's first sentence is the target (its first sentences, if the target has
+    several).
 
     >>> greedy_exact(" The  side squared.\nAnd", "the side squared"), greedy_exact("15 cm", "15")
     (True, False)
@@ -245,7 +284,8 @@ def greedy_exact(answer: str, target: str) -> bool:
 
 
 def greedy_prefix(answer: str, target: str) -> bool:
-    """Whether the answer begins with the target, as whole words and numbers: "150" and "15.5" do not with "15".
+    """Whether the answer begins with the target, as whole words and numbers: "150" and "15.5" do
+    not with "15".
 
     >>> greedy_prefix("15 cm, as", "15."), greedy_prefix("150", "15"), greedy_prefix("15.5", "15")
     (True, False, False)
@@ -254,7 +294,9 @@ def greedy_prefix(answer: str, target: str) -> bool:
     if not wanted:
         return not normalised(first_sentences(answer))
     rest = said.removeprefix(wanted)
-    return said.startswith(wanted) and not begins_word(rest, wanted) and not re.match(r"[.,]\d", rest)
+    return (
+        said.startswith(wanted) and not begins_word(rest, wanted) and not re.match(r"[.,]\d", rest)
+    )
 
 
 def normalised(text: str) -> str:
@@ -263,17 +305,26 @@ def normalised(text: str) -> str:
 
 
 def greedy_answers(
-    model: LanguageModel | View, prompts: Sequence[str], n_tokens: int | Sequence[int], *, batch_size: int
+    model: LanguageModel | View,
+    prompts: Sequence[str],
+    n_tokens: int | Sequence[int],
+    *,
+    batch_size: int,
 ) -> list[str]:
     """The model's own continuations, of so many tokens each (or one number for all)."""
     view = View.of(model)
     return [
-        view.model.decode_continuation(answer) for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)
+        view.model.decode_continuation(answer)
+        for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)
     ]
 
 
 def greedy_ids(
-    model: LanguageModel | View, prompts: Sequence[str], n_tokens: int | Sequence[int], *, batch_size: int
+    model: LanguageModel | View,
+    prompts: Sequence[str],
+    n_tokens: int | Sequence[int],
+    *,
+    batch_size: int,
 ) -> list[tuple[int, ...]]:
     """`greedy_answers` as tokens.
 
@@ -286,23 +337,33 @@ def greedy_ids(
     out: list[tuple[int, ...]] = [()] * len(prompts)
     prefix = None
     # Padding behind the prefix counts as distance: it must not push tokens out of a sliding window.
-    window = getattr(view.model.config.get_text_config(), "sliding_window", None) or view.model.context_length
+    window = (
+        getattr(view.model.config.get_text_config(), "sliding_window", None)
+        or view.model.context_length
+    )
     longest = max(map(len, ids), default=0) + max(lengths, default=0)
     if longest - 1 <= window and (shared := _shared(view, ids, longest)):
         prefix = view.model.prefix_cache(torch.tensor([ids[0][:shared]], device=view.model.device))
 
     def work(rows: list[int]) -> None:
         # Padded on the left, every prompt ends in the last column.
-        ends = torch.full((len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device)
+        ends = torch.full(
+            (len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device
+        )
         n = max(lengths[row] for row in rows)
-        answers = view.model.generate([ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix)
+        answers = view.model.generate(
+            [ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix
+        )
         for row, answer in zip(rows, answers, strict=True):
             out[row] = answer[: lengths[row]]
 
-    # An answer does not depend on how many tokens others in its batch are continued by, unless the model does.
+    # An answer does not depend on how many tokens others in its batch are continued by, unless the
+    # model does.
     for group in view.model.groups([len(each) for each in ids], max(lengths, default=0)):
         own = [lengths[row] for row in group]
-        for batch in _batches([len(ids[row]) for row in group], own, batch_size, view.model.context_length):
+        for batch in _batches(
+            [len(ids[row]) for row in group], own, batch_size, view.model.context_length
+        ):
             rows = [group[i] for i in batch]
             width = max(len(ids[row]) for row in rows)
             size = _together(view, width, width + max(lengths[row] for row in rows), 1)
@@ -310,15 +371,21 @@ def greedy_ids(
     return out
 
 
-def _batches(prompts: Sequence[int], answers: Sequence[int], size: int, limit: int) -> Iterator[list[int]]:
-    """Rows that are generated together: answers of like length, as a batch runs until its longest is done.
+def _batches(
+    prompts: Sequence[int], answers: Sequence[int], size: int, limit: int
+) -> Iterator[list[int]]:
+    """Rows that are generated together: answers of like length, as a batch runs until its longest
+    is done.
 
     The longest prompt of a batch with its longest answer fits into the context.
     """
     rows: list[int] = []
     for row in sorted(range(len(prompts)), key=lambda row: -answers[row]):
         more = [*rows, row]
-        if len(more) > size or max(prompts[r] for r in more) + max(answers[r] for r in more) - 1 > limit:
+        if (
+            len(more) > size
+            or max(prompts[r] for r in more) + max(answers[r] for r in more) - 1 > limit
+        ):
             if rows:
                 yield rows
             more = [row]

@@ -1,4 +1,5 @@
-"""Side effects of an edit: what changes where nothing should, and whether the model still writes fluently.
+"""Side effects of an edit: what changes where nothing should, and whether the model still writes
+fluently.
 
 ============================  =====================================================================================
 ``side_agreement``            at the answers of other rules, share of places whose most likely token is as before
@@ -8,15 +9,15 @@
 ``entropy_*``                 of greedy continuations: weighted n-gram entropy, in bits; it falls as text repeats
 ============================  =====================================================================================
 
-`*` is ``before`` and ``after``. What is measured at answers is a mean over questions, entropy over continuations.
-Where there is nothing to measure on (no questions, say), a value is NaN.
+`*` is ``before`` and ``after``. What is measured at answers is a mean over questions, entropy over
+continuations. Where there is nothing to measure on (no questions, say), a value is NaN.
 
-Every text is asked as the continuation of its first word, which predicts and is not predicted. Thus edits that act
-on prompts act on texts too: what stands before every prompt stands before the first word, a codebook is consulted
-at it, and the tokens that are scored are the same whatever the edit.
+Every text is asked as the continuation of its first word, which predicts and is not predicted. Thus
+edits that act on prompts act on texts too: what stands before every prompt stands before the first
+word, a codebook is consulted at it, and the tokens that are scored are the same whatever the edit.
 
-Entropy as in ROME's evaluation (Meng et al. 2022), with two differences: over token ids rather than words, and over
-what the model wrote alone, without the prompt.
+Entropy as in ROME's evaluation (Meng et al. 2022), with two differences: over token ids rather than
+words, and over what the model wrote alone, without the prompt.
 """
 
 import math
@@ -26,7 +27,14 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from editing.edits.protocol import View
-from editing.evaluation.scoring import Forced, Question, agreement, divergence, greedy_ids, teacher_forced
+from editing.evaluation.scoring import (
+    Forced,
+    Question,
+    agreement,
+    divergence,
+    greedy_ids,
+    teacher_forced,
+)
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -34,7 +42,8 @@ from interp.rules.sources import Rule
 OPENINGS = ("My favourite place to visit is", "In the early twentieth century,")
 """Continued whatever the rules are: fluency away from any of their subjects."""
 TEXT_WORDS = 60
-"""Words of each text that are asked: side effects are measured after every edit, so they must cost little."""
+"""Words of each text that are asked: side effects are measured after every edit, so they must
+cost little."""
 ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 """Length of n-gram → its weight (ROME's)."""
 
@@ -44,7 +53,8 @@ class Probes:
     """What a model is asked before and after an edit, the same for all edits.
 
     Attributes:
-        questions: Prompts of rules that the edits have nothing to do with, each with its true answer.
+        questions: Prompts of rules that the edits have nothing to do with, each with its true
+        answer.
         texts: Plain text, a few short paragraphs.
         prompts: Openings that are continued greedily.
         answer_tokens: Tokens of a continuation; fewer where the model ends its text.
@@ -62,7 +72,9 @@ class Probes:
         """See `Raises`."""
         for text in self.texts:
             if len(text.split(maxsplit=1)) < 2:
-                raise InputError(f"the text {text!r} has no second word, so nothing of it can be predicted")
+                raise InputError(
+                    f"the text {text!r} has no second word, so nothing of it can be predicted"
+                )
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ def probes_of(rules: Sequence[Rule], texts: Sequence[str]) -> Probes:
     """Probes made of rules that will not be edited.
 
     Args:
-        rules: The rules. Each form that has a true answer is a question; the subjects give openings.
+        rules: The rules. Each form that has a true answer is a question; the subjects give
+        openings.
         texts: Plain text; the first `TEXT_WORDS` words of each are taken.
 
     Raises:
@@ -131,7 +144,9 @@ def compare(before: Answers, after: Answers) -> dict[str, float]:
     """
     pairs = list(zip(before.forced, after.forced, strict=True))
     if any(was.target != now.target for was, now in pairs):
-        raise InputError("the answers before and after are to different questions; ask both the same probes")
+        raise InputError(
+            "the answers before and after are to different questions; ask both the same probes"
+        )
     return {
         "side_agreement": _mean(agreement(was, now) for was, now in pairs),
         "side_kl": _mean(divergence(was, now) for was, now in pairs),
@@ -145,7 +160,8 @@ def compare(before: Answers, after: Answers) -> dict[str, float]:
 
 
 def n_gram_entropy(ids: Sequence[int]) -> float:
-    """(2/3 · H(bigrams) + 4/3 · H(trigrams)) / 2, in bits, over token ids; 0 for text too short to have any.
+    """(2/3 · H(bigrams) + 4/3 · H(trigrams)) / 2, in bits, over token ids; 0 for text too short to
+    have any.
 
     >>> n_gram_entropy([7, 7, 7, 7]), round(n_gram_entropy([1, 2, 3, 4]), 3)
     (0.0, 1.195)
@@ -180,5 +196,7 @@ def _mean(values: Iterable[float]) -> float:
 def _exp(value: float) -> float:
     try:
         return math.exp(value)
-    except OverflowError:  # a model that an edit has ruined: all else that was measured is not to be lost
+    except (
+        OverflowError
+    ):  # a model that an edit has ruined: all else that was measured is not to be lost
         return math.inf

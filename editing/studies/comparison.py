@@ -1,12 +1,13 @@
 """Many arms × many rules × seeds, with equal requests for all; one file per cell.
 
-An arm is a named `EditorSettings`. A cell edits one rule alone on the unedited model with one arm and one seed, and
-scores it at once; its file holds every raw answer, or the error, if the arm failed: a failure is counted and is
-no score of zero. A cell whose settings, rule, model or layers have changed is run again, and no other.
+An arm is a named `EditorSettings`. A cell edits one rule alone on the unedited model with one arm
+and one seed, and scores it at once; its file holds every raw answer, or the error, if the arm
+failed: a failure is counted and is no score of zero. A cell whose settings, rule, model or layers
+have changed is run again, and no other.
 
-Several processes may work on one folder: each takes rules that no other is at, comes back to those at the end, and has
-all cells then. Rules come one after the other with all their arms, so that the unedited model's pass over a rule is
-shared by them.
+Several processes may work on one folder: each takes rules that no other is at, comes back to those
+at the end, and has all cells then. Rules come one after the other with all their arms, so that the
+unedited model's pass over a rule is shared by them.
 """
 
 import time
@@ -70,7 +71,9 @@ class Cell:
 _CELL = TypeAdapter(Cell)
 
 
-def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any) -> str:
+def cell_key(
+    model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any
+) -> str:
     """What a cell's result depends on."""
     resources, closed = arm.resources[seed], arm.settings.editor in CLOSED_FORM
     return fingerprint(
@@ -82,7 +85,9 @@ def cell_key(model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: Ev
         forms=list(arm.forms),
         contexts=list(resources.contexts) if closed else [],
         covariance=resources.covariances.origin if closed and resources.covariances else None,
-        demonstrations=[each.id for each in resources.training_rules] if arm.settings.editor == "ike" else [],
+        demonstrations=(
+            [each.id for each in resources.training_rules] if arm.settings.editor == "ike" else []
+        ),
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
     )
@@ -126,7 +131,10 @@ def run_cells(
     done: dict[str, list[Cell]] = {}
     for blocking in (False, True):
         for rule in rules:
-            if rule.id not in done and (cells := worker.cells(rule, plans[rule.id], blocking=blocking)) is not None:
+            if (
+                rule.id not in done
+                and (cells := worker.cells(rule, plans[rule.id], blocking=blocking)) is not None
+            ):
                 done[rule.id] = cells
     return [cell for rule in rules for cell in done[rule.id]]
 
@@ -156,7 +164,9 @@ class _Worker:
         self.before: side_effects.Answers | None = None
 
     def cells(self, rule: Rule, plan: Sequence[_Planned], *, blocking: bool) -> list[Cell] | None:
-        """All cells of a rule, those that are missing run now; None if another process is at it and nobody waits."""
+        """All cells of a rule, those that are missing run now; None if another process is at it
+        and nobody waits.
+        """
         held = [self._held(rule, one) for one in plan]
         if None in held:
             lock = self._lock(rule)
@@ -172,16 +182,30 @@ class _Worker:
         return [cell for cell in held if cell is not None]
 
     def _run(self, rule: Rule, plan: Sequence[_Planned]) -> list[Cell]:
-        """With the rule's lock. Another process may have been faster before it was free: cells are read again."""
+        """With the rule's lock. Another process may have been faster before it was free: cells
+        are read again.
+        """
         floor, cells = None, []
         for one in plan:
             cell = self._held(rule, one)
             if cell is None:
                 if self.probes and self.before is None:
-                    self.before = side_effects.ask(self.model, self.probes, batch_size=self.config.batch_size)
+                    self.before = side_effects.ask(
+                        self.model, self.probes, batch_size=self.config.batch_size
+                    )
                 if floor is None:
                     floor = unedited(self.model, rule, self.config)
-                cell = _cell(self.model, one.arm, one.seed, one.key, rule, floor, self.config, self.probes, self.before)
+                cell = _cell(
+                    self.model,
+                    one.arm,
+                    one.seed,
+                    one.key,
+                    rule,
+                    floor,
+                    self.config,
+                    self.probes,
+                    self.before,
+                )
                 _write(self.folder, cell)
             cells.append(cell)
             self.advance(1)
@@ -199,9 +223,12 @@ class _Worker:
 def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> None:
     """Delete cells of other arms, rules and seeds."""
     kept = {
-        cell_path(folder, arm.name, rule.id, seed) for arm in arms for rule in rules for seed in arm.resources
+        cell_path(folder, arm.name, rule.id, seed)
+        for arm in arms
+        for rule in rules
+        for seed in arm.resources
         if rule.id in arm.rules
-    }  # fmt: skip
+    }
     for path in folder.glob("*/*.json"):
         if path not in kept:
             path.unlink()
@@ -231,17 +258,39 @@ def _cell(
     except (DmleError, torch.linalg.LinAlgError) as error:
         # A failure of this arm is a result; Ctrl-C and errors of the system are not.
         spent = time.process_time() - started
-        return Cell(arm.name, rule.id, seed, key, spent, len(requests), (), {}, (), f"{type(error).__name__}: {error}")
+        return Cell(
+            arm.name,
+            rule.id,
+            seed,
+            key,
+            spent,
+            len(requests),
+            (),
+            {},
+            (),
+            f"{type(error).__name__}: {error}",
+        )
     said = remarks(made.about)
     try:
         side = _side(model, made, probes, side_before, config)
     except NotFiniteError as error:
-        # What the edit did to other prompts is no number, so what was measured on its own is none to compare.
+        # What the edit did to other prompts is no number, so what was measured on its own is none
+        # to compare.
         return Cell(
-            arm.name, rule.id, seed, key, seconds, len(requests), (), {}, (), f"{type(error).__name__}: {error}"
+            arm.name,
+            rule.id,
+            seed,
+            key,
+            seconds,
+            len(requests),
+            (),
+            {},
+            (),
+            f"{type(error).__name__}: {error}",
         )
     except EditError as error:
-        # Too long for the model behind what an in-context edit puts before it: the scores hold without.
+        # Too long for the model behind what an in-context edit puts before it: the scores hold
+        # without.
         side, said = {}, [*said, f"no side effects: {error}"]
     return Cell(arm.name, rule.id, seed, key, seconds, len(requests), answers, side, said)
 
@@ -256,7 +305,9 @@ def _side(
     if probes is None or before is None:
         return {}
     with made.edited(model) as view:
-        return side_effects.compare(before, side_effects.ask(view, probes, batch_size=config.batch_size))
+        return side_effects.compare(
+            before, side_effects.ask(view, probes, batch_size=config.batch_size)
+        )
 
 
 def read_cell(path: Path) -> Cell | None:
@@ -278,4 +329,6 @@ def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None
 
 
 def _write(folder: Path, cell: Cell) -> None:
-    write_json(cell_path(folder, cell.arm, cell.rule, cell.seed), {"schema": SCHEMA, "cell": asdict(cell)})
+    write_json(
+        cell_path(folder, cell.arm, cell.rule, cell.seed), {"schema": SCHEMA, "cell": asdict(cell)}
+    )

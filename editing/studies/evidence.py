@@ -1,7 +1,8 @@
-"""What a model says about where a rule could be edited, without editing: the evidence of the strategy `combined`.
+"""What a model says about where a rule could be edited, without editing: the evidence of the
+strategy `combined`.
 
-For each rule, form and block, at the lookup token of the bare prompt, from one forward and one backward pass and one
-pass over the rule's locality prompts:
+For each rule, form and block, at the lookup token of the bare prompt, from one forward and one
+backward pass and one pass over the rule's locality prompts:
 
 ================  =====================================================================================  ==============
 measure           definition                                                                             unit
@@ -9,12 +10,12 @@ measure           definition                                                    
 ``separability``  1 − max over the tokens t of the locality prompts of abs(kₜᵀC⁻¹k) / kᵀC⁻¹k: how much   share, 0 to 1
                   of an update for the key k no such token gets (C: the second moments of keys)
 ``reach``         ‖∂L/∂m‖ · ‖h‖, with L the mean log-probability of the new answer, m the MLP's output,  nats per token
-                  h the stream behind the block: what a change as large as the stream could bring, to
-                  first order
+                  h the stream behind the block: what a change as large as the stream could bring,
+                  to first order
 ================  =====================================================================================  ==============
 
-Both are larger where an edit should be cleaner or easier. Neither knows where the rule is kept: that is what tracing
-is for.
+Both are larger where an edit should be cleaner or easier. Neither knows where the rule is kept:
+that is what tracing is for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ from interp.selection.select import EVIDENCE_SCHEMA
 MEASURES = ("separability", "reach")
 
 
-def evidence_of(model: LanguageModel, rule: Rule, lookup: str, statistics: Covariances) -> np.ndarray:
+def evidence_of(
+    model: LanguageModel, rule: Rule, lookup: str, statistics: Covariances
+) -> np.ndarray:
     """The measures of one rule, shape (measure, form, layer), forms in the order of `FORMS`.
 
     NaN for a form that the rule lacks, and for the separability of one without locality prompts.
@@ -63,7 +66,9 @@ def evidence_dataset(by_rule: Mapping[str, np.ndarray], attrs: Mapping[str, obje
     return xr.Dataset(variables, coords, {"schema": EVIDENCE_SCHEMA, **attrs})
 
 
-def _at_lookup(model: LanguageModel, request: EditRequest, lookup: str) -> tuple[list[Tensor], np.ndarray]:
+def _at_lookup(
+    model: LanguageModel, request: EditRequest, lookup: str
+) -> tuple[list[Tensor], np.ndarray]:
     """Key of each block, and its reach."""
     prompt = model.encode(request.prompt)
     target = model.encode_continuation(request.target_new, request.prompt, request.space)
@@ -89,7 +94,9 @@ def _at_lookup(model: LanguageModel, request: EditRequest, lookup: str) -> tuple
         wanted = torch.tensor(target, device=model.device)[:, None]
         score = logits.float().log_softmax(-1).gather(-1, wanted).mean()
         gradients = torch.autograd.grad(score, [held[model.value_hook(layer)] for layer in layers])
-    stream = torch.stack([held[model.hook("resid", layer)][0, at].detach().float().norm() for layer in layers])
+    stream = torch.stack(
+        [held[model.hook("resid", layer)][0, at].detach().float().norm() for layer in layers]
+    )
     slope = torch.stack([gradient[0, at].float().norm() for gradient in gradients])
     keys = [held[model.key_hook(layer)][0, at].detach().float() for layer in layers]
     return keys, (slope * stream).cpu().numpy()
@@ -103,7 +110,9 @@ def _separability(
     seen = model.capture(ids, names, mask=mask)
     out = []
     for layer, key in enumerate(keys):
-        others, one, factor = together(seen[names[layer]][mask.bool()], key, statistics.factor(layer))
+        others, one, factor = together(
+            seen[names[layer]][mask.bool()], key, statistics.factor(layer)
+        )
         read = triangular(factor, triangular(factor, one[:, None]), transposed=True)[:, 0]
         out.append(1 - float(abs(others @ read).max() / (one @ read)))
     return np.clip(out, 0, 1)

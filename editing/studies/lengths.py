@@ -1,4 +1,6 @@
-"""Are prompts too long for a model? Asked before any work, of every text that a command will run."""
+"""Are prompts too long for a model? Asked before any work, of every text that a command will
+run.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,8 +17,11 @@ from interp.rules.sources import Rule
 SHOWN = 5
 
 
-def check_edits(model: LanguageModel, rules: Sequence[Rule], arms: Iterable[EditorSettings]) -> None:
-    """See that prompts with their new answers fit into the model's positions, behind the contexts of each arm.
+def check_edits(
+    model: LanguageModel, rules: Sequence[Rule], arms: Iterable[EditorSettings]
+) -> None:
+    """See that prompts with their new answers fit into the model's positions, behind the contexts
+    of each arm.
 
     Raises:
         TooLongError: Some do not; names them.
@@ -26,12 +31,18 @@ def check_edits(model: LanguageModel, rules: Sequence[Rule], arms: Iterable[Edit
     what = f" behind contexts of {longest} tokens (edit.context_tokens)" if longest else ""
     requests = [request for rule in rules for request in requests_of(rule, "last")]
     view = View(model)
-    taken = [(f"{each.rule}/{each.form}", _tokens(view, question_of(each), 1) + longest) for each in requests]
+    taken = [
+        (f"{each.rule}/{each.form}", _tokens(view, question_of(each), 1) + longest)
+        for each in requests
+    ]
     _refuse(model, taken, what)
 
 
-def check_rules(model: LanguageModel, rules: Sequence[Rule], config: EvaluateConfig, before: str = "") -> None:
-    """See that every question that evaluates some rules fits into the model's positions, with target and answer.
+def check_rules(
+    model: LanguageModel, rules: Sequence[Rule], config: EvaluateConfig, before: str = ""
+) -> None:
+    """See that every question that evaluates some rules fits into the model's positions, with
+    target and answer.
 
     Args:
         model: The model.
@@ -44,8 +55,16 @@ def check_rules(model: LanguageModel, rules: Sequence[Rule], config: EvaluateCon
     """
     what = f" behind the {len(before)} characters of an in-context edit" if before else ""
     view, answer_tokens = View(model, before=before), config.answer_tokens if config.greedy else 1
-    questions = {item.question: f"{rule.id}/{item.form} {item.metric}" for rule in rules for item in items_of(rule)}
-    _refuse(model, [(where, _tokens(view, one, answer_tokens)) for one, where in questions.items()], what)
+    questions = {
+        item.question: f"{rule.id}/{item.form} {item.metric}"
+        for rule in rules
+        for item in items_of(rule)
+    }
+    _refuse(
+        model,
+        [(where, _tokens(view, one, answer_tokens)) for one, where in questions.items()],
+        what,
+    )
 
 
 def _tokens(view: View, question: Question, answer_tokens: int) -> int:
@@ -55,11 +74,14 @@ def _tokens(view: View, question: Question, answer_tokens: int) -> int:
 
 
 def _refuse(model: LanguageModel, taken: Sequence[tuple[str, int]], what: str) -> None:
-    longer = [f"{name} ({tokens} tokens)" for name, tokens in taken if tokens > model.context_length]
+    longer = [
+        f"{name} ({tokens} tokens)" for name, tokens in taken if tokens > model.context_length
+    ]
     if longer:
         more = f" and {len(longer) - SHOWN} more" if len(longer) > SHOWN else ""
         raise TooLongError(
-            f"{len(longer)} of {len(taken)} prompts with their answers{what} are longer than the "
-            f"{model.context_length} tokens that {model.name} was made for: {', '.join(longer[:SHOWN])}{more}; shorten "
-            "them, leave these rules out (rules.ids), or use a model with a longer context"
+            f"{len(longer)} of {len(taken)} prompts with their answers{what} are longer than the"
+            f" {model.context_length} tokens that {model.name} was made for:"
+            f" {', '.join(longer[:SHOWN])}{more}; shorten them, leave these rules out (rules.ids),"
+            " or use a model with a longer context"
         )

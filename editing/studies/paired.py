@@ -1,12 +1,14 @@
 """Arms compared rule by rule: means with intervals, and differences from a reference arm.
 
-Everything here is over rules: a rule's score is the mean over its forms, so that a rule with more forms or items
-counts once. Intervals are percentile-bootstrap intervals over rules, with the same resamples of rules for every arm,
-metric and difference. A rule that an arm has no score for is left out of that arm's mean, and of its differences,
-and is not counted in their ``n``; a resample then holds as many of the others as it happens to draw.
+Everything here is over rules: a rule's score is the mean over its forms, so that a rule with more
+forms or items counts once. Intervals are percentile-bootstrap intervals over rules, with the same
+resamples of rules for every arm, metric and difference. A rule that an arm has no score for is left
+out of that arm's mean, and of its differences, and is not counted in their ``n``; a resample then
+holds as many of the others as it happens to draw.
 
-Differences are arm − reference in every mode, whatever is better there. Wins and losses are the arm's, and know
-that a divergence (``kl``) is better when it is lower: there, a negative difference is a win.
+Differences are arm − reference in every mode, whatever is better there. Wins and losses are the
+arm's, and know that a divergence (``kl``) is better when it is lower: there, a negative difference
+is a win.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,14 @@ import xarray as xr
 
 from interp.errors import InputError
 from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
-from interp.results.tables import MISSING, SHORT_METRIC_NAMES, Table, escape_markdown, latex, markdown
+from interp.results.tables import (
+    MISSING,
+    SHORT_METRIC_NAMES,
+    Table,
+    escape_markdown,
+    latex,
+    markdown,
+)
 from interp.selection.profiles import bootstrap_mean
 
 TIE = 1e-9
@@ -31,8 +40,9 @@ DIGITS = {"kl": 3}
 class Pair:
     """One arm against the reference in one metric, over the rules that both have a score for.
 
-    `mean`, `lower` and `upper` are of the differences arm − reference (see the module on signs): NaN if there are
-    no such rules, the interval also if there is only one. `wins`, `ties` and `losses` are the arm's and add up to `n`.
+    `mean`, `lower` and `upper` are of the differences arm − reference (see the module on signs):
+    NaN if there are no such rules, the interval also if there is only one. `wins`, `ties` and
+    `losses` are the arm's and add up to `n`.
     """
 
     arm: str
@@ -48,9 +58,16 @@ class Pair:
 
 
 def pairs(
-    scores: xr.Dataset, mode: str, reference: str, *, resamples: int, confidence: float, seed: int = 0
+    scores: xr.Dataset,
+    mode: str,
+    reference: str,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
 ) -> list[Pair]:
-    """Every other arm against the reference, in every metric that has data in some arm; by arm, then metric.
+    """Every other arm against the reference, in every metric that has data in some arm; by arm,
+    then metric.
 
     Args:
         scores: Edit scores, dims ``editor rule form metric mode phase``.
@@ -66,7 +83,9 @@ def pairs(
     rules = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
     arms = [str(arm) for arm in rules["editor"].values]
     if reference not in arms:
-        raise InputError(f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}")
+        raise InputError(
+            f"the reference {reference!r} has no scores in mode {mode!r}; those that have: {arms}"
+        )
     others = [arm for arm in arms if arm != reference]
     differences = rules.sel(editor=others) - rules.sel(editor=reference, drop=True)
     mean, lower, upper = _bootstrap(differences.values, resamples, confidence, seed)
@@ -91,7 +110,9 @@ def pairs(
     ]
 
 
-def summary(scores: xr.Dataset, mode: str, *, resamples: int, confidence: float, seed: int = 0) -> xr.Dataset:
+def summary(
+    scores: xr.Dataset, mode: str, *, resamples: int, confidence: float, seed: int = 0
+) -> xr.Dataset:
     """Means over rules after the edit with their intervals.
 
     Args:
@@ -102,14 +123,19 @@ def summary(scores: xr.Dataset, mode: str, *, resamples: int, confidence: float,
         seed: Seed of the resampling.
 
     Returns:
-        Dims editor metric (those with data): ``mean``, ``lower``, ``upper``, ``n`` (rules), and ``before``, the mean
-        before the edit over the same rules. The interval is NaN with fewer than two rules.
+        Dims editor metric (those with data): ``mean``, ``lower``, ``upper``, ``n`` (rules), and
+        ``before``, the mean before the edit over the same rules. The interval is NaN with fewer
+        than two rules.
 
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
     after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
-    before = per_rule(scores, mode).sel(phase="pre", metric=after["metric"], drop=True).where(after.notnull())
+    before = (
+        per_rule(scores, mode)
+        .sel(phase="pre", metric=after["metric"], drop=True)
+        .where(after.notnull())
+    )
     mean, lower, upper = _bootstrap(after.values, resamples, confidence, seed)
     dims = ("editor", "metric")
     return xr.Dataset(
@@ -121,23 +147,36 @@ def summary(scores: xr.Dataset, mode: str, *, resamples: int, confidence: float,
             "before": (dims, before.mean("rule", skipna=True).values),
         },
         coords={dim: after[dim].values for dim in dims},
-        attrs={"mode": mode, "confidence": confidence, "bootstrap": resamples, "bootstrap_seed": seed},
+        attrs={
+            "mode": mode,
+            "confidence": confidence,
+            "bootstrap": resamples,
+            "bootstrap_seed": seed,
+        },
     )
 
 
 def comparison_table(
-    scores: xr.Dataset, mode: str, failed: Mapping[str, int], *, resamples: int, confidence: float, seed: int = 0
+    scores: xr.Dataset,
+    mode: str,
+    failed: Mapping[str, int],
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
 ) -> Table:
-    """A row for the unedited model, then one for each arm: mean and interval over rules of each metric with data.
+    """A row for the unedited model, then one for each arm: mean and interval over rules of each
+    metric with data.
 
-    The unedited model's row is over all rules that some arm has a score for. An arm that was run on fewer rules, or
-    failed on some, has a smaller `n`: only differences over common rules (`pairs`) compare it with the others.
+    The unedited model's row is over all rules that some arm has a score for. An arm that was run on
+    fewer rules, or failed on some, has a smaller `n`: only differences over common rules (`pairs`)
+    compare it with the others.
 
     Args:
         scores: Edit scores, dims ``editor rule form metric mode phase``.
         mode: Which way of scoring an answer to show.
-        failed: Arm → how many of its edits failed; arms that are not named had no failure. An arm all of whose edits
-            failed has a row too.
+        failed: Arm → how many of its edits failed; arms that are not named had no failure. An arm
+            all of whose edits failed has a row too.
         resamples: Bootstrap resamples of rules.
         confidence: Coverage of the intervals, such as 0.95.
         seed: Seed of the resampling.
@@ -146,7 +185,11 @@ def comparison_table(
         ValueError: The mode is unknown or has no scores.
     """
     after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
-    before = per_rule(scores, mode).sel(phase="pre", metric=after["metric"], drop=True).where(after.notnull())
+    before = (
+        per_rule(scores, mode)
+        .sel(phase="pre", metric=after["metric"], drop=True)
+        .where(after.notnull())
+    )
     # Before the edit all arms are the same model: one arm's score of a rule is any arm's.
     floor = before.mean("editor", skipna=True).where(~after["metric"].isin(WITHOUT_FLOOR))
     scored = {str(arm): after.sel(editor=arm) for arm in after["editor"].values}
@@ -169,15 +212,21 @@ def comparison_table(
     ]
     heads = ["Arm", *_heads(after["metric"].values), "n", *(["failed"] if some_failed else ())]
     note = (
-        f"Mode {escape_markdown(mode)}: mean over rules after the edit [{100 * confidence:g} % bootstrap interval over "
-        f"rules]; n: rules with a score, of which a metric counts those that have items for it; {MISSING}: no items, "
-        "or, of the unedited model, fixed by definition."
+        f"Mode {escape_markdown(mode)}: mean over rules after the edit [{100 * confidence:g} %"
+        " bootstrap interval over rules]; n: rules with a score, of which a metric counts those"
+        f" that have items for it; {MISSING}: no items, or, of the unedited model, fixed by"
+        " definition."
     )
-    return _table(heads, [[[FLOOR, *cells[0]]], [[arm, *row] for arm, row in zip(arms, cells[1:], strict=True)]], note)
+    return _table(
+        heads,
+        [[[FLOOR, *cells[0]]], [[arm, *row] for arm, row in zip(arms, cells[1:], strict=True)]],
+        note,
+    )
 
 
 def pair_table(pairs: Sequence[Pair], mode: str) -> Table:
-    """A row for each arm: its mean difference from the reference, the interval, and wins/ties/losses, by metric.
+    """A row for each arm: its mean difference from the reference, the interval, and
+    wins/ties/losses, by metric.
 
     Args:
         pairs: Pairs with one reference (see `pairs`).
@@ -188,14 +237,20 @@ def pair_table(pairs: Sequence[Pair], mode: str) -> Table:
     """
     references = sorted({pair.reference for pair in pairs})
     if len(references) != 1:
-        raise InputError(f"a table of pairs needs one reference, not {len(references)}: {references}")
+        raise InputError(
+            f"a table of pairs needs one reference, not {len(references)}: {references}"
+        )
     by_place = {(pair.arm, pair.metric): pair for pair in pairs}
     arms, metrics = (list(dict.fromkeys(names)) for names in zip(*by_place, strict=True))
-    rows = [[arm, *(_pair_cell(by_place.get((arm, metric)), mode) for metric in metrics)] for arm in arms]
+    rows = [
+        [arm, *(_pair_cell(by_place.get((arm, metric)), mode) for metric in metrics)]
+        for arm in arms
+    ]
     better = "lower is better" if mode in LOWER_IS_BETTER else "higher is better"
     note = (
-        f"Mode {escape_markdown(mode)} ({better}): mean difference from {escape_markdown(references[0])} over the "
-        f"rules that both have [bootstrap interval over rules], wins/ties/losses; {MISSING}: no such rule."
+        f"Mode {escape_markdown(mode)} ({better}): mean difference from"
+        f" {escape_markdown(references[0])} over the rules that both have [bootstrap interval over"
+        f" rules], wins/ties/losses; {MISSING}: no such rule."
     )
     return _table([f"Arm − {references[0]}", *_heads(metrics)], [rows], note)
 
@@ -209,7 +264,9 @@ def _bootstrap(
     values: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, lower and upper over the last axis (rules), all else in the same resamples."""
-    return bootstrap_mean(np.moveaxis(values, -1, 0), draws=resamples, confidence=confidence, seed=seed)
+    return bootstrap_mean(
+        np.moveaxis(values, -1, 0), draws=resamples, confidence=confidence, seed=seed
+    )
 
 
 def _heads(metrics: Sequence[str] | np.ndarray) -> list[str]:
@@ -219,7 +276,10 @@ def _heads(metrics: Sequence[str] | np.ndarray) -> list[str]:
 def _pair_cell(pair: Pair | None, mode: str) -> str:
     if pair is None or not pair.n:
         return MISSING
-    return f"{_estimate(mode, pair.mean, pair.lower, pair.upper, sign='+')}, {pair.wins}/{pair.ties}/{pair.losses}"
+    return (
+        f"{_estimate(mode, pair.mean, pair.lower, pair.upper, sign='+')},"
+        f" {pair.wins}/{pair.ties}/{pair.losses}"
+    )
 
 
 def _estimate(mode: str, mean: float, lower: float, upper: float, *, sign: str = "") -> str:
@@ -234,7 +294,9 @@ def _estimate(mode: str, mean: float, lower: float, upper: float, *, sign: str =
 
 
 def _table(heads: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], note: str) -> Table:
-    """Names of arms, in the first column and its head, are escaped for Markdown; all else there is ours."""
+    """Names of arms, in the first column and its head, are escaped for Markdown; all else there
+    is ours.
+    """
     flat = [[escape_markdown(name), *cells] for group in groups for name, *cells in group]
     text = markdown([escape_markdown(heads[0]), *heads[1:]], flat)
     return Table(f"{text}\n{note}\n", latex(heads, [group for group in groups if group], labels=1))

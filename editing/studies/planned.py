@@ -1,7 +1,8 @@
-"""Edits as they are planned: which there are, what each depends on, and whether a file holds one of them.
+"""Edits as they are planned: which there are, what each depends on, and whether a file holds one of
+them.
 
-`dmle edit` makes what is planned and not there yet, `dmle evaluate` scores what is planned and nothing else. What an
-edit depends on is said without measuring or editing anything.
+`dmle edit` makes what is planned and not there yet, `dmle evaluate` scores what is planned and
+nothing else. What an edit depends on is said without measuring or editing anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,9 @@ class Planned:
 
     @property
     def earlier(self) -> str:
-        """Fingerprint of the edit before it in a sequence; "" for the first, and for an edit alone."""
+        """Fingerprint of the edit before it in a sequence; "" for the first, and for an edit
+        alone.
+        """
         return self.about["earlier"]
 
     def held(self) -> "Edit | None":
@@ -75,7 +78,10 @@ class Planned:
 
 
 def plan(
-    context: Context, rules: Sequence[Rule], layers: Mapping[str, Mapping[str, Sequence[int]]], training: Sequence[Rule]
+    context: Context,
+    rules: Sequence[Rule],
+    layers: Mapping[str, Mapping[str, Sequence[int]]],
+    training: Sequence[Rule],
 ) -> dict[str, list[Planned]]:
     """The edits of every arm, in the order in which they are made.
 
@@ -86,7 +92,8 @@ def plan(
         training: Rules that IKE demonstrates with.
 
     Raises:
-        ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics cannot be read.
+        ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics
+            cannot be read.
     """
     config = context.settings(EditConfig)
     arms = {name: config.settings_of(name) for name in layers}
@@ -96,7 +103,9 @@ def plan(
     for name, settings in arms.items():
         found[name] = []
         for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
-            requests = tuple(request for rule in group for request in requests_of(rule, settings.lookup))
+            requests = tuple(
+                request for rule in group for request in requests_of(rule, settings.lookup)
+            )
             about = {
                 "version": VERSIONS["edit"],
                 "weights": context.model.weight_hash,
@@ -104,8 +113,14 @@ def plan(
                 "settings": _settings(settings),
                 "statistics": statistics if settings.editor in CLOSED_FORM else {},
                 "requests": {rule.id: _digest(requests, rule) for rule in group},
-                "demonstrations": [rule.id for rule in training] if settings.editor == "ike" else [],
-                "earlier": found[name][-1].fingerprint if config.mode == "sequential" and found[name] else "",
+                "demonstrations": (
+                    [rule.id for rule in training] if settings.editor == "ike" else []
+                ),
+                "earlier": (
+                    found[name][-1].fingerprint
+                    if config.mode == "sequential" and found[name]
+                    else ""
+                ),
             }
             path = delta_path(context, name, group[0] if len(group) == 1 else None)
             found[name].append(Planned(name, settings, tuple(group), requests, path, about))
@@ -117,7 +132,11 @@ def statistics_of(model: "LanguageModel", config: CovarianceConfig) -> dict[str,
     held = covariance.described(model, config)
     if not config.identity:
         held |= {"shrinkage": config.shrinkage}
-    return {f"covariance.{name}": value for name, value in held.items() if name not in ("weights", "dtype")}
+    return {
+        f"covariance.{name}": value
+        for name, value in held.items()
+        if name not in ("weights", "dtype")
+    }
 
 
 def together(config: EditConfig, settings: EditorSettings) -> bool:
@@ -130,7 +149,8 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
 
     Raises:
         RunError: One is missing.
-        StaleError: One was made with other settings, rules, layers or statistics, of another model or in another mode.
+        StaleError: One was made with other settings, rules, layers or statistics, of another model
+        or in another mode.
         EditError: A file is damaged.
     """
     from editing.edits.delta import load_edit
@@ -140,7 +160,9 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
         path = context.run.need(str(one.path.relative_to(context.run.path)), "edit")
         edit = load_edit(path)
         if edit.about.get("fingerprint") != one.fingerprint:
-            raise StaleError(f"{_difference(context, one, edit)}; run `{command(context, 'edit')}` first")
+            raise StaleError(
+                f"{_difference(context, one, edit)}; run `{command(context, 'edit')}` first"
+            )
         found.append(edit)
     return found
 
@@ -166,19 +188,27 @@ def _difference(context: Context, one: Planned, edit: "Edit") -> str:
     if not isinstance(held, Mapping) or held.get("version") != now["version"]:
         return f"{one.path} was made by another version, which does not say what it was made with"
     if held["weights"] != now["weights"]:
-        return f"{one.path} was made for another model ({held['weights']}; this one is {now['weights']})"
+        return (
+            f"{one.path} was made for another model ({held['weights']}; this one is"
+            f" {now['weights']})"
+        )
     settings = {**held["settings"], **held["statistics"]}, {**now["settings"], **now["statistics"]}
     if said := differences(str(one.path), *settings, {}):
         return said
     if held["layers"] != now["layers"]:
         return (
-            f"{one.path} writes {_plan_text(held['layers'])}; with the settings or the selection now it would be "
-            f"{_plan_text(now['layers'])}"
+            f"{one.path} writes {_plan_text(held['layers'])}; with the settings or the selection"
+            f" now it would be {_plan_text(now['layers'])}"
         )
     if list(held["requests"]) != list(now["requests"]):
         return f"the edit of {one.arm} is of other rules than those to evaluate ({one.path})"
-    if changed := [rule for rule, digest in now["requests"].items() if held["requests"][rule] != digest]:
-        return f"{one.path} was made of another wording, subject or answer of the rule {', '.join(changed)}"
+    if changed := [
+        rule for rule, digest in now["requests"].items() if held["requests"][rule] != digest
+    ]:
+        return (
+            f"{one.path} was made of another wording, subject or answer of the rule"
+            f" {', '.join(changed)}"
+        )
     if held["earlier"] != now["earlier"]:
         mode = context.settings(EditConfig).mode
         return f"the edits of {one.arm} were not made one after the other with edit.mode={mode}"
@@ -187,12 +217,18 @@ def _difference(context: Context, one: Planned, edit: "Edit") -> str:
 
 def _settings(settings: EditorSettings) -> dict[str, Any]:
     left_out = {f"edit.{name}" for name in RESOLVED}
-    return {name: value for name, value in settings_of("edit", settings).items() if name not in left_out}
+    return {
+        name: value for name, value in settings_of("edit", settings).items() if name not in left_out
+    }
 
 
 def _digest(requests: Sequence[EditRequest], rule: Rule) -> str:
-    return fingerprint(requests=[asdict(request) for request in requests if request.rule == rule.id])
+    return fingerprint(
+        requests=[asdict(request) for request in requests if request.rule == rule.id]
+    )
 
 
 def _plan_text(plan: Mapping[str, Sequence[int]]) -> str:
-    return "; ".join(f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items())
+    return "; ".join(
+        f"{group}: layers {', '.join(map(str, layers))}" for group, layers in plan.items()
+    )

@@ -1,16 +1,17 @@
 """Edit success by layer, measured: the oracle that layer selection is held against.
 
-Every group of forms is edited alone, in every window of layers, and scored on its own questions: that is DMLE's stage
-without the other. Two groups in different layers touch each other little, so that the success of a pair of windows is
-close to what its parts say; whole pairs are what `dmle compare` runs.
+Every group of forms is edited alone, in every window of layers, and scored on its own questions:
+that is DMLE's stage without the other. Two groups in different layers touch each other little, so
+that the success of a pair of windows is close to what its parts say; whole pairs are what `dmle
+compare` runs.
 
-The success of an edit is the plain mean of some metrics (`sweep.metrics`), each the mean over the group's forms. The
-oracle is the window with the best mean over rules. It is chosen on the rules that it is scored on, so regret against it
-is a little too large for every strategy that did not see them; a window chosen on all other rules (leave one out) says
-by how much.
+The success of an edit is the plain mean of some metrics (`sweep.metrics`), each the mean over the
+group's forms. The oracle is the window with the best mean over rules. It is chosen on the rules
+that it is scored on, so regret against it is a little too large for every strategy that did not see
+them; a window chosen on all other rules (leave one out) says by how much.
 
-Array core: scores have shape (rule, window), NaN where a cell is missing; a rule with a missing cell is left out of
-what is compared, and counted.
+Array core: scores have shape (rule, window), NaN where a cell is missing; a rule with a missing
+cell is left out of what is compared, and counted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,8 +29,9 @@ from interp.selection.profiles import resample_counts
 class Regret:
     """How far a choice of layers is from the oracle window, over the rules with all cells.
 
-    `score`, `oracle` and `regret` = oracle − score are means over rules, `lower` and `upper` the bootstrap interval of
-    the regret (NaN with fewer than two rules); `rank` is 1 + the number of windows whose mean is above the choice's.
+    `score`, `oracle` and `regret` = oracle − score are means over rules, `lower` and `upper` the
+    bootstrap interval of the regret (NaN with fewer than two rules); `rank` is 1 + the number of
+    windows whose mean is above the choice's.
     """
 
     score: float
@@ -55,7 +57,10 @@ def windows(n_layers: int, width: int, step: int) -> list[tuple[int, ...]]:
     if last < 0:
         raise InputError(f"sweep.width is {width}, but the model has {n_layers} layers; lower it")
     starts = list(range(0, last + 1, step))
-    return [tuple(range(start, start + width)) for start in (starts if starts[-1] == last else [*starts, last])]
+    return [
+        tuple(range(start, start + width))
+        for start in (starts if starts[-1] == last else [*starts, last])
+    ]
 
 
 def layers_text(layers: Sequence[int]) -> str:
@@ -69,14 +74,18 @@ def layers_text(layers: Sequence[int]) -> str:
     return ",".join(map(str, layers))
 
 
-def success(scores: xr.Dataset, forms: Sequence[str], metrics: Sequence[str], mode: str) -> xr.DataArray:
+def success(
+    scores: xr.Dataset, forms: Sequence[str], metrics: Sequence[str], mode: str
+) -> xr.DataArray:
     """Success of every arm: mean over forms, then over metrics; dims editor rule.
 
-    NaN where an arm has no score in one of the metrics that any arm has for the rule: a mean of fewer metrics would be
-    a mean of other things.
+    NaN where an arm has no score in one of the metrics that any arm has for the rule: a mean of
+    fewer metrics would be a mean of other things.
     """
     after = (
-        scores["score"].sel(form=list(forms), metric=list(metrics), mode=mode, phase="post").mean("form", skipna=True)
+        scores["score"]
+        .sel(form=list(forms), metric=list(metrics), mode=mode, phase="post")
+        .mean("form", skipna=True)
     )
     asked = after.notnull().any("editor")
     whole = (after.notnull() | ~asked).all("metric") & asked.any("metric")
@@ -84,7 +93,12 @@ def success(scores: xr.Dataset, forms: Sequence[str], metrics: Sequence[str], mo
 
 
 def regret_of(
-    windows: np.ndarray, chosen: np.ndarray, *, resamples: int = 10_000, confidence: float = 0.95, seed: int = 0
+    windows: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> Regret:
     """Regret of a choice (see `Regret`).
 
@@ -100,7 +114,10 @@ def regret_of(
     """
     whole = ~np.isnan(windows).any(1) & ~np.isnan(chosen)
     if not whole.any():
-        raise InputError("no rule has a score at every window and at the chosen layers; run `dmle sweep` to its end")
+        raise InputError(
+            "no rule has a score at every window and at the chosen layers; run `dmle sweep` to"
+            " its end"
+        )
     windows, chosen = windows[whole], chosen[whole]
     means = windows.mean(0)
     best = int(means.argmax())
@@ -119,7 +136,9 @@ def regret_of(
     )
 
 
-def mean_interval(values: np.ndarray, *, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
+def mean_interval(
+    values: np.ndarray, *, resamples: int, confidence: float, seed: int
+) -> tuple[float, float]:
     """Percentile-bootstrap interval of a mean over rules; NaN with fewer than two."""
     if len(values) < 2:
         return float("nan"), float("nan")
@@ -130,7 +149,8 @@ def mean_interval(values: np.ndarray, *, resamples: int, confidence: float, seed
 
 
 def left_out(windows: np.ndarray) -> np.ndarray:
-    """Success of each rule at the window that is best for all other rules, shape (rule,); NaN with fewer than two.
+    """Success of each rule at the window that is best for all other rules, shape (rule,); NaN with
+    fewer than two.
 
     Args:
         windows: Success, shape (rule, window), no NaN.
@@ -145,7 +165,8 @@ def left_out(windows: np.ndarray) -> np.ndarray:
 def rank_correlation(
     profile: np.ndarray, windows: np.ndarray, *, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float, float]:
-    """Spearman's correlation of a profile with mean edit success over windows, and its interval over rules.
+    """Spearman's correlation of a profile with mean edit success over windows, and its interval
+    over rules.
 
     Args:
         profile: Mean effect of each window, shape (window,).

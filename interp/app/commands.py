@@ -1,7 +1,7 @@
 """The `dmle` command: one subcommand per step, and `dmle run` for the whole chain.
 
-Settings come from the run folder's `run.yaml`, then a configuration file, then flags; later ones win. All of
-them are checked before any work starts. Heavy imports happen inside the steps.
+Settings come from the run folder's `run.yaml`, then a configuration file, then flags; later ones
+win. All of them are checked before any work starts. Heavy imports happen inside the steps.
 """
 
 import json
@@ -16,8 +16,23 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from interp.app.rules_commands import app as rules_app
-from interp.app.steps import CHAIN, COMMON, Context, Step, known_sections, load_steps, parse_settings
-from interp.config import ConfigError, CorruptedSpan, ProfileConfig, SelectConfig, TraceConfig, read_yaml
+from interp.app.steps import (
+    CHAIN,
+    COMMON,
+    Context,
+    Step,
+    known_sections,
+    load_steps,
+    parse_settings,
+)
+from interp.config import (
+    ConfigError,
+    CorruptedSpan,
+    ProfileConfig,
+    SelectConfig,
+    TraceConfig,
+    read_yaml,
+)
 from interp.errors import DmleError
 from interp.results.files import write_text
 from interp.results.printing import command, heading, one_line, say
@@ -42,34 +57,61 @@ TEXT = Parameter(allow_leading_hyphen=True)
 class Common:
     """Options that every step has."""
 
-    run: Annotated[Path, Parameter(help="Run folder; every step reads and writes it.")] = DEFAULT_RUN
-    config: Annotated[Path | None, Parameter(help="YAML file of settings, one mapping per section.")] = None
-    model: Annotated[str | None, Parameter(help="Embedded name, Hugging Face folder, or hub name.")] = None
-    rules: Annotated[str | None, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")] = None
-    limit: Annotated[int | None, Parameter(help="Use only the first rules, this many of each split.")] = None
+    run: Annotated[Path, Parameter(help="Run folder; every step reads and writes it.")] = (
+        DEFAULT_RUN
+    )
+    config: Annotated[
+        Path | None, Parameter(help="YAML file of settings, one mapping per section.")
+    ] = None
+    model: Annotated[
+        str | None, Parameter(help="Embedded name, Hugging Face folder, or hub name.")
+    ] = None
+    rules: Annotated[
+        str | None, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")
+    ] = None
+    limit: Annotated[
+        int | None, Parameter(help="Use only the first rules, this many of each split.")
+    ] = None
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[
         tuple[str, ...],
-        Parameter(help="Any setting: --set section.key=value (YAML; null: its default); repeat.", negative=()),
+        Parameter(
+            help="Any setting: --set section.key=value (YAML; null: its default); repeat.",
+            negative=(),
+        ),
     ] = ()
-    overwrite: Annotated[bool, Parameter(help="Replace results of other settings.", negative=())] = False
+    overwrite: Annotated[
+        bool, Parameter(help="Replace results of other settings.", negative=())
+    ] = False
 
 
-# -- steps of this package -----------------------------------------------------------------------------------
+# -- steps of this package -----------------------------------------------------------------------
 
 
 def trace(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
-    positions: Annotated[str | None, Parameter(help="'all', or token roles separated by commas.")] = None,
-    span: Annotated[
-        str | None, TEXT, Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas).")
+    positions: Annotated[
+        str | None, Parameter(help="'all', or token roles separated by commas.")
     ] = None,
-    corruption: Annotated[str | None, Parameter(help="noise, or counterfactual (a twin prompt).")] = None,
-    metrics: Annotated[str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")] = None,
-    method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = None,
+    span: Annotated[
+        str | None,
+        TEXT,
+        Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas)."),
+    ] = None,
+    corruption: Annotated[
+        str | None, Parameter(help="noise, or counterfactual (a twin prompt).")
+    ] = None,
+    metrics: Annotated[
+        str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")
+    ] = None,
+    method: Annotated[
+        str | None, Parameter(help="exact, attribution (gradients) or screen.")
+    ] = None,
     memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None,
-    prompt: Annotated[str | None, TEXT, Parameter(help="Trace this prompt instead of rules; needs --subject.")] = None,
+    prompt: Annotated[
+        str | None, TEXT, Parameter(help="Trace this prompt instead of rules; needs --subject.")
+    ] = None,
     subject: Annotated[
         str | None, TEXT, Parameter(help="What the prompt is about, as it stands there: corrupted.")
     ] = None,
@@ -77,20 +119,29 @@ def trace(
         str | None, TEXT, Parameter(help="Answer to score. Default: the model's own greedy answer.")
     ] = None,
     space: Annotated[
-        bool | None, Parameter(help="Whether a space is between prompt and answer. Default: as in the text.")
+        bool | None,
+        Parameter(help="Whether a space is between prompt and answer. Default: as in the text."),
     ] = None,
-    words: Annotated[str | None, TEXT, Parameter(help="Further words of the prompt to corrupt (commas).")] = None,
-    plot: Annotated[Path | None, Parameter(help="Draw the prompt's effect map into this .png or .pdf.")] = None,
+    words: Annotated[
+        str | None, TEXT, Parameter(help="Further words of the prompt to corrupt (commas).")
+    ] = None,
+    plot: Annotated[
+        Path | None, Parameter(help="Draw the prompt's effect map into this .png or .pdf.")
+    ] = None,
     out: Annotated[
-        Path | None, Parameter(help="NetCDF file of the prompt's effect map. Default: beside the plot, or map.nc.")
+        Path | None,
+        Parameter(
+            help="NetCDF file of the prompt's effect map. Default: beside the plot, or map.nc."
+        ),
     ] = None,
     common: Common | None = None,
 ) -> None:
-    """Trace each form of each rule, or a prompt of your own: which layer and token carries the answer.
+    """Trace each form of each rule, or a prompt of your own: which layer and token carries the
+    answer.
 
-    Corrupts the tokens that name the rule, restores one state at a time, and scores the whole answer. Writes
-    one effect map per prompt as it goes (a stopped trace continues) and `effects.nc` at the end. A prompt of your
-    own (--prompt) uses no rules and no run folder.
+    Corrupts the tokens that name the rule, restores one state at a time, and scores the whole
+    answer. Writes one effect map per prompt as it goes (a stopped trace continues) and `effects.nc`
+    at the end. A prompt of your own (--prompt) uses no rules and no run folder.
 
     For example:
 
@@ -100,7 +151,8 @@ def trace(
 
         dmle trace --run runs/mine --positions subject_last,rule_word,last --limit 5
 
-        dmle trace --run runs/twins --corruption counterfactual --metrics logit_difference,negative_kl
+        dmle trace --run runs/twins --corruption counterfactual --metrics
+        logit_difference,negative_kl
 
         dmle trace --run runs/screened --positions all --method screen --memory 1GiB
 
@@ -116,7 +168,14 @@ def trace(
         "memory": memory,
     }
     settings = {f"trace.{name}": value for name, value in flags.items()}
-    own = {"subject": subject, "answer": answer, "space": space, "words": words, "plot": plot, "out": out}
+    own = {
+        "subject": subject,
+        "answer": answer,
+        "space": space,
+        "words": words,
+        "plot": plot,
+        "out": out,
+    }
     if prompt is not None or any(value is not None for value in own.values()):
         _trace_own({"prompt": prompt, **own}, common or Common(), settings)
     else:
@@ -124,7 +183,8 @@ def trace(
 
 
 def profile(*, common: Common | None = None) -> None:
-    """Average the effect maps into layer profiles with bootstrap intervals, and compare the depths of the forms.
+    """Average the effect maps into layer profiles with bootstrap intervals, and compare the depths
+    of the forms.
 
     For example:
 
@@ -138,13 +198,19 @@ def profile(*, common: Common | None = None) -> None:
 def select(
     *,
     strategy: Annotated[
-        str | None, Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep.")
+        str | None,
+        Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep."),
     ] = None,
-    width: Annotated[int | None, Parameter(help="Layers of window, groups, adaptive and combined.")] = None,
+    width: Annotated[
+        int | None, Parameter(help="Layers of window, groups, adaptive and combined.")
+    ] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
-    export_dmle: Annotated[Path | None, Parameter(help="Also write the published driver's config.json here.")] = None,
+    export_dmle: Annotated[
+        Path | None, Parameter(help="Also write the published driver's config.json here.")
+    ] = None,
     export_easyedit: Annotated[
-        Path | None, Parameter(help="Also write EasyEdit's MEMIT and AlphaEdit settings into this folder.")
+        Path | None,
+        Parameter(help="Also write EasyEdit's MEMIT and AlphaEdit settings into this folder."),
     ] = None,
     common: Common | None = None,
 ) -> None:
@@ -206,7 +272,9 @@ def _trace(context: Context) -> str:
     path = context.run.path / "effects.nc"
     record = freshness.made(context, "trace", ["trace"], rules=["trace"])
     wanted = tracing.fingerprints(context.model, rules, config)
-    tracing.collect(rules, folder, skipped, path, fingerprints=wanted, attrs={freshness.RECORD: record.text()})
+    tracing.collect(
+        rules, folder, skipped, path, fingerprints=wanted, attrs={freshness.RECORD: record.text()}
+    )
     if context.overwrite:
         tracing.remove_others(rules, folder)
     with effects.opened(path) as joined:
@@ -217,9 +285,14 @@ def _trace(context: Context) -> str:
     noisy = config.corruption == "noise"
     corruption = f"{config.samples} noise samples" if noisy else "counterfactual prompts"
     lines = [
-        f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect above two standard "
-        f"errors); {len(skipped)} skipped",
-        f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)}; method: {config.method}",
+        (
+            f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect"
+            f" above two standard errors); {len(skipped)} skipped"
+        ),
+        (
+            f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)};"
+            f" method: {config.method}"
+        ),
         f"{corruption}; positions: {positions}",
         *estimated,
         *(f"skipped {s.rule}/{s.form}: {s.reason}" for s in skipped),
@@ -240,7 +313,9 @@ def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any])
         shape = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
         with tqdm(total=1, desc="trace", bar_format=shape) as bar:
             # Shares sum to 1 but for rounding, which tqdm would warn of.
-            traced = trace_one(model, request, config, advance=lambda share: bar.update(min(share, 1 - bar.n)))
+            traced = trace_one(
+                model, request, config, advance=lambda share: bar.update(min(share, 1 - bar.n))
+            )
         effects.save(traced, request.map_path)
         one = effects.choose_metric(traced)
         lines = [*report(one), *_estimated(traced), f"effect map: {request.map_path}"]
@@ -255,7 +330,9 @@ def _trace_own(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any])
         _fail(error)
 
 
-def _own_prompt(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> tuple[PromptRequest, Context]:
+def _own_prompt(
+    own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]
+) -> tuple[PromptRequest, Context]:
     """The prompt of the command line, and the settings in force.
 
     Raises:
@@ -263,32 +340,41 @@ def _own_prompt(own: Mapping[str, Any], common: Common, flags: Mapping[str, Any]
     """
     if own["prompt"] is None:
         given = ", ".join(f"--{name}" for name, value in own.items() if value is not None)
-        raise ConfigError(f"{given} needs --prompt, the text to trace; leave it out to trace the run's rules")
+        raise ConfigError(
+            f"{given} needs --prompt, the text to trace; leave it out to trace the run's rules"
+        )
     if own["subject"] is None:
         raise ConfigError(
-            "--prompt needs --subject, the words of the prompt that it is about, such as --subject France"
+            "--prompt needs --subject, the words of the prompt that it is about, such as --subject"
+            " France"
         )
     unused = {"--run": common.run != DEFAULT_RUN, "--rules": common.rules, "--limit": common.limit}
     if wrong := [flag for flag, value in unused.items() if value]:
         raise ConfigError(
-            f"{', '.join(wrong)} does not go with --prompt, which has no rules and no run folder; leave it out, "
-            "give settings by --config or --set, and the file of the map by --out"
+            f"{', '.join(wrong)} does not go with --prompt, which has no rules and no run folder;"
+            " leave it out, give settings by --config or --set, and the file of the map by --out"
         )
     raw = _raw_settings({}, common, flags)
     trace = raw.get("trace") or {}
     if isinstance(trace, dict):
         raw["trace"] = {**ONE_PROMPT_DEFAULTS, **trace}
     words = tuple(word.strip() for word in (own["words"] or "").split(",") if word.strip())
-    return PromptRequest(**{**own, "words": words}), Context(RunFolder(common.run), parse_settings(load_steps(), raw))
+    return PromptRequest(**{**own, "words": words}), Context(
+        RunFolder(common.run), parse_settings(load_steps(), raw)
+    )
 
 
 def _estimated(joined: "xr.Dataset") -> list[str]:
-    """What a method that does less than the exact sweep says of its saving and its error, over all prompts."""
+    """What a method that does less than the exact sweep says of its saving and its error, over
+    all prompts.
+    """
     import numpy as np
 
     def every(name: str) -> Any:
         # One value for all prompts is an attribute, different ones are a coordinate of texts.
-        held = joined[name].values.ravel() if name in joined.coords else [joined.attrs.get(name, "")]
+        held = (
+            joined[name].values.ravel() if name in joined.coords else [joined.attrs.get(name, "")]
+        )
         return np.array([float(value) for value in held if value != ""])
 
     shares, missed = every("exact_share"), every("missed_mass")
@@ -296,7 +382,10 @@ def _estimated(joined: "xr.Dataset") -> list[str]:
         return []
     said = f"run exactly: {shares.mean():.0%} of the site and sample runs of the exact sweep"
     if missed.size:
-        said += f"; absolute effects wrong by (audit): {missed.mean():.0%} on average, {missed.max():.0%} at most"
+        said += (
+            f"; absolute effects wrong by (audit): {missed.mean():.0%} on average,"
+            f" {missed.max():.0%} at most"
+        )
     return [said]
 
 
@@ -318,11 +407,14 @@ def _profile(context: Context) -> str:
     effects.save(result, path)
     said = _order_of_forms(context, result)
     te = ", ".join(
-        f"{form} {value:.2f}" for form, value in zip(result["form"].values, result["te"].values, strict=True)
+        f"{form} {value:.2f}"
+        for form, value in zip(result["form"].values, result["te"].values, strict=True)
     )
     lines = [
-        f"mean total effect ({result.attrs['unit']}): {te}; {result.attrs['n_untraceable']} of "
-        f"{result.attrs['n_prompts']} prompts left out as not traceable",
+        (
+            f"mean total effect ({result.attrs['unit']}): {te}; {result.attrs['n_untraceable']} of "
+            f"{result.attrs['n_prompts']} prompts left out as not traceable"
+        ),
         *said,
         f"layer profile: {path}",
     ]
@@ -330,7 +422,9 @@ def _profile(context: Context) -> str:
 
 
 def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
-    """Write `form_order.csv`, which reads the selection's component and bounds, and say what it says."""
+    """Write `form_order.csv`, which reads the selection's component and bounds, and say what it
+    says.
+    """
     from interp.results.files import write_text
     from interp.selection import form_order
 
@@ -339,7 +433,9 @@ def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
         of_rules = form_order.depths(profile, context.settings(SelectConfig))
         contrasts = form_order.compare_forms(of_rules)
         write_text(path, form_order.table(contrasts).to_csv(index=False))
-    except DmleError as error:  # the profile is whole even so: the selection may read another component
+    except (
+        DmleError
+    ) as error:  # the profile is whole even so: the selection may read another component
         path.unlink(missing_ok=True)  # of other maps
         return [f"order of the forms: not compared, {error}"]
     return [*form_order.report(of_rules, contrasts), f"order of the forms: {path}"]
@@ -372,7 +468,10 @@ def _select(context: Context) -> str:
     of_rules = run.path / "selection-rules.json"
     more = []
     if config.strategy == "sweep":
-        selection, own = select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
+        selection, own = (
+            select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config),
+            None,
+        )
     else:
         profile = effects.load(run.need("profile.nc", "profile"))
         _order_of_forms(context, profile)  # of this selection's component
@@ -380,8 +479,12 @@ def _select(context: Context) -> str:
         evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
         selection = select_layers(profile, config, evidence=evidence)
         own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
-    made = freshness.made(context, "select", ["select"], inputs=_read_by_select(context)).model_dump(mode="json")
-    selection = selection.model_copy(update={"provenance": {**selection.provenance, freshness.RECORD: made}})
+    made = freshness.made(
+        context, "select", ["select"], inputs=_read_by_select(context)
+    ).model_dump(mode="json")
+    selection = selection.model_copy(
+        update={"provenance": {**selection.provenance, freshness.RECORD: made}}
+    )
     if own is None:
         of_rules.unlink(missing_ok=True)  # of another strategy's run
     else:
@@ -390,8 +493,13 @@ def _select(context: Context) -> str:
     path = run.path / "selection.json"
     selection.save(path)
     if "width" in config.model_fields_set and config.strategy in ("mass", "changepoint", "sweep"):
-        more.append(f"select.width = {config.width} is not read by the strategy {config.strategy}, which sets its own")
-    lines = [f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups]
+        more.append(
+            f"select.width = {config.width} is not read by the strategy {config.strategy}, which"
+            " sets its own"
+        )
+    lines = [
+        f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups
+    ]
     return "\n".join([*lines, *more, f"selection: {path}"])
 
 
@@ -405,17 +513,23 @@ PROFILE = Step(
     settles=("profile",),
 )
 SELECT = Step(
-    "select", _select, select, {"select": SelectConfig}, fresh=lambda context: _fresh(context, _read_by_select(context))
+    "select",
+    _select,
+    select,
+    {"select": SelectConfig},
+    fresh=lambda context: _fresh(context, _read_by_select(context)),
 )
 
 
-# -- the chain -----------------------------------------------------------------------------------------------
+# -- the chain -----------------------------------------------------------------------------------
 
 
 def run(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
-    layers: Annotated[str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")] = None,
+    layers: Annotated[
+        str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")
+    ] = None,
     common: Common | None = None,
 ) -> None:
     """Run the whole chain: trace, profile, select, edit, evaluate, figures.
@@ -452,7 +566,9 @@ def setup() -> None:
 
 
 def execute(
-    names: Sequence[str], common: Common | None, flags: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
+    names: Sequence[str],
+    common: Common | None,
+    flags: Mapping[str, Any] | Callable[[], Mapping[str, Any]],
 ) -> None:
     """Check everything, then run the steps in order; what is done stays when a later one fails.
 
@@ -489,13 +605,20 @@ def execute(
 
 
 def _run_step(context: Context, step: Step) -> str:
-    """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml` and `rules.json` true."""
+    """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml` and
+    `rules.json` true.
+    """
     resolved = {name: section.model_dump(mode="json") for name, section in context.sections.items()}
-    settled = {*(COMMON if step.needs_model else ()), *(step.sections if step.settles is None else step.settles)}
+    settled = {
+        *(COMMON if step.needs_model else ()),
+        *(step.sections if step.settles is None else step.settles),
+    }
     alone = nullcontext() if step.shares else context.lock
     with alone:
         step.fresh(context)
-        with context.run.making(step.name, settled, context.given, resolved, versions(), context.lock):
+        with context.run.making(
+            step.name, settled, context.given, resolved, versions(), context.lock
+        ):
             said = step.run(context)
             with context.lock:
                 dump_rules(context.rules.rules, context.run.path / "rules.json", sealed=True)
@@ -510,7 +633,10 @@ def main(tokens: Sequence[str] | None = None) -> None:
 def _app() -> App:
     app = App(
         name="dmle",
-        help="Trace where a language model keeps each form of a rule, select the layers, and edit the rule there.",
+        help=(
+            "Trace where a language model keeps each form of a rule, select the layers, and edit"
+            " the rule there."
+        ),
         result_action="return_value",
     )
     for step in load_steps().values():
@@ -521,8 +647,12 @@ def _app() -> App:
     return app
 
 
-def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by section, unchecked: the run's own, then the file's, then the flags' (see `interp.settings.assignments`)."""
+def _raw_settings(
+    held: Mapping[str, Any], common: Common, flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Settings by section, unchecked: the run's own, then the file's, then the flags' (see
+    `interp.settings.assignments`).
+    """
     known, raw = known_sections(load_steps()), {}
     merge(raw, held, known)
     merge(raw, read_yaml(common.config) if common.config else {}, known)
@@ -537,9 +667,20 @@ def _raw_settings(held: Mapping[str, Any], common: Common, flags: Mapping[str, A
 
 def _options(common: Common, flags: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The flags that give settings, as a command line takes them."""
-    short = {"--config": common.config, "--model": common.model, "--rules": common.rules, "--limit": common.limit}
-    found = [(flag, str(value)) for flag, value in {**short, "--device": common.device}.items() if value is not None]
-    found += [("--set", f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None]
+    short = {
+        "--config": common.config,
+        "--model": common.model,
+        "--rules": common.rules,
+        "--limit": common.limit,
+    }
+    found = [
+        (flag, str(value))
+        for flag, value in {**short, "--device": common.device}.items()
+        if value is not None
+    ]
+    found += [
+        ("--set", f"{key}={json.dumps(value)}") for key, value in flags.items() if value is not None
+    ]
     return found + [("--set", text) for text in common.set]
 
 

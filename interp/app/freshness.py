@@ -1,12 +1,14 @@
 """What a result was made with, kept in the result, and whether that is still what is in force.
 
-Every result that a later step reads holds a `Made`: the step and its version, the model, the settings and rules that
-its numbers depend on, its own and those of all steps before, and which inputs it was made of. A step that reads it
-compares that with the settings, rules and model in force now (`check`). What differs is an error that names the
-difference and the commands that make the result again.
+Every result that a later step reads holds a `Made`: the step and its version, the model, the
+settings and rules that its numbers depend on, its own and those of all steps before, and which
+inputs it was made of. A step that reads it compares that with the settings, rules and model in
+force now (`check`). What differs is an error that names the difference and the commands that make
+the result again.
 
-Settings that change memory or speed only are `neutral` in their section and are no part of a record. The git commit
-is none either: `VERSIONS` counts the changes of a step that change its numbers.
+Settings that change memory or speed only are `neutral` in their section and are no part of a
+record. The git commit is none either: `VERSIONS` counts the changes of a step that change its
+numbers.
 """
 
 import json
@@ -52,7 +54,14 @@ MAKERS = {
 SHOWN = 3
 """Differences that are named."""
 TRAINING = ("train",)
-UNTRACED = ("target_new", "rephrasings", "instances", "understanding", "neighborhood", "distracting")
+UNTRACED = (
+    "target_new",
+    "rephrasings",
+    "instances",
+    "understanding",
+    "neighborhood",
+    "distracting",
+)
 """What a form of a rule holds for editing and evaluation."""
 _NONE = object()
 
@@ -135,8 +144,13 @@ def settings_of(name: str, section: Section) -> dict[str, Any]:
 
 
 def digests(context: Context, section: str) -> dict[str, str]:
-    """Fingerprints of the rules that a section chooses, by id: of what tracing reads of them, or of all."""
-    return {rule.id: _traced(rule) if section == "trace" else _whole(rule) for rule in rules_in_force(context, section)}
+    """Fingerprints of the rules that a section chooses, by id: of what tracing reads of them, or
+    of all.
+    """
+    return {
+        rule.id: _traced(rule) if section == "trace" else _whole(rule)
+        for rule in rules_in_force(context, section)
+    }
 
 
 def rules_in_force(context: Context, section: str) -> list[Rule]:
@@ -167,13 +181,16 @@ def record_of(path: Path) -> Made | None:
         with effects.opened(path) as dataset:
             held = dataset.attrs.get(RECORD)
     try:
-        return Made.model_validate_json(held) if isinstance(held, str) else Made.model_validate(held)
+        return (
+            Made.model_validate_json(held) if isinstance(held, str) else Made.model_validate(held)
+        )
     except ValidationError:
         return None
 
 
 def check(context: Context, *names: str) -> None:
-    """See that files of the run folder were made with what is in force now, and of what lies beside them.
+    """See that files of the run folder were made with what is in force now, and of what lies beside
+    them.
 
     Raises:
         StaleError: One was not: names the first difference, and the commands that make it again.
@@ -181,12 +198,16 @@ def check(context: Context, *names: str) -> None:
     for name in names:
         if (found := _stale(context, name)) is not None:
             steps, difference = found
-            as_it_is = "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
+            as_it_is = (
+                "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
+            )
             raise StaleError(f"{difference}; {remedy(context, steps)}{as_it_is}")
 
 
 def objection(context: Context, name: str) -> str:
-    """What is against a file of the run folder, as `check` says it; "" if nothing is, or there is no such file."""
+    """What is against a file of the run folder, as `check` says it; "" if nothing is, or there
+    is no such file.
+    """
     try:
         if (context.run.path / name).is_file():
             check(context, name)
@@ -195,7 +216,9 @@ def objection(context: Context, name: str) -> str:
     return ""
 
 
-def differences(name: str, held: Mapping[str, Any], now: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+def differences(
+    name: str, held: Mapping[str, Any], now: Mapping[str, Any], known: Mapping[str, Any]
+) -> str:
     """Differences of settings in words, "" if there is none.
 
     Args:
@@ -238,14 +261,31 @@ def _stale(context: Context, name: str) -> tuple[list[str], str] | None:
     held = record_of(path)
     if held is None:
         maker = MAKERS[name]
-        return [maker], f"{path} does not say what it was made with (an older version wrote it, or it came by itself)"
+        return (
+            [maker],
+            (
+                f"{path} does not say what it was made with (an older version wrote it, or it came"
+                " by itself)"
+            ),
+        )
     if held.version != VERSIONS.get(held.step):
-        return [held.step], f"{path} was made by version {held.version} of {held.step}, this is {VERSIONS[held.step]}"
-    there = {each: record_of(context.run.path / each) for each in held.inputs if (context.run.path / each).is_file()}
+        return (
+            [held.step],
+            (
+                f"{path} was made by version {held.version} of {held.step}, this is"
+                f" {VERSIONS[held.step]}"
+            ),
+        )
+    there = {
+        each: record_of(context.run.path / each)
+        for each in held.inputs
+        if (context.run.path / each).is_file()
+    }
     for each in there:
         if (found := _stale(context, each)) is not None:
             return [*found[0], held.step], found[1]
-    # A selection that was copied here has none of its inputs beside it: only what was said for this run is against it.
+    # A selection that was copied here has none of its inputs beside it: only what was said for this
+    # run is against it.
     foreign = bool(held.inputs) and not there
     if difference := _difference(context, path, held, foreign=foreign):
         return [held.step], difference
@@ -258,7 +298,10 @@ def _stale(context: Context, name: str) -> tuple[list[str], str] | None:
 def _difference(context: Context, path: Path, held: Made, *, foreign: bool) -> str:
     if _has_model(context) and held.model and held.model != context.model.weight_hash:
         model = context.model
-        return f"{path} was made for another model ({held.model}; {model.name} as it is now is {model.weight_hash})"
+        return (
+            f"{path} was made for another model ({held.model}; {model.name} as it is now is"
+            f" {model.weight_hash})"
+        )
     names = dict.fromkeys(key.partition(".")[0] for key in held.settings)
     now: dict[str, Any] = {}
     known: dict[str, Any] = {}
@@ -267,9 +310,15 @@ def _difference(context: Context, path: Path, held: Made, *, foreign: bool) -> s
         now |= settings_of(name, section)
         known |= settings_of(name, type(section)())
     before = dict(held.settings)
-    now = {key: value for key, value in now.items() if key in before or key.partition(".")[0] in held.sections}
+    now = {
+        key: value
+        for key, value in now.items()
+        if key in before or key.partition(".")[0] in held.sections
+    }
     if _has_model(context):  # its hash says more than its name
-        before, now = ({k: v for k, v in each.items() if not k.startswith("model.")} for each in (before, now))
+        before, now = (
+            {k: v for k, v in each.items() if not k.startswith("model.")} for each in (before, now)
+        )
     if foreign:
         said = {f"{name}.{key}" for name, values in context.given.items() for key in values or ()}
         before, now = ({k: v for k, v in each.items() if k in said} for each in (before, now))
@@ -301,7 +350,10 @@ def _has_model(context: Context) -> bool:
 def _traced(rule: Rule) -> str:
     """Of all but what a trace never reads: what is edited in, and what evaluates an edit."""
     held = rule.model_dump(mode="json", exclude={"expression_true", "expression_new", "split"})
-    forms = {form: {k: v for k, v in each.items() if k not in UNTRACED} for form, each in held.pop("forms").items()}
+    forms = {
+        form: {k: v for k, v in each.items() if k not in UNTRACED}
+        for form, each in held.pop("forms").items()
+    }
     return fingerprint(rule=held, forms=forms)
 
 

@@ -22,16 +22,25 @@ app = App(name="rules", help="Check, build, export and measure rules.")
 
 @app.command
 def check(
-    source: Annotated[str, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")] = "embedded",
+    source: Annotated[
+        str, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")
+    ] = "embedded",
     *,
-    as_json: Annotated[bool, Parameter(name="--json", help="Print the findings as JSON.", negative=())] = False,
-    strict: Annotated[bool, Parameter(help="Refuse records that need a repair.", negative=())] = False,
-    info: Annotated[bool, Parameter(help="List findings of level info one by one too.", negative=())] = False,
+    as_json: Annotated[
+        bool, Parameter(name="--json", help="Print the findings as JSON.", negative=())
+    ] = False,
+    strict: Annotated[
+        bool, Parameter(help="Refuse records that need a repair.", negative=())
+    ] = False,
+    info: Annotated[
+        bool, Parameter(help="List findings of level info one by one too.", negative=())
+    ] = False,
 ) -> None:
-    """Check rules by machine: numbers, expressions, units, subjects, contamination, conflicts, duplicates.
+    """Check rules by machine: numbers, expressions, units, subjects, contamination, conflicts,
+    duplicates.
 
-    Exits with 0 if nothing above the level info was found, with 1 if something was, with 2 if the source cannot
-    be read.
+    Exits with 0 if nothing above the level info was found, with 1 if something was, with 2 if the
+    source cannot be read.
 
     For example:
 
@@ -45,18 +54,31 @@ def check(
     findings = check_rules(rules)
     above = [finding for finding in findings if finding.level != "info"]
     if as_json:
-        found = json.dumps([finding._asdict() for finding in findings], ensure_ascii=False, indent=1)
+        found = json.dumps(
+            [finding._asdict() for finding in findings], ensure_ascii=False, indent=1
+        )
         # Where the stream has no character for something, JSON's own escape stands.
-        plain = found if shown_by(sys.stdout, found) == found else json.dumps(json.loads(found), indent=1)
+        plain = (
+            found
+            if shown_by(sys.stdout, found) == found
+            else json.dumps(json.loads(found), indent=1)
+        )
         sys.stdout.write(plain + "\n")
     else:
         listed = findings if info else above
         for finding in listed:
             said = (
-                f"{finding.level:7} {finding.check:22} {finding.where}: {finding.found} (expected: {finding.expected})"
+                f"{finding.level:7} {finding.check:22} {finding.where}: {finding.found} (expected:"
+                f" {finding.expected})"
             )
             say(said, to_stdout=True)
-        summary = Table("level", "check", "findings", "meaning", title=Text(visible(f"{source}: {len(rules)} rules")))
+        summary = Table(
+            "level",
+            "check",
+            "findings",
+            "meaning",
+            title=Text(visible(f"{source}: {len(rules)} rules")),
+        )
         for (level, name), count in counts(findings).items():
             summary.add_row(level, name, str(count), CHECKS[name][1])
         Console(highlight=False, markup=False, emoji=False).print(summary)
@@ -68,7 +90,9 @@ def check(
 
 @app.command
 def build(
-    specs: Annotated[tuple[Path, ...], Parameter(help="Specification files; by default the embedded ones.")] = (),
+    specs: Annotated[
+        tuple[Path, ...], Parameter(help="Specification files; by default the embedded ones.")
+    ] = (),
     *,
     out: Annotated[Path, Parameter(help="The rule file to write.")],
 ) -> None:
@@ -116,12 +140,16 @@ def export(
 
 @app.command
 def stats(
-    sources: Annotated[tuple[str, ...], Parameter(help="Rule sources to measure side by side.")] = ("embedded",),
-    *,
-    out: Annotated[Path, Parameter(help="Markdown file for the table; the rows go beside it.")] = Path(
-        "rulebook-stats.md"
+    sources: Annotated[tuple[str, ...], Parameter(help="Rule sources to measure side by side.")] = (
+        "embedded",
     ),
-    model: Annotated[str, Parameter(help="Embedded name, Hugging Face folder, or hub name.")] = "smollm2-135m",
+    *,
+    out: Annotated[
+        Path, Parameter(help="Markdown file for the table; the rows go beside it.")
+    ] = Path("rulebook-stats.md"),
+    model: Annotated[
+        str, Parameter(help="Embedded name, Hugging Face folder, or hub name.")
+    ] = "smollm2-135m",
     samples: Annotated[int, Parameter(help="Noise samples per prompt.")] = 4,
 ) -> None:
     """Measure how much of some rules a model knows, and how much of it can be traced.
@@ -147,13 +175,18 @@ def stats(
             name = "embedded" if source == "embedded" else Path(source).stem
             rows = out.with_name(f"{out.stem}-{name}.csv")
             with tqdm(total=len(prompts(rules.rules)), desc=visible(name), unit="prompt") as bar:
-                found.append((name, assess_rules(language_model, rules.rules, config, rows, advance=bar.update)))
+                found.append(
+                    (
+                        name,
+                        assess_rules(language_model, rules.rules, config, rows, advance=bar.update),
+                    )
+                )
         write_text(
             out,
-            f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on {config.span}. "
-            f"Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true "
-            "result. Traceable: total effect (nats per answer token) above two standard errors. Twin aligns: one of "
-            "the prompt's counterfactual twins has as many tokens.\n",
+            f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on"
+            f" {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true"
+            " result. Traceable: total effect (nats per answer token) above two standard errors."
+            " Twin aligns: one of the prompt's counterfactual twins has as many tokens.\n",
         )
     except (DmleError, OSError) as error:
         _fail(error)

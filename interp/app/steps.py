@@ -1,7 +1,8 @@
-"""Steps of the chain: what each reads, does and says. Packages register theirs as entry points `dmle.steps`.
+"""Steps of the chain: what each reads, does and says. Packages register theirs as entry points
+`dmle.steps`.
 
-A step declares the settings it reads (by section) and a function from a `Context` to a short report. Nothing
-here loads a model: `Context.model` does, once, when a step first asks for it.
+A step declares the settings it reads (by section) and a function from a `Context` to a short
+report. Nothing here loads a model: `Context.model` does, once, when a step first asks for it.
 """
 
 from collections import Counter
@@ -66,7 +67,8 @@ class Context:
         if not rules:
             have = sorted({str(rule.split) for rule in self.rules.rules})
             raise InputError(
-                f"no rule left: {setting} is {', '.join(splits)}, but the run's rules are of split {', '.join(have)}"
+                f"no rule left: {setting} is {', '.join(splits)}, but the run's rules are of split"
+                f" {', '.join(have)}"
             )
         return rules
 
@@ -98,12 +100,14 @@ class Step:
     check: Callable[[Context], object] = lambda context: None
     """Raises if the settings and rules leave the step nothing to do; called before any work."""
     fresh: Callable[[Context], object] = lambda context: None
-    """Raises if what the step reads was made with other settings, rules or model; called right before it runs."""
+    """Raises if what the step reads was made with other settings, rules or model; called right
+    before it runs."""
     settles: tuple[str, ...] | None = None
-    """Sections that its results were made with, all that it reads if not given: `run.yaml` keeps them as they were
-    then, until other results are made."""
+    """Sections that its results were made with, all that it reads if not given: `run.yaml` keeps
+    them as they were then, until other results are made."""
     shares: bool = False
-    """Several processes may run it in one run folder at once; it takes the run's lock itself where it has to."""
+    """Several processes may run it in one run folder at once; it takes the run's lock itself
+    where it has to."""
 
 
 def load_steps() -> dict[str, Step]:
@@ -114,7 +118,10 @@ def load_steps() -> dict[str, Step]:
 
 def known_sections(steps: Mapping[str, Step]) -> dict[str, type[Section]]:
     """All sections of a configuration by name."""
-    return {**COMMON, **{name: cls for step in steps.values() for name, cls in step.sections.items()}}
+    return {
+        **COMMON,
+        **{name: cls for step in steps.values() for name, cls in step.sections.items()},
+    }
 
 
 def parse_settings(steps: Mapping[str, Step], raw: Mapping[str, Any]) -> dict[str, Section]:

@@ -34,8 +34,11 @@ def default_budget(device: torch.device) -> int:
     return int(free * ACCELERATOR_SHARE)
 
 
-def chunked(items: Sequence[T], size: int, work: Callable[[list[T]], object], remedy: str = REMEDY) -> int:
-    """Work on items in order, `size` at a time; where memory runs out the size is halved and the chunk tried again.
+def chunked(
+    items: Sequence[T], size: int, work: Callable[[list[T]], object], remedy: str = REMEDY
+) -> int:
+    """Work on items in order, `size` at a time; where memory runs out the size is halved and the
+    chunk tried again.
 
     Args:
         items: What is worked on.
@@ -61,7 +64,9 @@ def chunked(items: Sequence[T], size: int, work: Callable[[list[T]], object], re
         else:
             # After the exception is gone, so that the tensors its frames held are free.
             gc.collect()
-            if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+            if (
+                accelerator := torch.accelerator.current_accelerator(check_available=True)
+            ) is not None:
                 torch.get_device_module(accelerator).empty_cache()
             size = len(some) // 2
     return size

@@ -1,8 +1,11 @@
-"""What a model folder holds, looked at before it is loaded and after: the model is the checkpoint, or it is refused.
+"""What a model folder holds, looked at before it is loaded and after: the model is the checkpoint,
+or it is refused.
 
-Loaders fill what a checkpoint lacks with random numbers, leave out what they do not know, and say so in notices that
-nobody reads. Here every such difference is an error that names the tensors. Files are read without running anything of
-them: JSON, headers of safetensors, and pickles of tensors by torch's loader that allows nothing else.
+Loaders fill what a checkpoint lacks with random numbers, leave out what they do not know, and say
+so in notices that nobody reads. Here every such difference is an error that names the tensors.
+Files are read without running anything of
+them: JSON, headers of safetensors, and pickles of tensors by torch's loader that allows nothing
+    else.
 """
 
 import json
@@ -30,7 +33,12 @@ _LARGEST_JSON = 64 * 2**20
 _LARGEST_HEADER = 100 * 10**6
 """Bytes; the format's own limit."""
 _SAFETENSORS, _PICKLE = "model.safetensors", "pytorch_model.bin"
-_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")
 _TOKENIZER = re.compile(
     r"tokenizer\.json|.*\.model|.*\.tiktoken|tekken\.json|vocab\..*|.*[-_]vocab\..*|merges\.txt|dict\.txt"
@@ -40,9 +48,12 @@ _QUANTISED_NAMES = re.compile(
     r"(qweight|qzeros|g_idx|absmax|quant_map|quant_state|SCB|weight_format|weight_packed|weight_shape|_packed|_blocks|"
     r"scales?|scale_inv|zero_points?|zeros|qscales|B_q|codebooks?)(\.|$)|\.quant_state\."
 )
-# Causal masks and rotary frequencies that old versions of the library stored beside the weights: they follow from the
-# configuration. A mask is known by its shape, (1, 1, n, n), and its filler by having none.
-_OLD_MASK = re.compile(r"(^|\.)(attn|attention|self_attention)\.(attention\.)?(bias|causal_mask|masked_bias)$")
+# Causal masks and rotary frequencies that old versions of the library stored beside the weights:
+# they follow from the configuration. A mask is known by its shape, (1, 1, n, n), and its filler by
+# having none.
+_OLD_MASK = re.compile(
+    r"(^|\.)(attn|attention|self_attention)\.(attention\.)?(bias|causal_mask|masked_bias)$"
+)
 _OLD_BUFFER = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|decoder\.version)$")
 _SHOWN = 3
 
@@ -55,12 +66,14 @@ class Stored:
     shape: tuple[int, ...]
 
 
-# -- errors of other people's code ------------------------------------------------------------------------------
+# -- errors of other people's code ---------------------------------------------------------------
 
 
 @contextmanager
 def told(what: str, mend: str) -> Iterator[None]:
-    """Turn whatever a library raises inside the block into one line: what failed, why, and how to mend it."""
+    """Turn whatever a library raises inside the block into one line: what failed, why, and how
+    to mend it.
+    """
     try:
         yield
     except DmleError:
@@ -68,8 +81,12 @@ def told(what: str, mend: str) -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise ModelError(_no_memory(what)) from error
     except ImportError as error:
-        raise ModelError(f"{what}: {one_line(error)}; install the package that it asks for, or {mend}") from error
-    except Exception as error:  # libraries raise KeyError, AttributeError, AssertionError and errors of their own
+        raise ModelError(
+            f"{what}: {one_line(error)}; install the package that it asks for, or {mend}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # libraries raise KeyError, AttributeError, AssertionError and errors of their own
         if "allocate memory" in str(error):
             raise ModelError(_no_memory(what)) from error
         raise ModelError(f"{what}: {one_line(error)}; {mend}") from error
@@ -87,7 +104,10 @@ def one_line(error: BaseException, limit: int = 240) -> str:
 
 
 def _no_memory(what: str) -> str:
-    return f"{what}: there is not enough memory for it; use a smaller type (model.dtype=bfloat16) or a smaller model"
+    return (
+        f"{what}: there is not enough memory for it; use a smaller type (model.dtype=bfloat16) or a"
+        " smaller model"
+    )
 
 
 def listed(names: Iterable[str]) -> str:
@@ -97,27 +117,31 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-# -- before loading ---------------------------------------------------------------------------------------------
+# -- before loading ------------------------------------------------------------------------------
 
 
 def check_settings(folder: Path) -> None:
-    """Refuse a folder that by its small files cannot be loaded as what it says it is, before a loader guesses.
+    """Refuse a folder that by its small files cannot be loaded as what it says it is, before a
+    loader guesses.
 
     Raises:
-        ModelError: A file is damaged or missing, or the model is quantised or of another kind than is needed.
+        ModelError: A file is damaged or missing, or the model is quantised or of another kind than
+            is needed.
     """
     _check_pointers(folder)
     settings = {name: _read_json(folder / name) for name in _SETTINGS if (folder / name).exists()}
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} holds an adapter (adapter_config.json), which is no model of its own: merge it into its base "
-            "model with merge_and_unload() of peft, save that, and load the result"
+            f"{folder} holds an adapter (adapter_config.json), which is no model of its own: merge"
+            " it into its base model with merge_and_unload() of peft, save that, and load the"
+            " result"
         )
     check_quantisation(folder, settings["config.json"])
     _check_kind(folder, settings["config.json"])
     if not any(_TOKENIZER.fullmatch(path.name) for path in folder.iterdir()):
         raise ModelError(
-            f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the model into the folder"
+            f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the model"
+            " into the folder"
         )
 
 
@@ -132,22 +156,38 @@ def check_quantisation(folder: Path, config: Mapping[str, Any]) -> None:
         for key in _QUANTISATION:
             if not (settings := part.get(key)):
                 continue
-            method = settings.get("quant_method") or settings.get("method") if isinstance(settings, dict) else None
+            method = (
+                settings.get("quant_method") or settings.get("method")
+                if isinstance(settings, dict)
+                else None
+            )
             method = method or ("bitsandbytes" if "load_in_" in str(settings) else "unknown method")
-            raise ModelError(f"{folder} is quantised ({key} in config.json: {method}); {UNQUANTISED}")
+            raise ModelError(
+                f"{folder} is quantised ({key} in config.json: {method}); {UNQUANTISED}"
+            )
 
 
 def _check_kind(folder: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
-        raise ModelError(f"{folder}: config.json names no model_type, so the architecture is not known; {NEEDED}")
-    if kind not in CONFIG_MAPPING_NAMES:
-        own = " and would need code from the folder, which is never run" if config.get("auto_map") else ""
         raise ModelError(
-            f"{folder}: model_type {kind!r} is unknown to transformers {transformers.__version__}{own}: it is newer, "
-            "misspelt, or not part of the library; use a newer transformers, or another model"
+            f"{folder}: config.json names no model_type, so the architecture is not known; {NEEDED}"
         )
-    if config.get("is_encoder_decoder") or kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+    if kind not in CONFIG_MAPPING_NAMES:
+        own = (
+            " and would need code from the folder, which is never run"
+            if config.get("auto_map")
+            else ""
+        )
+        raise ModelError(
+            f"{folder}: model_type {kind!r} is unknown to transformers"
+            f" {transformers.__version__}{own}: it is newer, misspelt, or not part of the library;"
+            " use a newer transformers, or another model"
+        )
+    if (
+        config.get("is_encoder_decoder")
+        or kind in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    ):
         what = "an encoder-decoder"
     elif kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.get("is_decoder"):
         what = "an encoder"
@@ -164,24 +204,32 @@ def _check_pointers(folder: Path) -> None:
     for path in sorted(folder.iterdir()):
         if not path.is_file():
             continue
-        with told(f"{path} cannot be read", "give yourself the right to read it"), path.open("rb") as file:
+        with (
+            told(f"{path} cannot be read", "give yourself the right to read it"),
+            path.open("rb") as file,
+        ):
             if file.read(len(_POINTER)) == _POINTER:
                 raise ModelError(
-                    f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in {folder}, or {AGAIN}"
+                    f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in"
+                    f" {folder}, or {AGAIN}"
                 )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     with told(f"{path} cannot be read", AGAIN):
         if path.stat().st_size > _LARGEST_JSON:
-            raise ModelError(f"{path} has {path.stat().st_size} bytes, too many for settings; {AGAIN}")
+            raise ModelError(
+                f"{path} has {path.stat().st_size} bytes, too many for settings; {AGAIN}"
+            )
         text = path.read_bytes()
     try:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} is not JSON ({one_line(error)}); {AGAIN}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"{path} holds a {type(found).__name__}, where a JSON object is needed; {AGAIN}")
+        raise ModelError(
+            f"{path} holds a {type(found).__name__}, where a JSON object is needed; {AGAIN}"
+        )
     return found
 
 
@@ -190,8 +238,8 @@ def check_tokenizer(folder: Path, tokenizer: Any, rows: int) -> None:
 
     Args:
         folder: Where it comes from, for the message.
-        tokenizer: The tokenizer as loaded. Tokens that were added to its vocabulary may lie beyond the model's: many
-            have such for padding or images, which no text is made of.
+        tokenizer: The tokenizer as loaded. Tokens that were added to its vocabulary may lie beyond
+            the model's: many have such for padding or images, which no text is made of.
         rows: Tokens that the model has embeddings for.
 
     Raises:
@@ -200,14 +248,16 @@ def check_tokenizer(folder: Path, tokenizer: Any, rows: int) -> None:
     mend = "copy the tokenizer files of the model into the folder"
     if tokenizer.vocab_size > rows:
         raise ModelError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model embeddings for {rows}: it is of "
-            f"another model; {mend}"
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens, the model embeddings for"
+            f" {rows}: it is of another model; {mend}"
         )
     if not tokenizer("area", add_special_tokens=False)["input_ids"]:
-        raise ModelError(f"{folder}: its tokenizer has no vocabulary ({len(tokenizer)} tokens); {mend}")
+        raise ModelError(
+            f"{folder}: its tokenizer has no vocabulary ({len(tokenizer)} tokens); {mend}"
+        )
 
 
-# -- weights as stored ------------------------------------------------------------------------------------------
+# -- weights as stored ---------------------------------------------------------------------------
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -220,7 +270,10 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     for path in _weight_files(folder):
         header = _header(path) if path.suffix == ".safetensors" else _pickled(path)
         if twice := found.keys() & header.keys():
-            raise ModelError(f"{folder}: {listed(twice)} is in two weight files, {path.name} and another; {AGAIN}")
+            raise ModelError(
+                f"{folder}: {listed(twice)} is in two weight files, {path.name} and another;"
+                f" {AGAIN}"
+            )
         found |= header
     return found
 
@@ -232,22 +285,43 @@ def _weight_files(folder: Path) -> list[Path]:
         if not name.endswith(".index.json"):
             return [path]
         named = _read_json(path).get("weight_map")
-        if not isinstance(named, dict) or not named or not all(isinstance(shard, str) for shard in named.values()):
+        if (
+            not isinstance(named, dict)
+            or not named
+            or not all(isinstance(shard, str) for shard in named.values())
+        ):
             raise ModelError(f"{path} names no weight files (weight_map); {AGAIN}")
         shards = sorted(set(named.values()))
-        if outside := [shard for shard in shards if Path(shard).is_absolute() or ".." in Path(shard).parts]:
+        if outside := [
+            shard for shard in shards if Path(shard).is_absolute() or ".." in Path(shard).parts
+        ]:
             raise ModelError(f"{path} names files outside the folder: {listed(outside)}; {AGAIN}")
         if lost := [shard for shard in shards if not (folder / shard).is_file()]:
-            raise ModelError(f"{folder} lacks weight files that {name} names: {listed(lost)}; {AGAIN}")
+            raise ModelError(
+                f"{folder} lacks weight files that {name} names: {listed(lost)}; {AGAIN}"
+            )
         return [folder / shard for shard in shards]
-    others = [path.name for path in folder.iterdir() if path.suffix in {".gguf", ".h5", ".msgpack", ".pth", ".bin"}]
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.suffix in {".gguf", ".h5", ".msgpack", ".pth", ".bin"}
+    ]
     others += [path.name for path in folder.glob("*.safetensors")]
-    seen = f"; what lies there ({listed(others)}) is in another form or under another name" if others else ""
-    raise ModelError(f"cannot load model {folder}: it has no weights ({_SAFETENSORS} or its shards){seen}; {AGAIN}")
+    seen = (
+        f"; what lies there ({listed(others)}) is in another form or under another name"
+        if others
+        else ""
+    )
+    raise ModelError(
+        f"cannot load model {folder}: it has no weights ({_SAFETENSORS} or its shards){seen};"
+        f" {AGAIN}"
+    )
 
 
 def _header(path: Path) -> dict[str, Stored]:
-    """Names, number formats and shapes in the header of a safetensors file, whose length must be right."""
+    """Names, number formats and shapes in the header of a safetensors file, whose length must be
+    right.
+    """
     damaged = f"{path} is damaged or cut short"
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -257,10 +331,22 @@ def _header(path: Path) -> dict[str, Stored]:
         try:
             header = json.loads(file.read(length))
             tensors = {name: each for name, each in header.items() if name != "__metadata__"}
-            found = {name: Stored(str(each["dtype"]), tuple(each["shape"])) for name, each in tensors.items()}
+            found = {
+                name: Stored(str(each["dtype"]), tuple(each["shape"]))
+                for name, each in tensors.items()
+            }
             end = max((int(each["data_offsets"][1]) for each in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-            raise ModelError(f"{damaged}: its header is not that of safetensors; {AGAIN}") from error
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            IndexError,
+            RecursionError,
+        ) as error:
+            raise ModelError(
+                f"{damaged}: its header is not that of safetensors; {AGAIN}"
+            ) from error
     if size != (needed := 8 + length + end):
         raise ModelError(f"{damaged}: it has {size} bytes, its header needs {needed}; {AGAIN}")
     return found
@@ -270,36 +356,47 @@ def _pickled(path: Path) -> dict[str, Stored]:
     with told(f"{path} cannot be read as tensors, and nothing else of a pickle is", AGAIN):
         held = torch.load(path, map_location="meta", weights_only=True)
         if not isinstance(held, Mapping):
-            raise ModelError(f"{path} holds a {type(held).__name__}, where tensors by name are needed; {AGAIN}")
+            raise ModelError(
+                f"{path} holds a {type(held).__name__}, where tensors by name are needed; {AGAIN}"
+            )
     other = [str(name) for name, value in held.items() if not isinstance(value, torch.Tensor)]
     if other:
         raise ModelError(
-            f"{path} holds more than tensors by name ({listed(other)}): save the model's own state, or use safetensors"
+            f"{path} holds more than tensors by name ({listed(other)}): save the model's own state,"
+            " or use safetensors"
         )
-    return {str(n): Stored(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for n, v in held.items()}
+    return {
+        str(n): Stored(str(v.dtype).removeprefix("torch."), tuple(v.shape)) for n, v in held.items()
+    }
 
 
 def check_weights(folder: Path, config: Any, stored: Mapping[str, Stored]) -> None:
-    """Refuse weights that are quantised, or of other sizes than the configuration says, before they are loaded.
+    """Refuse weights that are quantised, or of other sizes than the configuration says, before they
+    are loaded.
 
     Raises:
-        ModelError: A weight has another number format or shape than is needed, or there are too few for the blocks.
+        ModelError: A weight has another number format or shape than is needed, or there are too few
+            for the blocks.
     """
     _check_formats(folder, stored)
     blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(blocks, int) and blocks > len(stored):
         raise ModelError(
-            f"{folder}: config.json says {blocks} blocks (num_hidden_layers), the weights are {len(stored)} tensors in "
-            f"all; {AGAIN}"
+            f"{folder}: config.json says {blocks} blocks (num_hidden_layers), the weights are"
+            f" {len(stored)} tensors in all; {AGAIN}"
         )
     needed = _shapes(config)
-    odd = {name: each.shape for name, each in stored.items() if needed.get(name, each.shape) != each.shape}
+    odd = {
+        name: each.shape
+        for name, each in stored.items()
+        if needed.get(name, each.shape) != each.shape
+    }
     if odd:
         name, shape = sorted(odd.items())[0]
         raise ModelError(
-            f"{folder}: {len(odd)} weights have another shape than config.json says: {listed(odd)}; {name} is {shape}, "
-            f"and {needed[name]} is needed. Weights and config.json are of different models, or one was changed: "
-            f"{AGAIN}"
+            f"{folder}: {len(odd)} weights have another shape than config.json says: {listed(odd)};"
+            f" {name} is {shape}, and {needed[name]} is needed. Weights and config.json are of"
+            f" different models, or one was changed: {AGAIN}"
         )
 
 
@@ -314,17 +411,26 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _check_formats(folder: Path, stored: Mapping[str, Stored], names: Iterable[str] = ()) -> None:
-    """Refuse weights in a number format that stands for others: what ends in "weight", and `names`."""
-    weights = {name: each for name, each in stored.items() if name.endswith("weight") or name in names}
+    """Refuse weights in a number format that stands for others: what ends in "weight", and
+    `names`.
+    """
+    weights = {
+        name: each for name, each in stored.items() if name.endswith("weight") or name in names
+    }
     if odd := {name: each.dtype for name, each in weights.items() if each.dtype not in _FLOATS}:
         formats = ", ".join(sorted(set(odd.values())))
-        raise ModelError(f"{folder} is quantised: {len(odd)} weights are {formats} ({listed(odd)}); {UNQUANTISED}")
+        raise ModelError(
+            f"{folder} is quantised: {len(odd)} weights are {formats} ({listed(odd)});"
+            f" {UNQUANTISED}"
+        )
 
 
-# -- after loading ----------------------------------------------------------------------------------------------
+# -- after loading -------------------------------------------------------------------------------
 
 
-def compare(folder: Path, model: Any, report: Mapping[str, Any], stored: Mapping[str, Stored]) -> None:
+def compare(
+    folder: Path, model: Any, report: Mapping[str, Any], stored: Mapping[str, Stored]
+) -> None:
     """Refuse a loaded model that is not its checkpoint.
 
     Args:
@@ -334,11 +440,14 @@ def compare(folder: Path, model: Any, report: Mapping[str, Any], stored: Mapping
         stored: The tensors of the files.
 
     Raises:
-        ModelError: Weights are missing, left over, of another shape or another number format, or tied in the
-            configuration and different in the file.
+        ModelError: Weights are missing, left over, of another shape or another number format, or
+            tied in the configuration and different in the file.
     """
     if problems := report["error_msgs"] or report["mismatched_keys"]:
-        raise ModelError(f"{folder}: the weights do not fit the model: {str(next(iter(problems)))[:200]}; {AGAIN}")
+        raise ModelError(
+            f"{folder}: the weights do not fit the model: {str(next(iter(problems)))[:200]};"
+            f" {AGAIN}"
+        )
     missing, left = set(report["missing_keys"]), _left_over(report["unexpected_keys"], stored)
     if missing or left:
         raise ModelError(_misfit(folder, missing, left))
@@ -351,7 +460,9 @@ def _left_over(unexpected: Iterable[str], stored: Mapping[str, Stored]) -> set[s
     left = set()
     for name in unexpected:
         shape = stored[name].shape if name in stored else None
-        square = shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+        square = (
+            shape is not None and len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3]
+        )
         mask = _OLD_MASK.search(name) and (square or shape == ())
         if not mask and not _OLD_BUFFER.search(name):
             left.add(name)
@@ -363,7 +474,9 @@ def _counted(weights: set[str]) -> str:
 
 
 def _misfit(folder: Path, missing: set[str], left: set[str]) -> str:
-    """What is wrong with a checkpoint that lacks weights or has others, with the likeliest reason."""
+    """What is wrong with a checkpoint that lacks weights or has others, with the likeliest
+    reason.
+    """
     parts = []
     if missing:
         parts.append(f"{_counted(missing)} missing ({listed(missing)})")
@@ -372,12 +485,18 @@ def _misfit(folder: Path, missing: set[str], left: set[str]) -> str:
     if any(_QUANTISED_NAMES.search(name) for name in left):
         mend = f"It is quantised: {UNQUANTISED}"
     elif missing and left:
-        mend = "The weights have other names, or are of another architecture: save them with save_pretrained()"
+        mend = (
+            "The weights have other names, or are of another architecture: save them with"
+            " save_pretrained()"
+        )
     elif missing:
         mend = f"The file is not whole: {AGAIN}, or save the whole model with save_pretrained()"
     else:
         mend = "config.json describes a smaller or another model: save both with save_pretrained()"
-    return f"{folder}: the checkpoint is not the model of its config.json: {', and '.join(parts)}. {mend}"
+    return (
+        f"{folder}: the checkpoint is not the model of its config.json: {', and '.join(parts)}."
+        f" {mend}"
+    )
 
 
 def _check_ties(folder: Path, model: Any) -> None:
@@ -389,6 +508,6 @@ def _check_ties(folder: Path, model: Any) -> None:
     ]
     if apart:
         raise ModelError(
-            f"{folder}: config.json ties {listed(apart)}, but the weights hold other values for the two; set "
-            '"tie_word_embeddings": false in config.json to use both as they are'
+            f"{folder}: config.json ties {listed(apart)}, but the weights hold other values for the"
+            ' two; set "tie_word_embeddings": false in config.json to use both as they are'
         )

@@ -1,8 +1,8 @@
 """Plain English paragraphs from which statistics of a model's states are taken.
 
-The default corpus is an excerpt of Wikipedia that ships inside the `gensim` wheel (106 articles). Any text
-file can stand in for it. What was read is always named by a `CorpusSource`, so that a statistic can say what
-it was measured on.
+The default corpus is an excerpt of Wikipedia that ships inside the `gensim` wheel (106 articles).
+Any text file can stand in for it. What was read is always named by a `CorpusSource`, so that a
+statistic can say what it was measured on.
 """
 
 import bz2
@@ -39,14 +39,21 @@ EXTRACTION = 1
 """Version of the rules below that turn wiki markup into text; part of the cached file's name."""
 
 # Removed before parsing: notes are no running text, and the parser spends much of its time on them.
-_NOTES = re.compile(r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE)
+_NOTES = re.compile(
+    r"<!--.*?-->|<ref\b[^<>]*/>|<ref\b[^<>]*>.*?</ref\s*>", re.DOTALL | re.IGNORECASE
+)
 _EMPTY_BRACKETS = re.compile(r"\s*\([\s,;:]*\)")
 _SPACE_BEFORE_STOP = re.compile(r" +([,.;:])")
-_LEFT_MARKUP = re.compile(r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|''|</?\w+[^<>]*>|https?://|\bthumb\||\w\|\w")
+_LEFT_MARKUP = re.compile(
+    r"\{\{|\}\}|\[\[|\]\]|\{\||\|\}|''|</?\w+[^<>]*>|https?://|\bthumb\||\w\|\w"
+)
 _LIST_MARKS = frozenset("*#:;")
 _NO_PROSE = "\0"
-"""Marks a line that is dropped as a whole: a list item, or a sentence that would lose its formula."""
-_NOT_TEXT_TAGS = frozenset({"table", "gallery", "timeline", "source", "syntaxhighlight", "pre", "ref"})
+"""Marks a line that is dropped as a whole: a list item, or a sentence that would lose its
+formula."""
+_NOT_TEXT_TAGS = frozenset(
+    {"table", "gallery", "timeline", "source", "syntaxhighlight", "pre", "ref"}
+)
 _NOT_TEXT_LINKS = ("file:", "image:", "category:", "media:")
 _CONVERSIONS = frozenset({"convert", "cvt"})
 
@@ -65,9 +72,10 @@ def paragraphs(source: str | Path = EMBEDDED) -> tuple[CorpusSource, list[str]]:
     """The paragraphs of a corpus, in a fixed order, and what they come from.
 
     Args:
-        source: `"embedded"` for the Wikipedia excerpt (paragraphs of more than 200 characters), or the path
-            of a UTF-8 text file. In a text file every line that is not blank is one paragraph, whatever its
-            length; text that is wrapped at a column has to be unwrapped first.
+        source: `"embedded"` for the Wikipedia excerpt (paragraphs of more than 200 characters), or
+            the path of a UTF-8 text file. In a text file every line that is not blank is one
+            paragraph, whatever its length; text that is wrapped at a column has to be unwrapped
+            first.
 
     Raises:
         EmbeddedFileError: The excerpt is missing or damaged.
@@ -90,9 +98,9 @@ def paragraphs_sha256(texts: Iterable[str]) -> str:
 def corpus_paragraphs(*, search: Sequence[Path] | None = None) -> Iterator[str]:
     """Extract the paragraphs of the embedded Wikipedia excerpt, in the order of the dump.
 
-    Left out are redirects and pages that are no articles; notes, tables, lists, images and headings; and
-    paragraphs with a typeset formula, with markup that was never closed, or of no more than 200 characters.
-    Takes seconds; `paragraphs` reads a cached copy.
+    Left out are redirects and pages that are no articles; notes, tables, lists, images and
+    headings; and paragraphs with a typeset formula, with markup that was never closed, or of no
+    more than 200 characters. Takes seconds; `paragraphs` reads a cached copy.
 
     Args:
         search: Folders that hold installed distributions; by default those of `sys.path`.
@@ -105,7 +113,9 @@ def corpus_paragraphs(*, search: Sequence[Path] | None = None) -> Iterator[str]:
 
 
 def article_markup(dump: Path) -> Iterator[str]:
-    """Wiki markup of every article of a bz2-compressed MediaWiki dump, without redirects and other pages."""
+    """Wiki markup of every article of a bz2-compressed MediaWiki dump, without redirects and
+    other pages.
+    """
     with bz2.open(dump) as file:
         for _, page in ElementTree.iterparse(file):
             if not page.tag.endswith("}page"):
@@ -117,10 +127,14 @@ def article_markup(dump: Path) -> Iterator[str]:
 
 
 def clean_paragraphs(markup: str, *, min_characters: int = MIN_CHARACTERS) -> list[str]:
-    """Running text of one article: paragraphs longer than `min_characters` in which no markup is left."""
+    """Running text of one article: paragraphs longer than `min_characters` in which no markup is
+    left.
+    """
     nodes = mwparserfromhell.parse(_NOTES.sub("", markup)).nodes
     kept = Wikicode([part for node in nodes for part in _running_text(node)])
-    lines = (_tidy(line) for line in kept.strip_code(collapse=False).split("\n") if _NO_PROSE not in line)
+    lines = (
+        _tidy(line) for line in kept.strip_code(collapse=False).split("\n") if _NO_PROSE not in line
+    )
     return [line for line in lines if len(line) > min_characters and not _LEFT_MARKUP.search(line)]
 
 
@@ -141,9 +155,13 @@ def _running_text(node: Node) -> list[Node]:
 
 
 def _template_text(template: Template) -> str:
-    """Text that a template stands for inside a sentence: quantities and foreign words, nothing else."""
+    """Text that a template stands for inside a sentence: quantities and foreign words, nothing
+    else.
+    """
     name = str(template.name).strip().lower()
-    values = [str(parameter.value.strip_code()) for parameter in template.params if not parameter.showkey]
+    values = [
+        str(parameter.value.strip_code()) for parameter in template.params if not parameter.showkey
+    ]
     if name in _CONVERSIONS and len(values) >= 2:
         return f"{values[0]} {values[1]}"
     if name == "lang" and len(values) >= 2:
@@ -184,7 +202,8 @@ def _excerpt() -> list[str]:
 
 def _lines(text: str) -> list[str]:
     """Every line that is not blank, without the white space around it."""
-    # Split at newlines alone: str.splitlines would also split at characters that occur inside paragraphs.
+    # Split at newlines alone: str.splitlines would also split at characters that occur inside
+    # paragraphs.
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return [line.strip() for line in text.split("\n") if line.strip()]
 
@@ -192,13 +211,20 @@ def _lines(text: str) -> list[str]:
 def _user_lines(path: Path) -> list[str]:
     if not path.is_file():
         raise MissingFileError(
-            f"There is no corpus file {path}. Give {EMBEDDED!r} for the embedded corpus, or the path of a "
-            "UTF-8 text file with one paragraph a line."
+            f"There is no corpus file {path}. Give {EMBEDDED!r} for the embedded corpus, or the"
+            " path of a UTF-8 text file with one paragraph a line."
         )
     try:
-        texts = _lines(read_bytes(path, "text file", "give a UTF-8 text file", limit=1 << 40).decode())
+        texts = _lines(
+            read_bytes(path, "text file", "give a UTF-8 text file", limit=1 << 40).decode()
+        )
     except UnicodeDecodeError as error:
-        raise DmleError(f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8.") from error
+        raise DmleError(
+            f"The corpus file {path} is not UTF-8: {error}. Convert it to UTF-8."
+        ) from error
     if not texts:
-        raise DmleError(f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a line.")
+        raise DmleError(
+            f"The corpus file {path} has no paragraph: every line is blank. Put one paragraph a"
+            " line."
+        )
     return texts

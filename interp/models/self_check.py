@@ -1,11 +1,13 @@
 """What tracing and editing rely on, measured on a model at load: a model that fails is refused.
 
-The numbers are relative errors, the largest difference over the largest value. What is measured is what is used, as it
-is used: values are read and written in some rows of a batch, batches grow from block to block, texts are padded on the
-right and on the left, a common beginning is computed once, and prompts of different length are continued together.
+The numbers are relative errors, the largest difference over the largest value. What is measured is
+what is used, as it is used: values are read and written in some rows of a batch, batches grow from
+block to block, texts are padded on the right and on the left, a common beginning is computed once,
+and prompts of different length are continued together.
 
-Three faster ways have a slower one that needs less (a prefix computed once, batches that grow, padding on the left):
-where such a way fails, the slower one is taken. All else that fails refuses the model.
+Three faster ways have a slower one that needs less (a prefix computed once, batches that grow,
+padding on the left): where such a way fails, the slower one is taken. All else that fails refuses
+the model.
 """
 
 import copy
@@ -24,8 +26,8 @@ from interp.models.finite import require_finite
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel
 
-# A relative error above this is a hook that means something else, not rounding. Models compute norms, rotary angles and
-# softmax in float32 whatever their type, so float64 is not much nearer.
+# A relative error above this is a hook that means something else, not rounding. Models compute
+# norms, rotary angles and softmax in float32 whatever their type, so float64 is not much nearer.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-5}
 TOLERANCE_HALF = 4e-2
 CHECK_TOKENS = 12
@@ -34,18 +36,23 @@ ROW, SHORT = 8, 5
 Whole = Callable[[Int[Tensor, " place"], Int[Tensor, " place"]], Float[Tensor, "place d_vocab"]]
 """Rows and positions → logits of whole runs there."""
 COMPARED = 4
-"""Tokens at the end of a text at which logits are compared: all of them would take the memory of a vocabulary each."""
+"""Tokens at the end of a text at which logits are compared: all of them would take the memory of
+a vocabulary each."""
 ANSWER = 2
 """Tokens that are continued, and that a patched run is scored on."""
 DEVICE_BLOCKS = 2
 """Blocks that are run on the CPU, too, to compare with the device."""
 REFUSES = {
     "logits": "TransformerLens's bridge does not compute what the model computes",
-    "additivity": "resid_pre + attn_out + mlp_out is not resid_post: its blocks do more than add to the stream (some "
-    "normalise the sum, as OPT-350m does)",
+    "additivity": (
+        "resid_pre + attn_out + mlp_out is not resid_post: its blocks do more than add to the"
+        " stream (some normalise the sum, as OPT-350m does)"
+    ),
     "projection": "the MLP's output is not the down-projection of its key",
-    "writing": "what a hook writes into the embeddings, attention, MLP or stream of one row is not what the model goes "
-    "on with, or another row sees it",
+    "writing": (
+        "what a hook writes into the embeddings, attention, MLP or stream of one row is not what"
+        " the model goes on with, or another row sees it"
+    ),
     "right_padding": "padding on the right changes what the tokens before it say",
 }
 """What it means that an error is above the tolerance, for those that refuse a model."""
@@ -65,24 +72,31 @@ class SelfCheck:
     projection: float
     """key @ W_out (+ bias) against the MLP's raw output, worst block."""
     prefix_cache: float
-    """Logits of rows behind one prefix, whose keys and values are computed once, against whole runs."""
+    """Logits of rows behind one prefix, whose keys and values are computed once, against whole
+    runs."""
     entry: float
-    """Logits of sites patched in a batch that grows (the fast route) against whole runs (the generic one)."""
+    """Logits of sites patched in a batch that grows (the fast route) against whole runs (the
+    generic one)."""
     post_norm: bool
     """Whether the block normalises the MLP output before adding it (Gemma 3)."""
     writing: float = 0.0
-    """What goes on from a written value against that value: embeddings, attention, MLP and stream, one row of two."""
+    """What goes on from a written value against that value: embeddings, attention, MLP and
+    stream, one row of two."""
     right_padding: float = 0.0
-    """Logits of a shorter text padded on the right, at chosen places, against those of the text alone."""
+    """Logits of a shorter text padded on the right, at chosen places, against those of the text
+    alone."""
     left_padding: float = 0.0
-    """Logits of texts padded on the left, behind kept keys and in greedy continuation, against whole runs of each."""
+    """Logits of texts padded on the left, behind kept keys and in greedy continuation, against
+    whole runs of each."""
     device: float = 0.0
     """Logits of the first blocks on the device against those on the CPU; 0 on a CPU."""
 
     def __str__(self) -> str:
         """The errors, in one line."""
         names = [name for name in vars(self) if name != "post_norm"]
-        return "relative errors " + ", ".join(f"{name.replace('_', ' ')} {getattr(self, name):.0e}" for name in names)
+        return "relative errors " + ", ".join(
+            f"{name.replace('_', ' ')} {getattr(self, name):.0e}" for name in names
+        )
 
 
 def tolerance(dtype: torch.dtype) -> float:
@@ -105,7 +119,9 @@ def check_rows(model: "LanguageModel", length: int = ROW) -> Int[Tensor, "batch 
 
 @contextmanager
 def foreign_errors(name: str) -> Iterator[None]:
-    """Make one line of whatever another library raises inside, for architectures fail in any way."""
+    """Make one line of whatever another library raises inside, for architectures fail in any
+    way.
+    """
     try:
         yield
     except NotFiniteError as error:
@@ -114,8 +130,9 @@ def foreign_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ModelError(
-            f"{name}: self-check failed: the model does not run ({told(error)}). Its architecture is none that tracing "
-            "and editing know how to use; use another model, or report this architecture"
+            f"{name}: self-check failed: the model does not run ({told(error)}). Its architecture"
+            " is none that tracing and editing know how to use; use another model, or report this"
+            " architecture"
         ) from error
 
 
@@ -126,7 +143,9 @@ def told(error: BaseException) -> str:
 
 
 def self_check(
-    model: "LanguageModel", ids: Int[Tensor, "batch pos"], expected: Float[Tensor, "batch pos d_vocab"]
+    model: "LanguageModel",
+    ids: Int[Tensor, "batch pos"],
+    expected: Float[Tensor, "batch pos d_vocab"],
 ) -> SelfCheck:
     """Measure what the rest relies on and refuse a model that fails (see `SelfCheck`).
 
@@ -136,8 +155,8 @@ def self_check(
         expected: Their logits before wrapping.
 
     Raises:
-        ModelError: A relative error is above the tolerance of the model's dtype, a state is NaN or infinite, or the
-            model does not run.
+        ModelError: A relative error is above the tolerance of the model's dtype, a state is NaN or
+            infinite, or the model does not run.
     """
     with torch.no_grad(), foreign_errors(model.name):
         check, plain = _hooks(model, ids, expected)
@@ -146,9 +165,10 @@ def self_check(
         for what, why in REFUSES.items():
             if not (error := getattr(check, what)) <= tolerance(model.dtype):
                 raise ModelError(
-                    f"{model.name}: self-check failed, relative error of {what.replace('_', ' ')} is {error:.2g}, "
-                    f"allowed {tolerance(model.dtype):.0e} in {model.dtype}: {why}. Tracing and editing would give "
-                    "wrong numbers; use another model, or report this architecture"
+                    f"{model.name}: self-check failed, relative error of {what.replace('_', ' ')}"
+                    f" is {error:.2g}, allowed {tolerance(model.dtype):.0e} in {model.dtype}:"
+                    f" {why}. Tracing and editing would give wrong numbers; use another model, or"
+                    " report this architecture"
                 )
 
         def whole(rows: Tensor, positions: Tensor) -> Tensor:
@@ -166,7 +186,9 @@ def self_check(
 
 
 def check_long(model: "LanguageModel", switch: int) -> bool:
-    """Whether a prefix computed once, and batches that grow, hold for texts longer than a length (`interp.models.lengths`)."""
+    """Whether a prefix computed once, and batches that grow, hold for texts longer than a length
+    (`interp.models.lengths`).
+    """
     length = min(switch + CHECK_TOKENS, model.context_length)
     if length <= switch:
         # No run is so long. Keys of other frequencies are known not to hold.
@@ -187,30 +209,37 @@ def check_long(model: "LanguageModel", switch: int) -> bool:
         ways.append((_entry_error, length))
     with torch.no_grad():
         # One after the other: the first that fails decides.
-        return all(_supported(measure, model, *rest) <= tolerance(model.dtype) for measure, *rest in ways)
+        return all(
+            _supported(measure, model, *rest) <= tolerance(model.dtype) for measure, *rest in ways
+        )
 
 
 def check_device(model: "LanguageModel", hf_model: Any, ids: Int[Tensor, "batch pos"]) -> float:
     """Compare the first blocks on the device with the same on the CPU, once.
 
     Returns:
-        The relative error; 0 on a CPU, infinite where they cannot be compared (no memory for a copy, say).
+        The relative error; 0 on a CPU, infinite where they cannot be compared (no memory for a
+        copy, say).
 
     Raises:
-        ModelError: They differ by more than rounding: the device, or its driver, computes something else.
+        ModelError: They differ by more than rounding: the device, or its driver, computes something
+            else.
     """
     if model.device.type == torch.empty(0).device.type:
         return 0.0
     with torch.no_grad():
         try:
             error = device_error(hf_model, ids)
-        except Exception:  # what runs on the device is no less right for it; the check's numbers say so
+        except (
+            Exception
+        ):  # what runs on the device is no less right for it; the check's numbers say so
             return float("inf")
     if error > tolerance(model.dtype):
         raise ModelError(
-            f"{model.name}: self-check failed, its first blocks on {model.device} differ from those on the CPU by "
-            f"{error:.2g} (relative), allowed {tolerance(model.dtype):.0e} in {model.dtype}; use another device "
-            "(--device cpu), another number format, or another version of torch or of the driver"
+            f"{model.name}: self-check failed, its first blocks on {model.device} differ from those"
+            f" on the CPU by {error:.2g} (relative), allowed {tolerance(model.dtype):.0e} in"
+            f" {model.dtype}; use another device (--device cpu), another number format, or another"
+            " version of torch or of the driver"
         )
     return error
 
@@ -220,7 +249,10 @@ def device_error(hf_model: Any, ids: Int[Tensor, "batch pos"]) -> float:
     with _shortened(hf_model, DEVICE_BLOCKS):
         here = hf_model(ids).logits
         # Copies that are made on the host, so that the device needs no room for them.
-        memo = {id(p): nn.Parameter(p.detach().cpu(), requires_grad=False) for p in hf_model.parameters()}
+        memo = {
+            id(p): nn.Parameter(p.detach().cpu(), requires_grad=False)
+            for p in hf_model.parameters()
+        }
         memo |= {id(b): b.detach().cpu() for b in hf_model.buffers()}
         there = copy.deepcopy(hf_model, memo)(ids.cpu()).logits
     return _relative(here.cpu(), there)
@@ -247,7 +279,9 @@ def _shortened(hf_model: Any, blocks: int) -> Iterator[None]:
             setattr(parent, name, child)
 
 
-def _hooks(model: "LanguageModel", ids: Tensor, expected: Tensor) -> tuple[SelfCheck, dict[str, Tensor]]:
+def _hooks(
+    model: "LanguageModel", ids: Tensor, expected: Tensor
+) -> tuple[SelfCheck, dict[str, Tensor]]:
     """What hooks read: its errors, and the values."""
     parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = {layer: [f"blocks.{layer}.{part}" for part in parts] for layer in range(model.n_layers)}
@@ -266,10 +300,12 @@ def _hooks(model: "LanguageModel", ids: Tensor, expected: Tensor) -> tuple[SelfC
         check = replace(
             check,
             additivity=max(check.additivity, _relative(pre + attn + mlp, post)),
-            # Behind it comes nothing, or the norm that what is added has gone through: an MLP that adds the stream
-            # itself (Bloom) says what it adds at the block, others at the MLP.
+            # Behind it comes nothing, or the norm that what is added has gone through: an MLP that
+            # adds the stream itself (Bloom) says what it adds at the block, others at the MLP.
             projection=max(
-                check.projection, _relative(value, raw), min(_relative(value, module), _relative(value, mlp))
+                check.projection,
+                _relative(value, raw),
+                min(_relative(value, module), _relative(value, mlp)),
             ),
             post_norm=check.post_norm or _relative(raw, mlp) > tolerance(model.dtype),
         )
@@ -277,7 +313,10 @@ def _hooks(model: "LanguageModel", ids: Tensor, expected: Tensor) -> tuple[SelfC
 
 
 def _watched(
-    model: "LanguageModel", ids: Tensor, names: Sequence[str], writes: Sequence[tuple[str, Any]] = ()
+    model: "LanguageModel",
+    ids: Tensor,
+    names: Sequence[str],
+    writes: Sequence[tuple[str, Any]] = (),
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Values at hooks in one run, before what is written there, and logits."""
     seen: dict[str, Tensor] = {}
@@ -299,13 +338,17 @@ def _watched(
 
 def _no_hook(model: "LanguageModel", why: str) -> str:
     return (
-        f"{model.name}: self-check failed: {why} Tracing and editing need blocks of attention and MLP that add to a "
-        "residual stream (blocks that normalise the sum, as GPT-1's, have none); use another model"
+        f"{model.name}: self-check failed: {why} Tracing and editing need blocks of attention and"
+        " MLP that add to a residual stream (blocks that normalise the sum, as GPT-1's, have"
+        " none); use another model"
     )
 
 
-def _writing_error(model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor], before: Tensor) -> float:
-    """What goes on from values written in the second row, at one token, as patching and editors write them.
+def _writing_error(
+    model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor], before: Tensor
+) -> float:
+    """What goes on from values written in the second row, at one token, as patching and editors
+    write them.
 
     `plain` and `before` are the values and logits of the same rows without.
     """
@@ -315,7 +358,9 @@ def _writing_error(model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor]
     written: dict[str, Tensor] = {}
 
     def write(value: Tensor, hook: Any, name: str) -> Tensor:
-        change = torch.randn(value.shape[-1], generator=generator).to(value) * value.float().std().to(value.dtype)
+        change = torch.randn(value.shape[-1], generator=generator).to(
+            value
+        ) * value.float().std().to(value.dtype)
         value = value.index_put_(at, (value[at] + change))
         written[name] = value.detach().clone()
         return value
@@ -323,8 +368,13 @@ def _writing_error(model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor]
     def embed(value: Tensor, hook: Any) -> Tensor:
         return write(value.clone(), hook, model.embedding_hook)
 
-    changed = [model.hook("attn", places[0]), model.hook("mlp", places[1]), model.hook("resid", places[0])]
-    # The last block's MLP as editors write it; the one above writes what a norm behind the MLP has left of it.
+    changed = [
+        model.hook("attn", places[0]),
+        model.hook("mlp", places[1]),
+        model.hook("resid", places[0]),
+    ]
+    # The last block's MLP as editors write it; the one above writes what a norm behind the MLP has
+    # left of it.
     changed += [model.value_hook(n - 1)] if places[1] != n - 1 else []
     parts = ("hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post")
     names = [f"blocks.{layer}.{part}" for layer in range(n) for part in parts]
@@ -349,7 +399,10 @@ def _writing_error(model: "LanguageModel", ids: Tensor, plain: dict[str, Tensor]
     for layer in range(n):
         pre, attn, mlp, post = (f"blocks.{layer}.{part}" for part in parts)
         attn_out, mlp_out = (written.get(name, seen[name]) for name in (attn, mlp))
-        errors += [_relative(seen[pre], stream), _relative(seen[pre] + attn_out + mlp_out, seen[post])]
+        errors += [
+            _relative(seen[pre], stream),
+            _relative(seen[pre] + attn_out + mlp_out, seen[post]),
+        ]
         stream = written.get(post, seen[post])
     raw, mlp = model.value_hook(n - 1), f"blocks.{n - 1}.hook_mlp_out"
     if raw in written and seen[mlp][1, 2].equal(plain[mlp][1, 2]):
@@ -366,7 +419,9 @@ def _right_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> float
 
 
 def _supported(measure: Any, *arguments: Any) -> float:
-    """A relative error; infinite where the model does not do that at all, or gives numbers that are none."""
+    """A relative error; infinite where the model does not do that at all, or gives numbers that
+    are none.
+    """
     try:
         return measure(*arguments)
     except Exception:  # whatever an architecture raises there: the slower way is taken, and said
@@ -376,28 +431,38 @@ def _supported(measure: Any, *arguments: Any) -> float:
 def _cache_error(model: "LanguageModel", ids: Tensor, cut: int, whole: Whole) -> float:
     """Several rows behind a beginning of `cut` tokens, which is run once."""
     last = min(COMPARED, ids.shape[1] - cut)
-    got = model.logits(ids[:1, cut:].repeat(2, 1), prefix=model.prefix_cache(ids[:1, :cut]), keep=last)
+    got = model.logits(
+        ids[:1, cut:].repeat(2, 1), prefix=model.prefix_cache(ids[:1, :cut]), keep=last
+    )
     at = torch.arange(ids.shape[1] - last, ids.shape[1], device=model.device)
     return _relative(got, whole(torch.zeros_like(at), at).repeat(2, 1, 1))
 
 
 def _padded_error(model: "LanguageModel", ids: Tensor, cut: int, whole: Whole) -> float:
-    """A beginning of `cut` tokens and a shorter one, padded on the left, each continued; the second ends earlier."""
+    """A beginning of `cut` tokens and a shorter one, padded on the left, each continued; the
+    second ends earlier.
+    """
     length = ids.shape[1]
     other, more = cut - 1 if cut < 6 else cut // 2, length - cut - 1
     prefix, before = model.prefixes([ids[0, :cut].tolist(), ids[1, :other].tolist()])
-    rest, mask = _pad_right([ids[0, cut:].tolist(), ids[1, other : other + more].tolist()], model.device)
+    rest, mask = _pad_right(
+        [ids[0, cut:].tolist(), ids[1, other : other + more].tolist()], model.device
+    )
     last = min(COMPARED, more)
     rows = torch.tensor([0] * last + [1] * last, device=model.device)
     back = torch.arange(last, device=model.device).repeat(2) - last
     ends = torch.tensor([length - cut, more], device=model.device)[rows]
-    got = model.logits(rest, mask=torch.cat([before, mask], 1), prefix=prefix, only=(rows, ends + back))[0]
+    got = model.logits(
+        rest, mask=torch.cat([before, mask], 1), prefix=prefix, only=(rows, ends + back)
+    )[0]
     starts = torch.tensor([cut, other], device=model.device)[rows]
     return _relative(got, whole(rows, starts + ends + back))
 
 
 def _entry_error(model: "LanguageModel", length: int) -> float:
-    """The fast route of patching against the generic one, with what it is used for: noise, every component, windows."""
+    """The fast route of patching against the generic one, with what it is used for: noise, every
+    component, windows.
+    """
     # Late, as patching itself imports the model.
     from interp.tracing.patching import CorruptedPrompt, Patcher, Site
 
@@ -426,11 +491,15 @@ def _continued_error(model: "LanguageModel", ids: Tensor, expected: Tensor) -> f
     """Prompts of different length continued together, greedily, against whole runs of each."""
     prompts = [ids[0].tolist(), ids[1, :SHORT].tolist()]
     steps = list(model.continued_logits(prompts, ANSWER))
-    error = max(_relative(steps[0][0], expected[0, -1]), _relative(steps[0][1], expected[1, SHORT - 1]))
+    error = max(
+        _relative(steps[0][0], expected[0, -1]), _relative(steps[0][1], expected[1, SHORT - 1])
+    )
     # Of later steps that of the padded row, unless its text has ended.
     said = int(steps[0][1].argmax())
     if len(steps) > 1 and said not in model.ends:
-        whole = model.logits(torch.tensor([[*prompts[1], said]], device=model.device), keep=1)[0, -1]
+        whole = model.logits(torch.tensor([[*prompts[1], said]], device=model.device), keep=1)[
+            0, -1
+        ]
         error = max(error, _relative(steps[1][1], whole))
     return error
 

@@ -1,7 +1,8 @@
-"""Where things are in a tokenised prompt: the subject, the rule's words, numbers, and the role of each token.
+"""Where things are in a tokenised prompt: the subject, the rule's words, numbers, and the role of
+each token.
 
-All positions come from the tokenizer's character offsets, never from tokenising pieces of the text apart:
-a piece alone may be split differently than inside the sentence.
+All positions come from the tokenizer's character offsets, never from tokenising pieces of the text
+apart: a piece alone may be split differently than inside the sentence.
 """
 
 import re
@@ -20,19 +21,24 @@ _NUMBER = re.compile(r"[０-９]+(?:[．，.,][０-９]+)*|\d+(?:[.,٫٬]\d+)*")
 
 
 def token_positions(encoding: Encoding, span: Span) -> range:
-    """Positions of the tokens that share a character, other than white space, with a character range.
+    """Positions of the tokens that share a character, other than white space, with a character
+    range.
 
     Raises:
         ValueError: No token does (the range is empty or all white space).
     """
-    found = [i for i, offset in enumerate(encoding.offsets) if _overlaps(encoding.text, offset, span)]
+    found = [
+        i for i, offset in enumerate(encoding.offsets) if _overlaps(encoding.text, offset, span)
+    ]
     if not found:
         raise InputError(f"no token covers characters {span} of {encoding.text!r}")
     return range(found[0], found[-1] + 1)
 
 
 def word_positions(encoding: Encoding, words: Iterable[str]) -> list[range]:
-    """Token ranges of every occurrence of any of the words, in reading order; upper or lower case."""
+    """Token ranges of every occurrence of any of the words, in reading order; upper or lower
+    case.
+    """
     spans = [span for word in words for span in char_spans(encoding.text, word, ignore_case=True)]
     return [token_positions(encoding, span) for span in sorted(spans)]
 
@@ -44,11 +50,14 @@ def number_positions(encoding: Encoding, symbols: Iterable[str] = ()) -> list[ra
     return [token_positions(encoding, span) for span in sorted(spans)]
 
 
-def token_roles(encoding: Encoding, subject: str, rule_words: Sequence[str], symbols: Iterable[str] = ()) -> list[str]:
+def token_roles(
+    encoding: Encoding, subject: str, rule_words: Sequence[str], symbols: Iterable[str] = ()
+) -> list[str]:
     """The role of each token; every token has exactly one (see `interp.results.effects.ROLES`).
 
-    Where roles compete, the earlier in this list wins: subject, rule_word, number, last, then prefix (before
-    the first token of the subject or rule words) and after (behind it). A one-token subject is `subject_last`.
+    Where roles compete, the earlier in this list wins: subject, rule_word, number, last, then
+    prefix (before the first token of the subject or rule words) and after (behind it). A one-token
+    subject is `subject_last`.
     """
     n = len(encoding.ids)
     roles = [""] * n
@@ -70,9 +79,9 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
 
     Args:
         text: The prompt.
-        lookup: "subject_last" (end of the subject's first mention), "rule_word_last" (end of the last rule
-            word), "mention_last" (the later of the last subject and the last rule word: by then both are read) or
-            "last" (end of the prompt).
+        lookup: "subject_last" (end of the subject's first mention), "rule_word_last" (end of the
+            last rule word), "mention_last" (the later of the last subject and the last rule word:
+            by then both are read) or "last" (end of the prompt).
         subject: The subject, as in the prompt.
         rule_words: Content words of the rule's name.
 
@@ -85,7 +94,9 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
         spans = [span for word in rule_words for span in char_spans(text, word, ignore_case=True)]
         if not spans:
             words = tuple(rule_words)
-            raise NotTraceableError(f"none of the rule words {words} is in {text!r}; use lookup subject_last")
+            raise NotTraceableError(
+                f"none of the rule words {words} is in {text!r}; use lookup subject_last"
+            )
         return max(spans)
     if lookup == "mention_last":
         words = [span for word in rule_words for span in char_spans(text, word, ignore_case=True)]
@@ -93,7 +104,9 @@ def lookup_span(text: str, lookup: str, subject: str, rule_words: Sequence[str])
     if lookup == "last":
         end = len(text.rstrip())
         return end - 1, end
-    raise InputError(f"lookup is {lookup!r}; use subject_last, rule_word_last, mention_last or last")
+    raise InputError(
+        f"lookup is {lookup!r}; use subject_last, rule_word_last, mention_last or last"
+    )
 
 
 def pad_right(
@@ -101,8 +114,8 @@ def pad_right(
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
     """Rows of different length as one tensor, padded on the right, with the mask of real tokens.
 
-    Right padding leaves the position of every real token as it is, and causal attention keeps real tokens
-    from seeing the padding.
+    Right padding leaves the position of every real token as it is, and causal attention keeps real
+    tokens from seeing the padding.
     """
     width = max(len(row) for row in rows)
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
@@ -111,7 +124,8 @@ def pad_right(
 
 
 def _overlaps(text: str, offset: Span, span: Span) -> bool:
-    # Tokens carry the space before a word; a token that shares only white space is not part of the phrase.
+    # Tokens carry the space before a word; a token that shares only white space is not part of the
+    # phrase.
     return bool(text[max(offset[0], span[0]) : min(offset[1], span[1])].strip())
 
 

@@ -1,9 +1,11 @@
-"""What a notebook shows of results: short HTML and data frames, in which text from data is only ever text.
+"""What a notebook shows of results: short HTML and data frames, in which text from data is only
+ever text.
 
-Pure functions from values to text or tables. `LayerSelection` and `EditDelta` show themselves by these; datasets do
-by ``dataset.dmle`` once ``figures.accessors`` is imported.
+Pure functions from values to text or tables. `LayerSelection` and `EditDelta` show themselves by
+these; datasets do by ``dataset.dmle`` once ``figures.accessors`` is imported.
 
-HTML here is built from escaped cells alone, carries no script and no style sheet, and asks MathJax to leave it
+HTML here is built from escaped cells alone, carries no script and no style sheet, and asks MathJax
+to leave it
 alone: a prompt with dollar signs is a prompt.
 """
 
@@ -20,7 +22,10 @@ from interp.results.tables import MISSING, escape_markdown, markdown
 from interp.selection.profiles import LOOKUP
 
 if TYPE_CHECKING:
-    from interp.selection.select import LayerGroup, LayerSelection  # which shows itself by this module
+    from interp.selection.select import (
+        LayerGroup,
+        LayerSelection,
+    )  # which shows itself by this module
 
 CELL = 9
 """Width of a layer in the strip of a selection, pixels."""
@@ -41,16 +46,22 @@ class Update(NamedTuple):
     """Columns of its factors; None: a whole matrix."""
 
 
-def html_table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", note: str = "") -> str:
+def html_table(
+    heads: Iterable[str], rows: Iterable[Iterable[str]], *, title: str = "", note: str = ""
+) -> str:
     """An HTML table of plain text, escaped here, with a title above and a note below."""
-    return _table(heads, ([html.escape(cell) for cell in row] for row in rows), title=title, note=note)
+    return _table(
+        heads, ([html.escape(cell) for cell in row] for row in rows), title=title, note=note
+    )
 
 
-# -- layer selections ----------------------------------------------------------------------------------------
+# -- layer selections ----------------------------------------------------------------------------
 
 
 def selection_html(selection: "LayerSelection") -> str:
-    """A selection as a strip of the model's layers and a table of the evidence, one row per group of forms."""
+    """A selection as a strip of the model's layers and a table of the evidence, one row per
+    group of forms.
+    """
     heads = ("forms", "layers", f"0 … {selection.n_layers - 1}", *_EVIDENCE)
     rows = []
     for group in selection.groups:
@@ -63,32 +74,47 @@ def selection_markdown(selection: "LayerSelection") -> str:
     """The same without the strip, as a Markdown table."""
     rows = [[escape_markdown(cell) for cell in _group_cells(group)] for group in selection.groups]
     table = markdown(("forms", "layers", *_EVIDENCE), rows)
-    title, note = escape_markdown(_selection_title(selection)), escape_markdown(_selection_note(selection))
+    title, note = (
+        escape_markdown(_selection_title(selection)),
+        escape_markdown(_selection_note(selection)),
+    )
     return f"**{title}**\n\n{table}\n{note}\n"
 
 
-# -- edits ---------------------------------------------------------------------------------------------------
+# -- edits ---------------------------------------------------------------------------------------
 
 
 def delta_html(
-    updates: Sequence[Update], norms: Mapping[int, float], about: Mapping[str, Any], *, model_hash: str = ""
+    updates: Sequence[Update],
+    norms: Mapping[int, float],
+    about: Mapping[str, Any],
+    *,
+    model_hash: str = "",
 ) -> str:
     """An edit of weights: what was asked, how far each request got, and what is written where.
 
     Args:
         updates: What is changed.
         norms: Frobenius norm of the change of each block.
-        about: What the edit says of itself (see `editing.edits.delta.EditDelta`); anything may be missing.
+        about: What the edit says of itself (see `editing.edits.delta.EditDelta`); anything may be
+        missing.
         model_hash: Weights that it is for.
     """
     editor = str(about.get("editor", "edit"))
     rules = ", ".join(dict.fromkeys(str(request["rule"]) for request in about.get("requests", ())))
     title = f"{editor}: {rules}" if rules else editor
     asked = html_table(
-        ("rule", "form", "prompt", "wanted answer", "way to the target left"), _request_rows(about), title=title
+        ("rule", "form", "prompt", "wanted answer", "way to the target left"),
+        _request_rows(about),
+        title=title,
     )
     rows = [
-        (u.parameter, str(u.layer), f"{u.shape[0]} × {u.shape[1]}", MISSING if u.rank is None else str(u.rank))
+        (
+            u.parameter,
+            str(u.layer),
+            f"{u.shape[0]} × {u.shape[1]}",
+            MISSING if u.rank is None else str(u.rank),
+        )
         for u in updates
     ]
     blocks = "; ".join(f"layer {layer}: {norm:.2f}" for layer, norm in sorted(norms.items()))
@@ -100,16 +126,18 @@ def delta_html(
     return asked + html_table(("parameter", "layer", "shape", "rank"), rows, note=note)
 
 
-# -- datasets ------------------------------------------------------------------------------------------------
+# -- datasets ------------------------------------------------------------------------------------
 
 
 def map_table(effects: xr.Dataset) -> pd.DataFrame:
-    """One row for each token of one map that was traced: its role, and each component's best layer and effect there.
+    """One row for each token of one map that was traced: its role, and each component's best layer
+    and effect there.
 
     Tokens before the first corrupted one are left out: nothing differs there.
 
     Args:
-        effects: Map of one prompt (see `interp.results.effects`); of several metrics the first is read.
+        effects: Map of one prompt (see `interp.results.effects`); of several metrics the first is
+            read.
     """
     effects = choose_metric(effects)
     effect = indirect_effect(effects)
@@ -126,7 +154,10 @@ def map_table(effects: xr.Dataset) -> pd.DataFrame:
         known = np.asarray(~np.isnan(one).all(axis=1))
         best = np.where(np.isnan(one), -np.inf, one).argmax(1)
         columns[f"{component}: best layer"] = pd.array(
-            [int(effects["layer"].values[b]) if k else None for b, k in zip(best, known.tolist(), strict=True)],
+            [
+                int(effects["layer"].values[b]) if k else None
+                for b, k in zip(best, known.tolist(), strict=True)
+            ],
             dtype="Int64",
         )
         columns[f"{component}: effect"] = np.where(known, one[np.arange(len(one)), best], np.nan)
@@ -134,7 +165,9 @@ def map_table(effects: xr.Dataset) -> pd.DataFrame:
 
 
 def maps_table(effects: xr.Dataset) -> pd.DataFrame:
-    """One row for each prompt of joined maps: the answer, the total effect, and whether it can be traced at all."""
+    """One row for each prompt of joined maps: the answer, the total effect, and whether it can
+    be traced at all.
+    """
     effects = choose_metric(effects)
     te = total_effect(effects)
     rows = []
@@ -157,7 +190,8 @@ def maps_table(effects: xr.Dataset) -> pd.DataFrame:
 
 
 def profile_table(profile: xr.Dataset, role: str | None = None) -> pd.DataFrame:
-    """One row for each form and component: the layer where the mean effect is largest, with its interval.
+    """One row for each form and component: the layer where the mean effect is largest, with its
+    interval.
 
     Args:
         profile: Layer profile (see `interp.selection.profiles`).
@@ -178,7 +212,16 @@ def profile_table(profile: xr.Dataset, role: str | None = None) -> pd.DataFrame:
                     "upper": float(top["upper"]),
                 }
             rows.append({**row, "total effect": float(part["te"].sel(form=form))})
-    columns = ["form", "component", "rules", "peak layer", "effect there", "lower", "upper", "total effect"]
+    columns = [
+        "form",
+        "component",
+        "rules",
+        "peak layer",
+        "effect there",
+        "lower",
+        "upper",
+        "total effect",
+    ]
     return pd.DataFrame(rows).reindex(columns=columns).astype({"peak layer": "Int64"})
 
 
@@ -188,14 +231,18 @@ def frame_html(frame: pd.DataFrame, *, title: str = "", note: str = "") -> str:
     return html_table(map(str, frame.columns), rows, title=title, note=note)
 
 
-# -- pieces --------------------------------------------------------------------------------------------------
+# -- pieces --------------------------------------------------------------------------------------
 
 _EVIDENCE = ("score", "stability", "p", "rules", "supported", "reason")
 
 
 def _group_cells(group: "LayerGroup") -> list[str]:
     """A group in words: forms, layers, then `_EVIDENCE`."""
-    interval = "" if group.lower is None or group.upper is None else f" [{group.lower:.2f}, {group.upper:.2f}]"
+    interval = (
+        ""
+        if group.lower is None or group.upper is None
+        else f" [{group.lower:.2f}, {group.upper:.2f}]"
+    )
     return [
         group.name.replace("+", " + "),
         ", ".join(map(str, group.layers)),
@@ -210,17 +257,24 @@ def _group_cells(group: "LayerGroup") -> list[str]:
 
 def _selection_title(selection: "LayerSelection") -> str:
     model = selection.provenance.get("model")
-    return f"Layers of {model or 'a model'} ({selection.n_layers} blocks), strategy {selection.strategy}"
+    return (
+        f"Layers of {model or 'a model'} ({selection.n_layers} blocks), strategy"
+        f" {selection.strategy}"
+    )
 
 
 def _selection_note(selection: "LayerSelection") -> str:
     last = selection.n_layers - 1 if selection.last_layer is None else selection.last_layer
     unit = selection.provenance.get("unit")
-    where = f"{selection.component} at {selection.role} tokens" if selection.role else selection.component
+    where = (
+        f"{selection.component} at {selection.role} tokens"
+        if selection.role
+        else selection.component
+    )
     return (
-        f"Score: mean effect of {where} over the layers{f', in {unit}' if unit else ''}, with its interval over rules. "
-        "Stability: how far other rules would give the same layers. "
-        f"Candidates: layers {selection.first_layer} to {last}."
+        f"Score: mean effect of {where} over the layers{f', in {unit}' if unit else ''}, with its"
+        " interval over rules. Stability: how far other rules would give the same layers."
+        f" Candidates: layers {selection.first_layer} to {last}."
     )
 
 
@@ -233,15 +287,17 @@ def _strip(group: "LayerGroup", selection: "LayerSelection") -> str:
         if layer in group.layers:
             fill = _CHOSEN if group.supported else _UNSUPPORTED
         cells.append(
-            f'<rect x="{layer * CELL}" width="{CELL - 1}" height="{STRIP_HEIGHT}" fill="{fill}" stroke="#bbbbbb" '
-            f'stroke-width="0.5"><title>layer {layer}</title></rect>'
+            f'<rect x="{layer * CELL}" width="{CELL - 1}" height="{STRIP_HEIGHT}" fill="{fill}"'
+            f' stroke="#bbbbbb" stroke-width="0.5"><title>layer {layer}</title></rect>'
         )
     width = selection.n_layers * CELL
     return f'<svg width="{width}" height="{STRIP_HEIGHT}" role="img">{"".join(cells)}</svg>'
 
 
 def _request_rows(about: Mapping[str, Any]) -> list[list[str]]:
-    """What was asked, with the share of the way to its target that is left, where the edit says so."""
+    """What was asked, with the share of the way to its target that is left, where the edit says
+    so.
+    """
     left: dict[tuple[str, str, str], float] = {}
     for part in (about, *about.get("stages", ())):
         shares = part.get("residual_left", ())
@@ -251,7 +307,11 @@ def _request_rows(about: Mapping[str, Any]) -> list[list[str]]:
     for request in about.get("requests", ()):
         name = (request["rule"], request["form"], request["prompt"])
         rows.append(
-            [*name, request["target_new"], f"{left[name]:.0%}" if np.isfinite(left.get(name, np.nan)) else MISSING]
+            [
+                *name,
+                request["target_new"],
+                f"{left[name]:.0%}" if np.isfinite(left.get(name, np.nan)) else MISSING,
+            ]
         )
     return rows
 
@@ -267,7 +327,12 @@ def _shown(value: Any) -> str:
 def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, title: str, note: str) -> str:
     """A table of cells that are HTML already; heads, title and note are text."""
     head = "".join(f"<th {_LEFT}>{html.escape(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td {_LEFT}>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(f'<td {_LEFT}>{cell}</td>' for cell in row)}</tr>" for row in rows
+    )
     above = f"<p><b>{html.escape(title)}</b></p>" if title else ""
     below = f"<p><small>{html.escape(note)}</small></p>" if note else ""
-    return f"<div {_PLAIN}>{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
+    return (
+        "<div"
+        f" {_PLAIN}>{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
+    )

@@ -11,18 +11,21 @@ An effect map of one prompt has dims ``component layer pos sample``:
                sample                   run, or estimated from gradients
 =============  =======================  ==========================================================
 
-with coords ``token`` (text), ``role`` and ``is_corrupted`` along ``pos``. ``component`` is one of `COMPONENTS`;
-``layer`` is the 0-based block whose output is restored (the centre of the window for `mlp` and `attn`).
-Scores are in the unit of ``attrs["unit"]`` (nats per answer token by default). A trace of several metrics has a
-leading dim ``metric`` with a coord ``unit``; `choose_metric` gives the map of one of them.
+with coords ``token`` (text), ``role`` and ``is_corrupted`` along ``pos``. ``component`` is one of
+`COMPONENTS`;
+``layer`` is the 0-based block whose output is restored (the centre of the window for `mlp` and
+`attn`). Scores are in the unit of ``attrs["unit"]`` (nats per answer token by default). A trace of
+several metrics has a leading dim ``metric`` with a coord ``unit``; `choose_metric` gives the map of
+one of them.
 
-Many prompts (`concat`) add leading dims ``rule form``; shorter prompts are padded with NaN and an empty token,
+Many prompts (`concat`) add leading dims ``rule form``; shorter prompts are padded with NaN and an
+empty token,
 ``n_tokens`` says how long each is (0: no map for that rule and form), and nothing is cut.
 
-Signs: total effect TE = clean - corrupted, indirect effect IE = restored - corrupted. Both are positive
-when the clean value helps the answer (denoising). Averaged over rules, IE is the average indirect effect (AIE).
-Where ``attrs["direction"]`` is `noise`, the score is that of the clean run with the corrupted value, and
-IE = clean - score: positive, again, where the clean value helps.
+Signs: total effect TE = clean - corrupted, indirect effect IE = restored - corrupted. Both are
+positive when the clean value helps the answer (denoising). Averaged over rules, IE is the average
+indirect effect (AIE). Where ``attrs["direction"]`` is `noise`, the score is that of the clean run
+with the corrupted value, and IE = clean - score: positive, again, where the clean value helps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,12 +42,33 @@ from interp.results.files import atomic, seal
 from interp.results.netcdf import Growing, content_of, load, opened, save
 
 __all__ = [
-    "COMPONENTS", "ROLES", "SCHEMA", "TRACEABLE_STANDARD_ERRORS", "choose_metric", "concat", "effect_map",
-    "indirect_effect", "join", "load", "normalised_recovery", "opened", "save", "select_map", "total_effect",
-]  # fmt: skip
-COMPONENTS = ("resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen")
-"""`mlp` and `attn` are windows of blocks, `…_single` one block alone; the frozen ones restore the stream while the
-outputs of MLP or attention at that token stay corrupted in all later blocks."""
+    "COMPONENTS",
+    "ROLES",
+    "SCHEMA",
+    "TRACEABLE_STANDARD_ERRORS",
+    "choose_metric",
+    "concat",
+    "effect_map",
+    "indirect_effect",
+    "join",
+    "load",
+    "normalised_recovery",
+    "opened",
+    "save",
+    "select_map",
+    "total_effect",
+]
+COMPONENTS = (
+    "resid",
+    "mlp",
+    "attn",
+    "mlp_single",
+    "attn_single",
+    "resid_mlp_frozen",
+    "resid_attn_frozen",
+)
+"""`mlp` and `attn` are windows of blocks, `…_single` one block alone; the frozen ones restore the
+stream while the outputs of MLP or attention at that token stay corrupted in all later blocks."""
 ROLES = (
     "prefix",
     "subject_first",
@@ -77,7 +101,8 @@ def effect_map(
     """Label the arrays of one traced prompt.
 
     Args:
-        score: Restored scores, shape (component, layer, pos, sample); with a leading axis if there are `metrics`.
+        score: Restored scores, shape (component, layer, pos, sample); with a leading axis if there
+        are `metrics`.
         clean: Score of the clean run; one of each metric.
         corrupted: Scores of the corrupted run, shape (sample,) or (metric, sample).
         components: Names along the first axis, from `COMPONENTS`.
@@ -95,7 +120,13 @@ def effect_map(
     """
     lead = () if metrics is None else ("metric",)
     n_layers = score.shape[len(lead) + 1]
-    expected = (*(len(metrics or ()) for _ in lead), len(components), n_layers, len(tokens), corrupted.shape[-1])
+    expected = (
+        *(len(metrics or ()) for _ in lead),
+        len(components),
+        n_layers,
+        len(tokens),
+        corrupted.shape[-1],
+    )
     if score.shape != expected:
         raise InputError(
             f"score has shape {score.shape}, but the labels give "
@@ -130,7 +161,9 @@ def effect_map(
         coords["metric"] = np.array(list(metrics), dtype=object)
         coords["unit"] = ("metric", np.array(list(metrics.values()), dtype=object))
     sign = "positive = restoring the clean value helps"
-    return xr.Dataset(data, coords, {"schema": SCHEMA, "sign": sign, "unit": "nats", **(attrs or {})})
+    return xr.Dataset(
+        data, coords, {"schema": SCHEMA, "sign": sign, "unit": "nats", **(attrs or {})}
+    )
 
 
 def choose_metric(effects: xr.Dataset, metric: str | None = None) -> xr.Dataset:
@@ -139,10 +172,16 @@ def choose_metric(effects: xr.Dataset, metric: str | None = None) -> xr.Dataset:
     Raises:
         ValueError: The map has no such metric.
     """
-    have = [str(m) for m in effects["metric"].values] if "metric" in effects.dims else [effects.attrs.get("metric")]
+    have = (
+        [str(m) for m in effects["metric"].values]
+        if "metric" in effects.dims
+        else [effects.attrs.get("metric")]
+    )
     name = have[0] if metric is None else metric
     if name not in have:
-        raise InputError(f"the effect map has no metric {name!r}, only {have}; trace it with trace.metrics")
+        raise InputError(
+            f"the effect map has no metric {name!r}, only {have}; trace it with trace.metrics"
+        )
     if "metric" not in effects.dims:
         return effects
     one = effects.sel(metric=name)
@@ -150,12 +189,16 @@ def choose_metric(effects: xr.Dataset, metric: str | None = None) -> xr.Dataset:
 
 
 def indirect_effect(effects: xr.Dataset) -> xr.DataArray:
-    """IE averaged over noise samples, positive where the clean value helps (see the module); NaN where not traced."""
+    """IE averaged over noise samples, positive where the clean value helps (see the module); NaN
+    where not traced.
+    """
     if effects.attrs.get("direction") == "noise":
         effect = (effects["clean"] - effects["score"]).mean("sample", skipna=False)
     else:
         effect = (effects["score"] - effects["corrupted"]).mean("sample", skipna=False)
-    return effect.rename("indirect_effect").assign_attrs(unit=effects.attrs["unit"], long_name="indirect effect")
+    return effect.rename("indirect_effect").assign_attrs(
+        unit=effects.attrs["unit"], long_name="indirect effect"
+    )
 
 
 def total_effect(effects: xr.Dataset) -> xr.Dataset:
@@ -163,14 +206,18 @@ def total_effect(effects: xr.Dataset) -> xr.Dataset:
 
     Returns:
         Dataset of ``total_effect``, ``standard_error`` and ``traceable``: TE is positive and above
-        `TRACEABLE_STANDARD_ERRORS` standard errors. A map of a prompt that is not traceable means nothing.
-        One sample (a counterfactual prompt) has no error.
+        `TRACEABLE_STANDARD_ERRORS` standard errors. A map of a prompt that is not traceable means
+        nothing. One sample (a counterfactual prompt) has no error.
     """
     samples = effects.sizes["sample"]
     te = (effects["clean"] - effects["corrupted"]).mean("sample", skipna=False)
-    se = effects["corrupted"].std("sample", ddof=min(1, samples - 1), skipna=False) / np.sqrt(samples)
+    se = effects["corrupted"].std("sample", ddof=min(1, samples - 1), skipna=False) / np.sqrt(
+        samples
+    )
     traceable = (te > 0) & (te > TRACEABLE_STANDARD_ERRORS * se)
-    return xr.Dataset({"total_effect": te, "standard_error": se, "traceable": traceable}, attrs=effects.attrs)
+    return xr.Dataset(
+        {"total_effect": te, "standard_error": se, "traceable": traceable}, attrs=effects.attrs
+    )
 
 
 def normalised_recovery(effects: xr.Dataset) -> xr.DataArray:
@@ -187,13 +234,14 @@ def normalised_recovery(effects: xr.Dataset) -> xr.DataArray:
 def concat(maps: Mapping[tuple[str, str], xr.Dataset]) -> xr.Dataset:
     """Join maps of single prompts, keyed by (rule, form), into one padded dataset, in memory.
 
-    Rules and forms keep the order of first appearance. Attributes that all maps share are kept; those
-    that differ (the prompt's own) become coords of dims ``rule form``, so no provenance is lost.
+    Rules and forms keep the order of first appearance. Attributes that all maps share are kept;
+    those that differ (the prompt's own) become coords of dims ``rule form``, so no provenance is
+    lost.
 
     Raises:
         ValueError: No maps, or maps with different layers, components, metrics or samples.
     """
-    joined, sites = _frame({key: (lambda item=item: item) for key, item in maps.items()})
+    joined, sites = _frame({key: lambda item=item: item for key, item in maps.items()})
     for name, dims in sites.items():
         value, dtype = _EMPTY[name]
         shape = [joined.sizes[dim] for dim in dims]
@@ -204,7 +252,9 @@ def concat(maps: Mapping[tuple[str, str], xr.Dataset]) -> xr.Dataset:
     return joined
 
 
-def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str, Any] | None = None) -> None:
+def join(
+    paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str, Any] | None = None
+) -> None:
     """`concat` of files into a file, atomically, with one map in memory at a time.
 
     Args:
@@ -216,7 +266,7 @@ def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str
         ValueError: As `concat`, or a file is damaged.
         WriteError: The disk is full, the folder cannot be written, ….
     """
-    joined, sites = _frame({key: (lambda path=path: load(path)) for key, path in paths.items()})
+    joined, sites = _frame({key: lambda path=path: load(path) for key, path in paths.items()})
     joined = joined.assign_attrs(attrs or {})
     with atomic(target) as partial, partial.open("x+b", buffering=0) as raw:
         file = Growing(raw)
@@ -232,11 +282,14 @@ def join(paths: Mapping[tuple[str, str], Path], target: Path, attrs: Mapping[str
     foreign_files.remember(sha256)
 
 
-def _sites_variable(file: h5netcdf.File, name: str, dims: tuple[str, ...], joined: xr.Dataset) -> h5netcdf.Variable:
+def _sites_variable(
+    file: h5netcdf.File, name: str, dims: tuple[str, ...], joined: xr.Dataset
+) -> h5netcdf.Variable:
     """A new variable with an entry per site, in pieces of one map."""
     value, dtype = _EMPTY[name]
     chunks = tuple(1 if dim in ("rule", "form") else joined.sizes[dim] for dim in dims)
-    # A fill value that is also a value would be read as missing; unwritten integers are 0 without one.
+    # A fill value that is also a value would be read as missing; unwritten integers are 0 without
+    # one.
     fill = value if dtype is np.float32 else None
     variable = file.create_variable(
         name, dims, dtype, fillvalue=fill, chunks=chunks, compression="gzip", compression_opts=4
@@ -263,10 +316,13 @@ def select_map(effects: xr.Dataset, rule: str, form: str) -> xr.Dataset:
 
 
 _EMPTY: dict[str, tuple[Any, type]] = {"score": (np.nan, np.float32), "exact": (False, np.int8)}
-"""The arrays with an entry per site, which are large: what fills them where nothing is, and their type on disk."""
+"""The arrays with an entry per site, which are large: what fills them where nothing is, and
+their type on disk."""
 
 
-def _frame(maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]]) -> tuple[xr.Dataset, dict[str, tuple[str, ...]]]:
+def _frame(
+    maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]],
+) -> tuple[xr.Dataset, dict[str, tuple[str, ...]]]:
     """Everything of a joined dataset but the large arrays, and those arrays' dims."""
     if not maps:
         raise InputError("no effect maps to join; trace at least one prompt first")
@@ -281,13 +337,18 @@ def _frame(maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]]) -> tuple[xr
     shared = [dim for dim in ("metric", "component", "layer", "sample") if dim in first.sizes]
     for key, item in small.items():
         for dim in shared:
-            if item.sizes.get(dim) != first.sizes[dim] or not item.get_index(dim).equals(first.get_index(dim)):
+            if item.sizes.get(dim) != first.sizes[dim] or not item.get_index(dim).equals(
+                first.get_index(dim)
+            ):
                 raise InputError(
-                    f"map {key} has {item.sizes.get(dim)} along {dim}, others have {first.sizes[dim]} or other labels; "
-                    "join maps of one configuration only"
+                    f"map {key} has {item.sizes.get(dim)} along {dim}, others have"
+                    f" {first.sizes[dim]} or other labels; join maps of one configuration only"
                 )
     if len(large) > 1 or len({"metric" in item.sizes for item in small.values()}) > 1:
-        raise InputError("some maps have several metrics or estimated sites, others not; join one configuration only")
+        raise InputError(
+            "some maps have several metrics or estimated sites, others not; join one configuration"
+            " only"
+        )
     shape, length = (len(rules), len(forms)), max(item.sizes["pos"] for item in small.values())
     where, lead = ("rule", "form"), tuple(dim for dim in shared if dim == "metric")
     metrics = tuple(first.sizes[dim] for dim in lead)
@@ -335,7 +396,9 @@ def _frame(maps: Mapping[tuple[str, str], Callable[[], xr.Dataset]]) -> tuple[xr
     return joined, {name: of_sites[name] for name in next(iter(large))}
 
 
-def _write_padded(target: Any, joined: xr.Dataset, rule: str, form: str, values: np.ndarray) -> None:
+def _write_padded(
+    target: Any, joined: xr.Dataset, rule: str, form: str, values: np.ndarray
+) -> None:
     """Write one map's array into the joined one, leaving the padding behind its last token."""
     at = joined.get_index("rule").get_loc(rule), joined.get_index("form").get_loc(form)
     target[(*at, ..., slice(0, values.shape[-2]), slice(None))] = values

@@ -1,22 +1,25 @@
-"""Files, written whole or not at all and read back only as they were written: the one place that does both.
+"""Files, written whole or not at all and read back only as they were written: the one place that
+does both.
 
-Writing: a file is written beside its target under a name of its own, brought to the disk, and renamed. Readers see the
-old content or the new, never a part, also after a crash. Several processes may write one target; the last one wins.
-What a killed process left is removed when its folder is written next. A full disk, a folder that cannot be written, a
-folder in the way are a `WriteError` that names the file.
+Writing: a file is written beside its target under a name of its own, brought to the disk, and
+renamed. Readers see the old content or the new, never a part, also after a crash. Several processes
+may write one target; the last one wins. What a killed process left is removed when its folder is
+written next. A full disk, a folder that cannot be written, a folder in the way are a `WriteError`
+that names the file.
 
     write_text(path, text); write_bytes(path, content)
     with atomic(path) as partial: …          # for libraries that want a path
     with writing(path) as file: …            # a binary file
 
-Reading: results carry a checksum of their content, which is compared before anything is made of it, and what does not
-fit is a `DamagedError` that names the file and the command that makes it again.
+Reading: results carry a checksum of their content, which is compared before anything is made of it,
+and what does not fit is a `DamagedError` that names the file and the command that makes it again.
 
     write_json(path, {"schema": …, …}); read_json(path, "cell", schema="dmle.cell/1")
     write_marked(path, text); read_marked(path, "settings of a run")  # YAML: in a comment
     write_sealed(path, content); check_seal(path, "effect map")      # any bytes, and a line with the checksum
 
-Paths: `inside(folder, name)` is the path of a name that somebody else chose, and refuses what leaves the folder.
+Paths: `inside(folder, name)` is the path of a name that somebody else chose, and refuses what
+    leaves the folder.
 """
 
 import errno
@@ -45,7 +48,8 @@ ABANDONED_SECONDS = 24 * 3600.0
 NAME_BYTES = 160
 """Of the target's name in a partial name: both fit into the 255 bytes that file systems take."""
 JSON_BYTES = 1 << 30
-"""Larger JSON files are refused: ours are far smaller, and reading takes some times as much memory."""
+"""Larger JSON files are refused: ours are far smaller, and reading takes some times as much
+memory."""
 TEXT_BYTES = 1 << 24
 """The same of texts that people write."""
 CHECKSUM = "checksum"
@@ -55,17 +59,19 @@ SEAL_BYTES = len(SEAL) + 64 + 1
 BLOCK = 1 << 20
 
 
-# -- writing -------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path to write to inside a `with` block, which becomes `path` on leaving it, or vanishes with an exception.
+    """A path to write to inside a `with` block, which becomes `path` on leaving it, or vanishes
+    with an exception.
 
     The block makes a file, or a folder where nothing is yet.
 
     Raises:
-        WriteError: The block, or what follows it, cannot write: the disk is full, the folder read-only, ….
+        WriteError: The block, or what follows it, cannot write: the disk is full, the folder
+            read-only, ….
     """
     partial = partial_path(path)
     with _told(path):
@@ -82,7 +88,9 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A new binary file inside a `with` block (it can be read, too), which becomes `path` as `atomic` says."""
+    """A new binary file inside a `with` block (it can be read, too), which becomes `path` as
+    `atomic` says.
+    """
     with atomic(path) as partial, partial.open("x+b") as file:
         yield file
 
@@ -99,20 +107,26 @@ def write_text(path: Path, text: str) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path` that no other process and no other thread takes, and that `sweep` knows."""
+    """A name beside `path` that no other process and no other thread takes, and that `sweep`
+    knows.
+    """
     name = path.name.encode(errors="surrogateescape")[:NAME_BYTES].decode(errors="ignore")
-    return path.with_name(f".{name}.dmle-{_machine()}-{os.getpid()}-{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    return path.with_name(
+        f".{name}.dmle-{_machine()}-{os.getpid()}-{uuid4().hex[:8]}{PARTIAL_SUFFIX}"
+    )
 
 
 def sweep(folder: Path, newest: Path | None = None) -> None:
-    """Remove what killed processes left half-written in a folder; never what a living process is at.
+    """Remove what killed processes left half-written in a folder; never what a living process is
+    at.
 
-    Of this machine, those of processes that are gone; of other machines (the folder may be shared), those that nobody
-    wrote to for a day, by the clock of the file system.
+    Of this machine, those of processes that are gone; of other machines (the folder may be shared),
+    those that nobody wrote to for a day, by the clock of the file system.
 
     Args:
         folder: The folder.
-        newest: A file there that was written just now, to tell the time by; without one, other machines' are left.
+        newest: A file there that was written just now, to tell the time by; without one, other
+            machines' are left.
     """
     with suppress(OSError):
         now = newest.stat().st_mtime if newest is not None else 0.0
@@ -129,7 +143,9 @@ def sweep(folder: Path, newest: Path | None = None) -> None:
 
 
 def _to_disk(path: Path) -> None:
-    """Nothing replaces a file before it is on the disk: networks say only now that there is no room."""
+    """Nothing replaces a file before it is on the disk: networks say only now that there is no
+    room.
+    """
     if path.is_dir():
         return
     with path.open("rb") as file:
@@ -154,7 +170,9 @@ def _remove(path: Path) -> None:
 
 @cache
 def _machine() -> str:
-    """Eight hex digits for where process ids mean the same: a machine since it was started, or a container."""
+    """Eight hex digits for where process ids mean the same: a machine since it was started, or a
+    container.
+    """
     parts = [socket.gethostname()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
@@ -177,11 +195,22 @@ def _alive(process: int) -> bool:
 
 _ADVICE = {
     errno.ENOSPC: "make room there, or give another folder; then run the same command again",
-    errno.EDQUOT: "your quota there is used up: make room, or give another folder; then run the same command again",
-    errno.EFBIG: "files there may not be so large (see `ulimit -f`): raise the limit, or give another folder",
+    errno.EDQUOT: (
+        "your quota there is used up: make room, or give another folder; then run the same command"
+        " again"
+    ),
+    errno.EFBIG: (
+        "files there may not be so large (see `ulimit -f`): raise the limit, or give another folder"
+    ),
     errno.EROFS: "nothing can be written there: give another folder",
-    errno.EACCES: "you may not write there: change the folder's permissions (`chmod u+w`), or give another folder",
-    errno.EPERM: "you may not write there: change the folder's permissions (`chmod u+w`), or give another folder",
+    errno.EACCES: (
+        "you may not write there: change the folder's permissions (`chmod u+w`), or give another"
+        " folder"
+    ),
+    errno.EPERM: (
+        "you may not write there: change the folder's permissions (`chmod u+w`), or give another"
+        " folder"
+    ),
     errno.ENAMETOOLONG: "the name is too long for the file system: give a shorter one",
     errno.EISDIR: "a folder of that name is in the way: remove or rename it",
     errno.ENOTEMPTY: "a folder of that name is in the way: remove or rename it",
@@ -210,18 +239,21 @@ def write_error(path: Path, error: OSError) -> WriteError:
     return WriteError(f"cannot write {path}: {error.strerror or error}; {advice}")
 
 
-# -- reading -------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------
 
 
 def regular(path: Path, what: str, mend: str | None = None) -> BinaryIO:
-    """Open a file for reading, if it is one: folders, pipes and devices are refused, and never waited for.
+    """Open a file for reading, if it is one: folders, pipes and devices are refused, and never
+    waited for.
 
     Raises:
         MissingFileError: There is nothing.
         DamagedError: It is no regular file, or cannot be read.
     """
     try:
-        held = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        held = os.open(
+            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        )
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist; {_maker(path)} first") from error
     except (OSError, ValueError) as error:
@@ -231,7 +263,9 @@ def regular(path: Path, what: str, mend: str | None = None) -> BinaryIO:
     mode = os.fstat(held).st_mode
     if not stat.S_ISREG(mode):
         os.close(held)
-        raise damaged(path, what, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", mend)
+        raise damaged(
+            path, what, "it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device", mend
+        )
     return os.fdopen(held, "rb")
 
 
@@ -244,7 +278,9 @@ def read_bytes(path: Path, what: str, mend: str | None = None, *, limit: int = J
     """
     with regular(path, what, mend) as file:
         if (size := os.fstat(file.fileno()).st_size) > limit:
-            raise damaged(path, what, f"it has {size} bytes, more than the {limit} that are read", mend)
+            raise damaged(
+                path, what, f"it has {size} bytes, more than the {limit} that are read", mend
+            )
         try:
             return file.read()
         except OSError as error:
@@ -303,7 +339,7 @@ def _maker(path: Path) -> str:
     return f"run `dmle {command} --run {shlex.quote(str(run))}`"
 
 
-# -- checksums -----------------------------------------------------------------------------------------------
+# -- checksums -----------------------------------------------------------------------------------
 
 
 def digest(file: BinaryIO, size: int = -1) -> str:
@@ -316,14 +352,18 @@ def digest(file: BinaryIO, size: int = -1) -> str:
 
 
 class Sealed(NamedTuple):
-    """Content with its checksum behind it: bytes without that line, and the checksum, 64 hexadecimal digits."""
+    """Content with its checksum behind it: bytes without that line, and the checksum, 64
+    hexadecimal digits.
+    """
 
     size: int
     sha256: str
 
 
 def seal(file: BinaryIO) -> str:
-    """Write the checksum of a file's content behind it: one line, which readers of HDF5 pass over; return it."""
+    """Write the checksum of a file's content behind it: one line, which readers of HDF5 pass
+    over; return it.
+    """
     file.seek(0)
     found = digest(file)
     file.seek(0, os.SEEK_END)
@@ -361,7 +401,9 @@ def check_seal(path: Path, what: str, mend: str | None = None) -> Sealed:
             line = file.read()
             file.seek(0)
             if not line.startswith(SEAL):
-                reason = "it has no checksum: it was cut short, or not written by this version of dmle"
+                reason = (
+                    "it has no checksum: it was cut short, or not written by this version of dmle"
+                )
                 raise damaged(path, what, reason, mend)
             found = digest(file, size)
             if SEAL + found.encode() + b"\n" != line:
@@ -372,14 +414,18 @@ def check_seal(path: Path, what: str, mend: str | None = None) -> Sealed:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of what a JSON object says, however it is laid out; its own entry `checksum` apart."""
+    """SHA-256 of what a JSON object says, however it is laid out; its own entry `checksum`
+    apart.
+    """
     held = {name: value for name, value in content.items() if name != CHECKSUM}
     text = json.dumps(held, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = None) -> None:
-    """Write a JSON object with its checksum, atomically. It must hold what JSON can: text, numbers, lists, objects."""
+    """Write a JSON object with its checksum, atomically. It must hold what JSON can: text,
+    numbers, lists, objects.
+    """
     # As it will be read: tuples are lists, keys are text.
     held = json.loads(json.dumps(dict(content)))
     text = json.dumps({**held, CHECKSUM: checksum(held)}, ensure_ascii=False, indent=indent)
@@ -387,7 +433,9 @@ def write_json(path: Path, content: Mapping[str, Any], *, indent: int | None = N
     write_bytes(path, text.encode(errors="backslashreplace") + b"\n")
 
 
-def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | None = None) -> dict[str, Any]:
+def read_json(
+    path: Path, what: str, *, schema: str | None = None, mend: str | None = None
+) -> dict[str, Any]:
     """A JSON object that `write_json` wrote, without its checksum.
 
     Args:
@@ -418,12 +466,15 @@ def read_json(path: Path, what: str, *, schema: str | None = None, mend: str | N
 
 
 def write_marked(path: Path, text: str) -> None:
-    """Write a text that people read, too (YAML), with its checksum in a comment on the first line, atomically."""
+    """Write a text that people read, too (YAML), with its checksum in a comment on the first
+    line, atomically.
+    """
     write_text(path, f"{MARK}{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def read_marked(path: Path, what: str, mend: str | None = None) -> str:
-    """A text that `write_marked` wrote, with the comment; or one that somebody wrote by hand, without.
+    """A text that `write_marked` wrote, with the comment; or one that somebody wrote by hand,
+    without.
 
     Raises:
         MissingFileError: There is nothing.
@@ -449,7 +500,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# -- paths ---------------------------------------------------------------------------------------------------
+# -- paths ---------------------------------------------------------------------------------------
 
 
 def inside(folder: Path, *names: str | PurePath) -> Path:
@@ -461,13 +512,22 @@ def inside(folder: Path, *names: str | PurePath) -> Path:
     said = "/".join(str(name) for name in names)
     for name in names:
         part = PurePath(str(name))
-        if not part.parts or part.anchor or ".." in part.parts or "\0" in str(name) or "\\" in str(name):
+        if (
+            not part.parts
+            or part.anchor
+            or ".." in part.parts
+            or "\0" in str(name)
+            or "\\" in str(name)
+        ):
             raise DmleError(
-                f"{said!r} is no name of a file below {folder}; use a name without '..', '/' in front and '\\'"
+                f"{said!r} is no name of a file below {folder}; use a name without '..', '/' in"
+                " front and '\\'"
             )
     path = folder.joinpath(*names)
     if not path.parent.resolve().is_relative_to(folder.resolve()):
-        raise DmleError(f"{path} leads out of {folder} through a link; replace the link by a folder")
+        raise DmleError(
+            f"{path} leads out of {folder} through a link; replace the link by a folder"
+        )
     return path
 
 
@@ -484,6 +544,6 @@ def check_links(folder: Path) -> None:
             path = Path(where, name)
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise DmleError(
-                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing is written; put "
-                    "what it leads to in its place, or delete the link"
+                    f"{path} is a link to {path.resolve()}, outside the run folder, where nothing"
+                    " is written; put what it leads to in its place, or delete the link"
                 )

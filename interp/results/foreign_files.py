@@ -1,9 +1,11 @@
-"""NetCDF files that this user did not write are first read whole in a process of their own, within limits.
+"""NetCDF files that this user did not write are first read whole in a process of their own, within
+limits.
 
-HDF5 trusts what it reads: on a file that somebody altered on purpose it can loop for ever, take all memory or crash.
-A checksum does not help, since whoever alters a file can write its checksum, too. So the checksums of files that this
-user's own commands wrote are kept in the user's cache, and a file with another one is tried where it can be stopped.
-What passes is remembered: a run folder from a colleague costs about two seconds once, one's own files nothing.
+HDF5 trusts what it reads: on a file that somebody altered on purpose it can loop for ever, take all
+memory or crash. A checksum does not help, since whoever alters a file can write its checksum, too.
+So the checksums of files that this user's own commands wrote are kept in the user's cache, and a
+file with another one is tried where it can be stopped. What passes is remembered: a run folder from
+a colleague costs about two seconds once, one's own files nothing.
 """
 
 import os
@@ -31,7 +33,8 @@ MEMORY = 4 << 30
 PIECE = 1 << 26
 """Bytes of a variable that are read at a time."""
 BUCKET_BYTES = 1 << 16
-"""A file of the cache that grows beyond this is begun anew; what it held is checked again when it is needed."""
+"""A file of the cache that grows beyond this is begun anew; what it held is checked again when
+it is needed."""
 WALL_FACTOR = 20
 """The clock of the wall is given so many times as long: other processes may have the processor."""
 
@@ -68,13 +71,15 @@ def check(path: Path, sha256: str, what: str) -> None:
         what: What it should be, for the error: "effect map".
 
     Raises:
-        DamagedError: Reading did not end in time, took too much memory, or crashed; or it is no NetCDF file.
+        DamagedError: Reading did not end in time, took too much memory, or crashed; or it is no
+            NetCDF file.
     """
     if is_known(sha256):
         return
     files = {path: sha256}
     for other in sorted(path.parent.glob("*.nc")):
-        # Compared here, too: who may choose the checksum that is remembered could choose another file's.
+        # Compared here, too: who may choose the checksum that is remembered could choose another
+        # file's.
         with suppress(DmleError):
             if other != path and not is_known(found := check_seal(other, "NetCDF file").sha256):
                 files[other] = found
@@ -86,12 +91,18 @@ def check(path: Path, sha256: str, what: str) -> None:
 
 
 def too_large(dataset: "xr.Dataset") -> str:
-    """Why a dataset cannot be read whole, if so: it asks for more than the memory of this machine."""
+    """Why a dataset cannot be read whole, if so: it asks for more than the memory of this
+    machine.
+    """
     try:
         most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # the system does not say
         return ""
-    return f"it asks for {dataset.nbytes} bytes, more than the {most} there are" if dataset.nbytes > most else ""
+    return (
+        f"it asks for {dataset.nbytes} bytes, more than the {most} there are"
+        if dataset.nbytes > most
+        else ""
+    )
 
 
 def _bucket(sha256: str) -> Path:
@@ -112,8 +123,14 @@ def _read_in_child(paths: Sequence[Path]) -> tuple[list[Path], str]:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "interp.results.foreign_files"],
-            input="\0".join(f"{_seconds(path)} {path.absolute()}" for path in paths).encode(errors="surrogateescape"),
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"},
+            input="\0".join(f"{_seconds(path)} {path.absolute()}" for path in paths).encode(
+                errors="surrogateescape"
+            ),
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                "OMP_NUM_THREADS": "1",
+            },
             capture_output=True,
             timeout=wall,
             check=False,
@@ -125,7 +142,11 @@ def _read_in_child(paths: Sequence[Path]) -> tuple[list[Path], str]:
     told = [line.removeprefix("failed ") for line in lines if line.startswith("failed ")]
     if told:
         return passed, told[0]
-    how = "ran out of time" if code is None or code < 0 else f"ended the process that read it (code {code})"
+    how = (
+        "ran out of time"
+        if code is None or code < 0
+        else f"ended the process that read it (code {code})"
+    )
     return passed, f"HDF5 {how}: it is damaged, or was altered on purpose"
 
 
@@ -179,7 +200,9 @@ def _main() -> int:
             sys.stdout.write(f"failed {error}\n")
             return 1
         except Exception as error:  # whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then
-            sys.stdout.write(f"failed {type(error).__name__}: {' '.join(str(error).split())[:300]}\n")
+            sys.stdout.write(
+                f"failed {type(error).__name__}: {' '.join(str(error).split())[:300]}\n"
+            )
             return 1
         sys.stdout.write(f"read {at}\n")
         sys.stdout.flush()

@@ -1,12 +1,13 @@
 """Labelled arrays on the disk: NetCDF4 files with a checksum behind them (`interp.results.files`).
 
-xarray, h5py and every other reader of HDF5 open them as they are: what stands behind the end of HDF5's own data is
-passed over. A file is opened here only if its checksum fits, and if it was written here or has passed
-`foreign_files.check`: of another one the C library can make other numbers, an endless loop or a crash. Datasets from
-elsewhere are read by xarray, and saved by `save`.
+xarray, h5py and every other reader of HDF5 open them as they are: what stands behind the end of
+HDF5's own data is passed over. A file is opened here only if its checksum fits, and if it was
+written here or has passed `foreign_files.check`: of another one the C library can make other
+numbers, an endless loop or a crash. Datasets from elsewhere are read by xarray, and saved by
+`save`.
 
-HDF5 does not survive a failed write, and crashes the process. So files are made in memory, or by way of `Growing`,
-which never fails; errors of the disk are Python's.
+HDF5 does not survive a failed write, and crashes the process. So files are made in memory, or by
+way of `Growing`, which never fails; errors of the disk are Python's.
 """
 
 import io
@@ -36,14 +37,23 @@ class Kind:
 
 
 def _kind(what: str, schema: str, dims: str, variables: str, without: str = "") -> Kind:
-    return Kind(what, schema, frozenset(dims.split()), frozenset(variables.split()), frozenset(without.split()))
+    return Kind(
+        what,
+        schema,
+        frozenset(dims.split()),
+        frozenset(variables.split()),
+        frozenset(without.split()),
+    )
 
 
 _MAP = "score clean corrupted token role is_corrupted prompt answer"
 _SCORES = _kind("scores file", "dmle.scores/", "editor rule form metric mode phase", "score")
 KINDS: Mapping[str, Kind] = {
     "effects.nc": _kind(
-        "effect map of rules", "dmle.effects/", "rule form component layer pos sample", f"{_MAP} n_tokens"
+        "effect map of rules",
+        "dmle.effects/",
+        "rule form component layer pos sample",
+        f"{_MAP} n_tokens",
     ),
     "profile.nc": _kind(
         "layer profile",
@@ -81,7 +91,8 @@ def load(path: Path) -> xr.Dataset:
 
     Raises:
         FileNotFoundError: There is no such file.
-        DamagedError: It does not hold what was written, or is larger than the memory of this machine.
+        DamagedError: It does not hold what was written, or is larger than the memory of this
+            machine.
     """
     with opened(path) as dataset:
         if reason := foreign_files.too_large(dataset):
@@ -94,7 +105,8 @@ def load(path: Path) -> xr.Dataset:
 
 @contextmanager
 def opened(path: Path) -> Iterator[xr.Dataset]:
-    """A dataset written by `save` or `interp.results.effects.join`, read from the disk piece by piece as it is used.
+    """A dataset written by `save` or `interp.results.effects.join`, read from the disk piece by
+    piece as it is used.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -104,7 +116,9 @@ def opened(path: Path) -> Iterator[xr.Dataset]:
     foreign_files.check(path, check_seal(path, kind.what).sha256, kind.what)
     try:
         dataset = xr.open_dataset(path, engine="h5netcdf")
-    except Exception as error:  # whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then
+    except (
+        Exception
+    ) as error:  # whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then
         raise damaged(path, kind.what, error) from error
     with dataset:
         _check_kind(path, dataset, kind)
@@ -124,7 +138,8 @@ def content_of(dataset: xr.Dataset) -> memoryview | bytes:
 class Growing(io.RawIOBase):
     """A file that HDF5 writes piece by piece, and in which no write fails.
 
-    After the first failure pieces are kept in memory, so that HDF5 can come to an end; `check` then says what was.
+    After the first failure pieces are kept in memory, so that HDF5 can come to an end; `check` then
+    says what was.
     """
 
     def __init__(self, file: io.FileIO) -> None:
@@ -228,4 +243,6 @@ def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
             raise damaged(path, kind.what, f"it holds nothing along {dim}")
     for name in sorted(labels - NUMBERED):
         if dataset[name].dtype.kind not in "OUS":
-            raise damaged(path, kind.what, f"the labels of {name} are {dataset[name].dtype}, texts are needed")
+            raise damaged(
+                path, kind.what, f"the labels of {name} are {dataset[name].dtype}, texts are needed"
+            )

@@ -1,7 +1,9 @@
-r"""What commands say: text from users, models and files reaches the terminal as text, never as an instruction to it.
+r"""What commands say: text from users, models and files reaches the terminal as text, never as an
+instruction to it.
 
-Every command prints by `say`. Markup of the terminal library is off ("run[red]7" is a name, ":heart:" a word), and
-characters that move the cursor, change colours or turn the direction of writing are shown as escapes (`\x1b`).
+Every command prints by `say`. Markup of the terminal library is off ("run[red]7" is a name,
+":heart:" a word), and characters that move the cursor, change colours or turn the direction of
+writing are shown as escapes (`\x1b`).
 """
 
 import shlex
@@ -10,16 +12,28 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-# The direction of what follows (trojan source), and characters that look like nothing. The joiners U+200C and U+200D
-# stay: Persian, Hindi and emoji are written with them.
+# The direction of what follows (trojan source), and characters that look like nothing. The joiners
+# U+200C and U+200D stay: Persian, Hindi and emoji are written with them.
 _HIDDEN = frozenset(
-    [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x061C, 0x200B, 0x200E, 0x200F, 0x2028, 0x2029, 0x2060, 0xFEFF]
+    [
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+        0x061C,
+        0x200B,
+        0x200E,
+        0x200F,
+        0x2028,
+        0x2029,
+        0x2060,
+        0xFEFF,
+    ]
 )
 _KEPT = "\n\t"
 
 
 def visible(text: str, *, keep: str = _KEPT) -> str:
-    r"""A text in which control characters, direction marks and lone surrogates are shown as escapes.
+    r"""A text in which control characters, direction marks and lone surrogates are shown as
+    escapes.
 
     Args:
         text: Any text.
@@ -30,7 +44,9 @@ def visible(text: str, *, keep: str = _KEPT) -> str:
     """
     if text.isascii() and text.isprintable():
         return text
-    return "".join(_escaped(char) if _is_hidden(char) and char not in keep else char for char in text)
+    return "".join(
+        _escaped(char) if _is_hidden(char) and char not in keep else char for char in text
+    )
 
 
 def one_line(error: BaseException) -> str:
@@ -48,7 +64,9 @@ def command(*words: str | Path) -> str:
 
 
 def say(text: str, *, style: str | None = None, to_stdout: bool = False) -> None:
-    """Print a text as it is, long lines whole; escapes stand for what a terminal would obey or cannot show."""
+    """Print a text as it is, long lines whole; escapes stand for what a terminal would obey or
+    cannot show.
+    """
     from rich.console import Console
 
     stream = sys.stdout if to_stdout else sys.stderr
@@ -61,7 +79,9 @@ def heading(text: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    Console(file=sys.stderr, emoji=False, markup=False, highlight=False).rule(Text(visible(text, keep="")))
+    Console(file=sys.stderr, emoji=False, markup=False, highlight=False).rule(
+        Text(visible(text, keep=""))
+    )
 
 
 def shown_by(stream: object, text: str) -> str:

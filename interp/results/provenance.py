@@ -13,7 +13,9 @@ LIBRARIES = ("dmle", "torch", "transformer-lens", "transformers", "numpy", "xarr
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on, and the git commit of the source ("" outside a checkout)."""
+    """Versions of the libraries that numbers depend on, and the git commit of the source (""
+    outside a checkout).
+    """
     found = {f"version_{name.replace('-', '_')}": metadata.version(name) for name in LIBRARIES}
     return {**found, "git_commit": _git_commit()}
 
@@ -34,6 +36,8 @@ def _git_commit() -> str:
         return ""
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""

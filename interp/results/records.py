@@ -1,7 +1,8 @@
-"""Tables of results as the programs read them back: JSON with a checksum, a list of values for each row.
+"""Tables of results as the programs read them back: JSON with a checksum, a list of values for each
+row.
 
-What people read (CSV, Markdown) is written beside and never read back: there a number is rounded or a text escaped for
-its place, and a damaged cell shows by nothing.
+What people read (CSV, Markdown) is written beside and never read back: there a number is rounded or
+a text escaped for its place, and a damaged cell shows by nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +28,11 @@ def save_records(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str,
 
 
 def load_records(
-    path: Path, what: str, columns: Sequence[str] = (), numbers: Sequence[str] = (), mend: str | None = None
+    path: Path,
+    what: str,
+    columns: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+    mend: str | None = None,
 ) -> list[dict[str, Value]]:
     """The rows that `save_records` wrote.
 
@@ -44,7 +49,11 @@ def load_records(
     """
     held = read_json(path, what, schema=SCHEMA, mend=mend)
     names, rows = held.get("columns"), held.get("rows", mend)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not isinstance(rows, list):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or not isinstance(rows, list)
+    ):
         raise damaged(path, what, "it has no columns and rows", mend)
     if missing := sorted(set(columns) - set(names)):
         raise damaged(path, what, f"it lacks the columns {missing}", mend)

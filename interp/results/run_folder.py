@@ -1,11 +1,13 @@
 """A run folder: what was computed, with which configuration.
 
 ``run.yaml`` (settings, versions) · ``rules.json`` · ``traces/`` · ``effects.nc`` · ``profile.nc`` ·
-``selection.json`` · ``covariance/`` · ``deltas/<editor>/`` · ``scores.nc`` · ``answers.csv`` · ``figures/`` ·
+``selection.json`` · ``covariance/`` · ``deltas/<editor>/`` · ``scores.nc`` · ``answers.csv`` ·
+``figures/`` ·
 ``tables/``. Each step reads what earlier steps left and says which command makes a missing file.
 
-``run.yaml`` says what made the results beside it: a step's settings are kept in it when the step has ended well. While
-a first step works they stand there too, so that a stopped one goes on with them.
+``run.yaml`` says what made the results beside it: a step's settings are kept in it when the step
+has ended well. While a first step works they stand there too, so that a stopped one goes on with
+them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,8 +28,8 @@ from interp.settings.plain_yaml import YamlError, load_yaml
 RESULTS = ("effects.nc", "profile.nc", "evidence.nc", "sweep.nc", "scores.nc", "tuning.nc")
 """What no step leaves without settings beside it."""
 _MEND = (
-    "if somebody changed it by hand, delete its first line; else put back a copy, or delete it and give "
-    "--overwrite and the settings by --config and --set"
+    "if somebody changed it by hand, delete its first line; else put back a copy, or delete it and"
+    " give --overwrite and the settings by --config and --set"
 )
 
 
@@ -52,7 +54,10 @@ class RunLock:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            self.tell(f"waiting for another process that works in {self._path.parent.parent}; Ctrl-C stops waiting")
+            self.tell(
+                f"waiting for another process that works in {self._path.parent.parent}; Ctrl-C"
+                " stops waiting"
+            )
             self._lock.acquire()
         return self
 
@@ -83,7 +88,8 @@ class RunFolder:
             probe.unlink()
         except OSError as error:
             raise RunError(
-                f"cannot write to the run folder {self.path}: {error.strerror or error}; give another with --run"
+                f"cannot write to the run folder {self.path}: {error.strerror or error}; give"
+                " another with --run"
             ) from error
 
     def need(self, name: str, command: str) -> Path:
@@ -94,7 +100,10 @@ class RunFolder:
         """
         path = self.path / name
         if not path.exists():
-            raise RunError(f"{path} is missing; run `{command_line('dmle', command, '--run', self.path)}` first")
+            raise RunError(
+                f"{path} is missing; run `{command_line('dmle', command, '--run', self.path)}`"
+                " first"
+            )
         return path
 
     def lock(self) -> RunLock:
@@ -119,8 +128,9 @@ class RunFolder:
             results = [name for name in RESULTS if (self.path / name).is_file()]
             gone = "is empty" if path.is_file() else "is missing"
             raise RunError(
-                f"{path} {gone}, so that nobody knows the settings of this run ({', '.join(results)} are there); put "
-                "it back, or go on with --overwrite and the settings of this command"
+                f"{path} {gone}, so that nobody knows the settings of this run"
+                f" ({', '.join(results)} are there); put it back, or go on with --overwrite and the"
+                " settings of this command"
             )
         settings = content.get("settings") or {}
         if not isinstance(settings, dict):
@@ -139,8 +149,9 @@ class RunFolder:
     ) -> Iterator[None]:
         """Keep `run.yaml` true to the results beside it while a step works in the `with` block.
 
-        Sections that no result was made with are written at once, so that a stopped step goes on with them, those of
-        `settled` when the block has ended well. An error in the block leaves the file as it was.
+        Sections that no result was made with are written at once, so that a stopped step goes on
+        with them, those of `settled` when the block has ended well. An error in the block leaves
+        the file as it was.
 
         Args:
             step: The step.
@@ -155,7 +166,9 @@ class RunFolder:
             before = path.read_bytes() if path.is_file() else None
             held = self._content()
             known = _names(held, "settled")
-            written = self._update(held, set(settings) - known, set(resolved) - known, settings, resolved, provenance)
+            written = self._update(
+                held, set(settings) - known, set(resolved) - known, settings, resolved, provenance
+            )
         try:
             yield
         except Exception:
@@ -185,8 +198,16 @@ class RunFolder:
         provenance: Mapping[str, Any],
     ) -> bytes:
         """Write the file; its content as it is now on the disk."""
-        kept = {name: values for name, values in (held.get("settings") or {}).items() if name not in given}
-        whole = {name: values for name, values in (held.get("resolved") or {}).items() if name not in names}
+        kept = {
+            name: values
+            for name, values in (held.get("settings") or {}).items()
+            if name not in given
+        }
+        whole = {
+            name: values
+            for name, values in (held.get("resolved") or {}).items()
+            if name not in names
+        }
         kept |= {name: settings[name] for name in settings if name in given}
         whole |= {name: resolved[name] for name in resolved if name in names}
         # In one order, however often steps were stopped and begun again.

@@ -1,8 +1,8 @@
 """Edit scores: their schema, and what every reader of them needs.
 
-``scores.nc`` has dims ``editor rule form metric mode phase(pre|post)`` and holds ``score`` (mean over items; NaN
-where a rule and form have none) and ``n_items``. `editor` is an editor or a named arm. Higher is better, except in
-the modes of `LOWER_IS_BETTER`.
+``scores.nc`` has dims ``editor rule form metric mode phase(pre|post)`` and holds ``score`` (mean
+over items; NaN where a rule and form have none) and ``n_items``. `editor` is an editor or a named
+arm. Higher is better, except in the modes of `LOWER_IS_BETTER`.
 """
 
 import xarray as xr
@@ -12,11 +12,13 @@ from interp.errors import InputError
 LOWER_IS_BETTER = ("kl",)
 """Modes in which the lower value wins."""
 WITHOUT_FLOOR = ("locality",)
-"""Metrics that compare with the unedited model: their value before the edit is fixed by definition."""
+"""Metrics that compare with the unedited model: their value before the edit is fixed by
+definition."""
 
 
 def per_rule(scores: xr.Dataset, mode: str) -> xr.DataArray:
-    """Scores of one mode, averaged over the forms that a rule has items for; dims editor metric phase rule.
+    """Scores of one mode, averaged over the forms that a rule has items for; dims editor metric
+    phase rule.
 
     Editors without a score after the edit in this mode are left out.
 
@@ -36,4 +38,6 @@ def per_rule(scores: xr.Dataset, mode: str) -> xr.DataArray:
 def modes_with_scores(scores: xr.Dataset) -> list[str]:
     """Scoring modes that hold at least one score after an edit."""
     after = scores["score"].sel(phase="post")
-    return [str(mode) for mode in scores["mode"].values if bool(after.sel(mode=mode).notnull().any())]
+    return [
+        str(mode) for mode in scores["mode"].values if bool(after.sel(mode=mode).notnull().any())
+    ]

@@ -1,4 +1,6 @@
-"""Tables of text in Markdown, LaTeX (booktabs) and CSV, and the short names of metrics in their heads."""
+"""Tables of text in Markdown, LaTeX (booktabs) and CSV, and the short names of metrics in their
+heads.
+"""
 
 import csv
 import re
@@ -19,7 +21,8 @@ SHORT_METRIC_NAMES = {
     "locality": "Loc.",
     "locality_correctness": "Loc. (corr.)",
 }
-# With the apostrophes before it that another cell may have been given already, so that one is always taken away.
+# With the apostrophes before it that another cell may have been given already, so that one is
+# always taken away.
 _FORMULA = re.compile(r"'*(?:[\t\r\n]|\s*[=+\-@＝＋－＠])")
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+(?:[.,]\d*)*|\.\d+)(?:[eE][+-]?\d+)?\s*%?")
 MISSING = "–"
@@ -46,24 +49,38 @@ def escape_markdown(text: str) -> str:
 def escape_latex(text: str) -> str:
     r"""Text that LaTeX prints literally.
 
-    Brackets and stars stand in braces: at the beginning of a row LaTeX would take them for an argument of the line
-    before.
+    Brackets and stars stand in braces: at the beginning of a row LaTeX would take them for an
+    argument of the line before.
 
     >>> escape_latex("50% of a_b & $x^2$"), escape_latex("[1] ]")
     ('50\\% of a\\_b \\& \\$x\\textasciicircum{}2\\$', '{[}1{]} {]}')
     """
     special = {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$",
-        "–": "--", "−": "$-$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
-        "*": "{*}", "`": "{`}", '"': r"\textquotedbl{}", "\0": "{}", **{c: f"\\{c}" for c in "&%$#_{}"},
-    }  # fmt: skip
-    return "".join(special.get(c, c) for c in visible(text, keep="").replace("--", "-\u200c-")).replace(
-        "-\u200c-", "-{}-"
-    )
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "→": r"$\to$",
+        "–": "--",
+        "−": "$-$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
+        "`": "{`}",
+        '"': r"\textquotedbl{}",
+        "\0": "{}",
+        **{c: f"\\{c}" for c in "&%$#_{}"},
+    }
+    return "".join(
+        special.get(c, c) for c in visible(text, keep="").replace("--", "-\u200c-")
+    ).replace("-\u200c-", "-{}-")
 
 
 def csv_text(frame: "pd.DataFrame", *, quote_text: bool = False, **options: Any) -> str:
-    """A data frame as CSV in which no text is a formula for a spreadsheet (see `csv_cell`); numbers stay numbers.
+    """A data frame as CSV in which no text is a formula for a spreadsheet (see `csv_cell`); numbers
+    stay numbers.
 
     Args:
         frame: The data; names of columns are texts, too.
@@ -77,19 +94,26 @@ def csv_text(frame: "pd.DataFrame", *, quote_text: bool = False, **options: Any)
         plain[name] = plain[name].map(csv_cell)
     if isinstance(plain.index, pd.Index) and not pd.api.types.is_numeric_dtype(plain.index):
         plain = plain.rename(index=csv_cell)
-    return plain.to_csv(quoting=csv.QUOTE_NONNUMERIC if quote_text else csv.QUOTE_MINIMAL, **options)
+    return plain.to_csv(
+        quoting=csv.QUOTE_NONNUMERIC if quote_text else csv.QUOTE_MINIMAL, **options
+    )
 
 
 def csv_cell(value: Any) -> Any:
-    """A value as a cell of CSV: a text that a spreadsheet would compute gets an apostrophe before it.
+    """A value as a cell of CSV: a text that a spreadsheet would compute gets an apostrophe before
+    it.
 
-    That is a text whose first character other than blanks is one of ``= + - @`` (also in full width), or that begins
-    with a tab or a line end, and that is no number.
+    That is a text whose first character other than blanks is one of ``= + - @`` (also in full
+    width), or that begins with a tab or a line end, and that is no number.
 
     >>> csv_cell("=1+1"), csv_cell(" -x"), csv_cell("-5"), csv_cell("a=b"), csv_cell(-5)
     ("'=1+1", "' -x", '-5', 'a=b', -5)
     """
-    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+        else value
+    )
 
 
 def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -103,13 +127,16 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def latex(heads: Sequence[str], groups: Iterable[Iterable[Iterable[str]]], *, labels: int = 2) -> str:
+def latex(
+    heads: Sequence[str], groups: Iterable[Iterable[Iterable[str]]], *, labels: int = 2
+) -> str:
     """A booktabs tabular (LaTeX package booktabs) of plain text, which is escaped here.
 
     Args:
         heads: Heads of the columns.
         groups: Rows in groups, with a rule between groups.
-        labels: How many columns, from the left, hold labels and are set to the left; the others are centred.
+        labels: How many columns, from the left, hold labels and are set to the left; the others are
+            centred.
     """
 
     def line(cells: Iterable[str]) -> str:

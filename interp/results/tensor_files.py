@@ -1,7 +1,9 @@
-"""Tensors on the disk: safetensors files whose header holds a JSON object and the checksum of the whole file.
+"""Tensors on the disk: safetensors files whose header holds a JSON object and the checksum of the
+whole file.
 
-Every reader of safetensors opens them. The checksum stands at a fixed place near the start, as metadata, and is the
-SHA-256 of the file with zeros in that place; it is compared before anything is made of the file (`read_tensors`).
+Every reader of safetensors opens them. The checksum stands at a fixed place near the start, as
+metadata, and is the SHA-256 of the file with zeros in that place; it is compared before anything is
+made of the file (`read_tensors`).
 """
 
 import hashlib
@@ -98,7 +100,11 @@ def _head(order: list[str], tensors: Mapping[str, Tensor], header: str) -> bytes
     for name in order:
         value = tensors[name]
         end = at + value.numel() * value.element_size()
-        entries[name] = {"dtype": _NAMES[value.dtype], "shape": list(value.shape), "data_offsets": [at, end]}
+        entries[name] = {
+            "dtype": _NAMES[value.dtype],
+            "shape": list(value.shape),
+            "data_offsets": [at, end],
+        }
         at = end
     metadata = {"__metadata__": {"sha256": "0" * _DIGITS, HEADER: header}}
     text = json.dumps({**metadata, **entries}, separators=(",", ":"), ensure_ascii=False).encode()
@@ -115,7 +121,10 @@ def _check(path: Path, what: str, mend: str | None) -> None:
             said = file.read(_DIGITS)
             if start[8:] != _START or len(said) != _DIGITS:
                 size = os.fstat(file.fileno()).st_size
-                reason = f"its {size} bytes have no checksum: cut short, or not written by this version of dmle"
+                reason = (
+                    f"its {size} bytes have no checksum: cut short, or not written by this version"
+                    " of dmle"
+                )
                 raise damaged(path, what, reason, mend)
             found = hashlib.sha256(start + b"0" * _DIGITS)
             while block := file.read(BLOCK):

@@ -1,12 +1,14 @@
-"""Whether two formulas are the same everywhere, found by computing both at random points, not by rewriting.
+"""Whether two formulas are the same everywhere, found by computing both at random points, not by
+rewriting.
 
-Rewriting (`simplify`) takes as long as it likes on a product of powers. Here every operation is one of floating
-point and takes constant time, whatever the formula: none can make this slow.
+Rewriting (`simplify`) takes as long as it likes on a product of powers. Here every operation is one
+of floating point and takes constant time, whatever the formula: none can make this slow.
 
-If the difference of two formulas is a quotient of polynomials of degree d, it vanishes at one point with probability
-at most d/2^24 (Schwartz and Zippel), at all of them with at most (d/2^24)^POINTS, below 1e-29 for d = 100. Formulas
-whose values differ by less than `PRECISION` relative to their size everywhere count as the same. Symbols stand for
-positive numbers, so sqrt(x^2) is x. Values are complex, because sqrt(1 - x) is the same formula as itself where x > 1.
+If the difference of two formulas is a quotient of polynomials of degree d, it vanishes at one point
+with probability at most d/2^24 (Schwartz and Zippel), at all of them with at most (d/2^24)^POINTS,
+below 1e-29 for d = 100. Formulas whose values differ by less than `PRECISION` relative to their
+size everywhere count as the same. Symbols stand for positive numbers, so sqrt(x^2) is x. Values are
+complex, because sqrt(1 - x) is the same formula as itself where x > 1.
 """
 
 import ast
@@ -23,7 +25,8 @@ PRECISION = 1e-9
 
 
 def agree(first: ast.expr, second: ast.expr) -> bool:
-    """Whether two trees (see `interp.rules.expressions.tree`) have the same value, whatever positive numbers symbols are.
+    """Whether two trees (see `interp.rules.expressions.tree`) have the same value, whatever
+    positive numbers symbols are.
 
     A formula that has no value somewhere, or none that a float holds, agrees with nothing.
 
@@ -44,7 +47,9 @@ def agree(first: ast.expr, second: ast.expr) -> bool:
 
 
 def point_of(symbols: frozenset[str], seed: int) -> dict[str, complex]:
-    """Rational numbers between 1/2 and 2, out of 2^24 for each symbol; always the same for the same symbols."""
+    """Rational numbers between 1/2 and 2, out of 2^24 for each symbol; always the same for the
+    same symbols.
+    """
     draw = random.Random(seed)
     return {name: complex(0.5 + 1.5 * draw.randrange(2**24) / 2**24) for name in sorted(symbols)}
 
@@ -98,7 +103,11 @@ def _called(name: str, argument: complex) -> complex:
     real = argument.imag == 0
     match name:
         case "sqrt":
-            return complex(math.sqrt(argument.real)) if real and argument.real >= 0 else cmath.sqrt(argument)
+            return (
+                complex(math.sqrt(argument.real))
+                if real and argument.real >= 0
+                else cmath.sqrt(argument)
+            )
         case "abs":
             return complex(abs(argument))
         case "factorial":

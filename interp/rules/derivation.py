@@ -1,9 +1,11 @@
-"""The true answer of an instance whose data give only the edited one, derived from the rule's formulas.
+"""The true answer of an instance whose data give only the edited one, derived from the rule's
+formulas.
 
-RuleEdit's instances say what an edit wants ("P = 3 + 14 = 17."), not what is true. The edited formula
-("P = x + y.") and the instance give the numbers of the symbols; the true formula gives the answer. The numbers
-are taken from the worked answer, from the prompt ("x = 3"), or from where the formula's prompt has symbols
-("a length of x"), and are used only if the edited formula gives the instance's own result with them.
+RuleEdit's instances say what an edit wants ("P = 3 + 14 = 17."), not what is true. The edited
+formula ("P = x + y.") and the instance give the numbers of the symbols; the true formula gives the
+answer. The numbers are taken from the worked answer, from the prompt ("x = 3"), or from where the
+formula's prompt has symbols ("a length of x"), and are used only if the edited formula gives the
+instance's own result with them.
 """
 
 import ast
@@ -16,11 +18,20 @@ from typing import NamedTuple
 
 import sympy
 
-from interp.rules.expressions import MAX_CALLS, ExpressionError, exact, names, render, to_sympy, tree
+from interp.rules.expressions import (
+    MAX_CALLS,
+    ExpressionError,
+    exact,
+    names,
+    render,
+    to_sympy,
+    tree,
+)
 from interp.rules.work_limit import WorkOver, work_limit
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
-# Results are written to two or three decimals; more than this apart, relative to the number, is another number.
+# Results are written to two or three decimals; more than this apart, relative to the number, is
+# another number.
 TOLERANCE = 6e-3
 
 
@@ -39,7 +50,9 @@ def sides(text: str) -> list[str]:
 
 
 def expression_of(text: str) -> ast.expr | None:
-    """The right-hand side of a formula, if it is one that can be read; ± and a constant "+ C" are left out."""
+    """The right-hand side of a formula, if it is one that can be read; ± and a constant "+ C"
+    are left out.
+    """
     try:
         return tree(re.sub(r"^±|\+\s*C$", "", sides(text)[-1]).strip())
     except ExpressionError:
@@ -62,7 +75,12 @@ def close(first: sympy.Expr, second: sympy.Expr) -> bool:
         with work_limit(MAX_CALLS):
             a, b = complex(first.evalf()), complex(second.evalf())
         difference, size = abs(a - b), abs(b)
-    except (OverflowError, TypeError, ValueError, WorkOver):  # beyond what floats hold, or undefined
+    except (
+        OverflowError,
+        TypeError,
+        ValueError,
+        WorkOver,
+    ):  # beyond what floats hold, or undefined
         return bool(first == second)
     # Two decimals are all that a number near one has; a tiny one is not zero for that.
     return difference <= TOLERANCE * (max(1.0, size) if size > 0.05 else size)
@@ -85,7 +103,11 @@ def instance_truth(
 ) -> Derived | None:
     """The true answer of an instance, or None if it cannot be worked out with certainty."""
     edited = expression_of(formula_new)
-    truths = [found for text in formula_true if (found := expression_of(text)) is not None and names(found)]
+    truths = [
+        found
+        for text in formula_true
+        if (found := expression_of(text)) is not None and names(found)
+    ]
     result = number_of(target_new)
     if edited is None or not truths or result is None:
         return None
@@ -98,7 +120,10 @@ def instance_truth(
         except ExpressionError:
             continue
         if close(got, result) and (written := _number_text(truth)) is not None:
-            return Derived(_written(true, values, written, target_new), {k: float(v) for k, v in values.items()})
+            return Derived(
+                _written(true, values, written, target_new),
+                {k: float(v) for k, v in values.items()},
+            )
     return None
 
 
@@ -119,7 +144,9 @@ def candidate_values(
     yield {**replaced, **named}
 
 
-def unify(pattern: ast.expr, worked: ast.expr, found: dict[str, str] | None = None) -> dict[str, str] | None:
+def unify(
+    pattern: ast.expr, worked: ast.expr, found: dict[str, str] | None = None
+) -> dict[str, str] | None:
     """The numbers that make a formula this worked expression, or None if none do.
 
     >>> unify(tree("2*(x + y)"), tree("2 * (3 + 14)"))
@@ -137,7 +164,10 @@ def unify(pattern: ast.expr, worked: ast.expr, found: dict[str, str] | None = No
         case ast.Name(), ast.Name():
             return found if pattern.id == worked.id else None
         case ast.BinOp(), ast.BinOp():
-            if type(pattern.op) is not type(worked.op) or unify(pattern.left, worked.left, found) is None:
+            if (
+                type(pattern.op) is not type(worked.op)
+                or unify(pattern.left, worked.left, found) is None
+            ):
                 return None
             return unify(pattern.right, worked.right, found)
         case ast.UnaryOp(), ast.UnaryOp():
@@ -157,13 +187,21 @@ def _literal(node: ast.expr) -> str | None:
 def _named(prompt: str, symbols: Sequence[str]) -> dict[str, str]:
     """Numbers that the prompt gives by name: "μ=0.4", "a = 5"."""
     written = rf"\s*=\s*({NUMBER})(?:\s*[*×]\s*10\^(-?\d+))?"
-    found = {symbol: set(re.findall(rf"{_start(symbol)}{re.escape(symbol)}{written}", prompt)) for symbol in symbols}
+    found = {
+        symbol: set(re.findall(rf"{_start(symbol)}{re.escape(symbol)}{written}", prompt))
+        for symbol in symbols
+    }
     single = {symbol: next(iter(numbers)) for symbol, numbers in found.items() if len(numbers) == 1}
-    return {symbol: f"{number}e{power}" if power else number for symbol, (number, power) in single.items()}
+    return {
+        symbol: f"{number}e{power}" if power else number
+        for symbol, (number, power) in single.items()
+    }
 
 
 def _start(symbol: str) -> str:
-    """What may not stand before a symbol; one with an index (R1) may run into a word before it ("ofR1=5")."""
+    """What may not stand before a symbol; one with an index (R1) may run into a word before it
+    ("ofR1=5").
+    """
     return r"(?<![A-Z\d])" if re.fullmatch(r"[A-Z]\d+", symbol) else r"(?<!\w)"
 
 
@@ -171,7 +209,9 @@ def _replaced(formula_prompt: str, prompt: str, symbols: Sequence[str]) -> dict[
     """Numbers that stand where the formula's prompt has symbols."""
     before, after = (re.findall(rf"{NUMBER}|\w+", text) for text in (formula_prompt, prompt))
     found: dict[str, str] = {}
-    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(
+        None, before, after, autojunk=False
+    ).get_opcodes():
         if kind == "replace" and a1 - a0 == b1 - b0:
             for symbol, number in zip(before[a0:a1], after[b0:b1], strict=True):
                 if symbol in symbols and re.fullmatch(NUMBER, number):
@@ -180,13 +220,17 @@ def _replaced(formula_prompt: str, prompt: str, symbols: Sequence[str]) -> dict[
 
 
 def _number_text(value: sympy.Expr) -> str | None:
-    """A result as the data write it: exact if it is short, else to two decimals, small ones to three digits."""
+    """A result as the data write it: exact if it is short, else to two decimals, small ones to
+    three digits.
+    """
     if not value.is_number or not value.is_real:
         return None
     number = float(value)
     if not math.isfinite(number):
         return None
-    return exact(value) or (f"{number:.2f}".rstrip("0").rstrip(".") if abs(number) >= 0.1 else f"{number:.3g}")
+    return exact(value) or (
+        f"{number:.2f}".rstrip("0").rstrip(".") if abs(number) >= 0.1 else f"{number:.3g}"
+    )
 
 
 def _written(true: ast.expr, values: dict[str, str], result: str, like: str) -> tuple[str, ...]:

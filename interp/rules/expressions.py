@@ -1,8 +1,9 @@
 """Mathematical text: read it into SymPy without evaluating code, and write it as people do.
 
-`tree` reads what rule files, benchmarks and models write ("2(l + w)", "π r²", "1/2 m v^2") into a syntax tree
-of numbers, names, arithmetic and a few functions; everything else is refused, and nothing is ever executed.
-`to_sympy` gives its meaning, `render` its text in the order in which it was written.
+`tree` reads what rule files, benchmarks and models write ("2(l + w)", "π r²", "1/2 m v^2") into a
+syntax tree of numbers, names, arithmetic and a few functions; everything else is refused, and
+nothing is ever executed. `to_sympy` gives its meaning, `render` its text in the order in which it
+was written.
 """
 
 import ast
@@ -20,11 +21,24 @@ MAX_LENGTH = 300
 MAX_EXPONENT = 64
 MAX_FACTORIAL = 170
 FUNCTIONS = {
-    "sqrt": sympy.sqrt, "sin": sympy.sin, "cos": sympy.cos, "tan": sympy.tan, "cot": sympy.cot, "sec": sympy.sec,
-    "csc": sympy.csc, "asin": sympy.asin, "acos": sympy.acos, "atan": sympy.atan, "arcsin": sympy.asin,
-    "arccos": sympy.acos, "arctan": sympy.atan, "ln": sympy.log, "exp": sympy.exp, "abs": sympy.Abs,
+    "sqrt": sympy.sqrt,
+    "sin": sympy.sin,
+    "cos": sympy.cos,
+    "tan": sympy.tan,
+    "cot": sympy.cot,
+    "sec": sympy.sec,
+    "csc": sympy.csc,
+    "asin": sympy.asin,
+    "acos": sympy.acos,
+    "atan": sympy.atan,
+    "arcsin": sympy.asin,
+    "arccos": sympy.acos,
+    "arctan": sympy.atan,
+    "ln": sympy.log,
+    "exp": sympy.exp,
+    "abs": sympy.Abs,
     "factorial": sympy.factorial,
-}  # fmt: skip
+}
 # log is to base 10, as in the decibel and the pH; ln is natural.
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
@@ -32,10 +46,23 @@ MAX_BITS = 4096
 MAX_ROOT_BITS, MAX_ROOT = 256, 1000
 """Binary digits of a number of which a root is taken, and largest part of a fractional exponent."""
 MAX_CALLS = 500_000
-"""Calls of functions for the meaning of one expression: about a second; ordinary ones take a thousandth of it."""
-_WRITTEN = {"**": "^", "π": " pi ", "×": "*", "·": "*", "⋅": "*", "∗": "*", "−": "-", "–": "-", "÷": "/"}
+"""Calls of functions for the meaning of one expression: about a second; ordinary ones take a
+thousandth of it."""
+_WRITTEN = {
+    "**": "^",
+    "π": " pi ",
+    "×": "*",
+    "·": "*",
+    "⋅": "*",
+    "∗": "*",
+    "−": "-",
+    "–": "-",
+    "÷": "/",
+}
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
-_TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))")
+_TOKEN = re.compile(
+    r"\s*(?:(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?|\.\d+)|([^\W\d_](?:[^\W\d_])*(?:_?\d+)?)|([-+*/^()!]))"
+)
 
 
 class ExpressionError(DmleError):
@@ -47,16 +74,23 @@ def tree(text: str, symbols: frozenset[str] | None = None) -> ast.expr:
     """Read an expression.
 
     Args:
-        text: An expression; a product may be written without a sign, a power as `^`, `**` or superscripts.
-        symbols: The names that may occur. With them, "lw" is l times w; without, a name is one letter with an
-            optional index, so that words are not taken for products.
+        text: An expression; a product may be written without a sign, a power as `^`, `**` or
+        superscripts.
+        symbols: The names that may occur. With them, "lw" is l times w; without, a name is one
+            letter with an optional index, so that words are not taken for products.
 
     Raises:
         ExpressionError: If the text is no such expression.
     """
-    symbols = None if symbols is None else frozenset(unicodedata.normalize("NFKC", name) for name in symbols)
+    symbols = (
+        None
+        if symbols is None
+        else frozenset(unicodedata.normalize("NFKC", name) for name in symbols)
+    )
     if len(text) > MAX_LENGTH:
-        raise ExpressionError(f"an expression of {len(text)} characters; at most {MAX_LENGTH} are read")
+        raise ExpressionError(
+            f"an expression of {len(text)} characters; at most {MAX_LENGTH} are read"
+        )
     tokens = _explicit(_tokens(text, symbols))
     source = "".join(tokens).replace("^", "**")
     try:
@@ -84,18 +118,26 @@ def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> symp
     except ExpressionError:
         raise
     except WorkOver as error:
-        raise ExpressionError(f"{ast.unparse(node)!r} takes more steps to compute than are done here") from error
+        raise ExpressionError(
+            f"{ast.unparse(node)!r} takes more steps to compute than are done here"
+        ) from error
     except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
         raise ExpressionError(f"{ast.unparse(node)!r} cannot be computed ({error})") from error
 
 
 def _is_plain(node: ast.expr) -> bool:
-    """Whether it has so few functions and roots that its meaning cannot take long, as those of almost all rules."""
+    """Whether it has so few functions and roots that its meaning cannot take long, as those of
+    almost all rules.
+    """
     odd = [
         part
         for part in ast.walk(node)
         if isinstance(part, ast.Call)
-        or (isinstance(part, ast.BinOp) and isinstance(part.op, ast.Pow) and not _is_whole(part.right))
+        or (
+            isinstance(part, ast.BinOp)
+            and isinstance(part.op, ast.Pow)
+            and not _is_whole(part.right)
+        )
     ]
     return len(odd) <= 2
 
@@ -111,7 +153,9 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
         case ast.Name(id=name):
             if name in CONSTANTS:
                 return CONSTANTS[name]
-            return _number(str(values[name])) if name in values else sympy.Symbol(name, positive=True)
+            return (
+                _number(str(values[name])) if name in values else sympy.Symbol(name, positive=True)
+            )
         case ast.UnaryOp(operand=operand):
             return -_meaning(operand, values)
         case ast.Call(func=ast.Name(id=name), args=[inner]):
@@ -119,8 +163,14 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
             counted = name == "factorial" and argument.is_number
             if counted and not (argument.is_real and 0 <= argument <= MAX_FACTORIAL):
                 raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
-            if name == "exp" and argument.is_number and not (argument.is_real and abs(argument) <= MAX_EXPONENT):
-                raise ExpressionError(f"exp of {argument}; exponents up to {MAX_EXPONENT} are computed")
+            if (
+                name == "exp"
+                and argument.is_number
+                and not (argument.is_real and abs(argument) <= MAX_EXPONENT)
+            ):
+                raise ExpressionError(
+                    f"exp of {argument}; exponents up to {MAX_EXPONENT} are computed"
+                )
             if name == "sqrt":
                 _check_root(argument, sympy.Rational(1, 2))
             return _bounded(FUNCTIONS[name](argument))
@@ -146,12 +196,16 @@ def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
 
 
 def _check_root(left: sympy.Expr, right: sympy.Expr) -> None:
-    """Refuse a root of a number that SymPy would take apart for long: it looks for factors, and writes out powers."""
+    """Refuse a root of a number that SymPy would take apart for long: it looks for factors, and
+    writes out powers.
+    """
     if not isinstance(right, sympy.Rational) or right.is_Integer:
         return
     bits = max((max(abs(n.p), n.q).bit_length() for n in left.atoms(sympy.Rational)), default=1)
     if bits > MAX_ROOT_BITS or max(abs(right.p), right.q) > MAX_ROOT:
-        raise ExpressionError(f"a power of {right} of a number of {bits} binary digits; smaller ones are computed")
+        raise ExpressionError(
+            f"a power of {right} of a number of {bits} binary digits; smaller ones are computed"
+        )
 
 
 def _number(text: str) -> sympy.Expr:
@@ -172,12 +226,22 @@ def _bounded(value: sympy.Expr) -> sympy.Expr:
 
 def names(node: ast.expr) -> list[str]:
     """The symbols of a tree in order of first appearance, constants and functions left out."""
-    functions = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
-    found = [n for n in ast.walk(node) if isinstance(n, ast.Name) and n.id not in CONSTANTS and n.id not in functions]
+    functions = {
+        n.func.id
+        for n in ast.walk(node)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    }
+    found = [
+        n
+        for n in ast.walk(node)
+        if isinstance(n, ast.Name) and n.id not in CONSTANTS and n.id not in functions
+    ]
     return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: n.col_offset)))
 
 
-def parse(text: str, symbols: Collection[str] | None = None, values: Mapping[str, object] | None = None) -> sympy.Expr:
+def parse(
+    text: str, symbols: Collection[str] | None = None, values: Mapping[str, object] | None = None
+) -> sympy.Expr:
     """`to_sympy` of `tree`.
 
     >>> parse("2(l + w)")
@@ -186,8 +250,8 @@ def parse(text: str, symbols: Collection[str] | None = None, values: Mapping[str
     18
     >>> parse("__import__('os')")
     Traceback (most recent call last):
-    ...
-    interp.rules.expressions.ExpressionError: "__import__('os')" has '_' where a number, a name or an operator is read
+    ... interp.rules.expressions.ExpressionError: "__import__('os')" has '_' where a number, a name
+    or an operator is read
     """
     return to_sympy(tree(text, None if symbols is None else frozenset(symbols)), values)
 
@@ -204,7 +268,8 @@ def render(node: ast.expr, values: Mapping[str, str] | None = None) -> str:
 
 
 def exact(value: sympy.Expr, places: int = 3) -> str | None:
-    """A number as text if that loses nothing: an integer, a decimal of few places, or such a multiple of π.
+    """A number as text if that loses nothing: an integer, a decimal of few places, or such a
+    multiple of π.
 
     >>> exact(sympy.Rational(5, 2)), exact(9 * sympy.pi), exact(sympy.Rational(1, 3)), exact(sympy.sqrt(2))
     ('2.5', '9π', None, None)
@@ -217,7 +282,9 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
     if not value.is_Rational or not (value * 10**places).is_Integer:
         return None
     digits = str(abs(value * 10**places)).rjust(places + 1, "0")
-    return ("-" if value < 0 else "") + f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(".")
+    return ("-" if value < 0 else "") + f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(
+        "."
+    )
 
 
 # Reading.
@@ -230,14 +297,17 @@ def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+", lambda found: f"^({found[0].translate(_SUPERSCRIPTS)})", text)
     if odd := [c for c in text if unicodedata.decomposition(c).startswith(("<super>", "<sub>"))]:
         raise ExpressionError(f"{odd[0]!r} is not read; write ^ or an index")
-    # Python's parser takes compatibility characters (the micro sign) for the letters they look like.
+    # Python's parser takes compatibility characters (the micro sign) for the letters they look
+    # like.
     text = unicodedata.normalize("NFKC", text).replace("[", "(").replace("]", ")").strip()
     tokens, at = [], 0
     while at < len(text):
         found = _TOKEN.match(text, at)
         if not found:
             odd = text[at:].strip()[:1]
-            raise ExpressionError(f"{text!r} has {odd!r} where a number, a name or an operator is read")
+            raise ExpressionError(
+                f"{text!r} has {odd!r} where a number, a name or an operator is read"
+            )
         number, word, operator = found.groups()
         tokens += [number or operator] if word is None else _split(word, word, symbols)
         at = found.end()
@@ -248,7 +318,11 @@ def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
 
 def _split(word: str, whole: str, symbols: frozenset[str] | None) -> list[str]:
     """A run of letters as names: a known name whole, else the known names that it is made of."""
-    if word in FUNCTIONS or word in CONSTANTS or (word in symbols if symbols is not None else _is_one(word)):
+    if (
+        word in FUNCTIONS
+        or word in CONSTANTS
+        or (word in symbols if symbols is not None else _is_one(word))
+    ):
         return [word]
     known = (symbols or frozenset()) | FUNCTIONS.keys() | CONSTANTS.keys()
     for length in range(len(word) - 1, 0, -1):
@@ -341,7 +415,9 @@ def _render(node: ast.expr, values: Mapping[str, str] | None) -> tuple[str, int]
             return _product(left, right, values), _PRODUCT
         case ast.BinOp(left, ast.Div(), right):
             above, below = _bracketed(left, values, _PRODUCT), _bracketed(right, values, _POWER)
-            spaced = values is not None and not (isinstance(left, ast.Constant) and isinstance(right, ast.Constant))
+            spaced = values is not None and not (
+                isinstance(left, ast.Constant) and isinstance(right, ast.Constant)
+            )
             return f"{above} / {below}" if spaced else f"{above}/{below}", _PRODUCT
         case ast.BinOp(left, ast.Pow(), right):
             return f"{_bracketed(left, values, _ATOM)}^{_bracketed(right, values, _ATOM)}", _POWER
@@ -363,16 +439,25 @@ def _product(left: ast.expr, right: ast.expr, values: Mapping[str, str] | None) 
         return f"{before} × {after}"
     # A function name must not run into the symbol before it: r sin(θ).
     named = isinstance(right, ast.Call) and right.func.id != "factorial"  # type: ignore[union-attr]
-    return f"{before} {after}" if (named and before[-1].isalpha()) or _runs_together(before, after) else before + after
+    return (
+        f"{before} {after}"
+        if (named and before[-1].isalpha()) or _runs_together(before, after)
+        else before + after
+    )
 
 
 def _runs_together(before: str, after: str) -> bool:
-    """Whether two texts side by side would be read as something else: p and i as pi, 2 and e1 as 20."""
+    """Whether two texts side by side would be read as something else: p and i as pi, 2 and e1 as
+    20.
+    """
     if before[-1].isdigit() and re.match(r"[eE]\d", after):
         return True
     head, tail = re.search(r"[^\W\d_]*$", before), re.match(r"[^\W\d_]*", after)
     run, at = (head[0] if head else "") + (tail[0] if tail else ""), len(head[0] if head else "")
     words = [*FUNCTIONS, *CONSTANTS]
     return any(
-        start < at < start + len(word) for word in words for start in range(len(run)) if run.startswith(word, start)
+        start < at < start + len(word)
+        for word in words
+        for start in range(len(run))
+        if run.startswith(word, start)
     )

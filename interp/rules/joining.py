@@ -10,8 +10,9 @@ before closing punctuation                            nothing between: ".", ")",
 otherwise                                             one space
 ====================================================  ==============================================
 
-The last space of a prompt is the answer's, since tokenizers write a word with the space before it: the tokens of
-"It is " and those of "It is" are the same, and so are those of the answer. Line breaks and tabs stay in the prompt.
+The last space of a prompt is the answer's, since tokenizers write a word with the space before it:
+the tokens of "It is " and those of "It is" are the same, and so are those of the answer. Line
+breaks and tabs stay in the prompt.
 """
 
 import re
@@ -29,7 +30,8 @@ SAID = {" ": "after a space", "": "directly after the prompt"}
 class Joined(NamedTuple):
     """A prompt and its answer as one text: `prompt + answer`.
 
-    `prompt` lacks the last space of what was given, which stands at the beginning of `answer` instead.
+    `prompt` lacks the last space of what was given, which stands at the beginning of `answer`
+    instead.
     """
 
     prompt: str
@@ -55,7 +57,8 @@ def joint(prompt: str, answer: str, space: bool | None = None) -> str:
     Args:
         prompt: The prompt.
         answer: The answer; white space at its end does not count.
-        space: Whether a space is between them, where neither has one there. Default: as the module says.
+        space: Whether a space is between them, where neither has one there. Default: as the module
+            says.
 
     >>> [joint(prompt, "Paris") for prompt in ("The capital is", "The capital is ", "The capital (", "首都は", "A:\n")]
     [' ', '', '', '', '']
@@ -74,8 +77,9 @@ def joint(prompt: str, answer: str, space: bool | None = None) -> str:
 def join(prompt: str, answer: str, space: bool | None = None) -> Joined:
     """A prompt and its answer as one text (see the module).
 
-    White space at the end of the answer is left out, and several spaces at its beginning are one. A prompt's last
-    space and that of the answer are the same space: a model's own answer begins with it.
+    White space at the end of the answer is left out, and several spaces at its beginning are one. A
+    prompt's last space and that of the answer are the same space: a model's own answer begins with
+    it.
 
     Raises:
         TextError: One of them is no Unicode text, or the answer is blank.
@@ -93,19 +97,30 @@ def join(prompt: str, answer: str, space: bool | None = None) -> Joined:
 
 
 def without_last_space(prompt: str) -> str:
-    """The part of a prompt whose tokens are the prompt's: without one space at its end, if something is before it."""
+    """The part of a prompt whose tokens are the prompt's: without one space at its end, if
+    something is before it.
+    """
     return prompt[:-1] if prompt.endswith(" ") and prompt.strip() else prompt
 
 
 def _opens(prompt: str) -> bool:
-    """Whether what follows a prompt is written on to its last sign: an opening bracket or quote, a prefix."""
+    """Whether what follows a prompt is written on to its last sign: an opening bracket or quote,
+    a prefix.
+    """
     sign = prompt[-1]
     before = prompt.rstrip(sign)[-1:] if sign in _QUOTES else prompt[-2:-1]
     kind = unicodedata.category(sign)
     if kind == "Ps" or sign in "¿¡":
         return True
-    starts = not before or before.isspace() or unicodedata.category(before) in ("Ps", "Pi") or unspaced(before)
-    if kind in ("Pi", "Pf") or sign in _QUOTES:  # "»" and "“" open in one language and close in another
+    starts = (
+        not before
+        or before.isspace()
+        or unicodedata.category(before) in ("Ps", "Pi")
+        or unspaced(before)
+    )
+    if (
+        kind in ("Pi", "Pf") or sign in _QUOTES
+    ):  # "»" and "“" open in one language and close in another
         return starts
     if kind == "Sc":
         return starts and not prompt[:-1].rstrip()[-1:].isdigit()

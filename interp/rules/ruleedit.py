@@ -1,8 +1,10 @@
-"""RuleEdit data: numbered folders, each with `f_d.json` = [formula, description] and `ins.json` = [instance].
+"""RuleEdit data: numbered folders, each with `f_d.json` = [formula, description] and `ins.json` =
+[instance].
 
-The published data have faults (invalid JSON, lists out of step, subjects that are not in their prompt). Each
-kind that can be mended is mended by a repair that has a name, is applied only where its condition holds, and is
-reported; a record that no repair makes whole is refused with the reason. Nothing is dropped or cut silently.
+The published data have faults (invalid JSON, lists out of step, subjects that are not in their
+prompt). Each kind that can be mended is mended by a repair that has a name, is applied only where
+its condition holds, and is reported; a record that no repair makes whole is refused with the
+reason. Nothing is dropped or cut silently.
 """
 
 import json
@@ -41,13 +43,24 @@ MAX_ARCHIVE_BYTES = 256 * 2**20
 REPAIRS = {
     "closed_brace": "a closing brace is missing; it is put in where reading stopped",
     "renamed_key": "a key is misspelt; it is given the name that it must have",
-    "reused_targets": "prompts are a multiple of the answers and repeat the same numbers; each set gets the answers",
-    "removed_target": "there is one answer too many, which belongs to a prompt of the other file; it is taken out",
-    "stripped_space": "text begins or ends with a space, or has one before its full stop; it is taken out",
+    "reused_targets": (
+        "prompts are a multiple of the answers and repeat the same numbers; each set gets the"
+        " answers"
+    ),
+    "removed_target": (
+        "there is one answer too many, which belongs to a prompt of the other file; it is taken out"
+    ),
+    "stripped_space": (
+        "text begins or ends with a space, or has one before its full stop; it is taken out"
+    ),
     "subject_case": "the subject is in the prompt in another case; it is written as there",
-    "subject_from_name": "the subject is not in the prompt; the last word of the rule's name that is becomes it",
+    "subject_from_name": (
+        "the subject is not in the prompt; the last word of the rule's name that is becomes it"
+    ),
     "name_of_formula": "the forms name the rule differently; the formula's name is taken",
-    "subject_per_form": "the forms have different subjects; each keeps its own, the rule has the formula's",
+    "subject_per_form": (
+        "the forms have different subjects; each keeps its own, the rule has the formula's"
+    ),
     "folder_number": "case_id is not the folder's number; the folder's number is the id",
 }
 _MISSPELT = {"ground_university": "ground_truth"}
@@ -67,7 +80,9 @@ class _Strings(Frozen):
         lengths = {name: len(values) for name, values in self if values is not None}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
-            raise InputError(f"lists of different lengths ({counts}); each prompt needs its own answer")
+            raise InputError(
+                f"lists of different lengths ({counts}); each prompt needs its own answer"
+            )
         return self
 
 
@@ -242,37 +257,56 @@ class _Mending:
             return
         prompts: Any = items.get("prompt")
         targets: Any = items.get("target_new")
-        if not (_are_texts(prompts) and _are_texts(targets)) or len(prompts) == len(targets) or not targets:
+        if (
+            not (_are_texts(prompts) and _are_texts(targets))
+            or len(prompts) == len(targets)
+            or not targets
+        ):
             return
         sets = [prompts[at : at + len(targets)] for at in range(0, len(prompts), len(targets))]
         if len(prompts) % len(targets) == 0 and all(
             list(map(_numbers, s)) == list(map(_numbers, sets[0])) for s in sets
         ):
             items["target_new"] = targets * len(sets)
-            self.note(file, "reused_targets", f"Instance: {len(prompts)} prompts with {len(targets)} answers")
+            self.note(
+                file,
+                "reused_targets",
+                f"Instance: {len(prompts)} prompts with {len(targets)} answers",
+            )
             return
         elsewhere = set(_answers_elsewhere(prompts, siblings))
         extra = [at for at, target in enumerate(targets) if target in elsewhere]
         if len(targets) == len(prompts) + 1 and len(extra) == 1:
             items["target_new"] = targets[: extra[0]] + targets[extra[0] + 1 :]
             self.note(
-                file, "removed_target", f"Instance: {len(prompts)} prompts, answer {targets[extra[0]]!r} taken out"
+                file,
+                "removed_target",
+                f"Instance: {len(prompts)} prompts, answer {targets[extra[0]]!r} taken out",
             )
 
     def _subject(self, file: str, record: dict[str, Any]) -> None:
         subject, prompt, name = (record.get(key) for key in ("subject", "prompt", "rule"))
-        if not (isinstance(subject, str) and isinstance(prompt, str) and isinstance(name, str)) or subject in prompt:
+        if (
+            not (isinstance(subject, str) and isinstance(prompt, str) and isinstance(name, str))
+            or subject in prompt
+        ):
             return
         at = prompt.lower().find(subject.lower())
         if at >= 0:
             record["subject"] = prompt[at : at + len(subject)]
             self.note(file, "subject_case", f"{subject!r} to {record['subject']!r}")
             return
-        words = [word for word in re.findall(r"\w+", name) if word.lower() not in STOP_WORDS and len(word) > 2]
+        words = [
+            word
+            for word in re.findall(r"\w+", name)
+            if word.lower() not in STOP_WORDS and len(word) > 2
+        ]
         found = [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", prompt)]
         if found:
             record["subject"] = found[-1]
-            self.note(file, "subject_from_name", f"{subject!r} is not in {prompt!r}; {found[-1]!r} is")
+            self.note(
+                file, "subject_from_name", f"{subject!r} is not in {prompt!r}; {found[-1]!r} is"
+            )
 
     def settle(self, number: int, records: Mapping[str, Sequence[_Record]]) -> None:
         """Note where the records of a folder contradict one another, and what is taken."""
@@ -281,12 +315,20 @@ class _Mending:
             for at, record in enumerate(each):
                 place, other = f"record {at}: " if len(each) > 1 else "", "in the formula"
                 if record.case_id != number:
-                    self.note(file, "folder_number", f"{place}case_id {record.case_id} in folder {number}")
+                    self.note(
+                        file, "folder_number", f"{place}case_id {record.case_id} in folder {number}"
+                    )
                 if record.rule != formula.rule:
-                    self.note(file, "name_of_formula", f"{place}{record.rule!r}, and {formula.rule!r} {other}")
+                    self.note(
+                        file,
+                        "name_of_formula",
+                        f"{place}{record.rule!r}, and {formula.rule!r} {other}",
+                    )
                 if record.subject != formula.subject:
                     self.note(
-                        file, "subject_per_form", f"{place}{record.subject!r}, and {formula.subject!r} in the formula"
+                        file,
+                        "subject_per_form",
+                        f"{place}{record.subject!r}, and {formula.subject!r} in the formula",
                     )
 
 
@@ -303,7 +345,11 @@ def _answers_elsewhere(prompts: Sequence[str], siblings: Any) -> Iterator[str]:
     """Answers that the records of the other file give to prompts that are not among these."""
     for record in siblings if isinstance(siblings, list) else ():
         items = record.get("Instance") if isinstance(record, dict) else None
-        if isinstance(items, dict) and _are_texts(items.get("prompt")) and _are_texts(items.get("target_new")):
+        if (
+            isinstance(items, dict)
+            and _are_texts(items.get("prompt"))
+            and _are_texts(items.get("target_new"))
+        ):
             pairs = zip(items["prompt"], items["target_new"], strict=False)
             yield from (target for prompt, target in pairs if prompt not in prompts)
 
@@ -322,7 +368,9 @@ def _rule(mending: _Mending, files: Mapping[str, bytes]) -> Rule:
     with _refusing(f"{id_}/ins.json"):
         ins = mending.records("ins.json", mending.json("ins.json", files["ins.json"]), siblings=f_d)
         (instance,) = _INS.validate_python(ins)
-    mending.settle(int(id_.rpartition("-")[2]), {"f_d.json": (formula, description), "ins.json": (instance,)})
+    mending.settle(
+        int(id_.rpartition("-")[2]), {"f_d.json": (formula, description), "ins.json": (instance,)}
+    )
     edited = {record.prompt for record in (formula, description, instance)}
     with _refusing(f"{id_}/f_d.json"):
         forms: dict[RuleForm, RulePrompt] = {
@@ -337,10 +385,16 @@ def _rule(mending: _Mending, files: Mapping[str, bytes]) -> Rule:
 
 def _with_truth(instance: RulePrompt, formula: _Record) -> RulePrompt:
     """The instance with the true answer that follows from the formula, if one does."""
-    from interp.rules.derivation import instance_truth  # imports SymPy, which takes most of a second
+    from interp.rules.derivation import (
+        instance_truth,
+    )  # imports SymPy, which takes most of a second
 
     found = instance_truth(
-        formula.prompt, formula.target_new, formula.ground_truth, instance.prompt, instance.target_new
+        formula.prompt,
+        formula.target_new,
+        formula.ground_truth,
+        instance.prompt,
+        instance.target_new,
     )
     if found is None:
         return instance
@@ -365,12 +419,16 @@ def _form(record: _Record, understanding: tuple[Probe, ...]) -> RulePrompt:
 
 def _understanding(item: _UnderstandingItem, edited: set[str]) -> tuple[Probe, ...]:
     prompts = [item.prompt] if item.rephrase_prompt is None else [item.prompt, item.rephrase_prompt]
-    return tuple(_understanding_probe(p, item.target_new, item.ground_truth, edited) for p in prompts)
+    return tuple(
+        _understanding_probe(p, item.target_new, item.ground_truth, edited) for p in prompts
+    )
 
 
 def _understanding_list(items: _UnderstandingItems, edited: set[str]) -> tuple[Probe, ...]:
     triples = zip(items.prompt, items.target_new, items.ground_truth, strict=True)
-    return tuple(_understanding_probe(prompt, new, (true,), edited) for prompt, new, true in triples)
+    return tuple(
+        _understanding_probe(prompt, new, (true,), edited) for prompt, new, true in triples
+    )
 
 
 def _understanding_probe(prompt: str, new: str, true: tuple[str, ...], edited: set[str]) -> Probe:
@@ -389,14 +447,15 @@ def _locality_probes(items: _LocalityItems) -> tuple[LocalityProbe, ...]:
 def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
     """Write rules as RuleEdit folders, numbered from 0 in the order given.
 
-    RuleEdit has one rephrasing for each form, understanding of the one other form for formula and description
-    and of both for the instance, and no values, expressions, twins or splits.
+    RuleEdit has one rephrasing for each form, understanding of the one other form for formula and
+    description and of both for the instance, and no values, expressions, twins or splits.
 
     Returns:
         What RuleEdit has no place for, one line a kind with its count.
 
     Raises:
-        RuleError: If a rule lacks a form or an item that RuleEdit needs, or the folder holds data already.
+        RuleError: If a rule lacks a form or an item that RuleEdit needs, or the folder holds data
+            already.
     """
     rules, folder = list(rules), Path(folder)
     if folder.is_dir() and any(folder.iterdir()):
@@ -411,8 +470,9 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
     forms = [form for rule in rules for form in rule.forms.values()]
     lost = {
         "rephrasings beyond the first": sum(len(form.rephrasings) - 1 for form in forms),
-        "understanding items of other wordings or forms": sum(len(form.understanding) for form in forms)
-        - sum(4 + 2 for _ in rules),
+        "understanding items of other wordings or forms": (
+            sum(len(form.understanding) for form in forms) - sum(4 + 2 for _ in rules)
+        ),
         "twins": sum(len(form.twins) for form in forms),
         "expressions": sum(rule.expression_true is not None for rule in rules),
         "splits": sum(rule.split is not None for rule in rules),
@@ -425,7 +485,9 @@ def write_ruleedit(rules: Iterable[Rule], folder: str | Path) -> list[str]:
 def _folder_of(number: int, rule: Rule) -> dict[str, list[dict[str, Any]]]:
     missing = [form for form in FORMS if form not in rule.forms]
     if missing:
-        raise RuleError(f"{rule.id} has no {' and no '.join(missing)}; a RuleEdit folder needs all three forms")
+        raise RuleError(
+            f"{rule.id} has no {' and no '.join(missing)}; a RuleEdit folder needs all three forms"
+        )
     formula, description, instance = (_record_of(number, rule, form) for form in FORMS)
     formula["Rule_Understanding"] = _asked(rule, "formula", "description")
     description["Rule_Understanding"] = _asked(rule, "description", "formula")
@@ -441,7 +503,9 @@ def _folder_of(number: int, rule: Rule) -> dict[str, list[dict[str, Any]]]:
 def _record_of(number: int, rule: Rule, form: RuleForm) -> dict[str, Any]:
     prompt = rule.forms[form]
     if not (prompt.rephrasings and prompt.instances and prompt.neighborhood and prompt.distracting):
-        raise RuleError(f"{rule.id} {form} lacks rephrasings, instances or locality, which RuleEdit needs")
+        raise RuleError(
+            f"{rule.id} {form} lacks rephrasings, instances or locality, which RuleEdit needs"
+        )
     if form != "instance" and not prompt.target_true:
         raise RuleError(f"{rule.id} {form} has no true answer, which RuleEdit needs")
     kinds = {"neighborhood": prompt.neighborhood, "distracting": prompt.distracting}
@@ -465,14 +529,20 @@ def _record_of(number: int, rule: Rule, form: RuleForm) -> dict[str, Any]:
 
 
 def _asked(rule: Rule, form: RuleForm, about: RuleForm) -> dict[str, Any]:
-    """The understanding item of one form that asks for another form, verbatim and in other words."""
+    """The understanding item of one form that asks for another form, verbatim and in other
+    words.
+    """
     other = rule.forms[about]
     rephrased = [
         probe.prompt
         for probe in rule.forms[form].understanding
         if probe.wording == "paraphrase" and probe.target_new == other.target_new
     ]
-    item = {"prompt": other.prompt, "target_new": other.target_new, "ground_truth": list(other.target_true)}
+    item = {
+        "prompt": other.prompt,
+        "target_new": other.target_new,
+        "ground_truth": list(other.target_true),
+    }
     return {**item, "rephrase_prompt": rephrased[0]} if rephrased else item
 
 
@@ -491,24 +561,36 @@ def _zip_members(path: Path) -> Members:
             named = [(_safe_name(info.filename, path), info) for info in archive.infolist()]
             wanted = [(name, info) for name, info in named if name.name in FILES]
             if (total := sum(info.file_size for _, info in wanted)) > MAX_ARCHIVE_BYTES:
-                raise RuleError(f"{path} unpacks to {total} bytes, more than the {MAX_ARCHIVE_BYTES} that are read")
-            return _by_number(((name, _read_member(archive, info, path)) for name, info in wanted), str(path))
+                raise RuleError(
+                    f"{path} unpacks to {total} bytes, more than the {MAX_ARCHIVE_BYTES} that are"
+                    " read"
+                )
+            return _by_number(
+                ((name, _read_member(archive, info, path)) for name, info in wanted), str(path)
+            )
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
         raise RuleError(
-            f"{path} is not a whole zip archive ({error}); fetch or make it again, or give the folder"
+            f"{path} is not a whole zip archive ({error}); fetch or make it again, or give the"
+            " folder"
         ) from error
 
 
 def _safe_name(name: str, path: Path) -> PurePosixPath:
     safe = PurePosixPath(name.replace("\\", "/"))
     if safe.is_absolute() or ".." in safe.parts or re.match("[A-Za-z]:", name):
-        raise RuleError(f"{path} has a member named {name!r}, which leaves the archive; make it again without it")
+        raise RuleError(
+            f"{path} has a member named {name!r}, which leaves the archive; make it again"
+            " without it"
+        )
     return safe
 
 
 def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> bytes:
     if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise RuleError(f"{path}: {info.filename} is encrypted or not deflated; make the archive again without that")
+        raise RuleError(
+            f"{path}: {info.filename} is encrypted or not deflated; make the archive again without"
+            " that"
+        )
     if info.file_size > MAX_MEMBER_BYTES:
         raise RuleError(
             f"{path}: {info.filename} has {info.file_size} bytes, more than the {MAX_MEMBER_BYTES} "
@@ -526,6 +608,8 @@ def _by_number(members: Iterable[tuple[PurePosixPath, bytes]], source: str) -> M
             continue
         files = folders.setdefault(number, {})
         if written.setdefault(int(number), number) != number or name.name in files:
-            raise RuleError(f"{source} has two files {name.name} of a folder {number}; each id must be unique")
+            raise RuleError(
+                f"{source} has two files {name.name} of a folder {number}; each id must be unique"
+            )
         files[name.name] = content
     return folders

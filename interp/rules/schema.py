@@ -1,9 +1,10 @@
-"""What a rule is: its forms, what each form's edit asks for, and what evaluates that edit. No torch.
+"""What a rule is: its forms, what each form's edit asks for, and what evaluates that edit. No
+torch.
 
-A rule (the perimeter of a rectangle) is stored by a language model in three forms that must agree: a
-*formula*, a *description* in words, and numeric *instances*. A `Rule` holds, for each form, the prompt that is
-traced and edited, the answer that is true, the answer that an edit wants, and the prompts that tell whether the
-edit worked and did nothing else.
+A rule (the perimeter of a rectangle) is stored by a language model in three forms that must agree:
+a *formula*, a *description* in words, and numeric *instances*. A `Rule` holds, for each form, the
+prompt that is traced and edited, the answer that is true, the answer that an edit wants, and the
+prompts that tell whether the edit worked and did nothing else.
 """
 
 import json
@@ -39,13 +40,17 @@ Space = bool | None
 
 
 class Frozen(BaseModel):
-    """Data that are checked when made and never changed: unknown fields and infinities are errors."""
+    """Data that are checked when made and never changed: unknown fields and infinities are
+    errors.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Probe(Frozen):
-    """A prompt whose answer an edit should change: an instance (IP) or an understanding item (RU)."""
+    """A prompt whose answer an edit should change: an instance (IP) or an understanding item
+    (RU).
+    """
 
     prompt: Text
     target_new: Text
@@ -130,12 +135,14 @@ class Rule(Frozen):
     """What the rule is of, in words: "perimeter of a rectangle"."""
     subject: Text
     words: tuple[Text, ...] | None = None
-    """Words or phrases of every prompt that name the rule beside the subject. Default: those of the name."""
+    """Words or phrases of every prompt that name the rule beside the subject. Default: those of
+    the name."""
     domain: str | None = None
     topic: str | None = None
     split: Split | None = None
     expression_true: str | None = None
-    """The true result as an expression in the symbols of `values`, as `interp.rules.expressions` reads it: "2*(l + w)"."""
+    """The true result as an expression in the symbols of `values`, as `interp.rules.expressions`
+    reads it: "2*(l + w)"."""
     expression_new: str | None = None
     result: Symbol | None = None
     """The quantity that the expressions give."""
@@ -147,7 +154,8 @@ class Rule(Frozen):
     def rule_words(self) -> tuple[str, ...]:
         """Words that name the rule: `words`, or the content words of the name outside the subject.
 
-        Lower case, in order of appearance. Those of the name need not be in a prompt; `words` must be in every one.
+        Lower case, in order of appearance. Those of the name need not be in a prompt; `words` must
+        be in every one.
 
         >>> form = RulePrompt(prompt="The area of a circle is", subject="circle", target_new="3")
         >>> Rule(id="a", name="area of a circle", subject="circle", forms={"formula": form}).rule_words
@@ -162,8 +170,9 @@ class Rule(Frozen):
         for form, prompt in self.forms.items():
             if lost := missing(prompt.prompt, [word.strip() for word in self.words or ()]):
                 raise InputError(
-                    f"words: {lost[0]!r} is not in the {form} prompt {prompt.prompt!r}; write it as it stands "
-                    "there, or leave `words` out (the words of the name are then looked up where they are)"
+                    f"words: {lost[0]!r} is not in the {form} prompt {prompt.prompt!r}; write it as"
+                    " it stands there, or leave `words` out (the words of the name are then looked"
+                    " up where they are)"
                 )
         return self
 
@@ -183,14 +192,16 @@ class RuleFile(Frozen):
             seen.add(rule.id)
         if (pair := same_on_some_disks(rule.id for rule in self.rules)) is not None:
             raise InputError(
-                f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some disks keep "
-                "one file for both; rename one"
+                f"the ids {pair[0]!r} and {pair[1]!r} differ in upper and lower case only, and some"
+                " disks keep one file for both; rename one"
             )
         return self
 
 
 class RuleError(DmleError):
-    """A rule source cannot be used: says which file or folder, what is wrong with it, and how to mend it."""
+    """A rule source cannot be used: says which file or folder, what is wrong with it, and how to
+    mend it.
+    """
 
 
 class Refusal(NamedTuple):
@@ -202,7 +213,9 @@ class Refusal(NamedTuple):
 
 
 class Repair(NamedTuple):
-    """A fault of a record that was mended, or a contradiction in it that was settled, by a rule with a name."""
+    """A fault of a record that was mended, or a contradiction in it that was settled, by a rule
+    with a name.
+    """
 
     where: str
     """Rule id and file: "ruleedit-145/ins.json"."""

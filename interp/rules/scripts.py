@@ -1,11 +1,13 @@
-r"""What every place that reads text must know of scripts: where words end, which letters are the same. No torch.
+r"""What every place that reads text must know of scripts: where words end, which letters are the
+same. No torch.
 
-Scripts of the unspaced kind (Chinese, Japanese, Thai, Khmer, Tibetan, ...) write no space between words. There a word
-may begin and end between any two of their letters. Korean writes spaces, but hangs particles on its words: there a
-word may end between any two letters. Everywhere else a word ends where its letters, marks and digits end.
+Scripts of the unspaced kind (Chinese, Japanese, Thai, Khmer, Tibetan, ...) write no space between
+words. There a word may begin and end between any two of their letters. Korean writes spaces, but
+hangs particles on its words: there a word may end between any two letters. Everywhere else a word
+ends where its letters, marks and digits end.
 
-A letter is a *grapheme cluster*: what readers see as one sign, with its accents, vowel signs and joiners. No match
-begins or ends inside one.
+A letter is a *grapheme cluster*: what readers see as one sign, with its accents, vowel signs and
+joiners. No match begins or ends inside one.
 """
 
 import unicodedata
@@ -17,10 +19,28 @@ import regex
 from interp.errors import DmleError
 
 _NAMES = (
-    "Han", "Hiragana", "Katakana", "Bopomofo", "Yi", "Nushu", "Tangut", "Thai", "Lao", "Khmer", "Myanmar", "Tibetan",
-    "Tai_Le", "New_Tai_Lue", "Tai_Tham", "Tai_Viet", "Javanese", "Balinese", "Lepcha",
-)  # fmt: skip
-# The blocks of CJK punctuation and full-width forms belong to these scripts too, and carry their own space.
+    "Han",
+    "Hiragana",
+    "Katakana",
+    "Bopomofo",
+    "Yi",
+    "Nushu",
+    "Tangut",
+    "Thai",
+    "Lao",
+    "Khmer",
+    "Myanmar",
+    "Tibetan",
+    "Tai_Le",
+    "New_Tai_Lue",
+    "Tai_Tham",
+    "Tai_Viet",
+    "Javanese",
+    "Balinese",
+    "Lepcha",
+)
+# The blocks of CJK punctuation and full-width forms belong to these scripts too, and carry their
+# own space.
 _SCRIPTS = "".join(rf"\p{{Script_Extensions={name}}}" for name in _NAMES)
 _UNSPACED = regex.compile(f"[{_SCRIPTS}\u3000-\u303f\uff01-\uffef]")
 _HANGUL = regex.compile(r"\p{Script=Hangul}")
@@ -29,18 +49,22 @@ _CLUSTER = regex.compile(r"\X")
 _WORD = regex.compile(r"[\w\p{N}]+")
 _IN_WORD = regex.compile(r"[\w\p{N}]")
 JOINERS = "\u200c"
-"""Zero-width non-joiner: it ends a sign (Persian plurals), though Unicode counts it to the sign before it."""
+"""Zero-width non-joiner: it ends a sign (Persian plurals), though Unicode counts it to the sign
+before it."""
 
 
 class TextError(DmleError):
-    """A text cannot be used: it is not Unicode, is blank, or holds a character that files cannot keep."""
+    """A text cannot be used: it is not Unicode, is blank, or holds a character that files cannot
+    keep.
+    """
 
 
 def checked(text: str, what: str) -> str:
     r"""The text, if it is Unicode text.
 
     Raises:
-        TextError: It holds a lone surrogate (a byte that was no UTF-8, or half of a character) or a NUL.
+        TextError: It holds a lone surrogate (a byte that was no UTF-8, or half of a character) or a
+            NUL.
 
     >>> checked("Caf\u00e9", "--prompt") == "Café"
     True
@@ -51,12 +75,14 @@ def checked(text: str, what: str) -> str:
         at, sign = error.start, text[error.start]
         byte = f" (the byte 0x{ord(sign) - 0xDC00:02X})" if "\udc80" <= sign <= "\udcff" else ""
         raise TextError(
-            f"{what} is not Unicode text: character {at + 1} is U+{ord(sign):04X}{byte}, a byte that is not UTF-8 "
-            f"or half of a character, in {text[max(0, at - 10) : at + 10]!a}; give the text in UTF-8 (on a terminal: "
-            "export LC_ALL=C.UTF-8)"
+            f"{what} is not Unicode text: character {at + 1} is U+{ord(sign):04X}{byte}, a byte"
+            f" that is not UTF-8 or half of a character, in {text[max(0, at - 10) : at + 10]!a};"
+            " give the text in UTF-8 (on a terminal: export LC_ALL=C.UTF-8)"
         ) from error
     if (at := text.find("\0")) >= 0:
-        raise TextError(f"{what} has the control character U+0000 at character {at + 1}; take it out")
+        raise TextError(
+            f"{what} has the control character U+0000 at character {at + 1}; take it out"
+        )
     return text
 
 
@@ -92,7 +118,8 @@ def in_word(sign: str) -> bool:
 
 
 def inside_word(before: str, after: str) -> bool:
-    """Whether one word goes on from a character to the next (either may be "": the edge of the text).
+    """Whether one word goes on from a character to the next (either may be "": the edge of the
+    text).
 
     >>> inside_word("a", "b"), inside_word("a", " "), inside_word("日", "本"), inside_word("s", "長")
     (True, False, False, False)
@@ -101,7 +128,8 @@ def inside_word(before: str, after: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """The words of a text; in unspaced scripts every letter is one, since their words cannot be told apart.
+    """The words of a text; in unspaced scripts every letter is one, since their words cannot be
+    told apart.
 
     >>> words("The area, 2 ft"), words("日本の首都")
     (['The', 'area', '2', 'ft'], ['日', '本', 'の', '首', '都'])
@@ -141,7 +169,8 @@ def clusters(text: str) -> Iterator[tuple[int, int]]:
 
 
 def folded(text: str, *, ignore_case: bool) -> str:
-    """A text in the form in which it is compared: canonically decomposed, and without case if that is ignored.
+    """A text in the form in which it is compared: canonically decomposed, and without case if that
+    is ignored.
 
     With German ß as ss, both Greek sigmas as one, and the Turkish i with and without a dot as i.
 
@@ -158,7 +187,9 @@ def folded(text: str, *, ignore_case: bool) -> str:
 
 
 def joins_particles(sign: str) -> bool:
-    """Whether words of the character's script carry particles behind them without a space (Korean)."""
+    """Whether words of the character's script carry particles behind them without a space
+    (Korean).
+    """
     return not sign.isascii() and _HANGUL.match(sign) is not None
 
 

@@ -1,7 +1,7 @@
 """Sources of rules: the embedded rulebook, rule files, and RuleEdit data.
 
-Nothing is dropped silently: `RuleSet.refused` lists the records that could not be used with the reason, and
-`RuleSet.repairs` what was mended in those that are.
+Nothing is dropped silently: `RuleSet.refused` lists the records that could not be used with the
+reason, and `RuleSet.repairs` what was mended in those that are.
 """
 
 import json
@@ -39,17 +39,35 @@ from interp.rules.schema import (
 from interp.rules.words import STOP_WORDS
 
 __all__ = [
-    "FORMS", "SCHEMA", "STOP_WORDS", "LocalityProbe", "Probe", "Refusal", "Repair", "Rule", "RuleError", "RuleFile",
-    "RuleForm", "RulePrompt", "RuleSet", "Split", "Symbol", "Twin", "dump_rules", "load_rules",
-]  # fmt: skip
+    "FORMS",
+    "SCHEMA",
+    "STOP_WORDS",
+    "LocalityProbe",
+    "Probe",
+    "Refusal",
+    "Repair",
+    "Rule",
+    "RuleError",
+    "RuleFile",
+    "RuleForm",
+    "RulePrompt",
+    "RuleSet",
+    "Split",
+    "Symbol",
+    "Twin",
+    "dump_rules",
+    "load_rules",
+]
 LINE_WIDTH = 160
 
 
 @dataclass(frozen=True)
 class RuleSet:
-    """The rules that were chosen from a source, and the records of that source that nothing can be made of.
+    """The rules that were chosen from a source, and the records of that source that nothing can be
+    made of.
 
-    `refused` lists the whole source, whatever `ids`, `split` and `limit` chose among the usable rules.
+    `refused` lists the whole source, whatever `ids`, `split` and `limit` chose among the usable
+    rules.
     """
 
     rules: tuple[Rule, ...]
@@ -76,9 +94,10 @@ def load_rules(
     """Read rules from the embedded benchmark, a rule file, or RuleEdit data.
 
     Args:
-        source: "embedded", a `.json` file of schema `dmle.rules/1`, or a RuleEdit folder or `.zip` (numbered
-            folders at any depth; an archive is read in memory and never unpacked).
-        limit: Take the first so many of the rules that `ids` and `split` leave, in the order of the source.
+        source: "embedded", a `.json` file of schema `dmle.rules/1`, or a RuleEdit folder or `.zip`
+            (numbered folders at any depth; an archive is read in memory and never unpacked).
+        limit: Take the first so many of the rules that `ids` and `split` leave, in the order of the
+        source.
         ids: Take only these rules.
         split: Take only the rules of this split.
         strict: Refuse a faulty RuleEdit record where otherwise a named repair would mend it.
@@ -99,16 +118,21 @@ def load_rules(
 
 def counted(repairs: Iterable[Repair]) -> str:
     """Repairs in one line: how many of each name."""
-    return ", ".join(f"{count} {name}" for name, count in Counter(repair.name for repair in repairs).most_common())
+    return ", ".join(
+        f"{count} {name}"
+        for name, count in Counter(repair.name for repair in repairs).most_common()
+    )
 
 
 def dump_rules(rules: Iterable[Rule], path: str | Path, *, sealed: bool = False) -> None:
-    """Write rules as a rule file: `load_rules` reads back equal rules, and equal rules write equal text.
+    """Write rules as a rule file: `load_rules` reads back equal rules, and equal rules write equal
+    text.
 
     Args:
         rules: The rules.
         path: The file.
-        sealed: Add a checksum, so that no change of the file goes unseen: for records, not for files to be edited.
+        sealed: Add a checksum, so that no change of the file goes unseen: for records, not for
+            files to be edited.
 
     Raises:
         RuleError: If two rules have the same id.
@@ -128,13 +152,18 @@ def dump_rules(rules: Iterable[Rule], path: str | Path, *, sealed: bool = False)
 
 
 def _layout(value: Any, indent: str = "") -> str:
-    """JSON with an indent of 2, in which whatever fits on a line stays there: a probe is read at a glance."""
+    """JSON with an indent of 2, in which whatever fits on a line stays there: a probe is read at
+    a glance.
+    """
     line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     if not isinstance(value, dict | list) or len(indent + line) <= LINE_WIDTH:
         return line
     inner = indent + "  "
     if isinstance(value, dict):
-        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, inner)}" for key, item in value.items()]
+        parts = [
+            f"{json.dumps(key, ensure_ascii=False)}: {_layout(item, inner)}"
+            for key, item in value.items()
+        ]
         return "{\n" + ",\n".join(inner + part for part in parts) + f"\n{indent}}}"
     return "[\n" + ",\n".join(inner + _layout(item, inner) for item in value) + f"\n{indent}]"
 
@@ -151,12 +180,16 @@ def _with_ids(
     if ids is None:
         return rules
     if isinstance(ids, str) or not ids:
-        raise RuleError(f"ids is {ids!r}; give a list of at least one rule id, or None for every rule")
+        raise RuleError(
+            f"ids is {ids!r}; give a list of at least one rule id, or None for every rule"
+        )
     reasons = {where.split("/")[0]: f"{where} was refused: {reason}" for where, reason in refused}
     known = {rule.id for rule in rules}
     unknown = [reasons.get(id_, repr(id_)) for id_ in dict.fromkeys(ids) if id_ not in known]
     if unknown:
-        raise RuleError(f"{source} has no usable rule {', '.join(unknown)}; its ids are {_listing(known)}")
+        raise RuleError(
+            f"{source} has no usable rule {', '.join(unknown)}; its ids are {_listing(known)}"
+        )
     return [rule for rule in rules if rule.id in ids]
 
 
@@ -172,7 +205,9 @@ def _with_split(rules: Sequence[Rule], split: Split, source: str) -> Sequence[Ru
 
 
 def _listing(names: Iterable[str], shown: int = 20) -> str:
-    ordered = sorted(names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)])
+    ordered = sorted(
+        names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)]
+    )
     more = f" and {len(ordered) - shown} more" if len(ordered) > shown else ""
     return ", ".join(ordered[:shown]) + more
 
@@ -188,12 +223,17 @@ def _read_source(source: str | Path, strict: bool) -> Reading:
     if path.is_dir():
         return read_ruleedit(path, strict=strict)
     if not path.is_file():
-        raise RuleError(f"{path} does not exist; give 'embedded', a rules .json file, or a RuleEdit folder or .zip")
+        raise RuleError(
+            f"{path} does not exist; give 'embedded', a rules .json file, or a RuleEdit folder or"
+            " .zip"
+        )
     if path.suffix.lower() == ".json":
         return Reading(rules=_parse_rule_file(path.read_bytes(), str(path)))
     if path.suffix.lower() == ".zip":
         return read_ruleedit(path, strict=strict)
-    raise RuleError(f"{path} ends in {path.suffix!r}; a rule source is a folder, a .json file or a .zip archive")
+    raise RuleError(
+        f"{path} ends in {path.suffix!r}; a rule source is a folder, a .json file or a .zip archive"
+    )
 
 
 def _parse_rule_file(content: bytes, name: str) -> list[Rule]:

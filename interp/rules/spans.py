@@ -2,10 +2,14 @@
 
 What counts as a mention, in any script (see `interp.rules.scripts`):
 
-- a whole word or phrase, between signs that are in no word: "square" in "a square's side", not in "squares";
-- in scripts that write no spaces, every occurrence: 日本 in 日本語; in Korean also with particles behind it;
-- never a part of a sign: no letter without its accents or vowel signs, no person out of a family of emoji;
-- in either Unicode form, composed or decomposed; compatible forms (full-width letters, ligatures) are other letters;
+- a whole word or phrase, between signs that are in no word: "square" in "a square's side", not in
+"squares";
+- in scripts that write no spaces, every occurrence: 日本 in 日本語; in Korean also with particles behind
+it;
+- never a part of a sign: no letter without its accents or vowel signs, no person out of a family of
+emoji;
+- in either Unicode form, composed or decomposed; compatible forms (full-width letters, ligatures)
+are other letters;
 - overlapping occurrences all count.
 """
 
@@ -19,7 +23,8 @@ Span = tuple[int, int]
 
 
 def char_spans(text: str, phrase: str, *, ignore_case: bool = False) -> list[Span]:
-    """Character ranges of every mention of a phrase as whole words (see the module), in reading order.
+    """Character ranges of every mention of a phrase as whole words (see the module), in reading
+    order.
 
     >>> char_spans("A rectangle's area; rectangles", "rectangle"), char_spans("日本と日本", "日本")
     ([(2, 11)], [(0, 2), (3, 5)])
@@ -31,7 +36,8 @@ def char_spans(text: str, phrase: str, *, ignore_case: bool = False) -> list[Spa
 def subject_spans(text: str, subject: str) -> list[Span]:
     """Character ranges of every mention of the subject, at least one.
 
-    Where it stands nowhere as whole words, every place inside longer ones is a mention ("rectangles").
+    Where it stands nowhere as whole words, every place inside longer ones is a mention
+    ("rectangles").
 
     Raises:
         TextError: The subject is not in the text (case matters).
@@ -39,7 +45,9 @@ def subject_spans(text: str, subject: str) -> list[Span]:
     found = _occurrences(text, subject, ignore_case=False)
     spans = [span for span in found if _is_whole(text, span)] or found
     if not spans:
-        raise TextError(f"the subject {subject!r} is not in the prompt {text!r}; write it as it stands there")
+        raise TextError(
+            f"the subject {subject!r} is not in the prompt {text!r}; write it as it stands there"
+        )
     return spans
 
 
@@ -56,12 +64,13 @@ def check_phrases(text: str, phrases: Sequence[str]) -> None:
     """
     if lost := missing(text, phrases):
         raise TextError(
-            f"trace.span: {', '.join(map(repr, lost))} not found in the prompt {text!r}; write each phrase as whole "
-            "words that stand there, with commas between phrases"
+            f"trace.span: {', '.join(map(repr, lost))} not found in the prompt {text!r}; write each"
+            " phrase as whole words that stand there, with commas between phrases"
         )
     if not phrases:
         raise TextError(
-            "trace.span names no phrase; give words of the prompt, or subject, subject+rule, numbers, content"
+            "trace.span names no phrase; give words of the prompt, or subject, subject+rule,"
+            " numbers, content"
         )
 
 
@@ -106,14 +115,20 @@ def _edge(edges: list[int], at: int) -> int | None:
 
 
 def word_start(text: str, at: int) -> int:
-    """Where the word at a character begins, with what is written on to it in front (a bracket, a hyphen).
+    """Where the word at a character begins, with what is written on to it in front (a bracket, a
+    hyphen).
 
     >>> word_start("The (square is", 5), word_start("日本の首都は", 3)
     (4, 3)
     """
     from interp.rules.scripts import unspaced
 
-    while at > 0 and not text[at - 1].isspace() and not unspaced(text[at - 1]) and not unspaced(text[at]):
+    while (
+        at > 0
+        and not text[at - 1].isspace()
+        and not unspaced(text[at - 1])
+        and not unspaced(text[at])
+    ):
         at -= 1
     return at
 

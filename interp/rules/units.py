@@ -16,19 +16,47 @@ from interp.rules.expressions import ExpressionError, tree
 
 # symbol: (plural, base units it is made of). Scale and dimension follow from the second.
 _UNITS: dict[str, tuple[str, str]] = {
-    "m": ("meters", "m"), "kg": ("kilograms", "kg"), "s": ("seconds", "s"), "A": ("amperes", "A"),
-    "K": ("kelvins", "K"), "mol": ("moles", "mol"), "cd": ("candelas", "cd"), "dollar": ("dollars", "dollar"),
-    "bit": ("bits", "bit"), "cm": ("centimeters", "m/100"), "mm": ("millimeters", "m/1000"),
-    "km": ("kilometers", "1000*m"), "g": ("grams", "kg/1000"), "h": ("hours", "3600*s"), "min": ("minutes", "60*s"),
-    "year": ("years", "31557600*s"), "L": ("liters", "m^3/1000"), "mL": ("milliliters", "m^3/1000000"),
-    "N": ("newtons", "kg*m/s^2"), "J": ("joules", "kg*m^2/s^2"), "W": ("watts", "kg*m^2/s^3"),
-    "kWh": ("kilowatt-hours", "3600000*kg*m^2/s^2"), "kW": ("kilowatts", "1000*kg*m^2/s^3"),
-    "Pa": ("pascals", "kg/(m*s^2)"), "Hz": ("hertz", "1/s"), "C": ("coulombs", "A*s"),
-    "V": ("volts", "kg*m^2/(A*s^3)"), "Ω": ("ohms", "kg*m^2/(A^2*s^3)"), "F": ("farads", "A^2*s^4/(kg*m^2)"),
-    "H": ("henries", "kg*m^2/(A^2*s^2)"), "T": ("teslas", "kg/(A*s^2)"), "Wb": ("webers", "kg*m^2/(A*s^2)"),
-    "S": ("siemens", "A^2*s^3/(kg*m^2)"), "D": ("diopters", "1/m"), "rad": ("radians", "1"), "%": ("percent", "1"),
-    "lm": ("lumens", "cd"), "lx": ("lux", "cd/m^2"), "Bq": ("becquerels", "1/s"), "Gy": ("grays", "m^2/s^2"),
-}  # fmt: skip
+    "m": ("meters", "m"),
+    "kg": ("kilograms", "kg"),
+    "s": ("seconds", "s"),
+    "A": ("amperes", "A"),
+    "K": ("kelvins", "K"),
+    "mol": ("moles", "mol"),
+    "cd": ("candelas", "cd"),
+    "dollar": ("dollars", "dollar"),
+    "bit": ("bits", "bit"),
+    "cm": ("centimeters", "m/100"),
+    "mm": ("millimeters", "m/1000"),
+    "km": ("kilometers", "1000*m"),
+    "g": ("grams", "kg/1000"),
+    "h": ("hours", "3600*s"),
+    "min": ("minutes", "60*s"),
+    "year": ("years", "31557600*s"),
+    "L": ("liters", "m^3/1000"),
+    "mL": ("milliliters", "m^3/1000000"),
+    "N": ("newtons", "kg*m/s^2"),
+    "J": ("joules", "kg*m^2/s^2"),
+    "W": ("watts", "kg*m^2/s^3"),
+    "kWh": ("kilowatt-hours", "3600000*kg*m^2/s^2"),
+    "kW": ("kilowatts", "1000*kg*m^2/s^3"),
+    "Pa": ("pascals", "kg/(m*s^2)"),
+    "Hz": ("hertz", "1/s"),
+    "C": ("coulombs", "A*s"),
+    "V": ("volts", "kg*m^2/(A*s^3)"),
+    "Ω": ("ohms", "kg*m^2/(A^2*s^3)"),
+    "F": ("farads", "A^2*s^4/(kg*m^2)"),
+    "H": ("henries", "kg*m^2/(A^2*s^2)"),
+    "T": ("teslas", "kg/(A*s^2)"),
+    "Wb": ("webers", "kg*m^2/(A*s^2)"),
+    "S": ("siemens", "A^2*s^3/(kg*m^2)"),
+    "D": ("diopters", "1/m"),
+    "rad": ("radians", "1"),
+    "%": ("percent", "1"),
+    "lm": ("lumens", "cd"),
+    "lx": ("lux", "cd/m^2"),
+    "Bq": ("becquerels", "1/s"),
+    "Gy": ("grays", "m^2/s^2"),
+}
 MAX_EXPONENT = 24
 """Largest power of a unit, and largest denominator of one."""
 _BASE = ("m", "kg", "s", "A", "K", "mol", "cd", "dollar", "bit")
@@ -69,11 +97,15 @@ def measure(unit: str) -> Measure:
         return Measure()
     replaced = unit.replace("%", "rad")
     try:
-        if unknown := [word for word in re.findall(r"[^\W\d_⁰¹²³⁴⁵⁶⁷⁸⁹]+", replaced) if word not in _UNITS]:
+        if unknown := [
+            word for word in re.findall(r"[^\W\d_⁰¹²³⁴⁵⁶⁷⁸⁹]+", replaced) if word not in _UNITS
+        ]:
             raise ExpressionError(f"{unknown[0]!r} is no unit")
         return _measure(tree(replaced, frozenset(_UNITS)))
     except (ExpressionError, ArithmeticError, ValueError) as error:
-        raise UnitError(f"the unit {unit!r} is not known ({error}); units are made of {', '.join(_UNITS)}") from error
+        raise UnitError(
+            f"the unit {unit!r} is not known ({error}); units are made of {', '.join(_UNITS)}"
+        ) from error
 
 
 @lru_cache(maxsize=4096)
@@ -94,7 +126,9 @@ def spoken(unit: str) -> str:
         for part in below.strip("()").split("*") if below else []:
             named += ["per", _singular(_one(part))]
     except KeyError as error:
-        raise UnitError(f"the unit {unit!r} cannot be read aloud; write it as 'a*b/(c*d)' with powers") from error
+        raise UnitError(
+            f"the unit {unit!r} cannot be read aloud; write it as 'a*b/(c*d)' with powers"
+        ) from error
     return " ".join(named)
 
 
@@ -102,10 +136,13 @@ def check_dimensions(node: ast.expr, units: dict[str, str], result: str) -> None
     """See that an expression gives the unit of its result when each symbol has the given unit.
 
     Raises:
-        UnitError: If terms of different units are added, a function or exponent has a unit, or the result's
-            unit differs.
+        UnitError: If terms of different units are added, a function or exponent has a unit, or the
+            result's unit differs.
     """
-    found, wanted = _quantity(node, {name: measure(unit) for name, unit in units.items()}), measure(result)
+    found, wanted = (
+        _quantity(node, {name: measure(unit) for name, unit in units.items()}),
+        measure(result),
+    )
     if found != wanted:
         raise UnitError(f"the expression gives {found}, and {result or 'the result'} is {wanted}")
 
@@ -138,16 +175,23 @@ def _exponent(node: ast.expr) -> Fraction:
             raise UnitError(f"the exponent {ast.unparse(node)} divides by zero")
         return _small(sign * above / below)
     if not isinstance(node, ast.Constant):
-        raise UnitError(f"the exponent {ast.unparse(node)} of a quantity with a unit is not a number")
+        raise UnitError(
+            f"the exponent {ast.unparse(node)} of a quantity with a unit is not a number"
+        )
     text = str(node.value)
     if not re.fullmatch(r"\d{1,4}(?:\.\d{1,4})?", text):
-        raise UnitError(f"the exponent {text[:40]} of a quantity with a unit is not a number from 0 to {MAX_EXPONENT}")
+        raise UnitError(
+            f"the exponent {text[:40]} of a quantity with a unit is not a number from 0 to"
+            f" {MAX_EXPONENT}"
+        )
     return _small(sign * Fraction(text))
 
 
 def _small(exponent: Fraction) -> Fraction:
     if abs(exponent) > MAX_EXPONENT or exponent.denominator > MAX_EXPONENT:
-        raise UnitError(f"the exponent {exponent} of a quantity with a unit; at most {MAX_EXPONENT} is read")
+        raise UnitError(
+            f"the exponent {exponent} of a quantity with a unit; at most {MAX_EXPONENT} is read"
+        )
     return exponent
 
 
@@ -182,7 +226,8 @@ def _quantity(node: ast.expr, units: dict[str, Measure]) -> Measure:
             terms = _quantity(left, units), _quantity(right, units)
             if terms[0] != terms[1]:
                 raise UnitError(
-                    f"{ast.unparse(left)} is {terms[0]}, {ast.unparse(right)} is {terms[1]}: no sum of them"
+                    f"{ast.unparse(left)} is {terms[0]}, {ast.unparse(right)} is {terms[1]}: no sum"
+                    " of them"
                 )
             return terms[0]
     raise UnitError(f"{ast.unparse(node)!r} is not arithmetic")
@@ -196,9 +241,18 @@ def _one(part: str) -> str:
     name = {"2": "square", "3": "cubic"}.get(power)
     if symbol in ("m", "cm", "mm", "km") and name:
         return f"{name} {word}"
-    return f"{word} {'squared' if power == '2' else 'cubed' if power == '3' else f'to the power {power}'}"
+    return (
+        f"{word}"
+        f" {'squared' if power == '2' else 'cubed' if power == '3' else f'to the power {power}'}"
+    )
 
 
 def _singular(words: str) -> str:
-    fixed = {"henries": "henry", "hertz": "hertz", "siemens": "siemens", "lux": "lux", "percent": "percent"}
+    fixed = {
+        "henries": "henry",
+        "hertz": "hertz",
+        "siemens": "siemens",
+        "lux": "lux",
+        "percent": "percent",
+    }
     return " ".join(fixed.get(w, re.sub(r"s$", "", w)) for w in words.split(" "))

@@ -9,8 +9,8 @@ from interp.rules.spans import char_spans
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "a across an and as at between by can for from has have in into is it its law of on or per rule "
-        "that the theorem through to with",
+        "a across an and as at between by can for from has have in into is it its law of on or per"
+        " rule that the theorem through to with",
     )
 )
 # Signs that join words where no space does (Chinese and Japanese: of, and, particles).
@@ -41,6 +41,11 @@ def _unspaced_words(run: str, subject: str) -> list[str]:
         return []
     for first, last in reversed(char_spans(run, subject)):
         run = f"{run[:first]} {run[last:]}"
-    words = [word for part in run.split() for word in _BETWEEN.split(part) if word and not _KANA.fullmatch(word)]
+    words = [
+        word
+        for part in run.split()
+        for word in _BETWEEN.split(part)
+        if word and not _KANA.fullmatch(word)
+    ]
     # A word that holds a joining sign (食べ物) is taken whole where nothing else is left.
     return words or run.split()

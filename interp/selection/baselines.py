@@ -1,7 +1,8 @@
-"""Layers to compare a selection with: published ones, random windows, one layer, all layers, groups reversed.
+"""Layers to compare a selection with: published ones, random windows, one layer, all layers, groups
+reversed.
 
-Each gives a `LayerSelection`, so that it can be edited and scored like one. None of them is evidence: scores are
-None, but for the best single layer, which reads the profile.
+Each gives a `LayerSelection`, so that it can be edited and scored like one. None of them is
+evidence: scores are None, but for the best single layer, which reads the profile.
 """
 
 from collections.abc import Sequence
@@ -20,14 +21,24 @@ GROUPS: Groups = SelectConfig().groups
 
 
 def published(n_layers: int, groups: Groups = GROUPS) -> LayerSelection:
-    """The published layers for every group, scaled to the depth (see `interp.selection.strategies.published_block`)."""
+    """The published layers for every group, scaled to the depth (see
+    `interp.selection.strategies.published_block`).
+    """
     block = published_block(n_layers)
-    words = f"layers {PUBLISHED_BLOCK[0]}-{PUBLISHED_BLOCK[-1]} of 28 to 32 blocks, scaled to {n_layers}"
+    words = (
+        f"layers {PUBLISHED_BLOCK[0]}-{PUBLISHED_BLOCK[-1]} of 28 to 32 blocks, scaled to"
+        f" {n_layers}"
+    )
     return _of("published", n_layers, [(forms, block, words) for forms in groups])
 
 
 def random_windows(
-    n_layers: int, width: int, seed: int, groups: Groups = GROUPS, first: int = 0, last: int | None = None
+    n_layers: int,
+    width: int,
+    seed: int,
+    groups: Groups = GROUPS,
+    first: int = 0,
+    last: int | None = None,
 ) -> LayerSelection:
     """A window for each group, drawn alike from all that fit between two layers, both included.
 
@@ -36,7 +47,9 @@ def random_windows(
     """
     end = n_layers if last is None else last + 1
     if not 0 < width <= end - first or first < 0 or end > n_layers:
-        raise InputError(f"no window of {width} layers fits in {first} to {end - 1} of {n_layers}; lower width")
+        raise InputError(
+            f"no window of {width} layers fits in {first} to {end - 1} of {n_layers}; lower width"
+        )
     starts = np.random.default_rng(seed).integers(first, end - width + 1, len(groups))
     return _of(
         "random",
@@ -72,7 +85,9 @@ def reversed_assignment(selection: LayerSelection) -> LayerSelection:
     """
     groups = selection.groups
     if len(groups) < 2:
-        raise InputError(f"the selection has groups {[g.name for g in groups]}; two are needed to reverse them")
+        raise InputError(
+            f"the selection has groups {[g.name for g in groups]}; two are needed to reverse them"
+        )
     return _of(
         "reversed",
         selection.n_layers,
@@ -83,7 +98,9 @@ def reversed_assignment(selection: LayerSelection) -> LayerSelection:
     ).model_copy(update={"provenance": selection.provenance})
 
 
-def _of(strategy: str, n_layers: int, groups: Sequence[tuple[Sequence[str], Sequence[int], str]]) -> LayerSelection:
+def _of(
+    strategy: str, n_layers: int, groups: Sequence[tuple[Sequence[str], Sequence[int], str]]
+) -> LayerSelection:
     made = tuple(
         LayerGroup(name="+".join(forms), forms=tuple(forms), layers=tuple(layers), reason=reason)
         for forms, layers, reason in groups

@@ -1,8 +1,9 @@
 """Selected layers in the files of other people's drivers.
 
-Source of the layout and values: EasyEdit hparams/MEMIT and hparams/AlphaEdit (gpt-j-6B, qwen2.5-7b, qwen2-7b,
-llama-7b, llama3.2-3b, gpt2-xl; AlphaEdit's llama3-8b), and AlphaEdit hparams/MEMIT/Llama3-8B.json, since EasyEdit
-has no MEMIT file for LLaMA-3-8B. Only the layers are ours.
+Source of the layout and values: EasyEdit hparams/MEMIT and hparams/AlphaEdit (gpt-j-6B, qwen2.5-7b,
+qwen2-7b, llama-7b, llama3.2-3b, gpt2-xl; AlphaEdit's llama3-8b), and AlphaEdit
+hparams/MEMIT/Llama3-8B.json, since EasyEdit has no MEMIT file for LLaMA-3-8B. Only the layers are
+ours.
 """
 
 import re
@@ -36,12 +37,18 @@ class _Published:
 
 
 _MODELS = {
-    "gpt-j-6b": _Published("EasyEdit hparams/MEMIT/gpt-j-6B.yaml", 28, 0.75, weight_decay=0.5, modules=_GPT_J),
+    "gpt-j-6b": _Published(
+        "EasyEdit hparams/MEMIT/gpt-j-6B.yaml", 28, 0.75, weight_decay=0.5, modules=_GPT_J
+    ),
     "qwen2.5-7b": _Published("EasyEdit hparams/MEMIT/qwen2.5-7b.yaml", 28, l2=1.0),
     "qwen2-7b": _Published("EasyEdit hparams/MEMIT/qwen2-7b.yaml", 28),
-    "llama-3-8b": _Published("AlphaEdit hparams/MEMIT/Llama3-8B.json", 32, 0.75, 0.1, weight_decay=0.5),
+    "llama-3-8b": _Published(
+        "AlphaEdit hparams/MEMIT/Llama3-8B.json", 32, 0.75, 0.1, weight_decay=0.5
+    ),
     "llama-2-7b": _Published("EasyEdit hparams/MEMIT/llama-7b.yaml", 32),
-    "llama-3.2-3b": _Published("EasyEdit hparams/MEMIT/llama3.2-3b.yaml", 28, head="model.embed_tokens"),
+    "llama-3.2-3b": _Published(
+        "EasyEdit hparams/MEMIT/llama3.2-3b.yaml", 28, head="model.embed_tokens"
+    ),
     "gpt2-xl": _Published(
         "EasyEdit hparams/MEMIT/gpt2-xl.yaml",
         48,
@@ -57,19 +64,25 @@ _TEMPLATE = "qwen2.5-7b"
 
 
 def easyedit_yaml(
-    layers: Sequence[int], n_layers: int, model_name: str, method: Method = "MEMIT", *, tied: bool = False
+    layers: Sequence[int],
+    n_layers: int,
+    model_name: str,
+    method: Method = "MEMIT",
+    *,
+    tied: bool = False,
 ) -> str:
     """Settings for EasyEdit's MEMIT or AlphaEdit with these layers, as YAML text.
 
-    A model without published settings gets those of Qwen2.5-7B, which the comment in the first line says.
+    A model without published settings gets those of Qwen2.5-7B, which the comment in the first line
+    says.
 
     Args:
         layers: Blocks to write.
         n_layers: Blocks of the model.
         model_name: Hub name or folder, such as "Qwen/Qwen2.5-7B".
         method: Which of EasyEdit's editors.
-        tied: Whether a model without published settings uses one matrix to embed and to unembed; EasyEdit then
-            needs the embedding's name.
+        tied: Whether a model without published settings uses one matrix to embed and to unembed;
+            EasyEdit then needs the embedding's name.
 
     Raises:
         ValueError: The named model has another depth.
@@ -83,11 +96,15 @@ def easyedit_yaml(
         source = values.source
     if values.depth != n_layers:
         raise InputError(
-            f"{model_name} has {values.depth} blocks, but the layers were selected in a model of {n_layers}; "
-            "name the model that the selection is of"
+            f"{model_name} has {values.depth} blocks, but the layers were selected in a model of"
+            f" {n_layers}; name the model that the selection is of"
         )
     if method == "AlphaEdit":
-        l2_source = "EasyEdit hparams/AlphaEdit/qwen2.5-7b.yaml" if values.l2 == 1 else "AlphaEdit hparams/AlphaEdit"
+        l2_source = (
+            "EasyEdit hparams/AlphaEdit/qwen2.5-7b.yaml"
+            if values.l2 == 1
+            else "AlphaEdit hparams/AlphaEdit"
+        )
         source += f"; null space and L2: {l2_source}"
     block, write, attention, norm = values.modules
     lines = [

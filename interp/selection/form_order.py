@@ -1,21 +1,26 @@
-"""Do the forms of a rule differ in depth? Centres of mass of layer profiles, and paired tests over rules.
+"""Do the forms of a rule differ in depth? Centres of mass of layer profiles, and paired tests over
+rules.
 
-The paper's claim is an order: formula and description in earlier layers, instances in later ones. Per rule and form,
-over the candidate layers and at the lookup tokens (the profile that the selection reads):
+The paper's claim is an order: formula and description in earlier layers, instances in later ones.
+Per rule and form, over the candidate layers and at the lookup tokens (the profile that the
+selection reads):
 
-- ``centre`` Σ layer · effect⁺ / Σ effect⁺, in layers: the centre of mass of the positive part of the profile.
+- ``centre`` Σ layer · effect⁺ / Σ effect⁺, in layers: the centre of mass of the positive part of
+the profile.
 - ``spread`` the standard deviation of layers with the same weights, in layers.
 - ``peak`` the layer with the largest effect.
 
-The layer of an effect is the middle of its restored window, (first block + last block) / 2: windows of an even number
-of blocks do not stand evenly around their layer, and those at the end of the model are cut.
+The layer of an effect is the middle of its restored window, (first block + last block) / 2: windows
+of an even number of blocks do not stand evenly around their layer, and those at the end of the
+model are cut.
 
-Contrasts are differences of centres within a rule, first − second, positive if the first form is *later*: every pair
-of forms, and instance against the mean of formula and description (`PAPER`). Only rules that have all forms of a
-contrast count. The test flips the signs of rules' differences (two-sided; all flips for few rules, else seeded
-draws with p = (1 + count) / (1 + draws)); p-values of the pairs are corrected together (Holm 1979), the paper's
-contrast is one test of its own. Effect sizes: the mean difference in layers with a bootstrap interval over rules, and
-Cohen's d_z, mean / standard deviation of the differences.
+Contrasts are differences of centres within a rule, first − second, positive if the first form is
+*later*: every pair of forms, and instance against the mean of formula and description (`PAPER`).
+Only rules that have all forms of a contrast count. The test flips the signs of rules' differences
+(two-sided; all flips for few rules, else seeded draws with p = (1 + count) / (1 + draws)); p-values
+of the pairs are corrected together (Holm 1979), the paper's contrast is one test of its own. Effect
+sizes: the mean difference in layers with a bootstrap interval over rules, and Cohen's d_z, mean /
+standard deviation of the differences.
 
 A mean can be where no rule is: peaks of single rules stand beside it (`peaks`).
 """
@@ -50,10 +55,12 @@ class Contrast:
     lower: float
     upper: float
     d_z: float
-    """Mean over standard deviation of the differences; NaN below two rules or without any variation."""
+    """Mean over standard deviation of the differences; NaN below two rules or without any
+    variation."""
     p_value: float
     p_holm: float
-    """Corrected for all pairs of forms; the paper's contrast is not one of them and keeps its p-value."""
+    """Corrected for all pairs of forms; the paper's contrast is not one of them and keeps its
+    p-value."""
     later: int
     """Rules in which first is later."""
 
@@ -63,7 +70,7 @@ class Contrast:
         return f"{'+'.join(self.first)} − {'+'.join(self.second)}"
 
 
-# -- arrays --------------------------------------------------------------------------------------------------
+# -- arrays --------------------------------------------------------------------------------------
 
 
 def centre_and_spread(effect: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +96,8 @@ def sign_flip(difference: np.ndarray, *, draws: int, seed: int) -> float:
 
     Args:
         difference: Shape (rule,), no NaN.
-        draws: Random flips, where there are too many to try all (`interp.selection.strategies.signs`).
+        draws: Random flips, where there are too many to try all
+        (`interp.selection.strategies.signs`).
         seed: Seed of these.
 
     >>> sign_flip(np.array([1.0, 2.0, 3.0]), draws=10, seed=0)  # of 8 flips, only all alike are as far from 0
@@ -97,7 +105,8 @@ def sign_flip(difference: np.ndarray, *, draws: int, seed: int) -> float:
     """
     if not len(difference):
         return 1.0
-    # The first row is what was seen: of all flips it is one, and it is the 1 in (1 + count) / (1 + draws).
+    # The first row is what was seen: of all flips it is one, and it is the 1 in (1 + count) / (1 +
+    # draws).
     means = np.abs(signs(len(difference), draws, seed) @ difference)
     return float((means >= means[0] * (1 - ROUNDING)).mean())
 
@@ -117,7 +126,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def contrast(
-    centres: dict[str, np.ndarray], first: Sequence[str], second: Sequence[str], *, draws: int, seed: int
+    centres: dict[str, np.ndarray],
+    first: Sequence[str],
+    second: Sequence[str],
+    *,
+    draws: int,
+    seed: int,
 ) -> Contrast:
     """One contrast, uncorrected (`p_holm` is the p-value).
 
@@ -151,7 +165,7 @@ def contrast(
     )
 
 
-# -- profiles ------------------------------------------------------------------------------------------------
+# -- profiles ------------------------------------------------------------------------------------
 
 
 def depths(profile: xr.Dataset, config: SelectConfig | None = None) -> xr.Dataset:
@@ -162,7 +176,8 @@ def depths(profile: xr.Dataset, config: SelectConfig | None = None) -> xr.Datase
         config: Component and bounds of the layers: those that the selection reads.
 
     Returns:
-        Dataset with dims ``rule form``; NaN where a rule is not traceable or has no positive effect.
+        Dataset with dims ``rule form``; NaN where a rule is not traceable or has no positive
+        effect.
 
     Raises:
         ValueError: No layer is behind the identity blocks, or the profile has no such component.
@@ -170,7 +185,9 @@ def depths(profile: xr.Dataset, config: SelectConfig | None = None) -> xr.Datase
     config = config or SelectConfig()
     windows = candidate_windows(profile, config)
     at = np.array([(w.start + w.stop - 1) / 2 for w in windows.values()])
-    effect = profile["effect"].sel(component=config.component, role=LOOKUP).isel(layer=list(windows))
+    effect = (
+        profile["effect"].sel(component=config.component, role=LOOKUP).isel(layer=list(windows))
+    )
     values = effect.transpose("rule", "form", "layer").values
     centre, spread = centre_and_spread(values, at)
     best = np.argmax(np.where(np.isnan(values), -np.inf, values), axis=-1)
@@ -184,7 +201,8 @@ def depths(profile: xr.Dataset, config: SelectConfig | None = None) -> xr.Datase
 
 
 def compare_forms(of_rules: xr.Dataset, *, draws: int = 10_000, seed: int = 0) -> list[Contrast]:
-    """Every pair of forms, corrected together, and then the paper's contrast if the forms are there.
+    """Every pair of forms, corrected together, and then the paper's contrast if the forms are
+    there.
 
     Args:
         of_rules: Result of `depths`.
@@ -193,9 +211,13 @@ def compare_forms(of_rules: xr.Dataset, *, draws: int = 10_000, seed: int = 0) -
     """
     forms = [str(form) for form in of_rules["form"].values]
     centres = {form: of_rules["centre"].sel(form=form).values for form in forms}
-    pairs = [contrast(centres, (b,), (a,), draws=draws, seed=seed) for a, b in combinations(forms, 2)]
+    pairs = [
+        contrast(centres, (b,), (a,), draws=draws, seed=seed) for a, b in combinations(forms, 2)
+    ]
     corrected = holm([pair.p_value for pair in pairs])
-    made = [Contrast(**{**vars(pair), "p_holm": p}) for pair, p in zip(pairs, corrected, strict=True)]
+    made = [
+        Contrast(**{**vars(pair), "p_holm": p}) for pair, p in zip(pairs, corrected, strict=True)
+    ]
     if set(PAPER[0] + PAPER[1]) <= set(forms):
         made.append(contrast(centres, *PAPER, draws=draws, seed=seed))
     return made
@@ -212,15 +234,15 @@ def report(of_rules: xr.Dataset, contrasts: Sequence[Contrast]) -> list[str]:
             continue
         low, middle, high = np.percentile(one["peak"].values[known], [25, 50, 75])
         lines.append(
-            f"depth of {form}: centre of mass {one['centre'].values[known].mean():.1f}, spread "
-            f"{one['spread'].values[known].mean():.1f}, peaks of single rules {middle:.1f} (half of them {low:.1f} to "
-            f"{high:.1f}); {known.sum()} rules"
+            f"depth of {form}: centre of mass {one['centre'].values[known].mean():.1f}, spread"
+            f" {one['spread'].values[known].mean():.1f}, peaks of single rules {middle:.1f} (half"
+            f" of them {low:.1f} to {high:.1f}); {known.sum()} rules"
         )
     for c in contrasts:
         corrected = f", corrected {c.p_holm:.3f}" if c.p_holm != c.p_value else ""
         lines.append(
-            f"{c.name}: {c.difference:+.2f} layers ({c.lower:.2f} to {c.upper:.2f}), d_z {c.d_z:.2f}, p = "
-            f"{c.p_value:.3f}{corrected}; later in {c.later} of {c.n_rules} rules"
+            f"{c.name}: {c.difference:+.2f} layers ({c.lower:.2f} to {c.upper:.2f}), d_z"
+            f" {c.d_z:.2f}, p = {c.p_value:.3f}{corrected}; later in {c.later} of {c.n_rules} rules"
             if c.n_rules
             else f"{c.name}: no rule has both"
         )
@@ -229,5 +251,7 @@ def report(of_rules: xr.Dataset, contrasts: Sequence[Contrast]) -> list[str]:
 
 def table(contrasts: Sequence[Contrast]) -> pd.DataFrame:
     """One row for each contrast."""
-    rows = [{**vars(c), "first": "+".join(c.first), "second": "+".join(c.second)} for c in contrasts]
+    rows = [
+        {**vars(c), "first": "+".join(c.first), "second": "+".join(c.second)} for c in contrasts
+    ]
     return pd.DataFrame(rows, columns=list(Contrast.__dataclass_fields__))

@@ -1,19 +1,22 @@
-"""Layer profiles: how much each layer carries, per rule form, component and token role, over many rules.
+"""Layer profiles: how much each layer carries, per rule form, component and token role, over many
+rules.
 
-The array core works on plain arrays with rules on the first axis and NaN where a rule has no value; the
-xarray wrapper takes effect maps (`interp.results.effects`) and gives a labelled profile:
+The array core works on plain arrays with rules on the first axis and NaN where a rule has no value;
+the xarray wrapper takes effect maps (`interp.results.effects`) and gives a labelled profile:
 
 dims ``form component role layer rule``
 
-- ``effect`` (rule form component role layer): indirect effect of one rule, mean over noise samples and over
-  the tokens that have the role; NaN if the rule's prompt is not traceable or has no such token.
-- ``aie`` ``lower`` ``upper`` (form component role layer): mean over rules with a bootstrap interval.
+- ``effect`` (rule form component role layer): indirect effect of one rule, mean over noise samples
+  and over the tokens that have the role; NaN if the rule's prompt is not traceable or has no such
+  token.
+- ``aie`` ``lower`` ``upper`` (form component role layer): mean over rules with a bootstrap
+interval.
 - ``n`` (form component role): rules in the mean. Untraceable prompts are left out, and counted by
   ``traceable`` (rule form).
 - ``total_effect`` (rule form), ``te`` ``te_lower`` ``te_upper`` (form).
 
-Besides the token roles there is the role ``lookup``: the mean over the roles where editors look a rule up.
-The bootstrap resamples rules, the same draws for every form and layer (paired).
+Besides the token roles there is the role ``lookup``: the mean over the roles where editors look a
+rule up. The bootstrap resamples rules, the same draws for every form and layer (paired).
 """
 
 import numpy as np
@@ -37,7 +40,9 @@ def mean_by_role(effect: np.ndarray, roles: np.ndarray, names: list[tuple[str, .
     Returns:
         Shape (..., len(names)); NaN where no traced token has such a role.
     """
-    return np.stack([_nanmean(effect[..., np.isin(roles, wanted)], -1) for wanted in names], axis=-1)
+    return np.stack(
+        [_nanmean(effect[..., np.isin(roles, wanted)], -1) for wanted in names], axis=-1
+    )
 
 
 def bootstrap_mean(
@@ -79,7 +84,8 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
     """Profile of joined effect maps (see the module).
 
     Args:
-        maps: Result of `interp.results.effects.concat`, in memory or opened from a file: one rule at a time is read.
+        maps: Result of `interp.results.effects.concat`, in memory or opened from a file: one rule
+        at a time is read.
         config: Metric, lookup roles and bootstrap.
 
     Returns:
@@ -130,13 +136,21 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
     )
 
 
-def _effects_by_role(maps: xr.Dataset, traceable: np.ndarray, names: list[tuple[str, ...]]) -> np.ndarray:
+def _effects_by_role(
+    maps: xr.Dataset, traceable: np.ndarray, names: list[tuple[str, ...]]
+) -> np.ndarray:
     """Shape (rule, form, component, role, layer), NaN for prompts that are not traceable."""
     roles = maps["role"].transpose("rule", "form", "pos").values
-    rules, forms, components, layers = (maps.sizes[dim] for dim in ("rule", "form", "component", "layer"))
+    rules, forms, components, layers = (
+        maps.sizes[dim] for dim in ("rule", "form", "component", "layer")
+    )
     out = np.full((rules, forms, components, len(names), layers), np.nan)
     for rule in np.flatnonzero(traceable.any(1)):
-        ie = effect_maps.indirect_effect(maps.isel(rule=rule)).transpose("form", "component", "layer", "pos").values
+        ie = (
+            effect_maps.indirect_effect(maps.isel(rule=rule))
+            .transpose("form", "component", "layer", "pos")
+            .values
+        )
         for form in np.flatnonzero(traceable[rule]):
             out[rule, form] = mean_by_role(ie[form], roles[rule, form], names).transpose(0, 2, 1)
     return out

@@ -1,8 +1,10 @@
-"""Settings from several sources into one mapping, unchecked: a run's own, a file's, flags, and `--set`.
+"""Settings from several sources into one mapping, unchecked: a run's own, a file's, flags, and
+`--set`.
 
-Later sources win, setting by setting, also inside a setting that is a section itself (`edit.ft`). Null takes a setting
-back to its default. Mappings with names of the user's own (`edit.arms`, `tune.grid`) are values: a later one takes
-the place of the earlier, and `--set edit.arms.mine.ridge=1` changes one part.
+Later sources win, setting by setting, also inside a setting that is a section itself (`edit.ft`).
+Null takes a setting back to its default. Mappings with names of the user's own (`edit.arms`,
+`tune.grid`) are values: a later one takes the place of the earlier, and `--set
+edit.arms.mine.ridge=1` changes one part.
 """
 
 import copy
@@ -25,7 +27,9 @@ Sections = Mapping[str, type[Section]]
 
 
 def merge(raw: dict[str, Any], source: Mapping[str, Any], known: Sections) -> None:
-    """Put a source's settings on top of `raw`, in place; a section of which it says nothing stays."""
+    """Put a source's settings on top of `raw`, in place; a section of which it says nothing
+    stays.
+    """
     for name, values in source.items():
         if isinstance(values, Mapping) and name in known:
             held = raw.get(name)
@@ -34,7 +38,9 @@ def merge(raw: dict[str, Any], source: Mapping[str, Any], known: Sections) -> No
             raw[name] = copy.deepcopy(values)
 
 
-def _merged(held: Mapping[str, Any], values: Mapping[Any, Any], section: type[Section]) -> dict[str, Any]:
+def _merged(
+    held: Mapping[str, Any], values: Mapping[Any, Any], section: type[Section]
+) -> dict[str, Any]:
     found = dict(held)
     for name, value in values.items():
         inner = nested_section(section, name) if isinstance(name, str) else None
@@ -56,12 +62,15 @@ def read_assignment(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not all(part.strip() for part in key.split(".")) or "." not in key:
-        raise ConfigError(f"--set {clipped(text)}: section.key=value is needed, such as --set trace.samples=4")
+        raise ConfigError(
+            f"--set {clipped(text)}: section.key=value is needed, such as --set trace.samples=4"
+        )
     try:
         return key.strip(), load_yaml(value)
     except YamlError as error:
         raise ConfigError(
-            f"--set {clipped(text)}: {short(value)} is not a YAML value ({error}); quote it if it is text"
+            f"--set {clipped(text)}: {short(value)} is not a YAML value ({error}); quote it if it"
+            " is text"
         ) from error
 
 
@@ -78,7 +87,9 @@ def assign(raw: dict[str, Any], key: str, value: Any, known: Sections) -> None:
     if name not in known:
         raw[name] = {".".join(path): value}  # as well
         return
-    raw[name] = _assigned(held or {}, tuple(path), value, known[name], _Place(name, known[name], tuple(path)))
+    raw[name] = _assigned(
+        held or {}, tuple(path), value, known[name], _Place(name, known[name], tuple(path))
+    )
 
 
 class _Place(NamedTuple):
@@ -90,7 +101,11 @@ class _Place(NamedTuple):
 
 
 def _assigned(
-    held: Mapping[str, Any], path: tuple[str, ...], value: Any, section: type[Section], place: _Place
+    held: Mapping[str, Any],
+    path: tuple[str, ...],
+    value: Any,
+    section: type[Section],
+    place: _Place,
 ) -> dict[str, Any]:
     """A copy of the settings of a section with one changed."""
     found, (name, *rest) = dict(held), path
@@ -104,7 +119,9 @@ def _assigned(
         return found
     inner, before = nested_section(section, name), found.get(name)
     if inner is not None:
-        found[name] = _assigned(before if isinstance(before, Mapping) else {}, tuple(rest), value, inner, place)
+        found[name] = _assigned(
+            before if isinstance(before, Mapping) else {}, tuple(rest), value, inner, place
+        )
     elif is_mapping(section, name) and (before is None or isinstance(before, Mapping)):
         found[name] = _put(before or {}, rest, value, deep=holds_mappings(section, name))
     else:

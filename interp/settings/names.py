@@ -5,13 +5,19 @@ from collections.abc import Iterable
 
 MAX_NAME_BYTES = 150
 NAME_RULE = (
-    f"letters, digits and . - _ = + , @ ( ) and single spaces inside, at most {MAX_NAME_BYTES} bytes, and neither a "
-    "dot first nor last"
+    f"letters, digits and . - _ = + , @ ( ) and single spaces inside, at most {MAX_NAME_BYTES}"
+    " bytes, and neither a dot first nor last"
 )
 """The rule in words."""
 _SIGNS = frozenset(".-_=+,@() ")
 # What Windows takes for devices, whatever follows a dot.
-_DEVICES = {"con", "prn", "aux", "nul", *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10))}
+_DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{kind}{n}" for kind in ("com", "lpt") for n in range(1, 10)),
+}
 
 
 def name_fault(name: str) -> str | None:
@@ -45,7 +51,9 @@ def safe_name(text: str) -> str:
 
 
 def same_on_some_disks(names: Iterable[str]) -> tuple[str, str] | None:
-    """Two names that differ in upper and lower case only, so that some disks keep one file for both."""
+    """Two names that differ in upper and lower case only, so that some disks keep one file for
+    both.
+    """
     seen: dict[str, str] = {}
     for name in names:
         other = seen.setdefault(name.casefold(), name)

@@ -2,13 +2,14 @@
 
 What differs from PyYAML's defaults, which follow YAML 1.1:
 
-- Only plain decimal numbers become numbers. Everything that could be read in two ways (``010``, ``0x1F``, ``1e-3``,
-  ``1.10``, ``12:30``, ``2020-01-01``) stays the text that was written; a setting that needs a number takes ``1e-3``
-  from there (see `interp.settings.section`), a setting that needs a name keeps ``1.10``.
+- Only plain decimal numbers become numbers. Everything that could be read in two ways (``010``,
+  ``0x1F``, ``1e-3``, ``1.10``, ``12:30``, ``2020-01-01``) stays the text that was written; a
+  setting that needs a number takes ``1e-3`` from there (see `interp.settings.section`), a setting
+  that needs a name keeps ``1.10``.
 - ``yes``, ``no``, ``on``, ``off``, ``true`` and ``false`` are truth values, as ever.
 - A key that stands twice in one mapping is an error; so is a tag other than those of plain values.
-- Size, depth and the number of values are bounded, counted with what aliases repeat. A small text cannot become
-  a large value.
+- Size, depth and the number of values are bounded, counted with what aliases repeat. A small text
+  cannot become a large value.
 """
 
 import re
@@ -26,7 +27,9 @@ MAX_VALUES = 50_000
 _TAG = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"(?:0|-?[1-9][0-9]{0,17})\Z")
 _DECIMAL = re.compile(r"-?[0-9]+\.[0-9]+\Z")
-_TRUTH = re.compile(r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)\Z")
+_TRUTH = re.compile(
+    r"(?:yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF)\Z"
+)
 
 
 class YamlError(DmleError):
@@ -37,7 +40,9 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where
 
 
 class _Loader(_Base):
-    """Constructs null, truth values, numbers, text, lists and mappings; nothing else has a constructor."""
+    """Constructs null, truth values, numbers, text, lists and mappings; nothing else has a
+    constructor.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
     yaml_constructors: ClassVar[dict[str, Any]] = {}
@@ -66,13 +71,17 @@ def _constructed_mapping(loader: Any, node: Any) -> dict[Any, Any]:
 
 
 def _refused(loader: Any, node: Any) -> Any:
-    raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} is not read here", node.start_mark)
+    raise yaml.constructor.ConstructorError(
+        None, None, f"the tag {node.tag} is not read here", node.start_mark
+    )
 
 
 _Loader.add_implicit_resolver(f"{_TAG}bool", _TRUTH, list("yYnNtTfFoO"))
 _Loader.add_implicit_resolver(f"{_TAG}int", _INTEGER, list("-0123456789"))
 _Loader.add_implicit_resolver(f"{_TAG}float", _DECIMAL, list("-0123456789"))
-_Loader.add_implicit_resolver(f"{_TAG}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver(
+    f"{_TAG}null", re.compile(r"(?:~|null|Null|NULL|)\Z"), ["~", "n", "N", ""]
+)
 _Loader.add_implicit_resolver(f"{_TAG}merge", re.compile(r"<<\Z"), ["<"])
 _Loader.add_constructor(f"{_TAG}null", lambda loader, node: None)
 _Loader.add_constructor(f"{_TAG}bool", _constructed_truth)
@@ -119,7 +128,9 @@ def read_yaml_file(path: Path, *, max_length: int = MAX_LENGTH) -> Any:
         try:
             text = file.read(max_length + 1)
         except UnicodeDecodeError as error:
-            raise YamlError(f"byte {error.start} is not UTF-8 text; save the file as UTF-8") from error
+            raise YamlError(
+                f"byte {error.start} is not UTF-8 text; save the file as UTF-8"
+            ) from error
     return load_yaml(text, max_length=max_length)
 
 
@@ -141,7 +152,8 @@ def _check_depth(text: str) -> None:
 def _count(node: Any, counted: dict[int, int], above: set[int]) -> int:
     """How many values a node becomes, aliases written out; keys that stand twice are errors.
 
-    Depth is bounded by `_check_depth` except through aliases, which `above` keeps from running in circles.
+    Depth is bounded by `_check_depth` except through aliases, which `above` keeps from running in
+    circles.
     """
     if id(node) in above or len(above) > MAX_DEPTH:
         raise YamlError("an alias stands inside what it repeats, or aliases are nested too deeply")
@@ -169,5 +181,7 @@ def _check_keys(node: Any) -> None:
         if not isinstance(key, yaml.ScalarNode):
             raise YamlError(f"a list or mapping as a key ({where}); a word is needed")
         if (key.tag, key.value) in seen:
-            raise YamlError(f"the key {key.value!r} stands twice in one mapping ({where}); keep one of the two")
+            raise YamlError(
+                f"the key {key.value!r} stands twice in one mapping ({where}); keep one of the two"
+            )
         seen.add((key.tag, key.value))

@@ -1,8 +1,9 @@
 """What a section of settings is, and how its values are read: as a person means them.
 
-A truth value is never a number or a name. A number is a name where a name is needed ("block: 6"), a number written
-as text is a number where a number is needed ("1e-3", which YAML takes for text), and one value is a list of one
-where a list is needed ("editors: memit"). `as_meant` does this for every field of every section from its annotation.
+A truth value is never a number or a name. A number is a name where a name is needed ("block: 6"), a
+number written as text is a number where a number is needed ("1e-3", which YAML takes for text), and
+one value is a list of one where a list is needed ("editors: memit"). `as_meant` does this for every
+field of every section from its annotation.
 """
 
 import difflib
@@ -13,7 +14,17 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NoReturn, Union, get_args, get_origin
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    NoReturn,
+    Union,
+    get_args,
+    get_origin,
+)
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import PydanticCustomError
@@ -33,11 +44,14 @@ class ConfigError(DmleError):
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, unknown keys are errors, and values are read as a person means them."""
+    """Base of all sections: frozen, unknown keys are errors, and values are read as a person
+    means them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     neutral: ClassVar[frozenset[str]] = frozenset()
-    """Settings that results do not depend on: of memory and speed, or of which rules there are results."""
+    """Settings that results do not depend on: of memory and speed, or of which rules there are
+    results."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -68,10 +82,12 @@ class _Kinds(NamedTuple):
 
 
 def as_meant(annotation: Any, value: Any) -> Any:
-    """A value as a setting of this annotation means it; what fits in no way is left for the check of the type.
+    """A value as a setting of this annotation means it; what fits in no way is left for the check
+    of the type.
 
     Raises:
-        PydanticCustomError: A truth value, a control character, or a number that has no one meaning.
+        PydanticCustomError: A truth value, a control character, or a number that has no one
+            meaning.
     """
     kinds = _kinds(annotation)
     if value is None:
@@ -86,10 +102,14 @@ def as_meant(annotation: Any, value: Any) -> Any:
     if kinds.anything:
         return value
     if isinstance(value, bool):
-        return value if kinds.truth else _refuse(
-            f"yes, no, on, off, true and false are truth values in YAML, and {_needed(kinds)} is needed here; "
-            "write it in quotes if it is text"
-        )  # fmt: skip
+        return (
+            value
+            if kinds.truth
+            else _refuse(
+                f"yes, no, on, off, true and false are truth values in YAML, and {_needed(kinds)}"
+                " is needed here; write it in quotes if it is text"
+            )
+        )
     return _of_number(kinds, value) if isinstance(value, int | float) else value
 
 
@@ -110,7 +130,9 @@ def _of_text(kinds: _Kinds, value: str) -> Any:
     if kinds.number:
         return _number_of(kinds, value)
     if kinds.item is not None:
-        parts = [value] if _kinds(kinds.item).anything else [part.strip() for part in value.split(",")]
+        parts = (
+            [value] if _kinds(kinds.item).anything else [part.strip() for part in value.split(",")]
+        )
         return tuple(as_meant(kinds.item, part) for part in parts)
     return value
 
@@ -121,7 +143,9 @@ def _number_of(kinds: _Kinds, text: str) -> Any:
     if not _NUMBER.fullmatch(plain) or len(plain) > _SHOWN:
         return text
     if _LEADING_ZERO.match(plain):
-        _refuse("a number that begins with 0 is octal for YAML and decimal for people; leave the 0 out")
+        _refuse(
+            "a number that begins with 0 is octal for YAML and decimal for people; leave the 0 out"
+        )
     whole = re.fullmatch(r"[+-]?[\d_]+", plain)
     return _of_number(kinds, int(plain) if whole else float(plain))
 
@@ -130,7 +154,10 @@ def _of_mapping(kinds: _Kinds, value: Mapping[Any, Any]) -> Any:
     """Keys are text; the values of sections are checked by the section itself."""
     for key in value:
         if not isinstance(key, str | int | float) or isinstance(key, bool):
-            _refuse(f"the key {key!r} is no text (YAML takes yes, no, on and off for truth values); write it in quotes")
+            _refuse(
+                f"the key {key!r} is no text (YAML takes yes, no, on and off for truth values);"
+                " write it in quotes"
+            )
     read = {key if isinstance(key, str) else str(key): each for key, each in value.items()}
     for key in read:
         _check_text(key)
@@ -140,8 +167,12 @@ def _of_mapping(kinds: _Kinds, value: Mapping[Any, Any]) -> Any:
 
 
 def _check_text(text: str) -> None:
-    if odd := [char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t"]:
-        _refuse(f"the text has the character U+{ord(odd[0]):04X}, which cannot be written; take it out")
+    if odd := [
+        char for char in text if unicodedata.category(char) in ("Cc", "Cs") and char not in "\n\t"
+    ]:
+        _refuse(
+            f"the text has the character U+{ord(odd[0]):04X}, which cannot be written; take it out"
+        )
 
 
 def _refuse(said: str) -> NoReturn:
@@ -171,7 +202,9 @@ def _kinds(annotation: Any) -> _Kinds:
     if origin in (Union, UnionType):
         return _joined(_kinds(part) for part in get_args(annotation) if part is not NoneType)
     if origin is Literal:
-        return _Kinds(words=frozenset(word for word in get_args(annotation) if isinstance(word, str)))
+        return _Kinds(
+            words=frozenset(word for word in get_args(annotation) if isinstance(word, str))
+        )
     if origin in (tuple, list):
         return _Kinds(item=get_args(annotation)[0])
     if origin is dict:
@@ -182,8 +215,11 @@ def _kinds(annotation: Any) -> _Kinds:
 
 
 _SIMPLE = {
-    bool: _Kinds(truth=True), int: _Kinds(integer=True), float: _Kinds(decimal=True), str: _Kinds(text=True)
-}  # fmt: skip
+    bool: _Kinds(truth=True),
+    int: _Kinds(integer=True),
+    float: _Kinds(decimal=True),
+    str: _Kinds(text=True),
+}
 
 
 def _joined(parts: Iterable[_Kinds]) -> _Kinds:
@@ -202,7 +238,7 @@ def _joined(parts: Iterable[_Kinds]) -> _Kinds:
     )
 
 
-# -- sections as a whole -------------------------------------------------------------------------------------
+# -- sections as a whole -------------------------------------------------------------------------
 
 
 def nested_section(section: type[Section], name: str) -> "type[Section] | None":
@@ -227,10 +263,13 @@ def parse_section(name: str, section: type[Section], values: Any) -> Section:
     """Check one section's values.
 
     Raises:
-        ConfigError: Naming each wrong key with the nearest valid one, or each wrong value with what is allowed.
+        ConfigError: Naming each wrong key with the nearest valid one, or each wrong value with what
+            is allowed.
     """
     if values is not None and not isinstance(values, dict):
-        raise ConfigError(f"section {name!r} holds {short(values)}; a mapping of settings is needed")
+        raise ConfigError(
+            f"section {name!r} holds {short(values)}; a mapping of settings is needed"
+        )
     try:
         return section.model_validate(values or {})
     except ValidationError as error:
@@ -263,8 +302,9 @@ def nearest(word: str, known: list[str]) -> str:
 def unknown_setting(name: str, section: type[Section], path: tuple[str, ...]) -> str:
     """A message for a setting that is not there, with the nearest that is.
 
-    The nearest is looked for at the level of the first part that is not there; failing that, the same name may be
-    at another level. A setting of the section itself is named by its key, one further in by its whole path.
+    The nearest is looked for at the level of the first part that is not there; failing that, the
+    same name may be at another level. A setting of the section itself is named by its key, one
+    further in by its whole path.
     """
     level, at = section, 0
     while at < len(path) - 1 and (inner := nested_section(level, path[at])) is not None:
@@ -304,7 +344,8 @@ def _explain(name: str, section: type[Section], item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return unknown_setting(name, section, tuple(str(part) for part in item["loc"]))
     said = item["msg"].removeprefix("Value error, ")
-    # A fault of settings together: they are named in the message, the whole section would only be in the way.
+    # A fault of settings together: they are named in the message, the whole section would only be
+    # in the way.
     if not item["loc"]:
         named = said.startswith((f"{name}.", f"{name}:", "unknown setting"))
         return said if named else f"{name}: {said}"

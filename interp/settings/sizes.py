@@ -16,7 +16,9 @@ def parse_size(text: str) -> int:
     >>> parse_size("4GiB"), parse_size("512 MB"), parse_size("1.5k")
     (4294967296, 536870912, 1536)
     """
-    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    found = re.fullmatch(
+        r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE
+    )
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
     if size < 1:
         raise DmleError(f"memory {text[:80]!r}: a size such as 4GiB or 512MiB is needed")

@@ -1,7 +1,9 @@
-"""The answer that a trace scores: one that is given, as it continues the prompt, or the model's own.
+"""The answer that a trace scores: one that is given, as it continues the prompt, or the model's
+own.
 
-A given answer that is, as text, the model's own one gets the own one's tokens: the same words may be other tokens, or
-stand without a space, and it would otherwise score less than it scored as the model's own.
+A given answer that is, as text, the model's own one gets the own one's tokens: the same words may
+be other tokens, or stand without a space, and it would otherwise score less than it scored as the
+model's own.
 """
 
 from collections.abc import Sequence
@@ -22,8 +24,8 @@ AS_GENERATED = "as the model continues the prompt"
 class Answer:
     """The answer that is scored, and whose it is.
 
-    `source` is "dataset" or "derived" for the rule's true answer, given or worked out from its formula, and
-    "greedy" for the model's own. `joint` says how it continues the prompt.
+    `source` is "dataset" or "derived" for the rule's true answer, given or worked out from its
+    formula, and "greedy" for the model's own. `joint` says how it continues the prompt.
     """
 
     ids: tuple[int, ...]
@@ -32,7 +34,9 @@ class Answer:
     joint: str = ""
 
 
-def own_answer(model: LanguageModel, encoding: Encoding, n_tokens: int, *, one_line: bool = False) -> Answer:
+def own_answer(
+    model: LanguageModel, encoding: Encoding, n_tokens: int, *, one_line: bool = False
+) -> Answer:
     """The model's own greedy answer of at most `n_tokens` tokens.
 
     Args:
@@ -45,10 +49,16 @@ def own_answer(model: LanguageModel, encoding: Encoding, n_tokens: int, *, one_l
         TooLongError: The prompt with the answer is longer than the model's positions.
         DmleError: The model ends the text at once.
     """
-    model.need_room(len(encoding.ids) + n_tokens - 1, f"the prompt {encoding.text!r} with the model's own answer")
+    model.need_room(
+        len(encoding.ids) + n_tokens - 1,
+        f"the prompt {encoding.text!r} with the model's own answer",
+    )
     ids = model.generate([encoding.ids], n_tokens)[0]
     if not ids:
-        raise DmleError(f"the model's own answer to {encoding.text!r} is empty: it ends the text there; give an answer")
+        raise DmleError(
+            f"the model's own answer to {encoding.text!r} is empty: it ends the text there; give an"
+            " answer"
+        )
     texts = [model.decode_continuation(ids[: n + 1]) for n in range(len(ids))]
     if one_line:
         texts = texts[: max(1, first_line(texts))]
@@ -65,7 +75,8 @@ def given_answer(
     space: bool | None = None,
     one_line: bool = False,
 ) -> Answer:
-    """A given answer as it continues the prompt, or in the tokens of the model's own if that is the same text.
+    """A given answer as it continues the prompt, or in the tokens of the model's own if that is the
+    same text.
 
     Args:
         model: The model.
@@ -77,7 +88,8 @@ def given_answer(
         one_line: The own answer ends with its first line.
 
     Raises:
-        TextError: The answer is blank or holds a broken character, and the model's own one is another.
+        TextError: The answer is blank or holds a broken character, and the model's own one is
+        another.
         TooLongError: The prompt with the answer is longer than the model's positions.
     """
     joined = join(encoding.text, text, space) if text.strip() else None
@@ -88,19 +100,23 @@ def given_answer(
             return Answer(own.ids, text, source, AS_OWN)
     if BROKEN in text:
         raise TextError(
-            f"the answer {text!r} holds U+FFFD, a part of a character, and is not the model's own answer as a whole; "
-            "leave the answer out, or give whole characters"
+            f"the answer {text!r} holds U+FFFD, a part of a character, and is not the model's own"
+            " answer as a whole; leave the answer out, or give whole characters"
         )
     ids = model.encode_continuation(text, encoding.text, space)
     assert joined is not None  # a blank answer is refused there
-    model.need_room(len(encoding.ids) + len(ids) - 1, f"the prompt {encoding.text!r} with its answer {text!r}")
+    model.need_room(
+        len(encoding.ids) + len(ids) - 1, f"the prompt {encoding.text!r} with its answer {text!r}"
+    )
     return Answer(ids, text, source, joined.said)
 
 
 def first_line(texts: Sequence[str]) -> int:
-    r"""How many tokens the first line of an answer has; `texts[i]` is the text of its first i + 1 tokens.
+    r"""How many tokens the first line of an answer has; `texts[i]` is the text of its first i + 1
+    tokens.
 
-    What a model says after a line break is mostly about something else. Leading line breaks belong to the line.
+    What a model says after a line break is mostly about something else. Leading line breaks belong
+    to the line.
 
     >>> first_line([" Paris", " Paris.", " Paris.\n\n", " Paris.\n\nThe"]), first_line(["\n", "\nParis"])
     (2, 2)
@@ -109,7 +125,9 @@ def first_line(texts: Sequence[str]) -> int:
 
 
 def _may_be_own(model: LanguageModel, encoding: Encoding, texts: Sequence[str]) -> bool:
-    """Whether one of the texts begins as the model's own answer does: one token says no in most cases."""
+    """Whether one of the texts begins as the model's own answer does: one token says no in most
+    cases.
+    """
     ids = model.generate([encoding.ids], 1)[0]
     if not ids:
         return False

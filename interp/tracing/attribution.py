@@ -1,11 +1,13 @@
 """Attribution patching: the effect of every site at once, from gradients.
 
-Exchanging a state moves the score, to first order, by the gradient of the base run's score times the change of the
-state. One forward and one backward pass per noise sample give the whole map, at the price of an error that grows
-with the corruption. Integrated gradients average the gradient over runs between base and source (their embeddings
-mixed), which follows the score on its way from the one to the other.
+Exchanging a state moves the score, to first order, by the gradient of the base run's score times
+the change of the state. One forward and one backward pass per noise sample give the whole map, at
+the price of an error that grows with the corruption. Integrated gradients average the gradient over
+runs between base and source (their embeddings mixed), which follows the score on its way from the
+one to the other.
 
-Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated gradients); Syed et al. 2023.
+Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated gradients); Syed et
+    al. 2023.
 """
 
 from collections.abc import Sequence
@@ -37,12 +39,15 @@ def attribute(
     Args:
         model: The model.
         case: The prompt, its answer and its corruption.
-        sites: What to exchange, each alone. A window of several blocks is the sum over its blocks, which leaves out
-            that its blocks act on one another. That a component is frozen behind a site is left out, too.
+        sites: What to exchange, each alone. A window of several blocks is the sum over its blocks,
+            which leaves out that its blocks act on one another. That a component is frozen behind a
+            site is left out, too.
         metric: Logits and target → score per row.
         direction: See `sweep`.
-        steps: Points between the base and the source run at which the gradient is taken; 1: at the base run alone.
-        memory: Bytes that one backward pass may take (estimated); noise samples are taken together up to it.
+        steps: Points between the base and the source run at which the gradient is taken; 1: at the
+        base run alone.
+        memory: Bytes that one backward pass may take (estimated); noise samples are taken together
+            up to it.
 
     Returns:
         Exact clean and corrupted scores; `restored` is the base score plus the approximate change.
@@ -58,7 +63,11 @@ def attribute(
         raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
     clean, corrupted = Side.clean(case), Side.corrupted(case)
-    hooks, n, budget = [model.embedding_hook, *names], len(case.answer), memory or default_budget(model.device)
+    hooks, n, budget = (
+        [model.embedding_hook, *names],
+        len(case.answer),
+        memory or default_budget(model.device),
+    )
     with torch.no_grad():
         clean_logits = clean.run(model, hooks, n, lambda logits: logits, budget)
         goal = target(case, model.device, clean_logits[0].float().log_softmax(-1))
@@ -84,7 +93,10 @@ def attribute(
             size,
             lambda some: parts.append(_gradients(model, case, mixed[some], names, metric, goal)),
         )
-        return [{name: torch.cat([part[at][name] for part in parts]) for name in names} for at in range(len(parts[0]))]
+        return [
+            {name: torch.cat([part[at][name] for part in parts]) for name in names}
+            for at in range(len(parts[0]))
+        ]
 
     # At the middle of each step from the base run (1) to the source run (0).
     each = [gradients(1 - (step + 0.5) / steps if steps > 1 else 1.0) for step in range(steps)]
@@ -92,11 +104,19 @@ def attribute(
     for at in range(len(each[0])):
         # [sample, position] of each hook: gradient · (source − base)
         by_name = {
-            name: (torch.stack([one[at][name] for one in each]).mean(0) * _change(base, source, name)).sum(-1)
+            name: (
+                (
+                    torch.stack([one[at][name] for one in each]).mean(0)
+                    * _change(base, source, name)
+                ).sum(-1)
+            )
             for name in names
         }
         sums = [
-            sum((by_name[model.hook(s.component, layer)][:, s.position] for layer in s.layers), torch.zeros(()))
+            sum(
+                (by_name[model.hook(s.component, layer)][:, s.position] for layer in s.layers),
+                torch.zeros(()),
+            )
             for s in sites
         ]
         effects.append(torch.stack([total.expand(case.samples) for total in sums]))
@@ -111,9 +131,16 @@ def _change(base: Side, source: Side, name: str) -> Tensor:
 
 
 def _gradients(
-    model: LanguageModel, case: CorruptedPrompt, mixed: Tensor, names: Sequence[str], metric: Metric, goal: Any
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    mixed: Tensor,
+    names: Sequence[str],
+    metric: Metric,
+    goal: Any,
 ) -> list[dict[str, Tensor]]:
-    """Gradients of each score at the hooks in runs from given embeddings, shape (sample, pos, d)."""
+    """Gradients of each score at the hooks in runs from given embeddings, shape (sample, pos,
+    d).
+    """
     values: dict[str, Tensor] = {}
     mixed = mixed.clone()
 
@@ -134,11 +161,13 @@ def _gradients(
         found = []
         for at, total in enumerate(totals):
             more = at + 1 < len(totals)
-            got = torch.autograd.grad(total, [values[name] for name in names], retain_graph=more, allow_unused=True)
+            got = torch.autograd.grad(
+                total, [values[name] for name in names], retain_graph=more, allow_unused=True
+            )
             if unused := [name for name, value in zip(names, got, strict=True) if value is None]:
                 raise ModelError(
-                    f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects cannot be estimated by "
-                    "gradients; use trace.method=exact"
+                    f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects"
+                    " cannot be estimated by gradients; use trace.method=exact"
                 )
             found.append({name: value.float() for name, value in zip(names, got, strict=True)})
     return found

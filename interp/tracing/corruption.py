@@ -1,7 +1,8 @@
-"""Corruptions: how the prompt is damaged so that exchanging one state can show where the rule is kept.
+"""Corruptions: how the prompt is damaged so that exchanging one state can show where the rule is
+kept.
 
-Noise on the embeddings of some tokens, drawn by a *noise rule*, or a *counterfactual prompt*: the same wording about
-another rule, of as many tokens. Rules are written as ROME writes them:
+Noise on the embeddings of some tokens, drawn by a *noise rule*, or a *counterfactual prompt*: the
+same wording about another rule, of as many tokens. Rules are written as ROME writes them:
 
 ======  ==========================================================================================================
 ``e3``  Gaussian, 3 standard deviations of all token embeddings (the default)
@@ -70,7 +71,9 @@ def phrase_positions(encoding: Encoding, phrases: Iterable[str]) -> list[int]:
 
 @dataclass(frozen=True)
 class NoiseRule:
-    """How noise vectors are drawn; `text` is the rule in words, `std` its deviation per entry where it has one."""
+    """How noise vectors are drawn; `text` is the rule in words, `std` its deviation per entry
+    where it has one.
+    """
 
     text: str
     std: float
@@ -84,8 +87,9 @@ class NoiseRule:
     ) -> Float[Tensor, "sample corrupted d_model"]:
         """Noise for the embeddings of the corrupted tokens.
 
-        The same draws serve every site of a prompt (common random numbers), so differences between sites are
-        not differences in noise, whatever the batching. More samples begin with the same ones.
+        The same draws serve every site of a prompt (common random numbers), so differences between
+        sites are not differences in noise, whatever the batching. More samples begin with the same
+        ones.
 
         Args:
             samples: Number of noise samples.
@@ -96,17 +100,23 @@ class NoiseRule:
         """
         generator = torch.Generator().manual_seed((seed * 1_000_003 + stream) % 2**63)
         if self.text.startswith("u"):
-            uniform = torch.stack([torch.rand(n_tokens, d_model, generator=generator) for _ in range(samples)])
+            uniform = torch.stack(
+                [torch.rand(n_tokens, d_model, generator=generator) for _ in range(samples)]
+            )
             return self.std * 3**0.5 * (2 * uniform - 1)
         # Sample by sample, so that the first ones do not depend on how many there are.
-        noise = torch.stack([torch.randn(n_tokens, d_model, generator=generator) for _ in range(samples)])
+        noise = torch.stack(
+            [torch.randn(n_tokens, d_model, generator=generator) for _ in range(samples)]
+        )
         if self.root is None or self.mean is None:
             return self.std * noise
         noise = noise @ self.root.T
         if self.degrees is not None:
-            # Student's t is a Gaussian over the root of an independent chi-squared over its degrees; with
-            # degrees - 2 in their place it has the Gaussian's covariance.
-            squares = np.random.default_rng([seed % 2**63, stream]).chisquare(self.degrees, (samples, n_tokens, 1))
+            # Student's t is a Gaussian over the root of an independent chi-squared over its
+            # degrees; with degrees - 2 in their place it has the Gaussian's covariance.
+            squares = np.random.default_rng([seed % 2**63, stream]).chisquare(
+                self.degrees, (samples, n_tokens, 1)
+            )
             noise = noise * torch.from_numpy(((self.degrees - 2) / squares) ** 0.5).float()
         return noise + self.mean
 
@@ -122,7 +132,10 @@ def gaussian_noise(
 
 
 def noise_rule(
-    text: str, model: LanguageModel, subjects: Iterable[str] = (), corpus: Callable[[], Iterable[str]] = tuple
+    text: str,
+    model: LanguageModel,
+    subjects: Iterable[str] = (),
+    corpus: Callable[[], Iterable[str]] = tuple,
 ) -> NoiseRule:
     """Make a noise rule for a model.
 
@@ -136,7 +149,10 @@ def noise_rule(
         ValueError: The rule is none of the table, or what it needs is missing.
     """
     if not re.fullmatch(NOISE_RULE, text):
-        raise InputError(f"noise {text!r}: give e3, s3, m, t5, u2 (any numbers) or a standard deviation such as 0.1")
+        raise InputError(
+            f"noise {text!r}: give e3, s3, m, t5, u2 (any numbers) or a standard deviation such"
+            " as 0.1"
+        )
     kind, number = (text[0], text[1:]) if text[0].isalpha() else ("", text)
     scale = float(number or 1)
     if kind == "":
@@ -148,10 +164,14 @@ def noise_rule(
     if kind == "s":
         ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
         if not ids:
-            raise InputError(f"noise {text!r} takes its scale from the rules' subjects, and there is none")
+            raise InputError(
+                f"noise {text!r} takes its scale from the rules' subjects, and there is none"
+            )
         return NoiseRule(text, scale * model.embeddings(ids).std().item())
     if kind == "t" and scale <= 2:
-        raise InputError(f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom")
+        raise InputError(
+            f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom"
+        )
     vectors = model.embeddings(_some_text(model, corpus())).double()
     covariance = torch.cov(vectors.T)
     values, directions = torch.linalg.eigh(covariance)
@@ -169,8 +189,9 @@ def counterfactual(
 ) -> tuple[CorruptedPrompt, str]:
     """The case of the first twin whose tokens align with the prompt's, and that twin's prompt.
 
-    Aligned means: as many words, each of as many tokens as the prompt's, and among the words that differ is one that
-    names the rule (subject, rule word, number). Others may differ too, such as the symbol of the result.
+    Aligned means: as many words, each of as many tokens as the prompt's, and among the words that
+    differ is one that names the rule (subject, rule word, number). Others may differ too, such as
+    the symbol of the result.
 
     Args:
         model: The model.
@@ -192,18 +213,30 @@ def counterfactual(
             reasons.append(f"{prompt!r} has {len(ids)} tokens, not {len(encoding.ids)}")
             continue
         if _words(other) != _words(encoding):
-            reasons.append(f"{prompt!r} has words of other lengths, so that its tokens stand against other words")
+            reasons.append(
+                f"{prompt!r} has words of other lengths, so that its tokens stand against other"
+                " words"
+            )
             continue
-        positions = [i for i, (one, other) in enumerate(zip(encoding.ids, ids, strict=True)) if one != other]
+        positions = [
+            i for i, (one, other) in enumerate(zip(encoding.ids, ids, strict=True)) if one != other
+        ]
         if not positions:
             reasons.append(f"{prompt!r} has the same tokens")
         elif not names & {roles[i] for i in positions}:
             reasons.append(f"{prompt!r} differs at no token that names the rule")
         else:
             alternative = model.encode_continuation(twin.answer, prompt, twin.space)
-            model.need_room(len(ids) + len(alternative) - 1, f"the counterfactual prompt {prompt!r} with its answer")
+            model.need_room(
+                len(ids) + len(alternative) - 1,
+                f"the counterfactual prompt {prompt!r} with its answer",
+            )
             case = CorruptedPrompt(
-                encoding.ids, tuple(answer), tuple(positions), counterfactual=ids, alternative=alternative
+                encoding.ids,
+                tuple(answer),
+                tuple(positions),
+                counterfactual=ids,
+                alternative=alternative,
             )
             return case, prompt
     why = "; ".join(reasons) or "it has none"

@@ -1,7 +1,8 @@
-"""What a model knows of rules: does its own answer hold the true one, and does corruption take it away?
+"""What a model knows of rules: does its own answer hold the true one, and does corruption take it
+away?
 
-Cheap next to tracing (no site is restored): a greedy answer, one clean run and the corrupted runs per prompt.
-Results are rows of a table, written as they come, so that a stopped run goes on.
+Cheap next to tracing (no site is restored): a greedy answer, one clean run and the corrupted runs
+per prompt. Results are rows of a table, written as they come, so that a stopped run goes on.
 """
 
 import csv
@@ -35,7 +36,9 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 @dataclass(frozen=True)
 class Knowledge:
-    """One prompt: whether the model knows its answer, and whether a trace of it would mean anything."""
+    """One prompt: whether the model knows its answer, and whether a trace of it would mean
+    anything.
+    """
 
     rule: str
     form: str
@@ -43,7 +46,8 @@ class Knowledge:
     greedy: str
     """The model's own answer."""
     known: str
-    """"yes" if it holds the true one, "no" if not; empty where the rule has no true answer to compare with."""
+    """"yes" if it holds the true one, "no" if not; empty where the rule has no true answer to
+    compare with."""
     answer_source: str
     """Whose answer is scored: dataset, derived, greedy; none if there is none to score."""
     total_effect: float
@@ -61,7 +65,8 @@ _ROW = TypeAdapter(Knowledge)
 
 
 def holds(answer: str, truth: str) -> bool:
-    """Whether a text holds the true result: its last side, whole, in any spacing and with any product sign.
+    """Whether a text holds the true result: its last side, whole, in any spacing and with any
+    product sign.
 
     A number must stand alone, and an expression must not be part of a larger one.
 
@@ -78,13 +83,19 @@ def holds(answer: str, truth: str) -> bool:
         alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*[/^]|\s*(?:π|\\?pi\b))"
         return re.search(alone, answer.replace(",", "").replace("−", "-")) is not None
     between = r"[\s*×·⋅$\\{}]*"  # what may stand between the parts of a product
-    letters = between.join(re.escape(c) for c in re.sub(between, "", _plain_powers(result)).casefold())
+    letters = between.join(
+        re.escape(c) for c in re.sub(between, "", _plain_powers(result)).casefold()
+    )
     text = _plain_powers(answer).casefold()
     for found in re.finditer(letters, text):
         before, after = text[: found.start()], text[found.end() :]
         # Part of a word or number, after an operator or a factor, or the argument of a function.
-        inside = re.search(r"(\d\.|[-+/^)×*·⋅√]\s*|\d\s+|(sqrt|sin|cos|tan|ln|log|exp)\()[$\\{]*$", before)
-        joined = _joined(before.rstrip("$\\{")[-1:], text[found.start()]) or _joined(after[:1], text[found.end() - 1])
+        inside = re.search(
+            r"(\d\.|[-+/^)×*·⋅√]\s*|\d\s+|(sqrt|sin|cos|tan|ln|log|exp)\()[$\\{]*$", before
+        )
+        joined = _joined(before.rstrip("$\\{")[-1:], text[found.start()]) or _joined(
+            after[:1], text[found.end() - 1]
+        )
         if not inside and not joined and not re.match(r"\s*[-+*/^(×·⋅]\s*\S", after):
             return True
     return False
@@ -112,7 +123,8 @@ def assess(
         config: Corruption, samples and metric.
         greedy: The model's own answer, if it was generated already.
 
-    A prompt that has no token to corrupt, or no answer to score, counts as not traceable, without numbers.
+    A prompt that has no token to corrupt, or no answer to score, counts as not traceable, without
+    numbers.
     """
     if greedy is None:
         greedy = greedy_answers(model, [rule.forms[form].prompt])[0]
@@ -139,7 +151,9 @@ def assess(
         form=form,
         split=rule.split or "",
         greedy=greedy,
-        known="" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no",
+        known=(
+            "" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no"
+        ),
         answer_source=source,
         total_effect=round(te, 6),
         standard_error=round(se, 6),
@@ -163,30 +177,40 @@ def assess_rules(
     *,
     advance: Callable[[int], object] = lambda n: None,
 ) -> list[Knowledge]:
-    """Knowledge of every form of every rule, in a file that grows row by row; rows that are there are kept.
+    """Knowledge of every form of every rule, in a file that grows row by row; rows that are there
+    are kept.
 
     Args:
         model: The model.
         rules: Rules.
         config: Corruption, samples and metric.
-        path: CSV of the rows, for people. What is gone on from lies beside it, with the suffix ``.json``.
+        path: CSV of the rows, for people. What is gone on from lies beside it, with the suffix
+        ``.json``.
         advance: Called with the number of prompts done.
 
     Raises:
         DamagedError: The JSON file does not hold what was written.
         DmleError: There is a file of other columns in the place of the CSV.
-        TooLongError: A prompt with an answer is longer than the model's positions; nothing is run then.
+        TooLongError: A prompt with an answer is longer than the model's positions; nothing is run
+            then.
     """
     _check_replaceable(path)
     for rule, form in prompts(rules):
         if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
             raise TooLongError(f"{rule.id}/{form}: {reason}")
     state = path.with_suffix(".json")
-    held = {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)} if state.exists() else {}
+    held = (
+        {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)}
+        if state.exists()
+        else {}
+    )
     keys = {
-        (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config)) for rule, form in prompts(rules)
+        (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config))
+        for rule, form in prompts(rules)
     }
-    todo: list[tuple[Rule, RuleForm]] = [pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in held]
+    todo: list[tuple[Rule, RuleForm]] = [
+        pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in held
+    ]
     advance(len(keys) - len(todo))
     # Rows that are of no use (of other settings) are not carried on.
     rows = [held[key] for key in keys.values() if key in held]
@@ -240,9 +264,14 @@ def read_rows(path: Path) -> list[Knowledge]:
 
 
 def table(sources: Iterable[tuple[str, Sequence[Knowledge]]]) -> str:
-    """A Markdown table: for each source and form, how much the model knows and how much can be traced."""
+    """A Markdown table: for each source and form, how much the model knows and how much can be
+    traced.
+    """
     lines = [
-        "| rules | form | prompts | true answer given | known | traceable | mean total effect | twin aligns |",
+        (
+            "| rules | form | prompts | true answer given | known | traceable | mean total effect |"
+            " twin aligns |"
+        ),
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, rows in sources:

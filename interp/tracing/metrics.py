@@ -1,8 +1,8 @@
 """Scores of a whole answer from logits. All in float32 whatever the model's type.
 
-A metric takes logits at the positions that predict the answer, and the `Target` to compare them with, and gives one
-score per row; `several` makes one metric of many, so that one sweep scores them all. Every metric is larger the
-closer a run is to the clean one, so that effects have one sign.
+A metric takes logits at the positions that predict the answer, and the `Target` to compare them
+with, and gives one score per row; `several` makes one metric of many, so that one sweep scores them
+all. Every metric is larger the closer a run is to the clean one, so that effects have one sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,9 @@ class Target:
         Raises:
             ValueError: There is no alternative, or one answer begins with the other.
         """
-        return first_difference(self.answer.tolist(), None if self.alternative is None else self.alternative.tolist())
+        return first_difference(
+            self.answer.tolist(), None if self.alternative is None else self.alternative.tolist()
+        )
 
 
 Metric = Callable[[Float[Tensor, "batch answer d_vocab"], Target], Float[Tensor, "batch *metric"]]
@@ -62,20 +64,23 @@ def first_difference(answer: Sequence[int], alternative: Sequence[int] | None) -
     1
     """
     if alternative is None:
-        raise InputError("a counterfactual answer is needed to compare with; give the case an alternative")
+        raise InputError(
+            "a counterfactual answer is needed to compare with; give the case an alternative"
+        )
     for at, (one, other) in enumerate(zip(answer, alternative, strict=False)):
         if one != other:
             return at
     raise InputError(
-        f"answer {list(answer)} and counterfactual answer {list(alternative)} do not differ in a token that both "
-        "have; choose another counterfactual prompt"
+        f"answer {list(answer)} and counterfactual answer {list(alternative)} do not differ in a"
+        " token that both have; choose another counterfactual prompt"
     )
 
 
 def answer_log_probs(
     logits: Float[Tensor, "batch answer d_vocab"], answer: Int[Tensor, " answer"]
 ) -> Float[Tensor, "batch answer"]:
-    """Log-probability (nats) of each answer token given the prompt and the answer's tokens before it.
+    """Log-probability (nats) of each answer token given the prompt and the answer's tokens before
+    it.
 
     Args:
         logits: At the positions that predict the answer's tokens.
@@ -88,34 +93,46 @@ def answer_log_probs(
     return chosen - torch.cat([torch.logsumexp(some, dim=-1) for some in logits.split(rows)])
 
 
-def mean_log_prob(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -> Float[Tensor, " batch"]:
+def mean_log_prob(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
     """Mean log-probability per answer token, in nats."""
     return answer_log_probs(logits, target.answer).mean(-1)
 
 
-def sum_log_prob(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -> Float[Tensor, " batch"]:
+def sum_log_prob(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
     """Log-probability of the whole answer, in nats."""
     return answer_log_probs(logits, target.answer).sum(-1)
 
 
-def first_token_prob(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -> Float[Tensor, " batch"]:
+def first_token_prob(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
     """Probability of the first answer token (what ROME's causal tracing scores)."""
     return answer_log_probs(logits[:, :1], target.answer[:1]).exp().squeeze(-1)
 
 
-def logit_difference(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -> Float[Tensor, " batch"]:
-    """Logit of the answer minus logit of the counterfactual answer, at the first token in which they differ.
+def logit_difference(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
+    """Logit of the answer minus logit of the counterfactual answer, at the first token in which
+    they differ.
 
     Tokens that both answers begin with are given (teacher forcing).
 
-    Source: Zhang & Nanda 2024 2 (one-token answers); the first difference extends it to whole answers.
+    Source: Zhang & Nanda 2024 2 (one-token answers); the first difference extends it to whole
+        answers.
     """
     at = target.differs_at
     assert target.alternative is not None
     return (logits[:, at, target.answer[at]] - logits[:, at, target.alternative[at]]).float()
 
 
-def negative_kl(logits: Float[Tensor, "batch answer d_vocab"], target: Target) -> Float[Tensor, " batch"]:
+def negative_kl(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
     """Minus KL(clean ‖ run) per answer token, in nats: 0 for the clean run, negative for others.
 
     Raises:
@@ -142,8 +159,10 @@ METRICS: dict[str, NamedMetric] = {
     "sum_log_prob": NamedMetric(sum_log_prob, "nats"),
     "first_token_prob": NamedMetric(first_token_prob, "probability"),
     "logit_difference": NamedMetric(logit_difference, "logits", needs_alternative=True),
-    "log_prob_difference": NamedMetric(mean_log_prob, "nats per answer token", needs_alternative=True, contrast=True),
+    "log_prob_difference": NamedMetric(
+        mean_log_prob, "nats per answer token", needs_alternative=True, contrast=True
+    ),
     "negative_kl": NamedMetric(negative_kl, "nats per answer token"),
 }
-"""What `trace.metrics` may name. `log_prob_difference`: mean log-probability per token of the answer minus that of
-the counterfactual answer, each whole."""
+"""What `trace.metrics` may name. `log_prob_difference`: mean log-probability per token of the
+answer minus that of the counterfactual answer, each whole."""

@@ -1,6 +1,8 @@
-"""Tracing a prompt of one's own: what `dmle trace --prompt` checks, runs and says. Torch is imported late.
+"""Tracing a prompt of one's own: what `dmle trace --prompt` checks, runs and says. Torch is
+imported late.
 
-A prompt is traced as a rule of one form whose name is the given rule words; it needs no rulebook and no run folder.
+A prompt is traced as a rule of one form whose name is the given rule words; it needs no rulebook
+and no run folder.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES = (".png", ".pdf")
 DEFAULT_MAP = Path("map.nc")
 DEFAULTS: dict[str, Any] = {"positions": "all", "answer_tokens": 4}
-"""Trace settings that differ for a single prompt: all its tokens can be afforded, and a fact is a short answer."""
+"""Trace settings that differ for a single prompt: all its tokens can be afforded, and a fact is
+a short answer."""
 STRONGEST = 3
 """Tokens that are listed for each component."""
 FORM = "description"
@@ -61,12 +64,22 @@ class PromptRequest:
         # A blank answer may be the model's own, and is no answer of a rule.
         answers = (self.answer,) if self.answer and self.answer.strip() else ()
         prompt = RulePrompt(
-            prompt=self.prompt, subject=self.subject, target_new="-", target_true=answers, space=self.space
+            prompt=self.prompt,
+            subject=self.subject,
+            target_new="-",
+            target_true=answers,
+            space=self.space,
         )
-        return Rule(id="prompt", name=" ".join(self.words) or self.subject, subject=self.subject, forms={FORM: prompt})
+        return Rule(
+            id="prompt",
+            name=" ".join(self.words) or self.subject,
+            subject=self.subject,
+            forms={FORM: prompt},
+        )
 
     def check(self, config: TraceConfig, *, overwrite: bool = False) -> None:
-        """See that the prompt can be traced and the files can be written, as far as that shows without a model.
+        """See that the prompt can be traced and the files can be written, as far as that shows
+        without a model.
 
         Raises:
             ValueError: It cannot; says what was given, what is needed, and how to mend it.
@@ -74,13 +87,21 @@ class PromptRequest:
         self._check_text(config)
         if self.plot is not None:
             if self.plot.suffix.lower() not in PLOT_SUFFIXES:
-                raise DmleError(f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png or .pdf")
+                raise DmleError(
+                    f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png"
+                    " or .pdf"
+                )
             find_plot()
         if self.map_path.suffix.lower() in PLOT_SUFFIXES:
-            raise DmleError(f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending in .nc")
+            raise DmleError(
+                f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending"
+                " in .nc"
+            )
         for flag, path in (("--plot", self.plot), ("--out", self.map_path)):
             if path is not None and not path.parent.is_dir():
-                raise DmleError(f"{flag} {path}: there is no folder {path.parent}; make it, or give another")
+                raise DmleError(
+                    f"{flag} {path}: there is no folder {path.parent}; make it, or give another"
+                )
             if path is not None and path.is_dir():
                 raise DmleError(f"{flag} {path} is a folder; give the name of a file")
         if self.map_path.exists() and not overwrite:
@@ -97,17 +118,20 @@ class PromptRequest:
         for word in self.words:
             if not char_spans(self.prompt, word, ignore_case=True):
                 raise DmleError(
-                    f"--words: {word!r} is no word of the prompt {self.prompt!r}; write it as it stands there"
+                    f"--words: {word!r} is no word of the prompt {self.prompt!r}; write it as it"
+                    " stands there"
                 )
             if word.lower() not in self.rule.rule_words:
                 raise DmleError(
-                    f"--words: {word!r} names nothing (a stop word, a single letter, part of the subject, or several "
-                    f"words); choose another, or corrupt exactly what you like by --span WORD,WORD"
+                    f"--words: {word!r} names nothing (a stop word, a single letter, part of the"
+                    " subject, or several words); choose another, or corrupt exactly what you like"
+                    " by --span WORD,WORD"
                 )
         if config.corruption == "counterfactual":
             raise DmleError(
-                "trace.corruption is counterfactual, which takes another rule's prompt from a rulebook; a single "
-                "prompt is corrupted by noise: leave --corruption out, or trace rules instead of --prompt"
+                "trace.corruption is counterfactual, which takes another rule's prompt from a"
+                " rulebook; a single prompt is corrupted by noise: leave --corruption out, or trace"
+                " rules instead of --prompt"
             )
         if not isinstance(config.span, str):
             check_phrases(self.prompt, config.span)
@@ -121,7 +145,10 @@ def find_plot() -> EntryPoint:
     """
     found = list(entry_points(group="dmle.plots", name="prompt"))
     if not found:
-        raise DmleError("--plot: no installed package draws effect maps; install this one again (pip install -e .)")
+        raise DmleError(
+            "--plot: no installed package draws effect maps; install this one again (pip install"
+            " -e .)"
+        )
     return found[0]
 
 
@@ -170,26 +197,40 @@ def report(effects: "xr.Dataset") -> list[str]:
     marks = zip(effects["token"].values, effects["is_corrupted"].values, strict=True)
     unit, attrs = str(effects.attrs["unit"]), effects.attrs
     lines = [
-        f"tokens (* corrupted): {' '.join(f'{str(token)!r}' + '*' * bool(corrupted) for token, corrupted in marks)}",
-        f"answer: {str(effects['answer'].item())!r} ({SAID_OF_SOURCE[attrs['answer_source']]}){_joint(attrs)}",
-        f"score: clean {float(effects['clean']):.3f}, corrupted {float(effects['corrupted'].mean()):.3f}; total effect "
-        f"{total:.3f} ± {error:.3f} {unit} (standard error over {effects.sizes['sample']} noise samples)",
+        (
+            "tokens (* corrupted):"
+            f" {' '.join(f'{str(token)!r}' + '*' * bool(corrupted) for token, corrupted in marks)}"
+        ),
+        (
+            f"answer: {str(effects['answer'].item())!r}"
+            f" ({SAID_OF_SOURCE[attrs['answer_source']]}){_joint(attrs)}"
+        ),
+        (
+            f"score: clean {float(effects['clean']):.3f}, corrupted"
+            f" {float(effects['corrupted'].mean()):.3f}; total effect {total:.3f} ± {error:.3f}"
+            f" {unit} (standard error over {effects.sizes['sample']} noise samples)"
+        ),
     ]
     if typed := attrs.get("typed_tokens"):
-        lines.append(f"special tokens written in the prompt, each taken as one token and none added twice: {typed}")
+        lines.append(
+            "special tokens written in the prompt, each taken as one token and none added twice:"
+            f" {typed}"
+        )
     bound = f"{TRACEABLE_STANDARD_ERRORS:g} standard errors"
     if bool(te["traceable"]):
         lines.append(f"traceable: yes, the total effect is above {bound}")
     else:
         lines.append(
-            f"traceable: NO, the total effect is not above {bound}, so the map means nothing; corrupt more of what "
-            "names the answer (--words), or take more samples (--samples)"
+            f"traceable: NO, the total effect is not above {bound}, so the map means nothing;"
+            " corrupt more of what names the answer (--words), or take more samples (--samples)"
         )
     effect = indirect_effect(effects)
     lines.append(f"strongest cells (indirect effect in {unit}; the best layer of each token):")
     for component in effect["component"].values:
         wide = component in ("mlp", "attn") and attrs["window"] > 1
-        name = f"{component} (windows of {attrs['window']} layers around)" if wide else str(component)
+        name = (
+            f"{component} (windows of {attrs['window']} layers around)" if wide else str(component)
+        )
         lines.append(f"  {name}: {'; '.join(_strongest(effect.sel(component=component)))}")
     return lines
 
@@ -201,7 +242,9 @@ def _joint(attrs: Mapping[str, Any]) -> str:
 
 def _strongest(effect: "xr.DataArray") -> list[str]:
     """The largest effects of one component, one for each token."""
-    of_token = effect.max("layer")  # tokens that were not traced are NaN, those before the corrupted ones 0
+    of_token = effect.max(
+        "layer"
+    )  # tokens that were not traced are NaN, those before the corrupted ones 0
     listed = []
     for pos in np.argsort(-of_token.values, kind="stable")[:STRONGEST]:
         if of_token.values[pos] > 0:
@@ -217,6 +260,12 @@ def _check_replaceable(path: Path) -> None:
     from interp.results import effects
 
     with suppress(OSError, ValueError), effects.opened(path) as found:
-        if str(found.attrs.get("schema", "")).startswith("dmle.effects") and "rule" not in found.dims:
+        if (
+            str(found.attrs.get("schema", "")).startswith("dmle.effects")
+            and "rule" not in found.dims
+        ):
             return
-    raise DmleError(f"{path} is there and is no effect map of one prompt; give another by --out, or --overwrite it")
+    raise DmleError(
+        f"{path} is there and is no effect map of one prompt; give another by --out, or"
+        " --overwrite it"
+    )

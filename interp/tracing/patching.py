@@ -1,27 +1,31 @@
 """The patching engine: put states of one run into another and score the answer.
 
-A prompt has a *clean* run and a *corrupted* one, whose embeddings are damaged by noise or which asks about something
-else (a counterfactual prompt of as many tokens). A *site* names states: a component's output in some blocks, at one
-position. Two directions:
+A prompt has a *clean* run and a *corrupted* one, whose embeddings are damaged by noise or which
+asks about something else (a counterfactual prompt of as many tokens). A *site* names states: a
+component's output in some blocks, at one position. Two directions:
 
-- `denoise` (the default): the corrupted run gets the clean states of a site. What returns of the answer is what those
-  states suffice for.
-- `noise`: the clean run gets the corrupted states of a site. What is lost is what they were necessary for.
+- `denoise` (the default): the corrupted run gets the clean states of a site. What returns of the
+  answer is what those states suffice for.
+- `noise`: the clean run gets the corrupted states of a site. What is lost is what they were
+  necessary for.
 
 The run that is changed is called *base* here, the one whose states it gets *source*.
 
 Cost. Three routes give the same numbers:
 
-- `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing shared.
-- The generic route puts sites and samples along the batch axis; hooks only, so it serves any TransformerLens model.
-- The fast route shares what sites have in common. Positions before the site's are those of the base run in every
-  block: their keys and values are computed once, and only the tokens from the site's position on are run. Blocks
-  before the first that a site changes are those of the base run, too: a site joins the batch behind them, so the
-  batch grows from block to block. Logits are computed only where the answer is predicted. `sweep` takes it where the
-  model's self-check shows that it holds.
+- `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing
+shared.
+- The generic route puts sites and samples along the batch axis; hooks only, so it serves any
+TransformerLens model.
+- The fast route shares what sites have in common. Positions before the site's are those of the base
+  run in every block: their keys and values are computed once, and only the tokens from the site's
+  position on are run. Blocks before the first that a site changes are those of the base run, too: a
+  site joins the batch behind them, so the batch grows from block to block. Logits are computed only
+  where the answer is predicted. `sweep` takes it where the model's self-check shows that it holds.
 
-With T tokens and L blocks a map of T·L sites takes T passes over growing batches in place of T·L whole passes: half
-of the blocks and half of the tokens on average, hence a quarter of the block arithmetic.
+With T tokens and L blocks a map of T·L sites takes T passes over growing batches in place of T·L
+whole passes: half of the blocks and half of the tokens on average, hence a quarter of the block
+arithmetic.
 
 Source: Meng et al. 2022 (ROME 2.1), causal tracing; Zhang & Nanda 2024 for the vocabulary.
 """
@@ -55,8 +59,9 @@ class Site:
     position: int
     layers: range
     frozen: str | None = None
-    """`mlp` or `attn`: the outputs of that component at this token stay those of the base run in all later blocks,
-    so that the exchanged state cannot act through them (ROME, Fig. 3: severed MLP or attention)."""
+    """`mlp` or `attn`: the outputs of that component at this token stay those of the base run in
+    all later blocks, so that the exchanged state cannot act through them (ROME, Fig. 3: severed MLP
+    or attention)."""
 
 
 @dataclass(frozen=True)
@@ -88,21 +93,27 @@ class CorruptedPrompt:
         if (self.noise is None) == (self.counterfactual is None):
             raise InputError("give noise or a counterfactual prompt: exactly one of them corrupts")
         if list(self.positions) != sorted({p for p in self.positions if 0 <= p < n}):
-            raise InputError(f"positions {self.positions} are not ascending positions of a prompt of {n} tokens")
+            raise InputError(
+                f"positions {self.positions} are not ascending positions of a prompt of {n} tokens"
+            )
         if self.noise is not None and self.noise.shape[1] != len(self.positions):
             raise InputError(
-                f"noise has shape {tuple(self.noise.shape)}, expected (sample, {len(self.positions)}, d_model): "
-                "one vector per corrupted token"
+                f"noise has shape {tuple(self.noise.shape)}, expected (sample,"
+                f" {len(self.positions)}, d_model): one vector per corrupted token"
             )
         if self.counterfactual is not None:
             if len(self.counterfactual) != n:
                 raise InputError(
-                    f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt {n}; states of the "
-                    "two can only be exchanged where tokens stand at equal positions: choose another"
+                    f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt"
+                    f" {n}; states of the two can only be exchanged where tokens stand at equal"
+                    " positions: choose another"
                 )
             differing = [i for i in range(n) if self.prompt[i] != self.counterfactual[i]]
             if list(self.positions) != differing:
-                raise InputError(f"positions {self.positions} are not where the prompts differ, which is {differing}")
+                raise InputError(
+                    f"positions {self.positions} are not where the prompts differ, which is"
+                    f" {differing}"
+                )
 
     @property
     def continuation(self) -> tuple[int, ...]:
@@ -126,7 +137,9 @@ class CorruptedPrompt:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """Scores of one prompt, in the metric's unit. A metric of several scores adds a last axis to each."""
+    """Scores of one prompt, in the metric's unit. A metric of several scores adds a last axis to
+    each.
+    """
 
     clean: Float[Tensor, "*metric"]
     corrupted: Float[Tensor, "sample *metric"]
@@ -153,20 +166,29 @@ def sweep(
         case: The prompt, its answer and its corruption.
         sites: What to exchange, each alone.
         metric: Logits and target → score per row.
-        direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run.
+        direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into
+        the clean run.
         route: `fast`, `generic`, or the fast one where the model's self-check allows it.
-        memory: Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If memory runs out all the
-            same, batches are halved. Changes the cost, not the result.
+        memory: Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If
+            memory runs out all the same, batches are halved. Changes the cost, not the result.
         batch_size: Rows (site × sample) run together, whatever the memory.
         advance: Called with the number of sites done.
 
     Raises:
-        ValueError: A site is outside the prompt, or the fast route is asked for where it does not hold.
+        ValueError: A site is outside the prompt, or the fast route is asked for where it does not
+        hold.
         NotFiniteError: A score of a run is NaN or infinite.
         MemoryError: Not even one site fits in memory.
     """
     patcher = Patcher(
-        model, case, sites, metric, direction=direction, route=route, memory=memory, batch_size=batch_size
+        model,
+        case,
+        sites,
+        metric,
+        direction=direction,
+        route=route,
+        memory=memory,
+        batch_size=batch_size,
     )
     restored = patcher.run(range(len(sites)), range(case.samples), advance)
     return SweepResult(patcher.clean.cpu(), patcher.corrupted.cpu(), restored)
@@ -180,11 +202,17 @@ def sweep_reference(
     *,
     direction: Direction = "denoise",
 ) -> SweepResult:
-    """The same numbers the slow and obvious way: whole forward passes, one per site and noise sample."""
+    """The same numbers the slow and obvious way: whole forward passes, one per site and noise
+    sample.
+    """
     components = ("resid", "mlp", "attn")
-    names = [model.hook(component, layer) for component in components for layer in range(model.n_layers)]
+    names = [
+        model.hook(component, layer) for component in components for layer in range(model.n_layers)
+    ]
 
-    def run(corrupted: bool, sample: int, changes: Sequence[tuple[str, int, Tensor]] = ()) -> tuple[Tensor, dict]:
+    def run(
+        corrupted: bool, sample: int, changes: Sequence[tuple[str, int, Tensor]] = ()
+    ) -> tuple[Tensor, dict]:
         """Logits and states of one run in which the state at (hook, position) is set to a value."""
         ids = case.counterfactual if corrupted and case.counterfactual else case.prompt
         states: dict[str, Tensor] = {}
@@ -206,7 +234,9 @@ def sweep_reference(
             return value
 
         hooks: list[NamedHook] = [(model.embedding_hook, embed)]
-        hooks += [(name, lambda value, hook, name=name: change(value, hook, name)) for name in names]
+        hooks += [
+            (name, lambda value, hook, name=name: change(value, hook, name)) for name in names
+        ]
         tokens = torch.tensor([[*ids, *case.continuation]], device=model.device)
         logits = model.logits(tokens, hooks=hooks)[:, len(case.prompt) - 1 :]
         return metric(logits, target(case, model.device, clean_log_probs))[0].cpu(), states
@@ -217,7 +247,9 @@ def sweep_reference(
         taken = [model.hook(site.component, layer) for layer in site.layers]
         later = range(site.layers.stop, model.n_layers) if site.frozen else ()
         kept = [model.hook(str(site.frozen), layer) for layer in later]
-        changes = [(name, at, source[name][at]) for name in taken] + [(name, at, base[name][at]) for name in kept]
+        changes = [(name, at, source[name][at]) for name in taken] + [
+            (name, at, base[name][at]) for name in kept
+        ]
         return run(to, sample, changes)[0]
 
     with torch.no_grad():
@@ -225,19 +257,31 @@ def sweep_reference(
         clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
         clean = run(False, 0)[0]
         corrupted = torch.stack([run(True, sample)[0] for sample in range(case.samples)])
-        restored = [torch.stack([patched(site, sample) for sample in range(case.samples)]) for site in sites]
-    return SweepResult(clean, corrupted, torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape))
+        restored = [
+            torch.stack([patched(site, sample) for sample in range(case.samples)]) for site in sites
+        ]
+    return SweepResult(
+        clean,
+        corrupted,
+        torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape),
+    )
 
 
-def target(case: CorruptedPrompt, device: torch.device, clean_log_probs: Tensor | None = None) -> Target:
+def target(
+    case: CorruptedPrompt, device: torch.device, clean_log_probs: Tensor | None = None
+) -> Target:
     """What the runs of a case are scored against."""
-    alternative = None if case.alternative is None else torch.tensor(case.alternative, device=device)
+    alternative = (
+        None if case.alternative is None else torch.tensor(case.alternative, device=device)
+    )
     return Target(torch.tensor(case.answer, device=device), alternative, clean_log_probs)
 
 
 @dataclass
 class Side:
-    """One of the two runs of a case: its tokens, what is done to their embeddings, and its states."""
+    """One of the two runs of a case: its tokens, what is done to their embeddings, and its
+    states.
+    """
 
     ids: tuple[int, ...]
     """Prompt and continuation."""
@@ -259,23 +303,31 @@ class Side:
         ids = (*(case.counterfactual or case.prompt), *case.continuation)
         return cls(ids, case.samples, case.positions, case.noise, case.replace)
 
-    def tokens(self, model: LanguageModel, rows: int, start: int = 0, end: int | None = None) -> Tensor:
+    def tokens(
+        self, model: LanguageModel, rows: int, start: int = 0, end: int | None = None
+    ) -> Tensor:
         """Token ids from `start` to `end`, in some rows."""
         return torch.tensor(self.ids[start:end], device=model.device).expand(rows, -1)
 
     def embedding_hooks(
         self, model: LanguageModel, rows: Sequence[int], start: int = 0, end: int | None = None
     ) -> list[NamedHook]:
-        """What corrupts the embeddings of tokens `start`…`end`; `rows` names the noise sample of each row."""
+        """What corrupts the embeddings of tokens `start`…`end`; `rows` names the noise sample of
+        each row.
+        """
         if self.noise is None:
             return []
-        inside = [i for i, p in enumerate(self.positions) if p >= start and (end is None or p < end)]
+        inside = [
+            i for i, p in enumerate(self.positions) if p >= start and (end is None or p < end)
+        ]
         columns = [self.positions[i] - start for i in inside]
         noise = self.noise[list(rows)][:, inside]
 
         def corrupt(value: Tensor, hook: Any) -> Tensor:
             value = value.clone()
-            value[:, columns] = noise.to(value) if self.replace else value[:, columns] + noise.to(value)
+            value[:, columns] = (
+                noise.to(value) if self.replace else value[:, columns] + noise.to(value)
+            )
             return value
 
         return [(model.embedding_hook, corrupt)]
@@ -311,7 +363,10 @@ class Side:
 
         size = together or memory // model.row_bytes(len(self.ids), len(self.ids), keep)
         chunked(range(self.rows), max(1, size), work)
-        self.states = {name: values[0] if len(values) == 1 else torch.cat(values) for name, values in found.items()}
+        self.states = {
+            name: values[0] if len(values) == 1 else torch.cat(values)
+            for name, values in found.items()
+        }
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def take(self, name: str, samples: Sequence[int]) -> Float[Tensor, "sample pos d"]:
@@ -321,8 +376,12 @@ class Side:
             return states.expand(len(samples), -1, -1)
         return states if list(samples) == list(range(self.rows)) else states[list(samples)]
 
-    def extend_cache(self, model: LanguageModel, samples: Sequence[int], cache: Any, start: int, end: int) -> Any:
-        """Keys and values of the tokens before `end`, given those before `start`; one row if all samples share it."""
+    def extend_cache(
+        self, model: LanguageModel, samples: Sequence[int], cache: Any, start: int, end: int
+    ) -> Any:
+        """Keys and values of the tokens before `end`, given those before `start`; one row if all
+        samples share it.
+        """
         rows = samples if self.rows > 1 else [0]
         hooks = self.embedding_hooks(model, rows, start, end)
         return model.prefix_cache(self.tokens(model, len(rows), start, end), hooks, cache)
@@ -338,7 +397,8 @@ def watch_hooks(names: Iterable[str], into: dict[str, Tensor]) -> list[NamedHook
 
 
 class Patcher:
-    """The clean and corrupted runs of a case, done and scored once, and patched runs of any of its sites.
+    """The clean and corrupted runs of a case, done and scored once, and patched runs of any of its
+    sites.
 
     Attributes:
         clean: Score of the clean run, shape (*metric).
@@ -359,23 +419,35 @@ class Patcher:
         batch_size: int | None = None,
         unchecked: bool = False,
     ) -> None:
-        """Do the two runs, keeping the states that the sites need. Arguments and errors: see `sweep`.
+        """Do the two runs, keeping the states that the sites need. Arguments and errors: see
+        `sweep`.
 
-        `unchecked` takes the fast route although nothing has shown yet that it holds: what the self-check does.
+        `unchecked` takes the fast route although nothing has shown yet that it holds: what the
+        self-check does.
         """
         if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
             raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
         holds = unchecked or model.takes_fast_route(len(case.ids))
         if route == "fast" and not holds:
-            raise InputError(f"{model.name}: the self-check does not allow the fast route; use route auto or generic")
+            raise InputError(
+                f"{model.name}: the self-check does not allow the fast route; use route auto or"
+                " generic"
+            )
         self._model, self._case, self._sites, self._metric = model, case, sites, metric
         self.direction = direction
         self._fast = holds and route != "generic"
         self._memory, self._batch_size = memory or default_budget(model.device), batch_size
         clean, corrupted = Side.clean(case), Side.corrupted(case)
-        self._base, self._source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        self._base, self._source = (
+            (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+        )
         taken = {model.hook(s.component, layer) for s in sites for layer in s.layers}
-        kept = {model.hook(s.frozen, n) for s in sites if s.frozen for n in range(s.layers.stop, model.n_layers)}
+        kept = {
+            model.hook(s.frozen, n)
+            for s in sites
+            if s.frozen
+            for n in range(s.layers.stop, model.n_layers)
+        }
         if self._fast and sites:
             kept |= {_stream(layer) for layer in range(model.n_layers)}
             kept |= {model.hook(s.component, s.layers.start) for s in sites if s.component == "mlp"}
@@ -388,7 +460,12 @@ class Patcher:
             self.clean = metric(logits, self._target)[0]
             require_finite(self.clean, "the clean run", model)
             self.corrupted = corrupted.run(
-                model, of_corrupted, n, lambda logits: metric(logits, self._target), memory, batch_size
+                model,
+                of_corrupted,
+                n,
+                lambda logits: metric(logits, self._target),
+                memory,
+                batch_size,
             )
             require_finite(self.corrupted, "a corrupted run", model)
 
@@ -399,14 +476,20 @@ class Patcher:
         return other
 
     def run(
-        self, indices: Sequence[int], samples: Sequence[int], advance: Callable[[int], object] = lambda n: None
+        self,
+        indices: Sequence[int],
+        samples: Sequence[int],
+        advance: Callable[[int], object] = lambda n: None,
     ) -> Float[Tensor, "site sample *metric"]:
         """Scores of the base run patched at some of the sites, in some of the noise samples."""
         model, case = self._model, self._case
         scores = torch.empty(len(indices), len(samples), *self.clean.shape)
         order = sorted(
             range(len(indices)),
-            key=lambda i: (self._sites[indices[i]].position, _first_block(model, self._sites[indices[i]])),
+            key=lambda i: (
+                self._sites[indices[i]].position,
+                _first_block(model, self._sites[indices[i]]),
+            ),
         )
         cache: Any = None
         done = 0
@@ -428,11 +511,13 @@ class Patcher:
                 chunked(list(group), max(1, rows // len(samples)), work)
         return scores
 
-    def _patched(self, sites: Sequence[Site], samples: Sequence[int], start: int, cache: Any) -> Tensor:
+    def _patched(
+        self, sites: Sequence[Site], samples: Sequence[int], start: int, cache: Any
+    ) -> Tensor:
         """Scores of patched runs, rows running through the samples fastest.
 
-        On the fast route the sites are at the position `start`, ordered by their first block, and `cache` holds what
-        is before; on the generic one whole sequences go through all blocks.
+        On the fast route the sites are at the position `start`, ordered by their first block, and
+        `cache` holds what is before; on the generic one whole sequences go through all blocks.
         """
         model, answer = self._model, len(self._case.answer)
         if self._fast:
@@ -440,7 +525,9 @@ class Patcher:
             hooks = self._exchanges(sites, samples, start, blocks)
             joins = self._joins(sites, samples, blocks)
             ids = self._base.tokens(model, 1, start)
-            return self._metric(model.logits(ids, keep=answer, hooks=hooks, prefix=cache, joins=joins), self._target)
+            return self._metric(
+                model.logits(ids, keep=answer, hooks=hooks, prefix=cache, joins=joins), self._target
+            )
         rows = [*samples] * len(sites)
         hooks = [
             *self._base.embedding_hooks(model, rows),
@@ -449,7 +536,9 @@ class Patcher:
         ids = self._base.tokens(model, len(rows))
         return self._metric(model.logits(ids, keep=answer, hooks=hooks), self._target)
 
-    def _joins(self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]) -> list[tuple[int, Tensor]]:
+    def _joins(
+        self, sites: Sequence[Site], samples: Sequence[int], blocks: Sequence[int]
+    ) -> list[tuple[int, Tensor]]:
         """The streams with which sites, ordered by their first block, join the batch there.
 
         Those of the base run; what a site exchanges before that block is exchanged already.
@@ -481,11 +570,16 @@ class Patcher:
                 changes.setdefault(name, []).append((i, site.position - start, new))
         return [self._exchange(name, some, len(samples)) for name, some in changes.items()]
 
-    def _exchange(self, name: str, changes: Sequence[tuple[int, int, Tensor]], n_samples: int) -> NamedHook:
+    def _exchange(
+        self, name: str, changes: Sequence[tuple[int, int, Tensor]], n_samples: int
+    ) -> NamedHook:
         """Set states of site i in its rows, i·samples … (i+1)·samples, at a column each."""
         rows = [i * n_samples + k for i, _, _ in changes for k in range(n_samples)]
         columns = [column for _, column, _ in changes for _ in range(n_samples)]
-        where = (torch.tensor(rows, device=self._model.device), torch.tensor(columns, device=self._model.device))
+        where = (
+            torch.tensor(rows, device=self._model.device),
+            torch.tensor(columns, device=self._model.device),
+        )
         new = torch.cat([value for _, _, value in changes])
 
         def exchange(value: Tensor, hook: Any) -> Tensor:
@@ -498,10 +592,12 @@ class Patcher:
 def _first_block(model: LanguageModel, site: Site) -> int:
     """The first block that a patched run must go through.
 
-    What the stream or an MLP gets exchanged in a block can be set in the stream behind that block, unless it is the
-    last one.
+    What the stream or an MLP gets exchanged in a block can be set in the stream behind that block,
+    unless it is the last one.
     """
-    return site.layers.start + (site.component in ("resid", "mlp") and site.layers.start + 1 < model.n_layers)
+    return site.layers.start + (
+        site.component in ("resid", "mlp") and site.layers.start + 1 < model.n_layers
+    )
 
 
 def _stream(block: int) -> str:

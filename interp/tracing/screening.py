@@ -1,16 +1,19 @@
-"""Scores of all sites of a prompt: exact, from gradients, or exact where it matters and estimated elsewhere.
+"""Scores of all sites of a prompt: exact, from gradients, or exact where it matters and estimated
+elsewhere.
 
 `screen` does less than the exact sweep, with a known error:
 
-1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate effect.
-2. *Exact runs where it matters.* Along the layers of a line (one component at one token) the error of the gradients
-   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the intervals whose
-   interpolation seems worst are halved, until a share of all sites has been run.
-3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is known for all of
-   them, so only the difference to it must be averaged (a control variate); where its standard error is above a
-   tolerance the remaining samples are run, too.
-4. *Audit.* Sites drawn at random from those that were not run are run in full. Their error, scaled up to all sites
-   that were not run, is the *missed mass*: the share of the absolute effects of the map that is wrong.
+1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate
+effect. 2. *Exact runs where it matters.* Along the layers of a line (one component at one token)
+the error of the gradients
+   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the
+   intervals whose interpolation seems worst are halved, until a share of all sites has been run.
+3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is
+   known for all of them, so only the difference to it must be averaged (a control variate); where
+   its standard error is above a tolerance the remaining samples are run, too.
+4. *Audit.* Sites drawn at random from those that were not run are run in full. Their error, scaled
+   up to all sites that were not run, is the *missed mass*: the share of the absolute effects of the
+   map that is wrong.
 
 Every entry says whether it was run or estimated.
 """
@@ -31,7 +34,15 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.tracing.attribution import attribute
 from interp.tracing.metrics import METRICS, Metric, several
-from interp.tracing.patching import CorruptedPrompt, Direction, Patcher, Route, Site, SweepResult, sweep
+from interp.tracing.patching import (
+    CorruptedPrompt,
+    Direction,
+    Patcher,
+    Route,
+    Site,
+    SweepResult,
+    sweep,
+)
 
 Method = Literal["exact", "attribution", "screen"]
 STRIDE = 6
@@ -53,7 +64,8 @@ class ScoredSites:
     exact: Bool[Tensor, "site sample"] | None = None
     """Which scores were run; None if all were."""
     about: dict[str, float | int] = field(default_factory=dict)
-    """What was measured of the method: `missed_mass`, `exact_share` (of the site × sample runs of the exact sweep)."""
+    """What was measured of the method: `missed_mass`, `exact_share` (of the site × sample runs
+    of the exact sweep)."""
 
 
 def score_sites(
@@ -85,19 +97,22 @@ def score_sites(
         route: Fast or generic.
         steps: Integrated-gradient steps of `attribution` and `screen`.
         share: Share of the sites that `screen` runs.
-        tolerance: Standard error up to which a few noise samples are enough for `screen`, as a share of the total
-            effect.
+        tolerance: Standard error up to which a few noise samples are enough for `screen`, as a
+            share of the total effect.
         seed: Of the audit's draw.
         memory: Bytes of a batch.
         batch_size: Rows of a batch.
         advance: Called with the share of the work done since the last call.
 
     Raises:
-        ValueError: A metric compares with the counterfactual answer, and there is none, or `screen` is asked for
-            such a metric.
+        ValueError: A metric compares with the counterfactual answer, and there is none, or `screen`
+            is asked for such a metric.
     """
     if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
-        raise InputError(f"metrics {missing} compare with the answer to a counterfactual prompt, and there is none")
+        raise InputError(
+            f"metrics {missing} compare with the answer to a counterfactual prompt, and there is"
+            " none"
+        )
     contrasts = [at for at, name in enumerate(metrics) if METRICS[name].contrast]
     metric = several([METRICS[name].function for name in metrics])
     options = {"direction": direction, "route": route, "memory": memory, "batch_size": batch_size}
@@ -108,23 +123,34 @@ def score_sites(
 
     if method == "screen":
         if contrasts:
-            raise InputError("log_prob_difference takes a second sweep, which method screen has not; use exact")
+            raise InputError(
+                "log_prob_difference takes a second sweep, which method screen has not; use exact"
+            )
         patcher = Patcher(model, case, sites, metric, **options)
-        guess = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
-        return screen(patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance)
+        guess = attribute(
+            model, case, sites, metric, direction=direction, steps=steps, memory=memory
+        )
+        return screen(
+            patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance
+        )
 
     def score(case: CorruptedPrompt, metric: Metric) -> SweepResult:
         if method == "exact":
             return sweep(model, case, sites, metric, advance=tell, **options)
-        found = attribute(model, case, sites, metric, direction=direction, steps=steps, memory=memory)
+        found = attribute(
+            model, case, sites, metric, direction=direction, steps=steps, memory=memory
+        )
         tell(len(sites))
         return found
 
     found = score(case, metric)
-    clean, corrupted, restored = (each.clone() for each in (found.clean, found.corrupted, found.restored))
+    clean, corrupted, restored = (
+        each.clone() for each in (found.clean, found.corrupted, found.restored)
+    )
     if contrasts and case.alternative is not None:
         other = score(
-            replace(case, answer=case.alternative), several([METRICS[metrics[i]].function for i in contrasts])
+            replace(case, answer=case.alternative),
+            several([METRICS[metrics[i]].function for i in contrasts]),
         )
         clean[contrasts] -= other.clean
         corrupted[:, contrasts] -= other.corrupted
@@ -132,7 +158,11 @@ def score_sites(
     if method == "exact":
         return ScoredSites(clean, corrupted, restored)
     return ScoredSites(
-        clean, corrupted, restored, torch.zeros(restored.shape[:2], dtype=torch.bool), {"exact_share": 0.0}
+        clean,
+        corrupted,
+        restored,
+        torch.zeros(restored.shape[:2], dtype=torch.bool),
+        {"exact_share": 0.0},
     )
 
 
@@ -152,13 +182,17 @@ def screen(
         patcher: Runs sites exactly; of a metric with several scores, of which the first decides.
         guess: Approximate scores of the same sites (`interp.tracing.attribution.attribute`).
         sites: The sites.
-        share: Share of the sites that is run. All ends of the first grid are, even if they are more.
-        tolerance: Standard error of a site, as a share of the total effect, up to which a few samples are enough.
+        share: Share of the sites that is run. All ends of the first grid are, even if they are
+        more.
+        tolerance: Standard error of a site, as a share of the total effect, up to which a few
+        samples are enough.
         seed: Of the audit's draw.
         advance: Called with the share of the work done since the last call.
     """
     n_samples = len(guess.corrupted)
-    work = _Screen(patcher, guess, tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0]))
+    work = _Screen(
+        patcher, guess, tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0])
+    )
     lines = [_Line(line, [_middle(sites[i]) for i in line]) for line in _lines(sites)]
     work.run(sorted({i for line in lines for i in line.grid(STRIDE)}))
     wanted = max(len(work.done), math.ceil(share * len(sites)))
@@ -176,7 +210,11 @@ def screen(
     rest = np.array(sorted(set(range(len(sites))) - set(work.done)), dtype=int)
     size = min(len(rest), max(MIN_AUDIT, round(AUDIT * len(sites))))
     drawn = np.random.default_rng(seed).choice(rest, size=size, replace=False).tolist()
-    base = guess.corrupted if patcher.direction == "denoise" else guess.clean.expand_as(guess.corrupted)
+    base = (
+        guess.corrupted
+        if patcher.direction == "denoise"
+        else guess.clean.expand_as(guess.corrupted)
+    )
     missed = 0.0
     if drawn:
         truth = patcher.run(drawn, range(n_samples))
@@ -190,7 +228,11 @@ def screen(
         exact[at, : len(values)] = True
     exact[drawn] = True
     advance(1 / (ROUNDS + 2))
-    about = {"missed_mass": missed, "exact_share": exact.float().mean().item(), "audited_sites": len(drawn)}
+    about = {
+        "missed_mass": missed,
+        "exact_share": exact.float().mean().item(),
+        "audited_sites": len(drawn),
+    }
     return ScoredSites(guess.clean, guess.corrupted, estimate, exact, about)
 
 
@@ -227,7 +269,9 @@ class _Screen:
         return values - self.guess.restored[i, : len(values)]
 
     def _standard_error(self, i: int) -> float:
-        """Of the mean gap over all samples, of which those already run are known (finite population)."""
+        """Of the mean gap over all samples, of which those already run are known (finite
+        population).
+        """
         gaps = self._gaps(i)[:, 0]
         n, total = len(gaps), len(self.guess.corrupted)
         return gaps.std().item() * math.sqrt((1 - n / total) / n) if n > 1 else math.inf
@@ -251,7 +295,11 @@ class _Line:
             (low, high, abs(float(work.gap(self.sites[high])[0] - work.gap(self.sites[low])[0])))
             for low, high in pairwise(known)
         ]
-        return [_Interval(-step * (high - low - 1), self, low, high) for low, high, step in steps if high - low > 1]
+        return [
+            _Interval(-step * (high - low - 1), self, low, high)
+            for low, high, step in steps
+            if high - low > 1
+        ]
 
     def interpolate(self, work: _Screen, into: np.ndarray) -> None:
         known = [k for k, i in enumerate(self.sites) if i in work.values]
@@ -263,7 +311,9 @@ class _Line:
 
 @dataclass(frozen=True, order=True)
 class _Interval:
-    """Sites between two that were run; `error` is minus the estimated error of interpolating them."""
+    """Sites between two that were run; `error` is minus the estimated error of interpolating
+    them.
+    """
 
     error: float
     line: _Line = field(compare=False)
@@ -274,7 +324,9 @@ class _Interval:
         """What is left when the middle is run: half the step over half the sites, each."""
         middle = (self.low + self.high) // 2
         ends = [(self.low, middle), (middle, self.high)]
-        return [_Interval(self.error / 4, self.line, low, high) for low, high in ends if high - low > 1]
+        return [
+            _Interval(self.error / 4, self.line, low, high) for low, high in ends if high - low > 1
+        ]
 
 
 def _worst(lines: Sequence[_Line], work: _Screen, n: int) -> list[int]:

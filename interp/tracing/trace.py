@@ -1,11 +1,13 @@
-"""Causal tracing of rules: from a rule's prompt to its effect map, and from many rules to a run folder.
+"""Causal tracing of rules: from a rule's prompt to its effect map, and from many rules to a run
+folder.
 
-Method (noise restoration, "denoising"): corrupt the embeddings of the tokens that name the rule, then give
-one state its clean value back and see how much of the answer returns. Per prompt the result is a map
-component × layer × token (see `interp.results.effects`). Scores are of the *whole* answer: the first token of a
-formula or description is mostly format.
+Method (noise restoration, "denoising"): corrupt the embeddings of the tokens that name the rule,
+then give one state its clean value back and see how much of the answer returns. Per prompt the
+result is a map component × layer × token (see `interp.results.effects`). Scores are of the *whole*
+answer: the first token of a formula or description is mostly format.
 
-Source: ROME 2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of rules.
+Source: ROME 2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of
+    rules.
 """
 
 import json
@@ -85,11 +87,13 @@ def trace_prompt(
         advance: Called with the share of the work done since the last call; the shares sum to 1.
 
     Returns:
-        An effect map (see `interp.results.effects`). Positions before the first corrupted token are exactly zero
-        effect (nothing there differs); positions that `config.positions` leaves out are NaN.
+        An effect map (see `interp.results.effects`). Positions before the first corrupted token are
+        exactly zero effect (nothing there differs); positions that `config.positions` leaves out
+        are NaN.
 
     Raises:
-        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt.
+        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual
+            prompt.
     """
     noise = noise or noise_of(model, config, [rule])
     ready = prepare(model, rule, form, config, noise, answer)
@@ -98,8 +102,9 @@ def trace_prompt(
     positions = _traced_positions(roles, case.positions[0], config)
     if not positions:
         raise DmleError(
-            f"no token to trace: trace.positions is {', '.join(config.positions)}; from the first corrupted token on "
-            f"{encoding.text!r} has {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
+            f"no token to trace: trace.positions is {', '.join(config.positions)}; from the first"
+            f" corrupted token on {encoding.text!r} has"
+            f" {', '.join(dict.fromkeys(roles[case.positions[0] :]))}; set trace.positions=all"
         )
     sites = [
         site(component, layer, position, width, model.n_layers)
@@ -123,11 +128,14 @@ def trace_prompt(
         batch_size=config.batch_size,
         advance=advance,
     )
-    # The scores of a site come last there, metrics first in a map: (metric, component, layer, pos, sample).
+    # The scores of a site come last there, metrics first in a map: (metric, component, layer, pos,
+    # sample).
     grid = (len(config.components), model.n_layers, len(positions), case.samples)
     corrupted = result.corrupted.numpy().T
     base = (
-        corrupted if config.direction == "denoise" else np.broadcast_to(result.clean.numpy()[:, None], corrupted.shape)
+        corrupted
+        if config.direction == "denoise"
+        else np.broadcast_to(result.clean.numpy()[:, None], corrupted.shape)
     )
     score = np.full((len(config.metrics), *grid[:2], len(roles), case.samples), np.nan, np.float32)
     score[..., : case.positions[0], :] = base[:, None, None, None]
@@ -139,7 +147,9 @@ def trace_prompt(
         exact[..., positions, :] = result.exact.numpy().reshape(grid)
     units = {name: METRICS[name].unit for name in config.metrics}
     several = len(units) > 1
-    how: dict[str, Any] = {} if several else {"metric": config.metrics[0], "unit": units[config.metrics[0]]}
+    how: dict[str, Any] = (
+        {} if several else {"metric": config.metrics[0], "unit": units[config.metrics[0]]}
+    )
     if config.corruption == "counterfactual":
         how |= {"counterfactual": ready.counterfactual}
     else:
@@ -174,7 +184,11 @@ def trace_prompt(
             "samples": case.samples,
             "seed": config.seed,
             "window": width,
-            "positions": config.positions if isinstance(config.positions, str) else " ".join(config.positions),
+            "positions": (
+                config.positions
+                if isinstance(config.positions, str)
+                else " ".join(config.positions)
+            ),
             "method": config.method,
             "engine": engine(model, config, len(case.ids)),
             **result.about,
@@ -189,7 +203,9 @@ def trace_prompt(
 
 
 def engine(model: LanguageModel, config: TraceConfig, length: int = 0) -> str:
-    """Which route runs the sites of a prompt with its answer, of so many tokens (0: of short ones), and why."""
+    """Which route runs the sites of a prompt with its answer, of so many tokens (0: of short
+    ones), and why.
+    """
     if config.route == "generic":
         return "generic (as asked for)"
     if model.takes_fast_route(length):
@@ -203,17 +219,20 @@ def engine(model: LanguageModel, config: TraceConfig, length: int = 0) -> str:
 def site(component: Component, layer: int, position: int, width: int, n_layers: int) -> Site:
     """The states that a component of an effect map names at a layer and position.
 
-    The stream after a block holds everything before it, so one state is enough; one MLP or attention output is
-    often too little to see, so `mlp` and `attn` are windows of blocks.
+    The stream after a block holds everything before it, so one state is enough; one MLP or
+    attention output is often too little to see, so `mlp` and `attn` are windows of blocks.
     """
     base, _, kind = component.partition("_")
     if base == "resid":
-        return Site("resid", position, range(layer, layer + 1), kind.removesuffix("_frozen") or None)
+        return Site(
+            "resid", position, range(layer, layer + 1), kind.removesuffix("_frozen") or None
+        )
     return Site(base, position, range(layer, layer + 1) if kind else window(layer, width, n_layers))
 
 
 def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -> NoiseRule:
-    """The noise rule of a run; its scale may depend on the subjects of all its rules. None for counterfactual prompts.
+    """The noise rule of a run; its scale may depend on the subjects of all its rules. None for
+    counterfactual prompts.
 
     Raises:
         ValueError: It needs subjects or text that are not there.
@@ -235,13 +254,14 @@ def prepare(
     """One form of a rule as tokens, their roles, the answer to score, and the corruption.
 
     Raises:
-        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual prompt that aligns;
-            the prompt with its answer is longer than the model's positions; the subject holds a special token.
+        ValueError: The prompt has no token to corrupt, no answer to score, or no counterfactual
+            prompt that aligns; the prompt with its answer is longer than the model's positions; the
+            subject holds a special token.
     """
     if typed := model.special_texts(rule.forms[form].subject):
         raise ModelError(
-            f"the subject {rule.forms[form].subject!r} holds {typed[0]!r}, which is a special token of {model.name}; "
-            "leave it out of the subject"
+            f"the subject {rule.forms[form].subject!r} holds {typed[0]!r}, which is a special token"
+            f" of {model.name}; leave it out of the subject"
         )
     if reason := too_long(model, rule, form, config):
         raise TooLongError(reason)
@@ -251,8 +271,12 @@ def prepare(
         check_phrases(encoding.text, config.span)
     answer = answer or find_answer(model, rule, form, config, encoding)
     if config.corruption == "counterfactual":
-        case, twin = corruption.counterfactual(model, encoding, answer.ids, rule.forms[form].twins, roles)
-        if set(config.metrics) & {name for name, metric in METRICS.items() if metric.needs_alternative}:
+        case, twin = corruption.counterfactual(
+            model, encoding, answer.ids, rule.forms[form].twins, roles
+        )
+        if set(config.metrics) & {
+            name for name, metric in METRICS.items() if metric.needs_alternative
+        }:
             first_difference(case.answer, case.alternative)
         return Prepared(encoding, roles, answer, case, twin)
     if isinstance(config.span, str):
@@ -261,7 +285,9 @@ def prepare(
         corrupted = corruption.phrase_positions(encoding, config.span)
     rule_of_noise = noise or noise_of(model, config, [rule])
     stream = zlib.crc32(repr(encoding.ids).encode())
-    draws = rule_of_noise.draw(config.samples, len(corrupted), model.d_model, seed=config.seed, stream=stream)
+    draws = rule_of_noise.draw(
+        config.samples, len(corrupted), model.d_model, seed=config.seed, stream=stream
+    )
     case = CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), draws, config.noise_replaces)
     return Prepared(encoding, roles, answer, case)
 
@@ -275,9 +301,11 @@ def trace_rules(
     overwrite: bool = False,
     advance: Callable[[float], object] = lambda prompts: None,
 ) -> list[Skipped]:
-    """Trace every form of every rule into `folder`, one file per prompt, written as soon as it is done.
+    """Trace every form of every rule into `folder`, one file per prompt, written as soon as it is
+    done.
 
-    A prompt whose file is there with the same fingerprint is not run again, so a stopped trace continues.
+    A prompt whose file is there with the same fingerprint is not run again, so a stopped trace
+    continues.
 
     Args:
         model: The model.
@@ -285,13 +313,15 @@ def trace_rules(
         config: Settings of the trace.
         folder: Where `<rule>-<form>.nc` files go.
         overwrite: Replace files made with other settings instead of refusing.
-        advance: Called with the number of prompts done, found, or skipped since the last call, in fractions.
+        advance: Called with the number of prompts done, found, or skipped since the last call, in
+            fractions.
 
     Returns:
         Prompts that could not be traced, with reasons.
 
     Raises:
-        StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any run.
+        StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any
+            run.
     """
     every = prompts(rules)
     noise = noise_of(model, config, rules)
@@ -300,7 +330,8 @@ def trace_rules(
     todo: list[tuple[Rule, RuleForm]] = [
         (rule, form)
         for rule, form in every
-        if not reasons[rule.id, form] and not _is_done(model, rule, form, config, noise, folder, overwrite)
+        if not reasons[rule.id, form]
+        and not _is_done(model, rule, form, config, noise, folder, overwrite)
     ]
     advance(len(every) - len(todo))
     for rule, form in todo:
@@ -329,14 +360,16 @@ def collect(
     fingerprints: Mapping[tuple[str, str], str] | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> None:
-    """Join the traces of the given rules in one file; what was skipped is counted and listed in its attributes.
+    """Join the traces of the given rules in one file; what was skipped is counted and listed in its
+    attributes.
 
     One trace at a time is in memory, however many there are.
 
     Args:
         rules: The rules.
         folder: Where the traces are.
-        skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left out.
+        skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left
+        out.
         target: The file to write.
         fingerprints: What each trace must be of (see `fingerprints`); not looked at if not given.
         attrs: Further attributes.
@@ -345,19 +378,28 @@ def collect(
         StaleTraceError: A trace is of other settings.
     """
     left_out = {(s.rule, str(s.form)) for s in skipped}
-    paths = {(rule.id, str(form)): trace_path(folder, rule.id, form) for rule, form in prompts(rules)}
+    paths = {
+        (rule.id, str(form)): trace_path(folder, rule.id, form) for rule, form in prompts(rules)
+    }
     listed = "; ".join(f"{s.rule}/{s.form}: {s.reason}" for s in skipped)
     present = {key: path for key, path in paths.items() if path.is_file() and key not in left_out}
     for key, path in present.items():
         if fingerprints is not None and _attrs_of(path).get("fingerprint") != fingerprints[key]:
-            raise StaleTraceError(f"{path} has changed while it was read: another program writes there; trace again")
+            raise StaleTraceError(
+                f"{path} has changed while it was read: another program writes there; trace again"
+            )
     effects.join(present, target, {"n_skipped": len(skipped), "skipped": listed, **(attrs or {})})
 
 
-def fingerprints(model: LanguageModel, rules: Sequence[Rule], config: TraceConfig) -> dict[tuple[str, str], str]:
+def fingerprints(
+    model: LanguageModel, rules: Sequence[Rule], config: TraceConfig
+) -> dict[tuple[str, str], str]:
     """What every trace of the rules depends on, by rule and form (see `trace_fingerprint`)."""
     noise = noise_of(model, config, rules)
-    return {(rule.id, str(form)): trace_fingerprint(model, rule, form, config, noise) for rule, form in prompts(rules)}
+    return {
+        (rule.id, str(form)): trace_fingerprint(model, rule, form, config, noise)
+        for rule, form in prompts(rules)
+    }
 
 
 def remove_others(rules: Sequence[Rule], folder: Path) -> None:
@@ -384,7 +426,9 @@ def roles_of(rule: Rule, form: RuleForm, encoding: Encoding) -> list[str]:
     return token_roles(encoding, rule.forms[form].subject, rule.rule_words, sorted(symbols))
 
 
-def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, encoding: Encoding) -> Answer:
+def find_answer(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, encoding: Encoding
+) -> Answer:
     """The answer to score, as `config.answer` says.
 
     Raises:
@@ -393,35 +437,45 @@ def find_answer(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceC
     prompt = rule.forms[form]
     truths = prompt.target_true
     if config.answer == "truth" and not truths:
-        raise NotTraceableError(f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy")
+        raise NotTraceableError(
+            f"rule {rule.id!r} has no true answer for its {form}; use answer: auto or greedy"
+        )
     if truths and config.answer != "greedy":
         source, n_tokens = prompt.target_true_source, config.answer_tokens
         return given_answer(model, encoding, truths[0], source, n_tokens, space=prompt.space)
     return own_answer(model, encoding, config.answer_tokens)
 
 
-def too_long(model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, least: int = 1) -> str:
-    """Why a prompt with its answer does not fit into the model's positions; "" if it does. Nothing is run.
+def too_long(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig, least: int = 1
+) -> str:
+    """Why a prompt with its answer does not fit into the model's positions; "" if it does. Nothing
+    is run.
 
     The answer counts as at least so many tokens.
     """
     prompt = rule.forms[form]
     n_prompt = len(model.encode(prompt.prompt).ids)
     if prompt.target_true and config.answer != "greedy":
-        n_answer = len(model.encode_continuation(prompt.target_true[0], prompt.prompt, prompt.space))
+        n_answer = len(
+            model.encode_continuation(prompt.target_true[0], prompt.prompt, prompt.space)
+        )
     else:
         n_answer = config.answer_tokens
     n_answer = max(n_answer, least)
     if (n_tokens := n_prompt + n_answer - 1) <= model.context_length:
         return ""
     return (
-        f"the prompt {prompt.prompt[:60]!r} ({n_prompt} tokens) with its answer ({n_answer}) takes {n_tokens} tokens, "
-        f"{model.name} was made for {model.context_length}; shorten the prompt or use a model with a longer context"
+        f"the prompt {prompt.prompt[:60]!r} ({n_prompt} tokens) with its answer ({n_answer}) takes"
+        f" {n_tokens} tokens, {model.name} was made for {model.context_length}; shorten the prompt"
+        " or use a model with a longer context"
     )
 
 
 def _typed(model: LanguageModel, encoding: Encoding) -> dict[str, str]:
-    """Special tokens that are written out in a prompt, as an attribute: they are tokens there, not text."""
+    """Special tokens that are written out in a prompt, as an attribute: they are tokens there,
+    not text.
+    """
     typed = model.special_texts(encoding.text)
     return {"typed_tokens": " ".join(typed)} if typed else {}
 
@@ -442,7 +496,8 @@ def trace_fingerprint(
         weights=model.weight_hash,
         dtype=str(model.dtype),
         config=config.model_dump(exclude=set(config.neutral)),
-        # The scale depends on the other rules of a run; rounding keeps it the same on every machine.
+        # The scale depends on the other rules of a run; rounding keeps it the same on every
+        # machine.
         noise=f"{noise.std:.4g}" if by_noise else "",
         prompt=[prompt.prompt, prompt.subject, prompt.target_true, sorted(prompt.values)],
         twins=[] if by_noise else [(twin.prompt, twin.answer) for twin in prompt.twins],
@@ -482,8 +537,9 @@ def _is_done(
     if overwrite:
         return False
     raise StaleTraceError(
-        f"{path} was traced with other settings, another model or another wording ({_change(held, model, config)}); "
-        "use another run folder, or --overwrite to trace it again"
+        f"{path} was traced with other settings, another model or another wording"
+        f" ({_change(held, model, config)}); use another run folder, or --overwrite to trace it"
+        " again"
     )
 
 

@@ -1,4 +1,6 @@
-"""Windows of blocks that are restored together: one MLP or attention output alone is too little to see."""
+"""Windows of blocks that are restored together: one MLP or attention output alone is too little
+to see.
+"""
 
 ROME_WINDOW, ROME_DEPTH = 10, 48
 

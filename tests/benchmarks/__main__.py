@@ -1,6 +1,7 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …] [--prompts 0 1 2] [--out bench.json]
+python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …] [--prompts 0 1 2] [--out
+bench.json]
 """
 
 import argparse
@@ -26,7 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run some of the benchmarks, all by default (about an hour on one core)."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Benchmarks")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which (default: all)")
-    parser.add_argument("--prompts", type=int, nargs="+", default=[0, 1, 2], help="tracing: which prompts (0 to 2)")
+    parser.add_argument(
+        "--prompts", type=int, nargs="+", default=[0, 1, 2], help="tracing: which prompts (0 to 2)"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     options = parser.parse_args(arguments)
     rows: list[dict[str, Any]] = []

@@ -1,16 +1,19 @@
-"""Benchmarks of evaluation: one edited rule, all metrics, teacher-forced, against one prompt at a time.
+"""Benchmarks of evaluation: one edited rule, all metrics, teacher-forced, against one prompt at a
+time.
 
 One rule (three requests, 57 items that are 32 different questions), SmolLM2-135M:
 
-(a) straight: a plain Hugging Face model; every item on its own, unpadded, all logits, before and after the edit.
-    "each once" is the same, but for questions that several metrics ask: they are run once
-(b) ours: `editing.evaluation.evaluate` with greedy answers off
-(c) editors: four editors' edits with one pass over the unedited model, against that pass again for each
-(d) in context: IKE's view with its demonstrations run once for all prompts, against running them for each
+(a) straight: a plain Hugging Face model; every item on its own, unpadded, all logits, before and
+    after the edit. "each once" is the same, but for questions that several metrics ask: they are
+    run once
+(b) ours: `editing.evaluation.evaluate` with greedy answers off (c) editors: four editors' edits
+with one pass over the unedited model, against that pass again for each (d) in context: IKE's view
+with its demonstrations run once for all prompts, against running them for each
 
-Times are CPU-seconds of one thread; all cases run in one process, after a warm-up; read ratios. `score_error` is the
-largest difference of any score, or log-probability per token in (d), from the baseline's; a larger one than
-`TOLERANCE` is an error. The cost does not depend on what the edit is; (a) to (c) fine-tune one block for a few steps.
+Times are CPU-seconds of one thread; all cases run in one process, after a warm-up; read ratios.
+`score_error` is the largest difference of any score, or log-probability per token in (d), from the
+baseline's; a larger one than `TOLERANCE` is an error. The cost does not depend on what the edit is;
+(a) to (c) fine-tune one block for a few steps.
 """
 
 import math
@@ -50,10 +53,14 @@ def straight(model: LanguageModel, rule: Rule, edit: Edit, *, once: bool = False
     def ask_all() -> list[tuple[Tensor, Tensor]]:
         if not once:
             return [log_probs(model, plain, item.question) for item in items]
-        known = {question: log_probs(model, plain, question) for question in dict.fromkeys(i.question for i in items)}
+        known = {
+            question: log_probs(model, plain, question)
+            for question in dict.fromkeys(i.question for i in items)
+        }
         return [known[item.question] for item in items]
 
-    # The copy shares the parameters' memory, so the edit is in it too; but for that it is a model without hooks.
+    # The copy shares the parameters' memory, so the edit is in it too; but for that it is a model
+    # without hooks.
     plain = model.clean_copy()
     items = items_of(rule)
     before = ask_all()
@@ -90,14 +97,19 @@ def shared_floor(model: LanguageModel, rule: Rule, edit: Edit) -> list[Any]:
 
 def floor_for_each(model: LanguageModel, rule: Rule, edit: Edit) -> list[Any]:
     """(c): as many as editors."""
-    return [evaluate_edit(model, "editor", rule, edit, unedited(model, rule, CONFIG), CONFIG) for _ in range(EDITORS)]
+    return [
+        evaluate_edit(model, "editor", rule, edit, unedited(model, rule, CONFIG), CONFIG)
+        for _ in range(EDITORS)
+    ]
 
 
 def in_context_scores(model: LanguageModel, rule: Rule, edit: Edit) -> list[float]:
     """(d): log-probability of every question's target."""
     questions = list(dict.fromkeys(item.question for item in items_of(rule)))
     with edit.edited(model) as view:
-        return [one.log_prob for one in teacher_forced(view, questions, batch_size=CONFIG.batch_size)]
+        return [
+            one.log_prob for one in teacher_forced(view, questions, batch_size=CONFIG.batch_size)
+        ]
 
 
 def measured() -> list[dict[str, Any]]:
@@ -128,7 +140,9 @@ def measured() -> list[dict[str, Any]]:
 
     def agreed(error: float) -> None:
         if not error <= TOLERANCE:
-            raise RuntimeError(f"{rows[-1]['name']}: results differ by {error:.1e}, allowed {TOLERANCE:.0e}")
+            raise RuntimeError(
+                f"{rows[-1]['name']}: results differ by {error:.1e}, allowed {TOLERANCE:.0e}"
+            )
         rows[-1]["score_error"] = error
 
     def ours() -> xr.Dataset:
@@ -166,7 +180,10 @@ def difference(expected: Mapping[tuple[str, str, str, str], float], got: xr.Data
     if int(scores.notnull().sum()) != len(expected):
         return math.inf
     dims = ("form", "metric", "mode", "phase")
-    errors = [abs(scores.sel(dict(zip(dims, key, strict=True))).item() - value) for key, value in expected.items()]
+    errors = [
+        abs(scores.sel(dict(zip(dims, key, strict=True))).item() - value)
+        for key, value in expected.items()
+    ]
     return math.inf if any(map(math.isnan, errors)) else max(errors)
 
 

@@ -1,7 +1,8 @@
 """How large the report of a large run is, and how long a browser takes to open it.
 
-Maps of 200 rules, three forms and three components of a 30-block model, made of random numbers: what is measured is the
-page. It is opened in headless Chromium, from the request to the first maps, profiles and tables on show.
+Maps of 200 rules, three forms and three components of a 30-block model, made of random numbers:
+what is measured is the page. It is opened in headless Chromium, from the request to the first maps,
+profiles and tables on show.
 """
 
 import shutil
@@ -33,14 +34,28 @@ def joined(rules: int = RULES, seed: int = 0) -> xr.Dataset:
     for rule in range(rules):
         for form in FORMS:
             tokens = [f" w{i}" for i in range(rng.integers(LENGTHS[0], LENGTHS[1] + 1))]
-            roles = ["prefix", "rule_word", "after", "subject_last", *["after"] * (len(tokens) - 5), "last"]
+            roles = [
+                "prefix",
+                "rule_word",
+                "after",
+                "subject_last",
+                *["after"] * (len(tokens) - 5),
+                "last",
+            ]
             corrupted = -3 + 0.1 * rng.standard_normal(SAMPLES)
             score = corrupted + rng.standard_normal((len(COMPONENTS), LAYERS, len(tokens), SAMPLES))
             maps[f"rule-{rule}", form] = effects.effect_map(
-                score, -0.5, corrupted, components=COMPONENTS, tokens=tokens, roles=roles,
-                is_corrupted=[i in (1, 3) for i in range(len(tokens))], prompt="".join(tokens), answer=" 12",
+                score,
+                -0.5,
+                corrupted,
+                components=COMPONENTS,
+                tokens=tokens,
+                roles=roles,
+                is_corrupted=[i in (1, 3) for i in range(len(tokens))],
+                prompt="".join(tokens),
+                answer=" 12",
                 attrs={"model": "random numbers", "window": 3, "metric": "mean_log_prob"},
-            )  # fmt: skip
+            )
     return effects.concat(maps)
 
 
@@ -63,7 +78,10 @@ def opening(browser: str, page: Path) -> float:
     """Wall-clock seconds from the request for the page to everything on show."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=browser) as opened:
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=browser) as opened,
+    ):
         tab = opened.new_page()
         start = time.perf_counter()
         tab.goto(page.as_uri())
@@ -74,8 +92,12 @@ def opening(browser: str, page: Path) -> float:
 def describe(row: dict[str, Any]) -> str:
     """One line for people."""
     seconds: Sequence[float] = row["open_s"]
-    opened = f"open in {min(seconds):.2f} to {max(seconds):.2f} s" if seconds else "no Chromium to open it"
+    opened = (
+        f"open in {min(seconds):.2f} to {max(seconds):.2f} s"
+        if seconds
+        else "no Chromium to open it"
+    )
     return (
-        f"report of {RULES} rules: {row['bytes'] / 1e6:.1f} MB, written in {row['write_cpu_s']:.1f} CPU-s, {opened} "
-        "(wall clock: on a quiet machine only)"
+        f"report of {RULES} rules: {row['bytes'] / 1e6:.1f} MB, written in {row['write_cpu_s']:.1f}"
+        f" CPU-s, {opened} (wall clock: on a quiet machine only)"
     )

@@ -1,14 +1,15 @@
 """Benchmark of the second moments of keys: all blocks in one pass, against a pass per block.
 
-SmolLM2-135M, about 4000 tokens of the embedded corpus in the batches of the default settings (float32):
+SmolLM2-135M, about 4000 tokens of the embedded corpus in the batches of the default settings
+(float32):
 
-(a) forward: every batch through all blocks, logits of one position
-(b) one pass: moments of all 30 blocks
-(b) one pass, with report: (b) and the convergence report, as `editing.closed_form.covariance.measure` has it
-(c) a pass per block: as EasyEdit's layer_stats, up to the block, with our own products
+(a) forward: every batch through all blocks, logits of one position (b) one pass: moments of all 30
+blocks (b) one pass, with report: (b) and the convergence report, as
+`editing.closed_form.covariance.measure` has it (c) a pass per block: as EasyEdit's layer_stats, up
+to the block, with our own products
 
-Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read ratios, not seconds.
-`python -m tests.benchmarks.covariance` prints the rows.
+Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read
+ratios, not seconds. `python -m tests.benchmarks.covariance` prints the rows.
 """
 
 import multiprocessing
@@ -78,11 +79,17 @@ def measure(name: str) -> dict[str, Any]:
     start = time.process_time()
     CASES[name](model, rows)
     seconds = time.process_time() - start
-    return {"seconds": seconds, "peak_mb": _peak_mb(), "extra_mb": _peak_mb() - loaded, "n_layers": model.n_layers}
+    return {
+        "seconds": seconds,
+        "peak_mb": _peak_mb(),
+        "extra_mb": _peak_mb() - loaded,
+        "n_layers": model.n_layers,
+    }
 
 
 def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
-    """All cases, each in a fresh process, as rows; `ratio` is (c)'s time over the row's, `of_forward` over (a)'s."""
+    """All cases, each in a fresh process, as rows; `ratio` is (c)'s time over the row's,
+    `of_forward` over (a)'s."""
     context = multiprocessing.get_context("spawn")
     found: dict[str, dict[str, Any]] = {}
     for name in CASES:
@@ -111,6 +118,6 @@ def _peak_mb() -> float:
 def describe(row: dict[str, Any]) -> str:
     """One line about a row."""
     return (
-        f"{row['name']:26} {row['case']}  {row['seconds']:7.1f} CPU-s  {row['ratio']:5.1f} x less than (c)  "
-        f"{row['of_forward']:5.2f} x (a)  {row['extra_mb']:5.0f} MB more"
+        f"{row['name']:26} {row['case']}  {row['seconds']:7.1f} CPU-s  {row['ratio']:5.1f} x less"
+        f" than (c)  {row['of_forward']:5.2f} x (a)  {row['extra_mb']:5.0f} MB more"
     )

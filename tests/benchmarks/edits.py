@@ -1,15 +1,17 @@
 """Benchmarks of editing: MEMIT and DMLE on one rule, against a straightforward implementation.
 
-One rule (three requests), settings of the reference (25 evaluations, five contexts of ten tokens), SmolLM2-135M, C
-of a few thousand tokens:
+One rule (three requests), settings of the reference (25 evaluations, five contexts of ten tokens),
+SmolLM2-135M, C of a few thousand tokens:
 
-(a) straight: plain Hugging Face modules and torch hooks; one request at a time, its rows padded and run whole through
-    all blocks, all logits at every step; keys and states from whole runs; every layer solved afresh in float64
+(a) straight: plain Hugging Face modules and torch hooks; one request at a time, its rows padded and
+    run whole through all blocks, all logits at every step; keys and states from whole runs; every
+    layer solved afresh in float64
 (b) ours: `editing.editors.memit` and `editing.editors.dmle`; MEMIT also with answers word by word
-(c) further: solving the layers of one more rule with the factors of C at hand, against factorising afresh
+(c) further: solving the layers of one more rule with the factors of C at hand, against factorising
+afresh
 
-Times are CPU-seconds of one thread in a process of its own; read ratios. `z_error` and `update_error` are the largest
-relative differences of (b) from (a).
+Times are CPU-seconds of one thread in a process of its own; read ratios. `z_error` and
+`update_error` are the largest relative differences of (b) from (a).
 """
 
 import multiprocessing
@@ -46,27 +48,41 @@ FURTHER = 5
 
 
 class Straight:
-    """MEMIT as one would write it first. `hf` is the same model, with its own copy of the parameters' values."""
+    """MEMIT as one would write it first. `hf` is the same model, with its own copy of the
+    parameters' values."""
 
     def __init__(self, model: LanguageModel, settings: EditorSettings) -> None:
         self.settings, self.model, self.hf = settings, model, model.clean_copy()
         self.layers = self.hf.model.layers
 
     def memit(
-        self, requests: Sequence[EditRequest], block: Sequence[int], statistics: Covariances, contexts: Sequence[str]
+        self,
+        requests: Sequence[EditRequest],
+        block: Sequence[int],
+        statistics: Covariances,
+        contexts: Sequence[str],
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Targets (n, d_model) and updates by layer; the updates are left in the weights."""
         z = torch.stack([self.target(request, block[-1], contexts) for request in requests])
         updates = {}
         for i, layer in enumerate(block):
-            keys = torch.stack([self.key(request, layer, contexts) for request in requests]).double()
-            now = torch.stack([self.seen(self.layers[block[-1]], r, ("",), inputs=False)[0] for r in requests]).double()
+            keys = torch.stack(
+                [self.key(request, layer, contexts) for request in requests]
+            ).double()
+            now = torch.stack(
+                [self.seen(self.layers[block[-1]], r, ("",), inputs=False)[0] for r in requests]
+            ).double()
             residual = (z - now) / (len(block) - i)
-            weight = self.settings.ridge * keys.shape[1] * statistics.by_layer[layer].double() + keys.T @ keys
+            weight = (
+                self.settings.ridge * keys.shape[1] * statistics.by_layer[layer].double()
+                + keys.T @ keys
+            )
             updates[layer] = residual.T @ torch.linalg.solve(weight, keys.T).T
             weights = self.layers[layer].mlp.down_proj.weight
             # The copy shares the model's parameters: replaced, not written.
-            self.layers[layer].mlp.down_proj.weight = nn.Parameter((weights + updates[layer]).float(), False)
+            self.layers[layer].mlp.down_proj.weight = nn.Parameter(
+                (weights + updates[layer]).float(), False
+            )
         return z, updates
 
     def target(self, request: EditRequest, layer: int, contexts: Sequence[str]) -> Tensor:
@@ -74,7 +90,9 @@ class Straight:
         model, target = self.model, self.model.encode_continuation(request.target_new)
         prompts = rows(model, request, contexts, self.settings.lookup)
         kept = preservation_row(model, request, self.settings.lookup)
-        ids, mask = pad_right([*((*row.ids, *target[:-1]) for row in prompts), kept.ids], model.device)
+        ids, mask = pad_right(
+            [*((*row.ids, *target[:-1]) for row in prompts), kept.ids], model.device
+        )
         lookup = torch.tensor([*(row.lookup for row in prompts), kept.lookup])
         which = torch.arange(len(ids))
         initial = self.seen(self.layers[layer], request, ("",), inputs=False)[0]
@@ -97,7 +115,11 @@ class Straight:
             now = said[-1, kept.lookup]
             base = now.detach() if base is None else base
             kl = (now.exp() * (now - base)).sum()
-            loss = nll + self.settings.kl_factor * kl + self.settings.weight_decay * delta.norm() / initial.norm() ** 2
+            loss = (
+                nll
+                + self.settings.kl_factor * kl
+                + self.settings.weight_decay * delta.norm() / initial.norm() ** 2
+            )
             if loss.item() < self.settings.stop_loss or step == self.settings.steps - 1:
                 break
             adam.zero_grad()
@@ -112,7 +134,9 @@ class Straight:
         seen = self.seen(self.layers[layer].mlp.down_proj, request, contexts, inputs=True)
         return (seen[0] + seen[1:].mean(0)) / 2
 
-    def seen(self, module: nn.Module, request: EditRequest, contexts: Sequence[str], *, inputs: bool) -> Tensor:
+    def seen(
+        self, module: nn.Module, request: EditRequest, contexts: Sequence[str], *, inputs: bool
+    ) -> Tensor:
         """What a module reads or gives at the lookup token, (context, d)."""
         found: list[Tensor] = []
 
@@ -136,7 +160,9 @@ def hooked(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
-def straight(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
+def straight(
+    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+) -> dict[str, Any]:
     """(a)"""
     requests, plain = requests_of_rule(editor), Straight(model, settings_of(editor))
     if editor != "dmle":
@@ -147,22 +173,39 @@ def straight(editor: str, model: LanguageModel, statistics: Covariances, context
     return {"z": torch.cat([z, more]), "updates": {**updates, **later}}
 
 
-def ours(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
+def ours(
+    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+) -> dict[str, Any]:
     """(b)"""
     requests, settings = requests_of_rule(editor), settings_of(editor)
     if editor != "dmle":
         delta = memit.edit(model, requests, BLOCK, statistics, contexts, settings)
     else:
-        delta = dmle.edit(model, requests, parse_layers(STAGES, model.n_layers), statistics, contexts, settings)
-    return {"updates": {delta.layers[name]: update.dense() for name, update in delta.updates.items()}}
+        delta = dmle.edit(
+            model, requests, parse_layers(STAGES, model.n_layers), statistics, contexts, settings
+        )
+    return {
+        "updates": {delta.layers[name]: update.dense() for name, update in delta.updates.items()}
+    }
 
 
-def targets(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
-    """The targets of (b), for the comparison; MEMIT's alone, since DMLE's second stage is on an edited model."""
-    return {"z": find_targets(model, requests_of_rule(editor), BLOCK[-1], contexts, settings_of(editor)).z}
+def targets(
+    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+) -> dict[str, Any]:
+    """The targets of (b), for the comparison; MEMIT's alone, since DMLE's second stage is on an
+    edited model."""
+    return {
+        "z": (
+            find_targets(
+                model, requests_of_rule(editor), BLOCK[-1], contexts, settings_of(editor)
+            ).z
+        )
+    }
 
 
-def further(editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]) -> dict[str, Any]:
+def further(
+    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+) -> dict[str, Any]:
     """(c): seconds of solving five layers, the factors at hand or not."""
     requests = requests_of_rule(editor)
     keys = {layer: find_keys(model, requests, layer, contexts, SETTINGS.lookup) for layer in BLOCK}
@@ -170,7 +213,9 @@ def further(editor: str, model: LanguageModel, statistics: Covariances, contexts
     spent: dict[str, float] = {}
 
     def solve(layer: int) -> None:
-        ridge(residual, keys[layer].T, statistics.factor(layer), SETTINGS.ridge * keys[layer].shape[1])
+        ridge(
+            residual, keys[layer].T, statistics.factor(layer), SETTINGS.ridge * keys[layer].shape[1]
+        )
 
     def afresh(layer: int) -> None:
         k = keys[layer].double()
@@ -194,7 +239,11 @@ def requests_of_rule(editor: str) -> list[EditRequest]:
     """The three requests of the rule that is edited, or their words."""
     settings = settings_of(editor)
     requests = requests_of(load_rules("embedded", ids=[RULE]).rules[0], settings.lookup)
-    return [word for one in requests for word in words_of(one)] if settings.answer == "words" else requests
+    return (
+        [word for one in requests for word in words_of(one)]
+        if settings.answer == "words"
+        else requests
+    )
 
 
 def measured(part: str, editor: str, folder: str, contexts: Sequence[str]) -> dict[str, Any]:
@@ -227,19 +276,42 @@ def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[s
 
         for editor in ("memit", "dmle", "memit-words"):
             slow, fast = apart("straight", editor), apart("ours", editor)
-            add(name="edit", case=f"{editor}, straight", seconds=slow["seconds"], ratio=1.0, baseline="straight")
-            errors = {"update_error": max(error(fast["updates"][i], slow["updates"][i]) for i in slow["updates"])}
+            add(
+                name="edit",
+                case=f"{editor}, straight",
+                seconds=slow["seconds"],
+                ratio=1.0,
+                baseline="straight",
+            )
+            errors = {
+                "update_error": max(
+                    error(fast["updates"][i], slow["updates"][i]) for i in slow["updates"]
+                )
+            }
             if editor != "dmle":
                 z = apart("targets", editor)["z"]
-                errors["z_error"] = max(error(one, other) for one, other in zip(z, slow["z"], strict=True))
+                errors["z_error"] = max(
+                    error(one, other) for one, other in zip(z, slow["z"], strict=True)
+                )
             ratio = slow["seconds"] / fast["seconds"]
             add(
-                name="edit", case=f"{editor}, ours", seconds=fast["seconds"], ratio=ratio, baseline="straight", **errors
+                name="edit",
+                case=f"{editor}, ours",
+                seconds=fast["seconds"],
+                ratio=ratio,
+                baseline="straight",
+                **errors,
             )
         spent = apart("further", "memit")
         for case in ("afresh", "first", "at hand"):
             ratio = spent["afresh"] / spent[case]
-            add(name="solve five layers", case=case, seconds=spent[case], ratio=ratio, baseline="afresh")
+            add(
+                name="solve five layers",
+                case=case,
+                seconds=spent[case],
+                ratio=ratio,
+                baseline="afresh",
+            )
     return out
 
 
@@ -252,4 +324,6 @@ def describe(row: dict[str, Any]) -> str:
     """One line about a row."""
     text = f"{row['name']:18} {row['case']:16} {row['seconds']:8.2f} CPU-s"
     text += f"  {row['ratio']:6.1f} x less than {row['baseline']}"
-    return text + "".join(f"  {name} {row[name]:.1e}" for name in ("z_error", "update_error") if name in row)
+    return text + "".join(
+        f"  {name} {row[name]:.1e}" for name in ("z_error", "update_error") if name in row
+    )

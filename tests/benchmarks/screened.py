@@ -1,10 +1,12 @@
-"""How wrong a screened trace is: its effects at the lookup tokens against an exact trace of the same prompts.
+"""How wrong a screened trace is: its effects at the lookup tokens against an exact trace of the
+same prompts.
 
 python -m tests.benchmarks.screened EXACT_RUN SCREENED_RUN
 
-Both are run folders of `dmle trace`. By component, over all prompts that both have and all layers, at the tokens of the
-lookup roles: the sum of absolute differences as a share of the sum of absolute exact effects, and the correlation. Both
-runs must have the same seed and noise samples, so that nothing but the method differs.
+Both are run folders of `dmle trace`. By component, over all prompts that both have and all layers,
+at the tokens of the lookup roles: the sum of absolute differences as a share of the sum of absolute
+exact effects, and the correlation. Both runs must have the same seed and noise samples, so that
+nothing but the method differs.
 """
 
 import argparse
@@ -19,7 +21,9 @@ from interp.config import ProfileConfig
 from interp.results import effects
 
 
-def compare(exact: xr.Dataset, screened: xr.Dataset, roles: Sequence[str]) -> dict[str, tuple[float, float, int]]:
+def compare(
+    exact: xr.Dataset, screened: xr.Dataset, roles: Sequence[str]
+) -> dict[str, tuple[float, float, int]]:
     """By component: share of the effects that is wrong, correlation, and number of prompts.
 
     Raises:
@@ -29,16 +33,22 @@ def compare(exact: xr.Dataset, screened: xr.Dataset, roles: Sequence[str]) -> di
         raise ValueError("the two runs have different numbers of noise samples")
     both = [str(rule) for rule in exact["rule"].values if rule in screened["rule"].values]
     forms = [str(form) for form in exact["form"].values if form in screened["form"].values]
-    values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {str(c): [] for c in exact["component"].values}
+    values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {
+        str(c): [] for c in exact["component"].values
+    }
     for rule in both:
         for form in forms:
             pair = [each.sel(rule=rule, form=form) for each in (exact, screened)]
             if not all(int(one["n_tokens"]) for one in pair):
                 continue
             at = np.isin(pair[0]["role"].values, list(roles))
-            maps = [effects.indirect_effect(effects.choose_metric(one)).isel(pos=at) for one in pair]
+            maps = [
+                effects.indirect_effect(effects.choose_metric(one)).isel(pos=at) for one in pair
+            ]
             for component, found in values.items():
-                one, two = (np.asarray(each.sel(component=component).values).ravel() for each in maps)
+                one, two = (
+                    np.asarray(each.sel(component=component).values).ravel() for each in maps
+                )
                 known = ~np.isnan(one) & ~np.isnan(two)
                 found.append((one[known], two[known]))
     if not any(values.values()):
@@ -59,9 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("exact", type=Path)
     parser.add_argument("screened", type=Path)
     options = parser.parse_args(arguments)
-    exact, screened = (effects.load(run / "effects.nc") for run in (options.exact, options.screened))
-    for component, (wrong, correlation, prompts) in compare(exact, screened, ProfileConfig().lookup_roles).items():
-        sys.stdout.write(f"{component}: {wrong:.0%} wrong, correlation {correlation:.2f}, {prompts} prompts\n")
+    exact, screened = (
+        effects.load(run / "effects.nc") for run in (options.exact, options.screened)
+    )
+    for component, (wrong, correlation, prompts) in compare(
+        exact, screened, ProfileConfig().lookup_roles
+    ).items():
+        sys.stdout.write(
+            f"{component}: {wrong:.0%} wrong, correlation {correlation:.2f}, {prompts} prompts\n"
+        )
 
 
 if __name__ == "__main__":

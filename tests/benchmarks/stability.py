@@ -1,14 +1,18 @@
-"""Does stability keep its promise? How often a choice is found again on a disjoint half of the rules.
+"""Does stability keep its promise? How often a choice is found again on a disjoint half of the
+rules.
 
-python -m tests.benchmarks.stability [--profile runs/mine/profile.nc] [--trials 2000] [--out stability.json]
+python -m tests.benchmarks.stability [--profile runs/mine/profile.nc] [--trials 2000] [--out
+stability.json]
 
-Layers are chosen from one half of the rules, with their stability (`interp.selection.strategies.choose`), and again from the
-other half. By strategy and bin of stability: how often the other half gives the same window, or how large the overlap
-(Jaccard index) is where the strategy's stability is one. What is promised: of choices of 0.8 or more at least 80 %.
+Layers are chosen from one half of the rules, with their stability
+(`interp.selection.strategies.choose`), and again from the other half. By strategy and bin of
+stability: how often the other half gives the same window, or how large the overlap (Jaccard index)
+is where the strategy's stability is one. What is promised: of choices of 0.8 or more at least 80 %.
 
-Without a profile, halves are simulated: peaks of all heights (from none) and widths at places that differ between
-rules, rules of different strength, a decline over depth that all share, noise that neighbouring layers share, 8 to 100
-rules in a half. With one, its rules are split again and again, for each group of forms that a selection has.
+Without a profile, halves are simulated: peaks of all heights (from none) and widths at places that
+differ between rules, rules of different strength, a decline over depth that all share, noise that
+neighbouring layers share, 8 to 100 rules in a half. With one, its rules are split again and again,
+for each group of forms that a selection has.
 """
 
 import argparse
@@ -57,7 +61,9 @@ def profiles(rules: int, rng: np.random.Generator) -> np.ndarray:
     return strength * shape + 0.3 * (noise[:, :-2] + noise[:, 1:-1] + noise[:, 2:]) / 3**0.5
 
 
-def repeated(one: np.ndarray, two: np.ndarray, pick: Picker, agreement: Agreement, draws: int) -> tuple[float, float]:
+def repeated(
+    one: np.ndarray, two: np.ndarray, pick: Picker, agreement: Agreement, draws: int
+) -> tuple[float, float]:
     """Stability of the choice from some rules, and how like it the choice from others is.
 
     Args:
@@ -94,7 +100,11 @@ def split_again(path: Path, trials: int, draws: int, seed: int) -> dict[str, np.
     rng = np.random.default_rng(seed)
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in STRATEGIES}
     for forms in config.groups:
-        values = profile["effect"].sel(form=list(forms), component=config.component, role=LOOKUP).mean("form")
+        values = (
+            profile["effect"]
+            .sel(form=list(forms), component=config.component, role=LOOKUP)
+            .mean("form")
+        )
         effect = candidates(values.transpose("rule", "layer").values, profile, config)
         effect = effect[~np.isnan(effect).any(1)]
         for _ in range(trials):
@@ -140,8 +150,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = list(summary(found))
     options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        told = "none" if not row["n"] else f"mean {row['stability']:.2f}, found again {row['repeated']:.2f}"
-        sys.stdout.write(f"{row['strategy']:12} stability {row['from']:.2f} to {row['to']:.2f}: {row['n']:5}  {told}\n")
+        told = (
+            "none"
+            if not row["n"]
+            else f"mean {row['stability']:.2f}, found again {row['repeated']:.2f}"
+        )
+        sys.stdout.write(
+            f"{row['strategy']:12} stability {row['from']:.2f} to {row['to']:.2f}: {row['n']:5} "
+            f" {told}\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,24 +1,25 @@
 """Benchmarks of tracing. They take about 50 minutes on one core.
 
-Whole maps (resid, mlp and attn, every layer, every token from the first corrupted one) of three prompts of the
-embedded rules, ten noise samples, SmolLM2-135M:
+Whole maps (resid, mlp and attn, every layer, every token from the first corrupted one) of three
+prompts of the embedded rules, ten noise samples, SmolLM2-135M:
 
-(a) loop: one `run_with_hooks` per site with all samples in its batch, as TransformerLens's `generic_activation_patch`
-(b) rome: as (a) with the clean run as a further row of every batch, as ROME's causal_trace.py
-(c) generic: our generic route
-(d) fast: our fast route, in float32
-(e) attribution: gradients, 1 and 3 integrated-gradient steps
-(f) screen: gradients, then a share of the sites exactly with as many samples as needed
-(g) bfloat16: (d) and (f) with the model in bfloat16 and scores in float32
+(a) loop: one `run_with_hooks` per site with all samples in its batch, as TransformerLens's
+`generic_activation_patch` (b) rome: as (a) with the clean run as a further row of every batch, as
+ROME's causal_trace.py (c) generic: our generic route (d) fast: our fast route, in float32 (e)
+attribution: gradients, 1 and 3 integrated-gradient steps (f) screen: gradients, then a share of the
+sites exactly with as many samples as needed (g) bfloat16: (d) and (f) with the model in bfloat16
+and scores in float32
 
-(a), (b) and (c) cost the same for every site of a kind, so they run on a random sample of the sites, and their times
-are scaled up to all sites; the scores that they give are compared with (d) site by site.
+(a), (b) and (c) cost the same for every site of a kind, so they run on a random sample of the
+sites, and their times are scaled up to all sites; the scores that they give are compared with (d)
+site by site.
 
-Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read ratios, not seconds.
-Errors are against (d): `missed` is the summed absolute error of the indirect effects over their summed absolute
-value, `rank` their Spearman correlation, `profile within` the share of the layer profile (mean over the tokens of a
-role) that lies inside the 95 % interval of (d) over its noise samples. `noise` says how far (d) itself is from the
-truth because its noise samples are ten: the summed standard errors over the summed absolute effects.
+Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read
+ratios, not seconds. Errors are against (d): `missed` is the summed absolute error of the indirect
+effects over their summed absolute value, `rank` their Spearman correlation, `profile within` the
+share of the layer profile (mean over the tokens of a role) that lies inside the 95 % interval of
+(d) over its noise samples. `noise` says how far (d) itself is from the truth because its noise
+samples are ten: the summed standard errors over the summed absolute effects.
 """
 
 import multiprocessing
@@ -62,7 +63,9 @@ class Bench:
         rule_id, form = PROMPTS[which]
         self.model = load(device="cpu", dtype=dtype)
         rule = load_rules(ids=[rule_id]).rules[0]
-        ready = tracing.prepare(self.model, rule, form, TraceConfig(samples=SAMPLES, positions="all"))
+        ready = tracing.prepare(
+            self.model, rule, form, TraceConfig(samples=SAMPLES, positions="all")
+        )
         self.case, self.roles = ready.case, ready.roles
         width = default_window(self.model.n_layers)
         self.sites = [
@@ -73,7 +76,9 @@ class Bench:
         ]
         rng = np.random.default_rng(SEED)
         self.loop_sites = sorted(rng.choice(len(self.sites), LOOP_SITES, replace=False).tolist())
-        self.generic_sites = sorted(rng.choice(len(self.sites), GENERIC_SITES, replace=False).tolist())
+        self.generic_sites = sorted(
+            rng.choice(len(self.sites), GENERIC_SITES, replace=False).tolist()
+        )
 
     # Each gives scores [site, sample] of some sites, and what else it measured.
 
@@ -85,7 +90,9 @@ class Bench:
 
     def _loop(self, *, clean_row: bool) -> dict[str, Any]:
         model, case = self.model, self.case
-        names = sorted({model.hook(c, layer) for c in COMPONENTS for layer in range(model.n_layers)})
+        names = sorted(
+            {model.hook(c, layer) for c in COMPONENTS for layer in range(model.n_layers)}
+        )
         clean = model.capture(torch.tensor([case.ids]), names)
         goal, first = target(case, model.device), int(clean_row)
         ids = torch.tensor([case.ids]).expand(SAMPLES + first, -1)
@@ -99,7 +106,9 @@ class Bench:
 
         def one(site: Site) -> Tensor:
             def restore(value: Tensor, hook: Any, name: str) -> Tensor:
-                value[first:, site.position] = value[0, site.position] if clean_row else clean[name][0, site.position]
+                value[first:, site.position] = (
+                    value[0, site.position] if clean_row else clean[name][0, site.position]
+                )
                 return value
 
             hooks: list[Any] = [(model.embedding_hook, corrupt)]
@@ -151,7 +160,8 @@ class Bench:
         }
 
     def arithmetic(self) -> dict[str, Any]:
-        """Operations of the fast route, counted by torch on one sample and scaled; the least needed; rates."""
+        """Operations of the fast route, counted by torch on one sample and scaled; the least
+        needed; rates."""
         one = self.case.take([0])
         with FlopCounterMode(display=False) as counter:
             sweep(self.model, one, self.sites, mean_log_prob)
@@ -169,19 +179,25 @@ class Bench:
         }
 
     def _needed(self) -> float:
-        """Two operations a weight and token, behind the first block that a site changes and from its position on."""
+        """Two operations a weight and token, behind the first block that a site changes and from
+        its position on."""
         weights, context = _block_weights(self.model), len(self.case.ids)
         unembedding = 2 * self.model.d_model * self.model.config.vocab_size * len(self.case.answer)
         total = 0.0
         for site in self.sites:
             tokens = context - site.position
-            attended = sum(range(site.position + 1, context + 1))  # tokens that each of them attends to
+            attended = sum(
+                range(site.position + 1, context + 1)
+            )  # tokens that each of them attends to
             blocks = self.model.n_layers - site.layers.start - (site.component != "attn")
-            total += blocks * (2 * tokens * weights + 4 * attended * self.model.d_model) + unembedding
+            total += (
+                blocks * (2 * tokens * weights + 4 * attended * self.model.d_model) + unembedding
+            )
         return total * SAMPLES
 
     def _matmul_rate(self) -> float:
-        """Operations per second of plain products of the block's own shapes, at the rows of a batch."""
+        """Operations per second of plain products of the block's own shapes, at the rows of a
+        batch."""
         block = self.model.bridge.blocks[0].original_component
         layers = [module for module in block.modules() if isinstance(module, nn.Linear)]
         inputs = [torch.randn(2000, layer.in_features) for layer in layers]
@@ -198,7 +214,10 @@ class Bench:
             seconds = time.process_time() - start
         return (
             10
-            * sum(2 * value.shape[0] * layer.weight.numel() for layer, value in zip(layers, inputs, strict=True))
+            * sum(
+                2 * value.shape[0] * layer.weight.numel()
+                for layer, value in zip(layers, inputs, strict=True)
+            )
             / seconds
         )
 
@@ -214,7 +233,9 @@ def measure(which: int, dtype: str, name: str, arguments: tuple[Any, ...]) -> di
     loaded = _peak_mb()
     start = time.perf_counter()
     found = getattr(bench, name)(*arguments)
-    plain = {key: value.numpy() if isinstance(value, Tensor) else value for key, value in found.items()}
+    plain = {
+        key: value.numpy() if isinstance(value, Tensor) else value for key, value in found.items()
+    }
     return {
         **plain,
         "wall": time.perf_counter() - start,
@@ -299,7 +320,8 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _profile_within(guess: np.ndarray, fast: dict[str, Any]) -> float:
-    """Share of the layer profile (component × role × layer) inside the exact one's 95 % interval over noise samples."""
+    """Share of the layer profile (component × role × layer) inside the exact one's 95 % interval
+    over noise samples."""
     shape = (len(COMPONENTS), -1, fast["n_layers"])
     effects = (fast["scores"] - fast["corrupted"]).reshape(*shape, SAMPLES)
     roles = np.array(fast["roles"][fast["first"] :])
@@ -308,7 +330,9 @@ def _profile_within(guess: np.ndarray, fast: dict[str, Any]) -> float:
         exact = effects[:, roles == role].mean(1)
         # Where an effect is nothing (behind the last block, say) its error is rounding.
         error = np.maximum(exact.std(-1, ddof=1) / SAMPLES**0.5, 1e-4)
-        inside.append(np.abs(guess.reshape(shape)[:, roles == role].mean(1) - exact.mean(-1)) < 1.96 * error)
+        inside.append(
+            np.abs(guess.reshape(shape)[:, roles == role].mean(1) - exact.mean(-1)) < 1.96 * error
+        )
     return float(np.mean(inside))
 
 
@@ -318,7 +342,10 @@ def _peak_mb() -> float:
 
 def describe(row: dict[str, Any]) -> str:
     """One line about a row."""
-    text = f"{row['name']:24} {row['case']:38} {row['seconds']:9.1f} CPU-s  {row['ratio']:6.1f} x less than (a)"
+    text = (
+        f"{row['name']:24} {row['case']:38} {row['seconds']:9.1f} CPU-s  {row['ratio']:6.1f} x less"
+        " than (a)"
+    )
     text += f"  {row['extra_mb']:6.0f} MB more"
     if "missed" in row:
         text += f"  missed {row['missed']:.3f} (noise {row['noise']:.3f})  rank {row['rank']:.3f}"

@@ -1,7 +1,9 @@
-"""Other people's implementations on the embedded model: EasyEdit's MEMIT and its metrics, number by number.
+"""Other people's implementations on the embedded model: EasyEdit's MEMIT and its metrics, number by
+number.
 
-The files are kept beside the repository; without them these tests are skipped. Requests, context templates,
-statistics and (for the updates) targets are the reference's own, so that only our computation is compared.
+The files are kept beside the repository; without them these tests are skipped. Requests, context
+templates, statistics and (for the updates) targets are the reference's own, so that only our
+computation is compared.
 """
 
 import json
@@ -36,7 +38,9 @@ D_MLP = 1536
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference numbers are not beside this repository"),
+    pytest.mark.skipif(
+        not REFERENCE.is_dir(), reason="the reference numbers are not beside this repository"
+    ),
 ]
 
 
@@ -80,7 +84,9 @@ def requests(run: dict[str, Any]) -> list[EditRequest]:
 
 @pytest.fixture(scope="module")
 def contexts(run: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(template.removesuffix("{}") for group in run["context_templates"] for template in group)
+    return tuple(
+        template.removesuffix("{}") for group in run["context_templates"] for template in group
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +115,10 @@ def test_tokens_and_lookups_are_the_references(
 
 
 def test_keys_and_states_are_the_references(
-    smol: LanguageModel, requests: list[EditRequest], contexts: tuple[str, ...], tensors: dict[str, Tensor]
+    smol: LanguageModel,
+    requests: list[EditRequest],
+    contexts: tuple[str, ...],
+    tensors: dict[str, Tensor],
 ) -> None:
     keys = find_keys(smol, requests, 4, contexts, "subject_last")
     states = find_states(smol, requests, smol.hook("resid", 8), "subject_last")
@@ -124,7 +133,9 @@ def test_the_solver_gives_the_references_update_from_its_keys_and_states(
 ) -> None:
     z = torch.stack([tensors[f"z.{i}"] for i in range(3)], dim=1)
     residual = (z - tensors[f"cur_z.before_layer{layer}"]) / (9 - layer)
-    update = ridge(residual, tensors[f"K.layer{layer}"], factorise(statistics.by_layer[layer]), 15000.0)
+    update = ridge(
+        residual, tensors[f"K.layer{layer}"], factorise(statistics.by_layer[layer]), 15000.0
+    )
     expected = tensors[f"resid.{parameter(layer)}"] @ tensors[f"adj_k.{parameter(layer)}"].T
     assert relative(update.dense(), expected) < 1e-6
 
@@ -139,7 +150,9 @@ def test_memit_from_the_references_targets_gives_its_updates(
 ) -> None:
     before = {layer: smol.parameters[parameter(layer)].detach().clone() for layer in LAYERS}
     z = torch.stack([tensors[f"z.{i}"] for i in range(3)])
-    targets = Targets(z, find_states(smol, requests, smol.hook("resid", 8), config.lookup), ((), (), ()))
+    targets = Targets(
+        z, find_states(smol, requests, smol.hook("resid", 8), config.lookup), ((), (), ())
+    )
     delta = memit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
     for layer in LAYERS:
         expected = tensors[f"resid.{parameter(layer)}"] @ tensors[f"adj_k.{parameter(layer)}"].T
@@ -178,14 +191,19 @@ def all_statistics(smol: LanguageModel) -> Covariances:
     layers = sorted({*LAYERS, 3, 12, 13, 14})
     corpus = numpy.load(REFERENCE / "corpus_ids.npz")
     ends = corpus["lengths"].cumsum()
-    rows = [corpus["ids"][end - n : end].tolist() for end, n in zip(ends, corpus["lengths"], strict=True)]
+    rows = [
+        corpus["ids"][end - n : end].tolist()
+        for end, n in zip(ends, corpus["lengths"], strict=True)
+    ]
     found = second_moments(smol, layers, rows)
     by_layer = {layer: moments.second for layer, moments in found.items()}
     return Covariances(by_layer, smol.weight_hash, 90_003, {"corpus": "reference"})
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_covariances_are_the_references(layer: int, all_statistics: Covariances, statistics: Covariances) -> None:
+def test_covariances_are_the_references(
+    layer: int, all_statistics: Covariances, statistics: Covariances
+) -> None:
     assert relative(all_statistics.by_layer[layer], statistics.by_layer[layer]) < 1e-5
 
 
@@ -194,16 +212,23 @@ def test_covariances_are_the_references(layer: int, all_statistics: Covariances,
 def test_staged_dmle_gives_the_drivers_answers(
     kind: str, number: int, smol: LanguageModel, config: EditConfig, all_statistics: Covariances
 ) -> None:
-    """EasyEdit's accuracies and every locality prediction after the edit, by the published driver's logic."""
-    extra, metrics = (read_json(f"dmle_{kind}_{part}_rule{number}.json") for part in ("extra", "metrics"))
-    contexts = tuple(template.removesuffix("{}") for group in extra["templates"] for template in group)
+    """EasyEdit's accuracies and every locality prediction after the edit, by the published
+    driver's logic."""
+    extra, metrics = (
+        read_json(f"dmle_{kind}_{part}_rule{number}.json") for part in ("extra", "metrics")
+    )
+    contexts = tuple(
+        template.removesuffix("{}") for group in extra["templates"] for template in group
+    )
     asked = [record["requested_rewrite"] for record in metrics]
     requests = [
         EditRequest(str(number), form, r["prompt"], r["subject"], (), r["target_new"])
         for form, r in zip(FORMS, asked, strict=True)
     ]
     selection = parse_layers(STAGES[kind], smol.n_layers)
-    assert [list(group.layers) for group in selection.groups] == [stage["layers"] for stage in extra["stages"]]
+    assert [list(group.layers) for group in selection.groups] == [
+        stage["layers"] for stage in extra["stages"]
+    ]
     delta = dmle.edit(smol, requests, selection, all_statistics, contexts, config)
     recorded = list(recorded_accuracies(number, kind, "post"))
     local = recorded_locality(number, kind, "post")
@@ -244,7 +269,8 @@ def test_the_null_space_solver_gives_alphaedits_update_from_its_keys_and_states(
     residual = (z - tensors[f"cur_z.before_layer{layer}"]) / (9 - layer)
     projector = statistics.null_space(layer, config.null_threshold, relative=False)
     update = null_space(residual, tensors[f"K.layer{layer}"], projector, config.l2)
-    # The reference decomposes and solves in float32; its own update, recomputed in float64, differs by 1.1e-5.
+    # The reference decomposes and solves in float32; its own update, recomputed in float64, differs
+    # by 1.1e-5.
     assert relative(update.dense(), tensors[f"delta.{parameter(layer)}"]) < 1e-4
 
 
@@ -258,11 +284,16 @@ def test_alphaedit_gives_the_references_targets_and_updates(
     run, tensors, config = alpha
     targets = find_targets(smol, requests, 8, contexts, config)
     for i in range(3):
-        assert [pytest.approx(e[0], abs=2e-3) for e in run["loss_traces"][i]] == list(targets.losses[i])
+        assert [pytest.approx(e[0], abs=2e-3) for e in run["loss_traces"][i]] == list(
+            targets.losses[i]
+        )
         assert relative(targets.z[i], tensors[f"z.{i}"]) < 1e-3
     delta = alphaedit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
     for layer in LAYERS:
-        assert relative(delta.updates[parameter(layer)].dense(), tensors[f"delta.{parameter(layer)}"]) < 1e-3
+        assert (
+            relative(delta.updates[parameter(layer)].dense(), tensors[f"delta.{parameter(layer)}"])
+            < 1e-3
+        )
     # Keys on the edited model: what the reference keeps of an edit for later ones.
     with delta.applied(smol):
         for layer in LAYERS:
@@ -270,7 +301,8 @@ def test_alphaedit_gives_the_references_targets_and_updates(
             assert relative(keys.T, tensors[f"K_after.layer{layer}"]) < 1e-3
 
 
-# ROME, as EasyEdit ships it: the first request alone, identity statistics, the original's two different keys.
+# ROME, as EasyEdit ships it: the first request alone, identity statistics, the original's two
+# different keys.
 
 
 def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
@@ -285,7 +317,9 @@ def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
         rome_keys="original",
     )
     contexts = tuple(template.removesuffix("{}") for template in run["context_templates"])
-    request = EditRequest("0", "formula", asked["prompt"], asked["subject"], (), asked["target_new"])
+    request = EditRequest(
+        "0", "formula", asked["prompt"], asked["subject"], (), asked["target_new"]
+    )
     (layer,) = given["layers"]
     identity = Covariances({layer: torch.eye(D_MLP)}, smol.weight_hash, 0, {"identity": True})
     delta = rome.edit(smol, [request], layer, identity, contexts, config)
@@ -298,8 +332,11 @@ def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
 # Scores of the unedited model.
 
 
-def recorded_accuracies(number: int, kind: str = "two", phase: str = "pre") -> Iterator[tuple[str, str, float]]:
-    """(prompt, target, EasyEdit's token accuracy before or after the edit) of every item with a target."""
+def recorded_accuracies(
+    number: int, kind: str = "two", phase: str = "pre"
+) -> Iterator[tuple[str, str, float]]:
+    """(prompt, target, EasyEdit's token accuracy before or after the edit) of every item with a
+    target."""
     for record in read_json(f"dmle_{kind}_metrics_rule{number}.json"):
         asked, pre = record["requested_rewrite"], record[phase]
         yield asked["prompt"], asked["target_new"], pre["rewrite_acc"][0]
@@ -307,7 +344,8 @@ def recorded_accuracies(number: int, kind: str = "two", phase: str = "pre") -> I
         for name in ("Instance", "Rule"):
             items = asked["portability"][name]
             prompts, targets = (
-                [value] if isinstance(value, str) else value for value in (items["prompt"], items["ground_truth"])
+                [value] if isinstance(value, str) else value
+                for value in (items["prompt"], items["ground_truth"])
             )
             yield from zip(prompts, targets, pre["portability"][f"{name}_acc"], strict=True)
 
@@ -332,7 +370,9 @@ def test_token_accuracies_before_the_edit_are_easyedits(number: int, smol: Langu
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_locality_predictions_before_the_edit_are_easyedits(number: int, smol: LanguageModel) -> None:
+def test_locality_predictions_before_the_edit_are_easyedits(
+    number: int, smol: LanguageModel
+) -> None:
     recorded = recorded_locality(number)
     questions = [Question(item["prompt"], item["ground_truth"]) for item in recorded]
     for item, result in zip(recorded, teacher_forced(smol, questions, batch_size=16), strict=True):
@@ -348,7 +388,9 @@ def test_greedy_answers_before_the_edit_are_the_references(smol: LanguageModel) 
         assert item["greedy_text"].startswith(answer) and answer.strip()
 
 
-@pytest.mark.skipif(not ARCHIVE.is_file(), reason="the RuleEdit archive is not beside this repository")
+@pytest.mark.skipif(
+    not ARCHIVE.is_file(), reason="the RuleEdit archive is not beside this repository"
+)
 def test_our_items_of_rule_0_are_the_references() -> None:
     rule: Rule = load_rules(ARCHIVE, ids=["ruleedit-0"]).rules[0]
     ours = {(item.question.prompt, item.question.target) for item in items_of(rule)}

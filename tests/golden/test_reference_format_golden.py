@@ -1,7 +1,8 @@
-"""Our rows in the published driver's format, beside what EasyEdit's scoring in the driver's logic recorded.
+"""Our rows in the published driver's format, beside what EasyEdit's scoring in the driver's logic
+recorded.
 
-The files are kept beside the repository; without them these tests are skipped. The edit is one that changes
-nothing, so that the scores are of the embedded model as it is.
+The files are kept beside the repository; without them these tests are skipped. The edit is one that
+changes nothing, so that the scores are of the embedded model as it is.
 """
 
 import json
@@ -25,8 +26,12 @@ NUMBERS = (0, 1)
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference numbers are not beside this repository"),
-    pytest.mark.skipif(not ARCHIVE.is_file(), reason="the RuleEdit archive is not beside this repository"),
+    pytest.mark.skipif(
+        not REFERENCE.is_dir(), reason="the reference numbers are not beside this repository"
+    ),
+    pytest.mark.skipif(
+        not ARCHIVE.is_file(), reason="the RuleEdit archive is not beside this repository"
+    ),
 ]
 
 
@@ -73,7 +78,9 @@ def test_accuracies_before_the_edit_are_the_references_item_by_item(
     for record, reference in zip(ours, recorded(number), strict=True):
         assert set(reference["pre"]) - set(record["pre"]) == {"metric_meta"}
         got, expected = accuracies(record["pre"]), accuracies(reference["pre"])
-        assert set(got) == set(expected) == {"rewrite_acc", "rephrase_acc", "Instance_acc", "Rule_acc"}
+        assert (
+            set(got) == set(expected) == {"rewrite_acc", "rephrase_acc", "Instance_acc", "Rule_acc"}
+        )
         for name, values in expected.items():
             assert got[name] == pytest.approx(values, abs=1e-9), name
 
@@ -87,7 +94,9 @@ def test_all_probes_are_the_references_and_the_rephrased_ones_after_them(
         got, expected = accuracies(record["pre"]), accuracies(reference["pre"])
         n = len(expected["Rule_acc"])
         assert len(got["Rule_acc"]) == n + more
-        assert {**got, "Rule_acc": got["Rule_acc"][:n]} == {name: pytest.approx(v) for name, v in expected.items()}
+        assert {**got, "Rule_acc": got["Rule_acc"][:n]} == {
+            name: pytest.approx(v) for name, v in expected.items()
+        }
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -99,7 +108,9 @@ def test_locality_of_the_unedited_model_is_the_references_in_both_kinds(
     for record, published, reference in zip(ours, recorded(number), extra, strict=True):
         got = record["post"]["locality"]
         # The published names, but for the token ids.
-        assert set(got) == {name for name in published["post"]["locality"] if not name.endswith("_output")}
+        assert set(got) == {
+            name for name in published["post"]["locality"] if not name.endswith("_output")
+        }
         for kind, items in reference["locality"].items():
             assert got[f"{kind}_acc"] == [item["tf_exact"] for item in items]
 

@@ -1,6 +1,8 @@
-"""Our engine against ROME's own causal tracing on the same model and noise: five maps of two RuleEdit rules.
+"""Our engine against ROME's own causal tracing on the same model and noise: five maps of two
+RuleEdit rules.
 
-Every fifth layer by default, each map another fifth; `DMLE_GOLDEN_STRIDE=1` compares every cell (about ten minutes).
+Every fifth layer by default, each map another fifth; `DMLE_GOLDEN_STRIDE=1` compares every cell
+(about ten minutes).
 """
 
 import os
@@ -16,7 +18,9 @@ STRIDE = int(os.environ.get("DMLE_GOLDEN_STRIDE", "5"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(len(NAMES)), ids=NAMES)
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the stored ROME runs are not beside this checkout")
+@pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the stored ROME runs are not beside this checkout"
+)
 def test_sweep_gives_romes_map_of_first_token_probabilities(at, smol):
     import torch
 
@@ -37,5 +41,6 @@ def test_sweep_gives_romes_map_of_first_token_probabilities(at, smol):
     assert result.corrupted.mean().item() == pytest.approx(float(stored["low_score"]), abs=1e-5)
     restored = result.restored.mean(1).view(len(positions), len(layers)).numpy()
     np.testing.assert_allclose(restored, stored["scores"][first:, layers], atol=1e-5)
-    # Nothing before the first corrupted token differs from the clean run, so restoring there changes nothing.
+    # Nothing before the first corrupted token differs from the clean run, so restoring there
+    # changes nothing.
     np.testing.assert_allclose(stored["scores"][:first], float(stored["low_score"]), atol=1e-5)

@@ -1,4 +1,5 @@
-"""The chain from the command line on a tiny model folder, what it leaves, and that it redoes nothing."""
+"""The chain from the command line on a tiny model folder, what it leaves, and that it redoes
+nothing."""
 
 import json
 import shutil
@@ -45,7 +46,15 @@ SETTINGS = {
     "evaluate": {"answer_tokens": 3},
 }
 FILES = (
-    *("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.csv", "run.yaml", "rules.json"),
+    *(
+        "effects.nc",
+        "profile.nc",
+        "selection.json",
+        "scores.nc",
+        "answers.csv",
+        "run.yaml",
+        "rules.json",
+    ),
     *(f"deltas/{editor}/square-3.safetensors" for editor in ("dmle", "memit")),
     *(
         f"tables/scores-{mode}.{kind}"
@@ -54,18 +63,32 @@ FILES = (
     ),
     "tables/before-after.md",
     *(f"figures/effect-map-{form}.pdf" for form in ("formula", "description", "instance")),
-    *(f"figures/{name}.pdf" for name in ("layer-profile", "layer-selection", "edit-scores-token_accuracy")),
+    *(
+        f"figures/{name}.pdf"
+        for name in ("layer-profile", "layer-selection", "edit-scores-token_accuracy")
+    ),
 )
 
 
 @pytest.fixture(scope="module")
-def inputs(make_model: Callable[..., LanguageModel], rule: Rule, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a Hugging Face model, three rules (train, validation, test), a corpus and a configuration."""
+def inputs(
+    make_model: Callable[..., LanguageModel], rule: Rule, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A folder with a Hugging Face model, three rules (train, validation, test), a corpus and a
+    configuration."""
     folder = tmp_path_factory.mktemp("inputs")
     make_model("llama").export(folder / "model")
     splits = zip(("square-1", "square-2", "square-3"), ("train", "validation", "test"), strict=True)
-    dump_rules([rule.model_copy(update={"id": name, "split": split}) for name, split in splits], folder / "rules.json")
-    lines = [f"The {a} of a {b} is {n} times the side." for n in range(50) for a in "pqr" for b in ("cube", "square")]
+    dump_rules(
+        [rule.model_copy(update={"id": name, "split": split}) for name, split in splits],
+        folder / "rules.json",
+    )
+    lines = [
+        f"The {a} of a {b} is {n} times the side."
+        for n in range(50)
+        for a in "pqr"
+        for b in ("cube", "square")
+    ]
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     settings = {
         **SETTINGS,
@@ -81,8 +104,19 @@ def inputs(make_model: Callable[..., LanguageModel], rule: Rule, tmp_path_factor
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Run folder and standard error of `dmle run` as a process of its own."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    command = [sys.executable, "-m", "interp.app.commands", "run", "--config", inputs / "config.yaml", "--run", folder]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "interp.app.commands",
+        "run",
+        "--config",
+        inputs / "config.yaml",
+        "--run",
+        folder,
+    ]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     return folder, done.stderr
@@ -92,10 +126,14 @@ def test_run_writes_every_file(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     missing = [name for name in FILES if not (folder / name).is_file()]
     assert not missing, sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
-    drawn = {kind: {p.stem for p in (folder / "figures").glob(f"*.{kind}")} for kind in ("pdf", "png")}
+    drawn = {
+        kind: {p.stem for p in (folder / "figures").glob(f"*.{kind}")} for kind in ("pdf", "png")
+    }
     assert drawn["pdf"] == drawn["png"]
     assert not [p for p in folder.rglob("*") if "partial" in p.name or p.name.startswith(".")]
-    assert not (folder / "deltas" / "dmle" / "square-1.safetensors").exists()  # a training rule is not edited
+    assert not (
+        folder / "deltas" / "dmle" / "square-1.safetensors"
+    ).exists()  # a training rule is not edited
 
 
 def test_run_reports_what_it_did_and_where_to_look(finished: tuple[Path, str]) -> None:
@@ -113,29 +151,43 @@ def test_run_traces_the_training_rules_and_selects_from_them(finished: tuple[Pat
     selection = LayerSelection.load(folder / "selection.json")
     assert [len(group.layers) for group in selection.groups] == [1, 1]
     for group in selection.groups:
-        # The layer with the largest effect among those that may be chosen, read off the profile by hand.
-        values = profile["effect"].sel(form=list(group.forms), component="mlp", role="lookup").mean("form", skipna=True)
+        # The layer with the largest effect among those that may be chosen, read off the profile by
+        # hand.
+        values = (
+            profile["effect"]
+            .sel(form=list(group.forms), component="mlp", role="lookup")
+            .mean("form", skipna=True)
+        )
         effect = values.mean("rule", skipna=True).values
         allowed = range(selection.first_layer, 3)
         assert group.layers == (max(allowed, key=lambda layer: effect[layer]),)
 
 
-def test_run_leaves_deltas_that_edit_the_model_of_the_folder(finished: tuple[Path, str], inputs: Path) -> None:
+def test_run_leaves_deltas_that_edit_the_model_of_the_folder(
+    finished: tuple[Path, str], inputs: Path
+) -> None:
     folder, _ = finished
     model = load(str(inputs / "model"), device="cpu")
     before = {name: p.detach().clone() for name, p in model.parameters.items()}
     selection = LayerSelection.load(folder / "selection.json")
-    expected = {"dmle": sorted({layer for g in selection.groups for layer in g.layers}), "memit": [0, 1, 2]}
+    expected = {
+        "dmle": sorted({layer for g in selection.groups for layer in g.layers}),
+        "memit": [0, 1, 2],
+    }
     for editor, layers in expected.items():
         delta = EditDelta.load(folder / "deltas" / editor / "square-3.safetensors")
         assert delta.about["editor"] == editor and sorted(delta.layers.values()) == layers
         with delta.applied(model):
-            changed = {name for name, p in model.parameters.items() if not torch.equal(p, before[name])}
+            changed = {
+                name for name, p in model.parameters.items() if not torch.equal(p, before[name])
+            }
         assert changed == set(delta.updates)
         assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
 
 
-def test_run_scores_equal_the_means_of_its_raw_answers(finished: tuple[Path, str], inputs: Path) -> None:
+def test_run_scores_equal_the_means_of_its_raw_answers(
+    finished: tuple[Path, str], inputs: Path
+) -> None:
     folder, _ = finished
     scores = effects.load(folder / "scores.nc")
     answers = pd.read_csv(folder / "answers.csv", keep_default_na=False)
@@ -149,25 +201,40 @@ def test_run_scores_equal_the_means_of_its_raw_answers(finished: tuple[Path, str
                 assert got == pytest.approx(rows[f"{mode}_{when}"].astype(float).mean())
     content = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
     assert content["settings"]["edit"]["steps"] == 3 and content["provenance"]
-    assert [r["id"] for r in json.loads((folder / "rules.json").read_text(encoding="utf-8"))["rules"]] == [
+    assert [
+        r["id"] for r in json.loads((folder / "rules.json").read_text(encoding="utf-8"))["rules"]
+    ] == [
         "square-1",
         "square-2",
         "square-3",
     ]
 
 
-def test_running_the_steps_again_redoes_no_trace_no_statistic_and_no_edit(finished: tuple[Path, str]) -> None:
+def test_running_the_steps_again_redoes_no_trace_no_statistic_and_no_edit(
+    finished: tuple[Path, str],
+) -> None:
     folder, _ = finished
-    kept = [p for sub in ("traces", "covariance", "deltas") for p in (folder / sub).rglob("*") if p.is_file()]
+    kept = [
+        p
+        for sub in ("traces", "covariance", "deltas")
+        for p in (folder / sub).rglob("*")
+        if p.is_file()
+    ]
     assert len(kept) >= 6 + 3 + 2
     before = {path: path.stat().st_mtime_ns for path in kept}
     scores = effects.load(folder / "scores.nc")
-    execute(CHAIN[: CHAIN.index("figures")], Common(run=folder), {})  # settings come from the folder
+    execute(
+        CHAIN[: CHAIN.index("figures")], Common(run=folder), {}
+    )  # settings come from the folder
     assert {path: path.stat().st_mtime_ns for path in kept} == before
-    np.testing.assert_array_equal(effects.load(folder / "scores.nc")["score"].values, scores["score"].values)
+    np.testing.assert_array_equal(
+        effects.load(folder / "scores.nc")["score"].values, scores["score"].values
+    )
 
 
-def test_another_setting_of_the_edit_redoes_the_edits_alone(finished: tuple[Path, str], tmp_path: Path) -> None:
+def test_another_setting_of_the_edit_redoes_the_edits_alone(
+    finished: tuple[Path, str], tmp_path: Path
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     deltas = sorted((folder / "deltas").rglob("*.safetensors"))

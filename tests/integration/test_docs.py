@@ -1,7 +1,8 @@
-"""The documentation builds without a warning, its generated pages are the code's, and what it shows works.
+"""The documentation builds without a warning, its generated pages are the code's, and what it shows
+works.
 
-Every `dmle` line of the README and of `docs/` is checked against the real command line and settings. Those of `RUN`
-are also run; the rest is only parsed, for the reasons in `ONLY_PARSED`.
+Every `dmle` line of the README and of `docs/` is checked against the real command line and
+settings. Those of `RUN` are also run; the rest is only parsed, for the reasons in `ONLY_PARSED`.
 """
 
 import inspect
@@ -22,7 +23,10 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
 """Beginnings of the commands that are run, on the README's own rule."""
 ONLY_PARSED = {
-    "trace": "loads a model, for minutes; a prompt of one's own is run by tests/integration and the command's tests",
+    "trace": (
+        "loads a model, for minutes; a prompt of one's own is run by tests/integration and the"
+        " command's tests"
+    ),
     "edit": "loads a model, for minutes",
     "evaluate": "loads a model, for minutes",
     "compare": "loads a model, for hours",
@@ -79,11 +83,20 @@ def help_lines() -> list[tuple[str, list[str]]]:
     from interp.app.rules_commands import build, check, export, stats
     from interp.app.steps import load_steps
 
-    functions = [step.command for step in load_steps().values()] + [cli.run, cli.setup, build, check, export, stats]
+    functions = [step.command for step in load_steps().values()] + [
+        cli.run,
+        cli.setup,
+        build,
+        check,
+        export,
+        stats,
+    ]
     lines = []
     for function in functions:
         for line in (inspect.getdoc(function) or "").splitlines():
-            words = shlex.split(line.partition(" > ")[0]) if line.strip().startswith("dmle ") else []
+            words = (
+                shlex.split(line.partition(" > ")[0]) if line.strip().startswith("dmle ") else []
+            )
             if words:
                 lines.append((f"{function.__name__} --help", words[1:]))
     return lines
@@ -104,7 +117,8 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
 
 
 def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
-    """The checked settings of a command line, its flags included; None for commands without settings.
+    """The checked settings of a command line, its flags included; None for commands without
+    settings.
 
     The command's own function is called up to where the work would begin.
     """
@@ -118,7 +132,11 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         reached.append(dict(parse_settings(load_steps(), raw)))
 
     command, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
-    if command is cli.setup or command.__module__ == "interp.app.rules_commands" or bound.arguments.get("prompt"):
+    if (
+        command is cli.setup
+        or command.__module__ == "interp.app.rules_commands"
+        or bound.arguments.get("prompt")
+    ):
         return None
     monkeypatch.setattr(sys.modules[command.__module__], "execute", execute)
     monkeypatch.setattr(cli, "_export", lambda *files: None)
@@ -127,7 +145,9 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     return settings
 
 
-@pytest.mark.parametrize(("page", "words"), LINES, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in LINES])
+@pytest.mark.parametrize(
+    ("page", "words"), LINES, ids=[f"{page}: {' '.join(words)[:50]}" for page, words in LINES]
+)
 def test_every_command_line_parses_with_valid_settings(
     page: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,9 +180,15 @@ def test_a_wrong_line_would_be_found() -> None:
         parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=("trace.sample=4",)), {}))
 
 
-def test_rule_of_the_readme_is_built_and_checked_as_it_says(tmp_path: Path, dmle: Any, monkeypatch: Any) -> None:
+def test_rule_of_the_readme_is_built_and_checked_as_it_says(
+    tmp_path: Path, dmle: Any, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (rules,) = [text for page, text in blocks("yaml") if page.name == "README.md" and text.startswith("domain:")]
+    (rules,) = [
+        text
+        for page, text in blocks("yaml")
+        if page.name == "README.md" and text.startswith("domain:")
+    ]
     (tmp_path / "my_rules.yaml").write_text(rules, encoding="utf-8")
     ran = [words for _, words in COMMANDS if is_run(words)]
     assert [words[:2] for words in ran] == [["rules", "build"], ["rules", "check"]]
@@ -209,11 +235,17 @@ def test_python_of_the_published_format_runs(rules: Any) -> None:
     names: dict[str, Any] = {"rules": rules, "rows": rows}
     exec(compile("\n".join(first), "reference-format.md", "exec"), names)
     percent = eval(compile(last.partition("#")[0].strip(), "reference-format.md", "eval"), names)
-    assert percent["Edit_Succ"] == pytest.approx(50)  # half of the tokens of every answer were right
+    assert percent["Edit_Succ"] == pytest.approx(
+        50
+    )  # half of the tokens of every answer were right
 
 
 def test_every_python_block_has_a_test_that_runs_it() -> None:
-    assert {page.name for page, _ in blocks("python")} == {"README.md", "schemas.md", "reference-format.md"}
+    assert {page.name for page, _ in blocks("python")} == {
+        "README.md",
+        "schemas.md",
+        "reference-format.md",
+    }
 
 
 def test_references_name_every_setting_and_every_option() -> None:
@@ -225,7 +257,9 @@ def test_references_name_every_setting_and_every_option() -> None:
         part = text.split(f"## {name}\n", 1)[1].split("\n## ", 1)[0]
         assert set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE)) == set(section.model_fields)
     assert "| `samples` | `int` | `4` | Noise samples. ROME uses 10;" in text
-    assert "| `steps` | `int` | `25` | Gradient evaluations of the target search;" in text  # inherited by edit
+    assert (
+        "| `steps` | `int` | `25` | Gradient evaluations of the target search;" in text
+    )  # inherited by edit
     said = made["cli_reference"]()
     for option in inspect.signature(cli.trace).parameters:
         assert option == "common" or f"--{option.replace('_', '-')}" in said

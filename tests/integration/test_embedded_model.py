@@ -1,4 +1,5 @@
-"""The embedded model with its trained weights: what tracing and editing rely on, and what is known of it."""
+"""The embedded model with its trained weights: what tracing and editing rely on, and what is
+known of it."""
 
 import numpy as np
 import pytest
@@ -19,25 +20,34 @@ PROMPT = "The capital of France is"
 
 
 def france(model: LanguageModel, answer: str, samples: int = 2) -> tuple[CorruptedPrompt, int]:
-    """The prompt with noise of three embedding deviations on its subject, and the subject's position."""
+    """The prompt with noise of three embedding deviations on its subject, and the subject's
+    position."""
     encoding = model.encode(PROMPT)
     at = [PROMPT[a:b].strip() for a, b in encoding.offsets].index("France")
     noise = torch.randn(samples, 1, model.d_model, generator=torch.Generator().manual_seed(0))
-    case = CorruptedPrompt(encoding.ids, model.encode_continuation(answer), (at,), 3 * model.embedding_std() * noise)
+    case = CorruptedPrompt(
+        encoding.ids, model.encode_continuation(answer), (at,), 3 * model.embedding_std() * noise
+    )
     return case, at
 
 
 def test_the_embedded_model_passes_its_check(smol: LanguageModel) -> None:
     assert smol.check is not None
-    worst = max(smol.check.logits, smol.check.additivity, smol.check.projection, smol.check.prefix_cache)
+    worst = max(
+        smol.check.logits, smol.check.additivity, smol.check.projection, smol.check.prefix_cache
+    )
     assert worst < 2e-5 and smol.has_prefix_cache and not smol.check.post_norm
     assert (smol.n_layers, smol.d_model) == (30, 576)
     assert smol.down_projection(29).weight.shape == (576, 1536)
 
 
 def test_logits_equal_those_of_the_raw_model(smol: LanguageModel) -> None:
-    raw = AutoModelForCausalLM.from_pretrained(find(smol.name), dtype=torch.float32, attn_implementation="eager")
-    ids = torch.tensor([smol.encode("The area of a rectangle with length 4 and width 3 is 12.").ids])
+    raw = AutoModelForCausalLM.from_pretrained(
+        find(smol.name), dtype=torch.float32, attn_implementation="eager"
+    )
+    ids = torch.tensor(
+        [smol.encode("The area of a rectangle with length 4 and width 3 is 12.").ids]
+    )
     with torch.no_grad():
         expected = raw.eval()(ids).logits
     torch.testing.assert_close(smol.logits(ids), expected, rtol=1e-5, atol=1e-4)
@@ -46,7 +56,10 @@ def test_logits_equal_those_of_the_raw_model(smol: LanguageModel) -> None:
 
 
 def test_the_model_knows_a_capital_and_goes_on_alike_in_a_batch(smol: LanguageModel) -> None:
-    prompts = [smol.encode(text).ids for text in (PROMPT, "The perimeter of a square with side length 4 is equal to")]
+    prompts = [
+        smol.encode(text).ids
+        for text in (PROMPT, "The perimeter of a square with side length 4 is equal to")
+    ]
     batch = smol.generate(prompts, 4)
     assert smol.decode(batch[0]).startswith(" Paris")
     assert batch == [smol.generate([prompt], 4)[0] for prompt in prompts]
@@ -68,7 +81,9 @@ def test_every_token_of_the_embedded_prompts_has_a_role(smol: LanguageModel) -> 
             roles = token_roles(encoding, form.subject, rule.rule_words, sorted(form.values))
             assert len(roles) == len(encoding.ids) and set(roles) <= set(ROLES)
             assert roles.count("subject_last") == len(subject_spans(form.prompt, form.subject))
-            spelt = smol.decode([i for i, role in zip(encoding.ids, roles, strict=True) if "subject" in role])
+            spelt = smol.decode(
+                [i for i, role in zip(encoding.ids, roles, strict=True) if "subject" in role]
+            )
             assert form.subject in spelt
 
 
@@ -89,10 +104,15 @@ def test_sweep_equals_its_definition(smol: LanguageModel) -> None:
 
 
 def test_the_answer_moves_from_the_subject_to_the_last_token(smol: LanguageModel) -> None:
-    # ROME's picture: early states carry the fact at the subject, late ones at the end of the prompt.
+    # ROME's picture: early states carry the fact at the subject, late ones at the end of the
+    # prompt.
     case, at = france(smol, "Paris", samples=4)
     end = len(case.prompt) - 1
-    sites = [Site("resid", position, range(layer, layer + 1)) for position in (at, end) for layer in (0, 29)]
+    sites = [
+        Site("resid", position, range(layer, layer + 1))
+        for position in (at, end)
+        for layer in (0, 29)
+    ]
     result = sweep(smol, case, sites, first_token_prob)
     total = result.clean - result.corrupted.mean().item()
     assert result.clean > 0.3 and total > 0.5 * result.clean

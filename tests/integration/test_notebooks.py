@@ -13,7 +13,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
-"""They read one another's traces where they find them: one folder, one worker, one after the other."""
+"""They read one another's traces where they find them: one folder, one worker, one after the
+other."""
 FIGURES = {
     "01_causal_tracing": 1,
     "02_layer_profiles": 3,
@@ -31,7 +32,11 @@ def parsed(name: str) -> nbformat.NotebookNode:
 
 def images(notebook: nbformat.NotebookNode) -> list[bytes]:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    return [base64.b64decode(o["data"]["image/png"]) for o in outputs if "image/png" in o.get("data", {})]
+    return [
+        base64.b64decode(o["data"]["image/png"])
+        for o in outputs
+        if "image/png" in o.get("data", {})
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +47,29 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Where a notebook runs: its own folder, or that of the notebooks that share results."""
-    return request.getfixturevalue("shared") if request.node.callspec.params["name"] in SHARING else tmp_path
+    return (
+        request.getfixturevalue("shared")
+        if request.node.callspec.params["name"] in SHARING
+        else tmp_path
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.xdist_group("notebooks" if n in SHARING else n)) for n in NOTEBOOKS],
+    [
+        pytest.param(n, marks=pytest.mark.xdist_group("notebooks" if n in SHARING else n))
+        for n in NOTEBOOKS
+    ],
 )
-def test_a_notebook_runs_and_shows_its_figures(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
+def test_a_notebook_runs_and_shows_its_figures(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH",
+        os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    )
     notebook = parsed(name)
     # On a busy machine a cell may take long: the time limit is that of the test.
     where = {"metadata": {"path": str(folder)}}

@@ -1,11 +1,19 @@
-"""Ground truth: what is written into one block is found there by tracing and selection, and nothing where nothing is.
+"""Ground truth: what is written into one block is found there by tracing and selection, and nothing
+where nothing is.
 
 The full measurement is `make planted`; here are one tiny model and three depths.
 """
 
 import pytest
 
-from tests.benchmarks.planted import STRATEGIES, cases, planted_depths, tables, tiny_model, tiny_setting
+from tests.benchmarks.planted import (
+    STRATEGIES,
+    cases,
+    planted_depths,
+    tables,
+    tiny_model,
+    tiny_setting,
+)
 
 LAYERS = 8
 pytestmark = pytest.mark.xdist_group("planted")
@@ -18,7 +26,9 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     before = model.current_hash()
     layers = planted_depths(LAYERS, 3)
     assert layers == [2, 4, 5]
-    found = list(cases(model, tiny_setting(folder / "corpus.txt"), 0, layers, folder, bystanders=[4]))
+    found = list(
+        cases(model, tiny_setting(folder / "corpus.txt"), 0, layers, folder, bystanders=[4])
+    )
     assert model.current_hash() == before
     return found
 
@@ -30,11 +40,14 @@ def test_planted_associations_are_answered(rows: list[dict]) -> None:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("component", ["mlp", "mlp_single"])
-def test_the_planted_block_is_selected_at_every_depth(rows: list[dict], component: str, strategy: str) -> None:
+def test_the_planted_block_is_selected_at_every_depth(
+    rows: list[dict], component: str, strategy: str
+) -> None:
     chosen = [
         row
         for row in rows
-        if row["reading"] in ("plain", "difference") and (row["component"], row["strategy"]) == (component, strategy)
+        if row["reading"] in ("plain", "difference")
+        and (row["component"], row["strategy"]) == (component, strategy)
     ]
     assert {row["layer"] for row in chosen} == {2, 4, 5}
     missed = [row for row in chosen if not (row["found"] and row["supported"])]

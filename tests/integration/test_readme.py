@@ -13,7 +13,9 @@ def test_readme_python_block_edits_exports_and_reverts(tmp_path):
     from editing.edits.delta import EditDelta
     from interp.models.loading import load
 
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    )
     names: dict = {"folder": tmp_path}
     exec(compile(block, "README.md", "exec"), names)
 

@@ -1,4 +1,5 @@
-"""The report in a real browser: nothing from the network, nothing run from data, and the right numbers on show."""
+"""The report in a real browser: nothing from the network, nothing run from data, and the right
+numbers on show."""
 
 import re
 import shutil
@@ -21,11 +22,21 @@ from interp.selection.select import LayerSelection
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 EVIL = "<script>alert(1)</script>"
 RULES = ("plain", EVIL, "</script><img src=x onerror=alert(2)>")
 FORMS = ("formula", "instance")
-TOKENS = ("The", " <b>area</b>", "\n", "$x_1$", "<a href='https://example.org'>of</a>", " &lt;%{x}", " =")
+TOKENS = (
+    "The",
+    " <b>area</b>",
+    "\n",
+    "$x_1$",
+    "<a href='https://example.org'>of</a>",
+    " &lt;%{x}",
+    " =",
+)
 TRACED = (1, 3, 6)
 ROLES = ("prefix", "rule_word", "after", "subject_last", "after", "after", "last")
 LAYERS, SAMPLES = 6, 4
@@ -39,41 +50,85 @@ def joined() -> xr.Dataset:
     for rule in RULES:
         for form in FORMS if rule != RULES[-1] else FORMS[:1]:
             corrupted = -3 + 0.1 * rng.standard_normal((len(METRICS), SAMPLES))
-            score = corrupted[:, None, None, None] + rng.standard_normal((2, 3, LAYERS, len(TOKENS), SAMPLES))
+            score = corrupted[:, None, None, None] + rng.standard_normal(
+                (2, 3, LAYERS, len(TOKENS), SAMPLES)
+            )
             score[..., [t for t in range(len(TOKENS)) if t not in TRACED], :] = np.nan
             maps[rule, form] = effects.effect_map(
-                score, np.array([-1.0, -0.5]), corrupted, components=("resid", "mlp", "attn"), tokens=TOKENS,
-                roles=ROLES, is_corrupted=[t in (1, 3) for t in range(len(TOKENS))], prompt="".join(TOKENS),
-                answer=f" {EVIL} $2^3$", attrs={"model": EVIL, "window": 3, "metric": "mean_log_prob"}, metrics=METRICS,
-            )  # fmt: skip
+                score,
+                np.array([-1.0, -0.5]),
+                corrupted,
+                components=("resid", "mlp", "attn"),
+                tokens=TOKENS,
+                roles=ROLES,
+                is_corrupted=[t in (1, 3) for t in range(len(TOKENS))],
+                prompt="".join(TOKENS),
+                answer=f" {EVIL} $2^3$",
+                attrs={"model": EVIL, "window": 3, "metric": "mean_log_prob"},
+                metrics=METRICS,
+            )
     return effects.concat(maps)
 
 
 def selection() -> LayerSelection:
-    groups = [{"name": "formula", "forms": ["formula"], "layers": [1, 2], "score": 0.2, "reason": EVIL, "n_rules": 3}]
+    groups = [
+        {
+            "name": "formula",
+            "forms": ["formula"],
+            "layers": [1, 2],
+            "score": 0.2,
+            "reason": EVIL,
+            "n_rules": 3,
+        }
+    ]
     return LayerSelection.model_validate(
-        {"strategy": "window", "component": "mlp", "role": "lookup", "width": 2, "n_layers": LAYERS, "groups": groups}
+        {
+            "strategy": "window",
+            "component": "mlp",
+            "role": "lookup",
+            "width": 2,
+            "n_layers": LAYERS,
+            "groups": groups,
+        }
     )
 
 
 def scores() -> xr.Dataset:
     names = {
-        "editor": ["dmle", EVIL], "rule": list(RULES), "form": list(FORMS), "metric": ["reliability", "locality"],
-        "mode": ["token_accuracy", "kl"], "phase": ["pre", "post"],
-    }  # fmt: skip
+        "editor": ["dmle", EVIL],
+        "rule": list(RULES),
+        "form": list(FORMS),
+        "metric": ["reliability", "locality"],
+        "mode": ["token_accuracy", "kl"],
+        "phase": ["pre", "post"],
+    }
     values = np.random.default_rng(1).random([len(each) for each in names.values()])
-    return xr.Dataset({"score": (list(names), values), "n_items": (list(names), values.astype(int))}, coords=names)
+    return xr.Dataset(
+        {"score": (list(names), values), "n_items": (list(names), values.astype(int))}, coords=names
+    )
 
 
 def answers() -> pd.DataFrame:
     rows = [
         {
-            "editor": editor, "rule": rule, "form": "formula", "metric": metric, "prompt": f"{EVIL} of {rule} is",
-            "target_new": "12", "target_true": "9", "before": "NA", "after": EVIL, "exact_before": 0.0,
-            "exact_after": 1.0, "token_accuracy_before": 0.25, "token_accuracy_after": "",
+            "editor": editor,
+            "rule": rule,
+            "form": "formula",
+            "metric": metric,
+            "prompt": f"{EVIL} of {rule} is",
+            "target_new": "12",
+            "target_true": "9",
+            "before": "NA",
+            "after": EVIL,
+            "exact_before": 0.0,
+            "exact_after": 1.0,
+            "token_accuracy_before": 0.25,
+            "token_accuracy_after": "",
         }
-        for rule in RULES for metric in ("reliability", "locality") for editor in ("dmle", EVIL)
-    ]  # fmt: skip
+        for rule in RULES
+        for metric in ("reliability", "locality")
+        for editor in ("dmle", EVIL)
+    ]
     return pd.DataFrame(rows)
 
 
@@ -89,9 +144,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = answers()
     save_records(run / "answers.json", list(rows.columns), rows.to_dict("records"))
     form = {"prompt": "The x is", "subject": "x", "target_new": "1"}
-    dump_rules([Rule.model_validate({"id": "plain", "name": EVIL, "subject": "x", "forms": {"formula": form}})],
-               run / "rules.json")  # fmt: skip
-    (run / "run.yaml").write_text(f"settings: {{}}\nprovenance: {{version_dmle: '{EVIL}'}}\n", encoding="utf-8")
+    dump_rules(
+        [
+            Rule.model_validate(
+                {"id": "plain", "name": EVIL, "subject": "x", "forms": {"formula": form}}
+            )
+        ],
+        run / "rules.json",
+    )
+    (run / "run.yaml").write_text(
+        f"settings: {{}}\nprovenance: {{version_dmle: '{EVIL}'}}\n", encoding="utf-8"
+    )
     write_report(run)
     return run
 
@@ -137,13 +200,18 @@ def opened(browser: "Browser", report: Path, **options: Any) -> Iterator["Page"]
     page.wait_for_selector("html[data-ready=yes]")
     yield page
     context.close()
-    assert [one for one in said if not one.startswith("request: data:")] == [f"request: {report.as_uri()}"]
+    assert [one for one in said if not one.startswith("request: data:")] == [
+        f"request: {report.as_uri()}"
+    ]
 
 
 def heat(page: "Page") -> dict[str, Any]:
     """What the map shows: rows of cells, and its title."""
     read = "plot => plot.data[0].z.map(row => Array.from(row, v => isFinite(v) ? v : null))"
-    return {"z": page.locator("#map-plot").evaluate(read), "title": page.locator("#map-title").inner_text()}
+    return {
+        "z": page.locator("#map-plot").evaluate(read),
+        "title": page.locator("#map-title").inner_text(),
+    }
 
 
 def hover(page: "Page", layer: int, token: int) -> str:
@@ -167,7 +235,9 @@ def hover(page: "Page", layer: int, token: int) -> str:
     return "\n".join(label.locator("tspan.line").all_text_contents())
 
 
-def chosen(maps: xr.Dataset, rule: str, form: str, component: str, metric: str = "mean_log_prob") -> xr.Dataset:
+def chosen(
+    maps: xr.Dataset, rule: str, form: str, component: str, metric: str = "mean_log_prob"
+) -> xr.Dataset:
     return maps.sel(rule=rule, form=form, component=component, metric=metric)
 
 
@@ -189,7 +259,9 @@ def test_selecting_rule_form_component_and_metric_shows_that_map(page: "Page", r
     assert np.isnan(shown).any(1).sum() == len(TOKENS) - len(TRACED)
 
 
-def test_scale_is_centred_on_zero_and_shared_by_a_rules_maps_unless_asked(page: "Page", run: Path) -> None:
+def test_scale_is_centred_on_zero_and_shared_by_a_rules_maps_unless_asked(
+    page: "Page", run: Path
+) -> None:
     maps = effects.load(run / "effects.nc").sel(rule="plain", metric="mean_log_prob")
     effect = np.abs((maps["score"] - maps["corrupted"]).mean("sample", skipna=False))
     trace = "plot => [plot.data[0].zmin, plot.data[0].zmax]"
@@ -204,7 +276,9 @@ def test_scale_is_centred_on_zero_and_shared_by_a_rules_maps_unless_asked(page: 
     assert weakest < high
 
 
-def test_the_first_map_on_show_is_of_a_rule_that_is_traceable(browser: "Browser", tmp_path: Path) -> None:
+def test_the_first_map_on_show_is_of_a_rule_that_is_traceable(
+    browser: "Browser", tmp_path: Path
+) -> None:
     maps = joined()
     maps["corrupted"].loc[{"rule": "plain"}] = maps["clean"].sel(rule="plain")  # no total effect
     effects.save(maps, tmp_path / "effects.nc")
@@ -222,12 +296,17 @@ def test_hover_shows_the_numbers_of_the_file(page: "Page", run: Path) -> None:
     text = hover(page, 4, 3).replace("−", "-")
     assert "token “$x_1$” (corrupted), last subject token" in text
     assert "layer 4" in text
-    found = re.search(r"effect (-?[\d.]+) ± ([\d.]+) \(standard error\) nats per answer token", text)
-    assert found and (float(found[1]), float(found[2])) == pytest.approx((change.mean(), error), abs=1e-3)
+    found = re.search(
+        r"effect (-?[\d.]+) ± ([\d.]+) \(standard error\) nats per answer token", text
+    )
+    assert found and (float(found[1]), float(found[2])) == pytest.approx(
+        (change.mean(), error), abs=1e-3
+    )
     found = re.search(r"95 % interval (-?[\d.]+) to (-?[\d.]+) \(4 samples\)", text)
     half = 3.1824 * error  # Student's t with three degrees of freedom
-    assert found and [float(x) for x in found.groups()] == pytest.approx([change.mean() - half, change.mean() + half],
-                                                                         abs=2e-3)  # fmt: skip
+    assert found and [float(x) for x in found.groups()] == pytest.approx(
+        [change.mean() - half, change.mean() + half], abs=2e-3
+    )
     assert "not traced" in hover(page, 2, 0)
 
 
@@ -238,15 +317,27 @@ def test_markup_in_data_is_shown_and_not_run(page: "Page") -> None:
     assert EVIL in page.locator("#summary").inner_text()
     assert EVIL in page.locator("#answer-list").inner_text()
     ticks = page.locator("#map-plot .ytick text").all_text_contents()
-    assert ticks == ["The", "<b>area</b>*", "↵", "$x_1$*", "<a href='https://exam…", "&lt;%{x}", "="]
+    assert ticks == [
+        "The",
+        "<b>area</b>*",
+        "↵",
+        "$x_1$*",
+        "<a href='https://exam…",
+        "&lt;%{x}",
+        "=",
+    ]
     assert "token “<a href='https://example.org'>of</a>”" in hover(page, 1, 4)
     assert "token “&lt;%{x}”" in hover(page, 1, 5)
-    assert page.locator("#map-plot a, #score-plot a[href^=http], main img, main script").count() == 0
+    assert (
+        page.locator("#map-plot a, #score-plot a[href^=http], main img, main script").count() == 0
+    )
 
 
 def test_the_policy_refuses_other_scripts(browser: "Browser", run: Path, tmp_path: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
-    (tmp_path / "forged.html").write_text(text.replace("<main>", "<main><script>window.ran = 1</script>"), "utf-8")
+    (tmp_path / "forged.html").write_text(
+        text.replace("<main>", "<main><script>window.ran = 1</script>"), "utf-8"
+    )
     context = browser.new_context()
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
@@ -278,7 +369,9 @@ def test_keyboard_reaches_the_selectors_and_the_cells(page: "Page", run: Path) -
     one = chosen(effects.load(run / "effects.nc"), EVIL, "formula", "mlp").isel(layer=1, pos=1)
     said = page.locator("#map-readout").inner_text().replace("−", "-")
     found = re.search(r"layer 1; effect (-?[\d.]+)", said)
-    assert found and float(found[1]) == pytest.approx(float((one["score"] - one["corrupted"]).mean()), abs=1e-3)
+    assert found and float(found[1]) == pytest.approx(
+        float((one["score"] - one["corrupted"]).mean()), abs=1e-3
+    )
 
 
 def test_a_phone_needs_no_sideways_scrolling(browser: "Browser", run: Path) -> None:
@@ -298,14 +391,18 @@ def test_profile_scores_and_answers_follow_their_selectors(page: "Page", run: Pa
     roles = page.locator("#profile-role option").all_text_contents()
     page.select_option("#profile-role", label="rule words")
     assert "lookup tokens" in roles and "before the subject" not in roles
-    lines = page.locator("#profile-plot").evaluate("plot => plot.data.filter(t => t.name).map(t => Array.from(t.y))")
+    lines = page.locator("#profile-plot").evaluate(
+        "plot => plot.data.filter(t => t.name).map(t => Array.from(t.y))"
+    )
     wanted = profile["aie"].sel(component="resid", role="rule_word").values
     np.testing.assert_allclose(np.array(lines, dtype=float), wanted, rtol=1e-4)
 
     held = effects.load(run / "scores.nc")["score"].mean(["form", "rule"])
     page.select_option("#score-mode", label="KL divergence from the unedited model (nats)")
     dots = page.locator("#score-plot").evaluate("plot => plot.data.map(t => Array.from(t.x))")
-    np.testing.assert_allclose(np.array(dots[1::2], dtype=float), held.sel(mode="kl", phase="post").values, rtol=1e-4)
+    np.testing.assert_allclose(
+        np.array(dots[1::2], dtype=float), held.sel(mode="kl", phase="post").values, rtol=1e-4
+    )
     row = page.locator("#score-table tbody tr").nth(0).inner_text()
     values = held.sel(editor="dmle", mode="kl", metric="reliability")
     assert f"{float(values[0]):.2f} → {float(values[1]):.2f}" in row
@@ -323,7 +420,9 @@ def test_dark_and_print_have_readable_colours(page: "Page") -> None:
     body = "(s => [s.color, s.backgroundColor])(getComputedStyle(document.body))"
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        text, back = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in page.evaluate(body))
+        text, back = (
+            sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in page.evaluate(body)
+        )
         assert abs(text - back) > 500 and (text < back) == (scheme == "light")
         assert (page.evaluate(paper) == "#ffffff") == (scheme == "light")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -334,7 +433,9 @@ def test_dark_and_print_have_readable_colours(page: "Page") -> None:
 
 
 @pytest.mark.parametrize("name", ["effects.nc", "scores.nc"])
-def test_one_file_alone_makes_a_page(browser: "Browser", run: Path, tmp_path: Path, name: str) -> None:
+def test_one_file_alone_makes_a_page(
+    browser: "Browser", run: Path, tmp_path: Path, name: str
+) -> None:
     shutil.copy(run / name, tmp_path / name)
     for page in opened(browser, write_report(tmp_path)):
         assert page.locator(".js-plotly-plot").count() == 1

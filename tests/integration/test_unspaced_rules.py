@@ -1,4 +1,5 @@
-"""Six rules in Chinese and Japanese through the whole chain, on a tiny model with a byte-level tokenizer."""
+"""Six rules in Chinese and Japanese through the whole chain, on a tiny model with a byte-level
+tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,20 @@ from interp.rules.sources import Rule, load_rules
 
 RULES = Path(__file__).parents[1] / "data" / "cjk_rules.json"
 FAST = [
-    "covariance.identity=true", "edit.contexts=0", "edit.steps=3", "edit.block=1-2", "evaluate.answer_tokens=6",
-    "trace.answer=greedy", "trace.positions=[last,rule_word]", "profile.bootstrap=10", "select.bootstrap=10",
-    "select.identity_blocks=0", "select.strategy=window", "select.width=1", "trace.components=[mlp]",
-]  # fmt: skip
+    "covariance.identity=true",
+    "edit.contexts=0",
+    "edit.steps=3",
+    "edit.block=1-2",
+    "evaluate.answer_tokens=6",
+    "trace.answer=greedy",
+    "trace.positions=[last,rule_word]",
+    "profile.bootstrap=10",
+    "select.bootstrap=10",
+    "select.identity_blocks=0",
+    "select.strategy=window",
+    "select.width=1",
+    "trace.components=[mlp]",
+]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,13 @@ def test_the_chain(
     run = tmp_path / "run"
     flags = [part for value in FAST for part in ("--set", value)]
     common = ["--run", run, "--model", model_folder, "--device", "cpu", "--rules", RULES, *flags]
-    for step in (["trace"], ["profile"], ["select"], ["edit", "--editors", "dmle,memit"], ["evaluate"]):
+    for step in (
+        ["trace"],
+        ["profile"],
+        ["select"],
+        ["edit", "--editors", "dmle,memit"],
+        ["evaluate"],
+    ):
         code, said = dmle(*step, *common)
         assert code == 0, said
     maps = effects.load(run / "effects.nc")
@@ -49,7 +66,10 @@ def test_the_chain(
             for phrase in (prompt.subject, *(rule.words or ())):
                 for at in range(len(prompt.prompt)):
                     wanted[at : at + len(phrase)] |= prompt.prompt.startswith(phrase, at)
-            assert kept.tolist() == [bool(wanted[a:b].any()) for a, b in encoding.offsets], (rule.id, form)
+            assert kept.tolist() == [bool(wanted[a:b].any()) for a, b in encoding.offsets], (
+                rule.id,
+                form,
+            )
     answers = pd.read_csv(run / "answers.csv")
     assert len(answers) == 2 * sum(len(items_of(rule)) for rule in rules)
     log_prob = answers["log_prob_before"].dropna()
@@ -60,7 +80,8 @@ def test_the_chain(
 
 
 def _log_prob(model: LanguageModel, text: str, border: int) -> float:
-    """Mean log-probability of the tokens of a text behind a border, from one run of the whole text."""
+    """Mean log-probability of the tokens of a text behind a border, from one run of the whole
+    text."""
     import torch
 
     got = model.tokenizer(text, return_offsets_mapping=True)
@@ -70,16 +91,23 @@ def _log_prob(model: LanguageModel, text: str, border: int) -> float:
     return float(np.mean([said[i - 1, ids[0, i]].item() for i in places]))
 
 
-def test_no_stray_space_is_scored_or_edited_in(rules: tuple[Rule, ...], tiny_llama: LanguageModel) -> None:
+def test_no_stray_space_is_scored_or_edited_in(
+    rules: tuple[Rule, ...], tiny_llama: LanguageModel
+) -> None:
     for rule in rules:
         for item in items_of(rule):
             q = item.question
             ids = tiny_llama.encode_continuation(q.target, q.prompt, q.space)
             assert tiny_llama.decode(ids) == q.target
-            assert (*tiny_llama.encode(q.prompt).ids, *ids) == tiny_llama.encode(q.prompt + q.target).ids
+            assert (*tiny_llama.encode(q.prompt).ids, *ids) == tiny_llama.encode(
+                q.prompt + q.target
+            ).ids
         for request in requests_of(rule, "rule_word_last"):
             words = words_of(request)
             assert "".join(word.target_new for word in words) == request.target_new
-            assert words[-1].prompt == request.prompt + request.target_new[: -len(words[-1].target_new)]
+            assert (
+                words[-1].prompt
+                == request.prompt + request.target_new[: -len(words[-1].target_new)]
+            )
             kept = tiny_llama.decode(preservation_row(tiny_llama, request, "subject_last").ids)
             assert kept == f"{request.subject} is a"

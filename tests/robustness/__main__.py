@@ -1,4 +1,5 @@
-"""A short look at everything: that the fuzzer notices each kind of fault, some cases of each reader, some kills.
+"""A short look at everything: that the fuzzer notices each kind of fault, some cases of each
+reader, some kills.
 
 python -m tests.robustness [--cases 8] [--kills 8] [--pairs 0] --out out.json
 """
@@ -46,7 +47,11 @@ def noticed(root: Path) -> dict[str, list[str]]:
             os.kill(os.getpid(), signal.SIGSEGV)
 
     def grows(at: Path) -> int:
-        return len(bytearray(watch.MEMORY * 3)) if (at / "file").read_bytes() != b"content" * 100 else 0
+        return (
+            len(bytearray(watch.MEMORY * 3))
+            if (at / "file").read_bytes() != b"content" * 100
+            else 0
+        )
 
     wrong: dict[str, Callable[[Path], Any]] = {
         "refuses": refuses,
@@ -60,7 +65,9 @@ def noticed(root: Path) -> dict[str, list[str]]:
     limit, watch.HANG_S = watch.HANG_S, 0.3
     found = {}
     for name, read in wrong.items():
-        work = FileCases(FileReader(name, folder, "file", read), [b"other" * 99], root / "scratch" / name)
+        work = FileCases(
+            FileReader(name, folder, "file", read), [b"other" * 99], root / "scratch" / name
+        )
         done = watched(name, work, 0, count=12 if name == "UnicodeDecodeError" else 3)
         found[name] = sorted({failure.kind for failure in done.failures})
     watch.HANG_S = limit
@@ -69,8 +76,12 @@ def noticed(root: Path) -> dict[str, list[str]]:
 
 def main() -> int:
     """Write everything as JSON; 0 whatever is found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", type=int, default=8, help="of each reader of files; the others get a hundred")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.robustness", description=(__doc__ or "").partition("\n")[0]
+    )
+    parser.add_argument(
+        "--cases", type=int, default=8, help="of each reader of files; the others get a hundred"
+    )
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=0, help="of each command")
     parser.add_argument("--out", type=Path, required=True)
@@ -81,13 +92,25 @@ def main() -> int:
     found, states = {"noticed": noticed(root)}, States(root)
     # Whole models and commands take a second a case: `make fuzz` has them.
     slow = ("model", "dmle")
-    cases = {name: case for name, case in fuzz.make_cases(states, root).items() if not name.startswith(slow)}
+    cases = {
+        name: case
+        for name, case in fuzz.make_cases(states, root).items()
+        if not name.startswith(slow)
+    }
     tallies = list(fuzz.run(cases, seconds=1e9, count=given.cases, first=0))
-    ended = list(kills.run(states, given.kills, given.pairs, [name for name in BY_NAME if name in QUICK]))
+    ended = list(
+        kills.run(states, given.kills, given.pairs, [name for name in BY_NAME if name in QUICK])
+    )
     killed = [asdict(tally) for tally in ended]
     said = fuzz.report(tallies)
     seconds = round(time.monotonic() - began, 1)
-    result = {**found, "fuzz": fuzz.summary(tallies, 0), "report": said, "kills": killed, "seconds": seconds}
+    result = {
+        **found,
+        "fuzz": fuzz.summary(tallies, 0),
+        "report": said,
+        "kills": killed,
+        "seconds": seconds,
+    }
     out.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0
 

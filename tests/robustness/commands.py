@@ -1,4 +1,5 @@
-"""The commands that are killed, started twice and compared: what each starts from, and what may differ afterwards."""
+"""The commands that are killed, started twice and compared: what each starts from, and what may
+differ afterwards."""
 
 import hashlib
 import shlex
@@ -14,7 +15,8 @@ import pandas as pd
 from tests.robustness import processes
 
 RUN = "run"
-"""The run folder, and all else that a command writes, below the working directory: paths are the same in every run."""
+"""The run folder, and all else that a command writes, below the working directory: paths are the
+same in every run."""
 IN = "../in"
 
 
@@ -31,7 +33,12 @@ class Command:
     @property
     def arguments(self) -> list[str]:
         """The command line."""
-        paths = {"run": RUN, "model": f"{IN}/model", "spec": f"{IN}/spec.yaml", "rules": f"{IN}/rules.json"}
+        paths = {
+            "run": RUN,
+            "model": f"{IN}/model",
+            "spec": f"{IN}/spec.yaml",
+            "rules": f"{IN}/rules.json",
+        }
         return shlex.split(self.line.format(**paths))
 
 
@@ -43,11 +50,13 @@ COMMANDS = (
     _step("trace"),
     Command(
         "trace --prompt",
-        "trace --prompt 'The area of a square is' --subject square --out=run/map.nc --plot=run/map.png --model={model} "
-        "--samples=2 --set trace.answer_tokens=2",
+        "trace --prompt 'The area of a square is' --subject square --out=run/map.nc"
+        " --plot=run/map.png --model={model} --samples=2 --set trace.answer_tokens=2",
     ),
     _step("profile", "trace"),
-    _step("select", "profile", "--export-dmle run/out/config.json --export-easyedit run/out/hparams"),
+    _step(
+        "select", "profile", "--export-dmle run/out/config.json --export-easyedit run/out/hparams"
+    ),
     _step("edit", "select"),
     _step("evaluate", "edit"),
     _step("compare", "select", weight=0.7),
@@ -101,7 +110,9 @@ class States:
             began = time.monotonic()
             done = processes.run(self.work, command.arguments)
             if done.code != 0:
-                raise RuntimeError(f"`dmle {' '.join(command.arguments)}` ended with {done.code}:\n{done.said}")
+                raise RuntimeError(
+                    f"`dmle {' '.join(command.arguments)}` ended with {done.code}:\n{done.said}"
+                )
             self.events[name], self.seconds[name] = done.events, time.monotonic() - began
             shutil.copytree(self.work, place)
         return place
@@ -119,7 +130,8 @@ def differences(found: Path, wanted: Path) -> list[str]:
 
 
 def content(name: str, path: Path) -> Any:
-    """What is compared of a file: its bytes, less the seconds that an edit took (cells, `cells.csv`, side effects)."""
+    """What is compared of a file: its bytes, less the seconds that an edit took (cells,
+    `cells.csv`, side effects)."""
     if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv"):
         return pd.read_csv(path).drop(columns="cpu_seconds").to_csv()
     if path.suffix == ".json" and name.startswith(("run/cells/", "run/sweep/")):
@@ -131,4 +143,8 @@ def content(name: str, path: Path) -> Any:
 
 
 def _files(folder: Path) -> Mapping[str, Path]:
-    return {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if not path.is_dir()}
+    return {
+        str(path.relative_to(folder)): path
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+    }

@@ -1,11 +1,14 @@
-"""`make fuzz`: damaged and hostile input for everything that reads: no traceback, no hang, no silent change.
+"""`make fuzz`: damaged and hostile input for everything that reads: no traceback, no hang, no
+silent change.
 
-python -m tests.robustness.fuzz [--minutes 1 | --cases N] [--seed 0] [--only READER] [--case READER SEED]
+python -m tests.robustness.fuzz [--minutes 1 | --cases N] [--seed 0] [--only READER] [--case READER
+SEED]
                                 [--summary out.json]
 
-Every reader may refuse with a `DmleError`, which says what is wrong in one line. Anything else is a failure: another
-exception, no answer in time, too much memory, a file written elsewhere, or, where files carry a checksum, other values
-without a word. The same seed is the same case: `--case READER SEED` repeats one, and keeps the file in build/fuzz/.
+Every reader may refuse with a `DmleError`, which says what is wrong in one line. Anything else is a
+failure: another exception, no answer in time, too much memory, a file written elsewhere, or, where
+files carry a checksum, other values without a word. The same seed is the same case: `--case READER
+SEED` repeats one, and keeps the file in build/fuzz/.
 """
 
 import argparse
@@ -61,13 +64,18 @@ def make_cases(states: States, root: Path) -> dict[str, tuple[Cases, float]]:
     contents = [reader.content() for reader in files if not reader.name.startswith("model")]
     found: dict[str, tuple[Cases, float]] = {}
     for reader in files:
-        found[reader.name] = FileCases(reader, contents, root / "scratch" / _slug(reader.name)), reader.share
+        found[reader.name] = (
+            FileCases(reader, contents, root / "scratch" / _slug(reader.name)),
+            reader.share,
+        )
     for reader in text_readers(load(str(states.inputs / "model"))):
         found[reader.name] = TextCases(reader), reader.share
     return found
 
 
-def run(cases: dict[str, tuple[Cases, float]], *, seconds: float, count: int, first: int) -> Iterator[Tally]:
+def run(
+    cases: dict[str, tuple[Cases, float]], *, seconds: float, count: int, first: int
+) -> Iterator[Tally]:
     """Try readers one after the other.
 
     Args:
@@ -106,7 +114,11 @@ def keep(out: Path, cases: dict[str, tuple[Cases, float]], tallies: Sequence[Tal
         work, _ = cases[tally.reader]
         for failures in tally.groups().values():
             for failure in failures[:SHOWN]:
-                content = work.damage(failure.seed)[0] if isinstance(work, FileCases) else failure.case.encode()
+                content = (
+                    work.damage(failure.seed)[0]
+                    if isinstance(work, FileCases)
+                    else failure.case.encode()
+                )
                 (out / f"{_slug(tally.reader)}-{failure.seed}").write_bytes(content)
 
 
@@ -125,7 +137,12 @@ def summary(tallies: Sequence[Tally], first: int) -> dict[str, object]:
         for tally in tallies
     ]
     kinds = Counter(failure.kind for tally in tallies for failure in tally.failures)
-    return {"first_seed": first, "cases": sum(t.cases for t in tallies), "failures": dict(kinds), "readers": readers}
+    return {
+        "first_seed": first,
+        "cases": sum(t.cases for t in tallies),
+        "failures": dict(kinds),
+        "readers": readers,
+    }
 
 
 def repeat(work: Cases, seed: int, out: Path) -> int:
@@ -146,10 +163,14 @@ def main() -> int:
     """Try, print a table and the failures, and return 1 if there is one."""
     about = (__doc__ or "").partition("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.robustness.fuzz", description=about)
-    parser.add_argument("--minutes", type=float, default=1.0, help="for all readers, besides making the files")
+    parser.add_argument(
+        "--minutes", type=float, default=1.0, help="for all readers, besides making the files"
+    )
     parser.add_argument("--cases", type=int, help="of each reader, in place of a time")
     parser.add_argument("--seed", type=int, default=0, help="first seed; another gives other cases")
-    parser.add_argument("--only", action="append", metavar="READER", help="this reader; may be repeated")
+    parser.add_argument(
+        "--only", action="append", metavar="READER", help="this reader; may be repeated"
+    )
     parser.add_argument("--case", nargs=2, metavar=("READER", "SEED"), help="repeat one case")
     parser.add_argument("--summary", type=Path, help="JSON file of counts and failures")
     given = parser.parse_args()

@@ -1,12 +1,15 @@
-"""`make kills`: commands that are killed, and commands that are started twice, end with the files of one whole run.
+"""`make kills`: commands that are killed, and commands that are started twice, end with the files
+of one whole run.
 
-python -m tests.robustness.kills [--kills 200] [--pairs 3] [--only COMMAND] [--case COMMAND EVENT HOW]
+python -m tests.robustness.kills [--kills 200] [--pairs 3] [--only COMMAND] [--case COMMAND EVENT
+HOW]
 
-Every command of `commands.COMMANDS` runs once without interruption. Then, for each point of a plan, it runs from the
-same start until it is ended there (see `processes`), and once more to its end. Afterwards the folder must hold the same
-files with the same content (`commands.content`), and nothing else: no temporary file, no half one. A pair is the
-command twice on one folder, the second begun at once or a part of the run later: both end well, or one refuses in one
-line, and the files are those of one run.
+Every command of `commands.COMMANDS` runs once without interruption. Then, for each point of a plan,
+it runs from the same start until it is ended there (see `processes`), and once more to its end.
+Afterwards the folder must hold the same files with the same content (`commands.content`), and
+nothing else: no temporary file, no half one. A pair is the command twice on one folder, the second
+begun at once or a part of the run later: both end well, or one refuses in one line, and the files
+are those of one run.
 """
 
 import argparse
@@ -29,7 +32,8 @@ REFUSED = 2
 
 @dataclass(frozen=True)
 class Point:
-    """Where a run is ended: before an event, counted from 1, or in the first larger write from there on."""
+    """Where a run is ended: before an event, counted from 1, or in the first larger write from
+    there on."""
 
     event: int
     how: How
@@ -142,12 +146,18 @@ def run(states: States, kills: int, pairs: int, names: Sequence[str]) -> Iterato
                 point = Point(point.event, "kill")
                 killed, wrong = check_kill(states, BY_NAME[name], point)
             tally.kills += killed
-            tally.failures += [f"--case '{name}' {point.event} {point.how}: {line}" for line in wrong]
+            tally.failures += [
+                f"--case '{name}' {point.event} {point.how}: {line}" for line in wrong
+            ]
         for number in range(pairs):
-            refused, wrong = check_pair(states, BY_NAME[name], number / pairs * states.seconds[name])
+            refused, wrong = check_pair(
+                states, BY_NAME[name], number / pairs * states.seconds[name]
+            )
             tally.pairs += 1
             tally.refused += refused
-            tally.failures += [f"'{name}' twice, {number} of {pairs} of a run apart: {line}" for line in wrong]
+            tally.failures += [
+                f"'{name}' twice, {number} of {pairs} of a run apart: {line}" for line in wrong
+            ]
         tally.seconds = round(time.monotonic() - began, 1)
         yield tally
 
@@ -159,7 +169,8 @@ def tell(*lines: str) -> None:
 
 
 def prepared(root: Path) -> Path:
-    """An empty folder with the inputs, as the working directory of this process, which is ready to fork."""
+    """An empty folder with the inputs, as the working directory of this process, which is ready
+    to fork."""
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     os.chdir(root)
@@ -173,8 +184,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.robustness.kills", description=about)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=3, help="of each command")
-    parser.add_argument("--only", action="append", choices=list(BY_NAME), help="this command; may be repeated")
-    parser.add_argument("--case", nargs=3, metavar=("COMMAND", "EVENT", "HOW"), help="one kill, and keep the folder")
+    parser.add_argument(
+        "--only", action="append", choices=list(BY_NAME), help="this command; may be repeated"
+    )
+    parser.add_argument(
+        "--case", nargs=3, metavar=("COMMAND", "EVENT", "HOW"), help="one kill, and keep the folder"
+    )
     parser.add_argument("--out", type=Path, default=OUT)
     given = parser.parse_args()
     out = given.out.resolve()
@@ -187,15 +202,22 @@ def main() -> int:
         tell(f"killed: {killed}; the folder after running again: {root / 'work'}", *wrong)
         return int(bool(wrong))
     tallies = []
-    tell(f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}")
+    tell(
+        f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}"
+    )
     for tally in run(States(root), given.kills, given.pairs, given.only or list(BY_NAME)):
         tallies.append(tally)
         counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}{len(tally.failures):10}"
         tell(f"{tally.command:16}{counts}{tally.seconds:9}")
     failures = [line for tally in tallies for line in tally.failures]
-    tell(f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs, {len(failures)} failures")
+    tell(
+        f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs,"
+        f" {len(failures)} failures"
+    )
     tell(*failures)
-    (out / "summary.json").write_text(json.dumps([asdict(tally) for tally in tallies], indent=1), encoding="utf-8")
+    (out / "summary.json").write_text(
+        json.dumps([asdict(tally) for tally in tallies], indent=1), encoding="utf-8"
+    )
     shutil.rmtree(root, ignore_errors=True)
     return int(bool(failures))
 

@@ -1,6 +1,8 @@
-"""Damage for files, drawn from a seeded generator: bytes that change, and trees (JSON, YAML) that mean something else.
+"""Damage for files, drawn from a seeded generator: bytes that change, and trees (JSON, YAML) that
+mean something else.
 
-Every function takes the content and a `random.Random` and gives other content, with what was done in a few words.
+Every function takes the content and a `random.Random` and gives other content, with what was done
+in a few words.
 """
 
 import hashlib
@@ -26,13 +28,30 @@ LONG = "x" * 200_000
 SCALARS: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 7, 2**31, 2**63, 2**64, -(2**63) - 1, 10**400),
     *(0.0, -0.0, 0.5, 1e308, 5e-324, float("nan"), float("inf"), float("-inf")),
-    *("", " ", "0", "-1", "nan", "null", "yes", "1e999", "../../out", "/etc/passwd", "a/b", "a\x00b", "\x1b[31m"),
+    *(
+        "",
+        " ",
+        "0",
+        "-1",
+        "nan",
+        "null",
+        "yes",
+        "1e999",
+        "../../out",
+        "/etc/passwd",
+        "a/b",
+        "a\x00b",
+        "\x1b[31m",
+    ),
     *("[red]", "{}", "%s%n", "=1+1", "日本語", "e\u0301", "\ud800", "\u202e", "a\nb", LONG),
     *([], {}, [[]], {"": {}}, [None], ["a", 1], {"a": 1}),
 )
 YAML_TEXTS = (
     "a: &a [x, x, x, x, x, x, x, x]\n"  # of these, some make eight times as many of the ones before: a bomb
-    + "".join(f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n" for old, new in ("ab", "bc", "cd", "de", "ef", "fg")),
+    + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n"
+        for old, new in ("ab", "bc", "cd", "de", "ef", "fg")
+    ),
     "a: &a [*a]\n",
     "a: &a {b: *a}\n",
     "trace: !!python/object/apply:os.mkdir [hacked]\n",
@@ -82,7 +101,9 @@ def _flip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage
 def _overwrite(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     size = rng.choice((1, 2, 4, 8, 16, 100))
     at = rng.randrange(max(len(content) - size, 1))
-    filler = rng.choice((b"\x00" * size, b"\xff" * size, b"\x7f" + b"\xff" * (size - 1), rng.randbytes(size)))
+    filler = rng.choice(
+        (b"\x00" * size, b"\xff" * size, b"\x7f" + b"\xff" * (size - 1), rng.randbytes(size))
+    )
     return content[:at] + filler + content[at + size :], f"{size} bytes overwritten at {at}"
 
 
@@ -93,7 +114,9 @@ def _zero_block(content: bytes, rng: random.Random, others: Sequence[bytes]) -> 
 
 
 def _truncate(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
-    length = rng.choice((0, 1, rng.randrange(len(content) + 1), max(len(content) - rng.randrange(1, 20), 0)))
+    length = rng.choice(
+        (0, 1, rng.randrange(len(content) + 1), max(len(content) - rng.randrange(1, 20), 0))
+    )
     return content[:length], f"cut to {length} bytes"
 
 
@@ -109,7 +132,10 @@ def _remove(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Dama
 
 def _insert(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     at, size = rng.randrange(len(content) + 1), rng.choice((1, 3, 64, BLOCK))
-    return content[:at] + rng.randbytes(size) + content[at:], f"{size} random bytes inserted at {at}"
+    return (
+        content[:at] + rng.randbytes(size) + content[at:],
+        f"{size} random bytes inserted at {at}",
+    )
 
 
 def _splice(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
@@ -136,7 +162,7 @@ BYTES: tuple[Callable[[bytes, random.Random, Sequence[bytes]], Damage], ...] = (
 )
 
 
-# -- trees ----------------------------------------------------------------------------------------------------
+# -- trees ---------------------------------------------------------------------------------------
 
 
 def changed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
@@ -169,9 +195,14 @@ def changed_yaml(content: bytes, rng: random.Random, others: Sequence[bytes]) ->
     """Another YAML tree, or a text with what YAML can do that JSON cannot."""
     if rng.random() < 0.3:
         text = rng.choice(YAML_TEXTS)
-        return (content + b"\n" + text.encode() if rng.random() < 0.3 else text.encode()), f"YAML {text[:40]!r}"
+        return (
+            content + b"\n" + text.encode() if rng.random() < 0.3 else text.encode()
+        ), f"YAML {text[:40]!r}"
     tree, said = changed(yaml.safe_load(content), rng)
-    return yaml.safe_dump(tree, allow_unicode=rng.random() < 0.5).encode("utf-8", "surrogatepass"), said
+    return (
+        yaml.safe_dump(tree, allow_unicode=rng.random() < 0.5).encode("utf-8", "surrogatepass"),
+        said,
+    )
 
 
 def changed(tree: Any, rng: random.Random) -> tuple[Any, str]:
@@ -190,7 +221,13 @@ def changed(tree: Any, rng: random.Random) -> tuple[Any, str]:
 def _places(tree: Any, path: str = "") -> list[tuple[Any, Any, str]]:
     """Every node but the root: what holds it, its key there, and where that is."""
     found: list[tuple[Any, Any, str]] = []
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    pairs = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree)
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in pairs:
         here = f"{path}.{str(key)[:30]}"
         found.append((tree, key, here))
@@ -222,7 +259,11 @@ def _change(parent: Any, key: Any, rng: random.Random) -> str:
         return "repeated"
     if how == 6 and isinstance(value, str):
         at = rng.randrange(len(value) + 1)
-        parent[key] = value[:at] + rng.choice(("\x00", "\ud83d", "\u202e", "\n", "'", "]", "日", "1")) + value[at:]
+        parent[key] = (
+            value[:at]
+            + rng.choice(("\x00", "\ud83d", "\u202e", "\n", "'", "]", "日", "1"))
+            + value[at:]
+        )
         return "a character more"
     parent[key] = rng.choice(SCALARS)
     return f"= {str(parent[key])[:30]!r}"
@@ -235,20 +276,30 @@ def _nested(depth: int, kind: type) -> Any:
     return tree
 
 
-# -- archives and safetensors ---------------------------------------------------------------------------------
+# -- archives and safetensors --------------------------------------------------------------------
 
 
 def changed_zip(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """An archive whose members have other names or content."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = [(info.filename, archive.read(info)) for info in archive.infolist() if not info.is_dir()]
+        members = [
+            (info.filename, archive.read(info)) for info in archive.infolist() if not info.is_dir()
+        ]
     at = rng.randrange(len(members))
     name, inner = members[at]
     how = rng.randrange(4)
     if how == 0:
         base = name.rsplit("/", 1)[-1]
         name = rng.choice(
-            (f"../{base}", f"/tmp/{base}", f"C:\\0\\{base}", f"0\\..\\{base}", " ", f"9/{base}", LONG[:9999])
+            (
+                f"../{base}",
+                f"/tmp/{base}",
+                f"C:\\0\\{base}",
+                f"0\\..\\{base}",
+                " ",
+                f"9/{base}",
+                LONG[:9999],
+            )
         )
         said = f"member named {name[:30]!r}"
     elif how == 1:
@@ -283,7 +334,7 @@ def changed_safetensors(content: bytes, rng: random.Random, others: Sequence[byt
     return struct.pack("<Q", length) + text + data, f"header {said}"
 
 
-# -- damage that the checksum does not show: somebody wrote it -------------------------------------------------
+# -- damage that the checksum does not show: somebody wrote it -----------------------------------
 
 
 def resealed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
@@ -312,11 +363,15 @@ def resealed_safetensors(content: bytes, rng: random.Random, others: Sequence[by
     text = json.dumps(header, separators=(",", ":")).encode()
     whole = struct.pack("<Q", len(text)) + text + data
     zeros = b'"sha256":"' + b"0" * 64
-    return whole.replace(zeros, b'"sha256":"' + hashlib.sha256(whole).hexdigest().encode(), 1), f"header {said}"
+    return (
+        whole.replace(zeros, b'"sha256":"' + hashlib.sha256(whole).hexdigest().encode(), 1),
+        f"header {said}",
+    )
 
 
 def resealed_dataset(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
-    """A dataset with other variables, sizes, numbers or attributes, as its writer would write it."""
+    """A dataset with other variables, sizes, numbers or attributes, as its writer would write
+    it."""
     with xr.open_dataset(io.BytesIO(content[: -files.SEAL_BYTES]), engine="h5netcdf") as opened:
         dataset = opened.load()
     said = []
@@ -328,14 +383,17 @@ def resealed_dataset(content: bytes, rng: random.Random, others: Sequence[bytes]
             said.append(f"nothing ({type(error).__name__})")
     try:
         made = bytes(netcdf.content_of(dataset))
-        foreign_files.remember(hashlib.sha256(made).hexdigest())  # as if it were our own: this process reads it
+        foreign_files.remember(
+            hashlib.sha256(made).hexdigest()
+        )  # as if it were our own: this process reads it
         return _sealed(made), "; ".join(said)
     except Exception as error:  # nor does NetCDF hold it
         return content, f"nothing ({type(error).__name__})"
 
 
 def resealed(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
-    """Damaged bytes with a correct checksum: what HDF5 makes of them is seen in a process of its own."""
+    """Damaged bytes with a correct checksum: what HDF5 makes of them is seen in a process of its
+    own."""
     changed, said = damaged(content[: -files.SEAL_BYTES], rng, others)
     return _sealed(changed), f"{said}, with a correct checksum"
 
@@ -352,7 +410,9 @@ def _without_variable(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Datas
 def _other_numbers(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
     name = rng.choice(sorted(map(str, dataset.variables)))
     values = dataset[name].values.copy()
-    filler = rng.choice((np.nan, np.inf, -1, 0, 1e300, 2**31 - 1, True, "", "x\x1b[31m", "日", None))
+    filler = rng.choice(
+        (np.nan, np.inf, -1, 0, 1e300, 2**31 - 1, True, "", "x\x1b[31m", "日", None)
+    )
     flat = values.reshape(-1)
     flat[rng.randrange(max(flat.size, 1)) if rng.random() < 0.5 else slice(None)] = filler
     return dataset.assign({name: (dataset[name].dims, values)}), f"{name} = {filler!r}"
@@ -366,7 +426,15 @@ def _other_type(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, st
 
 def _other_size(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:
     dim = rng.choice(sorted(map(str, dataset.sizes)))
-    picked = rng.choice(([], [0], [0, 0], list(range(dataset.sizes[dim])) * 2, list(range(dataset.sizes[dim]))[::-1]))
+    picked = rng.choice(
+        (
+            [],
+            [0],
+            [0, 0],
+            list(range(dataset.sizes[dim])) * 2,
+            list(range(dataset.sizes[dim]))[::-1],
+        )
+    )
     return dataset.isel({dim: picked}), f"{dim}: {picked[:5]}"
 
 
@@ -382,13 +450,40 @@ def _other_attributes(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Datas
     names = [str(name) for name in dataset.attrs if name != "schema"] or ["new"]
     name = rng.choice(names)
     if rng.random() < 0.3:
-        return dataset.assign_attrs({name: "x"}).drop_attrs(deep=False).assign_attrs(
-            schema=dataset.schema
-        ), "no attributes"
-    value = rng.choice((0, -1, 10**9, 0.5, float("nan"), "", "{", "[red]", "x\x1b", LONG[:5000], [1, 2], [0.5], "a b"))
+        return (
+            dataset.assign_attrs({name: "x"})
+            .drop_attrs(deep=False)
+            .assign_attrs(schema=dataset.schema),
+            "no attributes",
+        )
+    value = rng.choice(
+        (
+            0,
+            -1,
+            10**9,
+            0.5,
+            float("nan"),
+            "",
+            "{",
+            "[red]",
+            "x\x1b",
+            LONG[:5000],
+            [1, 2],
+            [0.5],
+            "a b",
+        )
+    )
     return dataset.assign_attrs({name: value}), f"attribute {name} = {str(value)[:30]!r}"
 
 
 DATASETS: tuple[Callable[[xr.Dataset, random.Random], tuple[xr.Dataset, str]], ...] = (
-    *(_without_variable, _other_numbers, _other_numbers, _other_type, _other_size, _other_dims, _other_attributes),
+    *(
+        _without_variable,
+        _other_numbers,
+        _other_numbers,
+        _other_type,
+        _other_size,
+        _other_dims,
+        _other_attributes,
+    ),
 )

@@ -1,11 +1,14 @@
-"""Runs of commands in processes that are forked from one that has imported everything, and ways to end them.
+"""Runs of commands in processes that are forked from one that has imported everything, and ways to
+end them.
 
-Importing torch and TransformerLens takes seconds, a fork takes milliseconds. The parent has one thread, loads the tiny
-model once, and hands it to every command that asks for that folder: loading writes nothing.
+Importing torch and TransformerLens takes seconds, a fork takes milliseconds. The parent has one
+thread, loads the tiny model once, and hands it to every command that asks for that folder: loading
+writes nothing.
 
-A run is ended in two ways: `kill -9` before the n-th file event (a file opened for writing, renamed, removed, a folder
-made, an fsync), and in the middle of a write: from the n-th event on a file may have no more than a few bytes, so that
-the next larger write, also by a C library, ends the process with the file half written.
+A run is ended in two ways: `kill -9` before the n-th file event (a file opened for writing,
+renamed, removed, a folder made, an fsync), and in the middle of a write: from the n-th event on a
+file may have no more than a few bytes, so that the next larger write, also by a C library, ends the
+process with the file half written.
 """
 
 import faulthandler
@@ -25,7 +28,16 @@ from typing import Any, Literal
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 CHANGES = frozenset(
-    ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+    (
+        "os.rename",
+        "os.remove",
+        "os.mkdir",
+        "os.rmdir",
+        "os.link",
+        "os.symlink",
+        "os.truncate",
+        "os.chmod",
+    )
 )
 TORN_BYTES = 100
 """Size at which a file is cut in a torn write: smaller than nearly everything that is written."""
@@ -37,7 +49,8 @@ How = Literal["kill", "torn"]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: a signal), its output, and the file events it counted."""
+    """How a process ended: its exit code (negative: a signal), its output, and the file events
+    it counted."""
 
     code: int
     said: str
@@ -78,10 +91,14 @@ class Started:
         said, _, counted = self.text.decode(errors="replace").rpartition("\x00events ")
         if not said:
             said, counted = self.text.decode(errors="replace"), "0"
-        return Ended(os.waitstatus_to_exitcode(status), said, int(counted.split("\n")[0] or 0), hung)
+        return Ended(
+            os.waitstatus_to_exitcode(status), said, int(counted.split("\n")[0] or 0), hung
+        )
 
 
-def start(work: Path, arguments: Sequence[str], *, at: int = 0, how: How = "kill", gate: int | None = None) -> Started:
+def start(
+    work: Path, arguments: Sequence[str], *, at: int = 0, how: How = "kill", gate: int | None = None
+) -> Started:
     """Fork a process that runs a `dmle` command line in a folder.
 
     Args:
@@ -113,7 +130,9 @@ def run(work: Path, arguments: Sequence[str], *, at: int = 0, how: How = "kill")
     return start(work, arguments, at=at, how=how).wait()
 
 
-def _child(work: Path, arguments: Sequence[str], at: int, how: How, gate: int | None, output: int) -> int:
+def _child(
+    work: Path, arguments: Sequence[str], at: int, how: How, gate: int | None, output: int
+) -> int:
     """What the forked process does; its exit code."""
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, source in ((0, nothing), (1, output), (2, output)):
@@ -190,13 +209,15 @@ class Counter:
 
 
 def prepare(folder: Path) -> None:
-    """Make the inputs (see `tiny`), import what commands import, and load the tiny model: once, in the parent.
+    """Make the inputs (see `tiny`), import what commands import, and load the tiny model: once, in
+    the parent.
 
     Args:
         folder: Where the inputs go.
 
     Raises:
-        RuntimeError: The process has more than one thread of Python, so that forks of it may lock up.
+        RuntimeError: The process has more than one thread of Python, so that forks of it may lock
+            up.
     """
     import torch
     import tqdm
@@ -222,7 +243,9 @@ def prepare(folder: Path) -> None:
 
     model.load = load_once
     if threading.active_count() > 1:
-        raise RuntimeError(f"{threading.active_count()} threads before the first fork; one is needed")
+        raise RuntimeError(
+            f"{threading.active_count()} threads before the first fork; one is needed"
+        )
 
 
 def _import_late() -> None:
@@ -245,8 +268,23 @@ def _import_late() -> None:
     from interp.tracing import knowledge, one_prompt
     from interp.tracing import trace as tracing
 
-    assert all((comparison, covariance, delta, editors, evaluation, evidence, paired, side_effects, sweep))
-    assert all((paper, report, baselines, effects, form_order, knowledge, one_prompt, profiles, selection, tracing))
+    assert all(
+        (comparison, covariance, delta, editors, evaluation, evidence, paired, side_effects, sweep)
+    )
+    assert all(
+        (
+            paper,
+            report,
+            baselines,
+            effects,
+            form_order,
+            knowledge,
+            one_prompt,
+            profiles,
+            selection,
+            tracing,
+        )
+    )
     assert build
     figure, axes = plt.subplots()
     axes.set_title("a")

@@ -1,8 +1,9 @@
-"""Everything that reads a file: a real file of each kind, how it is read, how it is damaged, and what it may answer.
+"""Everything that reads a file: a real file of each kind, how it is read, how it is damaged, and
+what it may answer.
 
-A reader may refuse with a `DmleError`. A *strict* one may otherwise only give what was written: another value without a
-word is a silent change. Readers of what people write themselves (settings, rules, specifications) are not strict: other
-text is other input.
+A reader may refuse with a `DmleError`. A *strict* one may otherwise only give what was written:
+another value without a word is a silent change. Readers of what people write themselves (settings,
+rules, specifications) are not strict: other text is other input.
 """
 
 import dataclasses
@@ -107,14 +108,20 @@ class FileCases:
         except Exception as error:
             failure = type(error).__name__, place_of(error), str(error)
         else:
-            if self.reader.strict and (got := digest(found)) != self.right and got not in self.reader.wrong_kind:
+            if (
+                self.reader.strict
+                and (got := digest(found)) != self.right
+                and got not in self.reader.wrong_kind
+            ):
                 failure = "silent change", "", "other values than were written, and no error"
         if failure is None and peak() - before > MEMORY:
             failure = "memory", "", f"{(peak() - before) >> 20} MiB more than before"
         if failure is None and (others := self._beside()):
             failure = "outside", "", f"files beside the folder: {others[:5]}"
         return (
-            [] if failure is None else [Failure(self.reader.name, seed, failure[0], failure[1], failure[2][:300], said)]
+            []
+            if failure is None
+            else [Failure(self.reader.name, seed, failure[0], failure[1], failure[2][:300], said)]
         )
 
     def _copy(self, content: bytes) -> Path:
@@ -142,7 +149,10 @@ def digest(value: Any) -> str:
 
 def _feed(state: Any, value: Any) -> None:
     if isinstance(value, xr.Dataset):
-        parts = {str(name): (array.dims, array.values, array.attrs) for name, array in value.variables.items()}
+        parts = {
+            str(name): (array.dims, array.values, array.attrs)
+            for name, array in value.variables.items()
+        }
         value = (parts, value.attrs)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -165,7 +175,7 @@ def _feed(state: Any, value: Any) -> None:
         state.update(repr(value).encode("utf-8", "surrogatepass"))
 
 
-# -- the readers ----------------------------------------------------------------------------------------------
+# -- the readers ---------------------------------------------------------------------------------
 
 
 def file_readers(states: States, root: Path) -> list[FileReader]:
@@ -175,11 +185,25 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
         states: What the commands leave; made as needed.
         root: Where further sample folders go.
     """
-    sealed = [*_netcdf(states), *_edits(states), *_statistics(states, root), *_json(states), *_commands(states, root)]
+    sealed = [
+        *_netcdf(states),
+        *_edits(states),
+        *_statistics(states, root),
+        *_json(states),
+        *_commands(states, root),
+    ]
     return [
         *sealed,
-        *(_hostile(reader) for reader in sealed if reader.name not in ("map.nc", "tuning.nc", "dense delta")),
-        *(_altered(reader) for reader in sealed if reader.name in ("effects.nc", "dmle profile: effects.nc")),
+        *(
+            _hostile(reader)
+            for reader in sealed
+            if reader.name not in ("map.nc", "tuning.nc", "dense delta")
+        ),
+        *(
+            _altered(reader)
+            for reader in sealed
+            if reader.name in ("effects.nc", "dmle profile: effects.nc")
+        ),
         _figures(states, root),
         *_sources(states, root),
         *_settings(states),
@@ -188,7 +212,8 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
 
 
 def _hostile(reader: FileReader) -> FileReader:
-    """The same reader of files that somebody made on purpose: the checksum fits, so that other values are no fault."""
+    """The same reader of files that somebody made on purpose: the checksum fits, so that other
+    values are no fault."""
     of = {
         ".nc": (mutate.resealed_dataset,),
         ".json": (mutate.resealed_json,),
@@ -204,7 +229,8 @@ def _hostile(reader: FileReader) -> FileReader:
 
 
 def _altered(reader: FileReader) -> FileReader:
-    """The same reader of a NetCDF file whose bytes somebody changed, with a correct checksum: HDF5 itself is tried."""
+    """The same reader of a NetCDF file whose bytes somebody changed, with a correct checksum:
+    HDF5 itself is tried."""
     return dataclasses.replace(
         reader,
         name=f"{reader.name}, altered on purpose",
@@ -230,11 +256,15 @@ def _netcdf(states: States) -> list[FileReader]:
     known = frozenset(digest(effects.load(folder / file)) for folder, file in paths.values())
     return [
         FileReader(
-            f"{name}.nc", _alone(states, folder / file), file, lambda root, file=file: effects.load(root / file),
-            share=2.0, wrong_kind=known,
+            f"{name}.nc",
+            _alone(states, folder / file),
+            file,
+            lambda root, file=file: effects.load(root / file),
+            share=2.0,
+            wrong_kind=known,
         )
         for name, (folder, file) in paths.items()
-    ]  # fmt: skip
+    ]
 
 
 def _edits(states: States) -> list[FileReader]:
@@ -246,11 +276,15 @@ def _edits(states: States) -> list[FileReader]:
     known = frozenset(digest(load_edit(path)) for path in paths.values())
     return [
         FileReader(
-            name, _alone(states, path), path.name, lambda root, file=path.name: load_edit(root / file),
-            (mutate.damaged, mutate.changed_safetensors), wrong_kind=known,
+            name,
+            _alone(states, path),
+            path.name,
+            lambda root, file=path.name: load_edit(root / file),
+            (mutate.damaged, mutate.changed_safetensors),
+            wrong_kind=known,
         )
         for name, path in paths.items()
-    ]  # fmt: skip
+    ]
 
 
 def _statistics(states: States, root: Path) -> list[FileReader]:
@@ -259,7 +293,9 @@ def _statistics(states: States, root: Path) -> list[FileReader]:
     from interp.models.loading import load
 
     model = load(str(states.inputs / "model"))
-    config = CovarianceConfig(**{**tiny.SETTINGS["covariance"], "corpus": str(states.inputs / "corpus.txt")})
+    config = CovarianceConfig(
+        **{**tiny.SETTINGS["covariance"], "corpus": str(states.inputs / "corpus.txt")}
+    )
     whole, begun = root / "covariance", root / "checkpoint"
     covariance.measure(model, [0], config, whole)
     (file,) = (path.relative_to(whole) for path in whole.rglob("*.safetensors"))
@@ -289,7 +325,9 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
             raise KeyboardInterrupt
 
     try:
-        covariance.measure(model, [0], config.model_copy(update={"batch_size": 1}), folder, advance=stop)
+        covariance.measure(
+            model, [0], config.model_copy(update={"batch_size": 1}), folder, advance=stop
+        )
     except KeyboardInterrupt:
         pass
     finally:
@@ -318,19 +356,37 @@ def _json(states: States) -> list[FileReader]:
     both: tuple[Damager, ...] = (mutate.damaged, mutate.changed_json)
     return [
         FileReader(
-            "answers.json", _alone(states, answers), answers.name, lambda root: read_answers(root / answers.name), both
-        ),
-        FileReader("rules stats", _alone(states, stats), stats.name, lambda root: read_rows(root / stats.name), both),
-        FileReader("cell", _alone(states, cell), cell.name, lambda root: read_one(root / cell.name), both),
-        FileReader(
-            "selection.json", _alone(states, selected / "selection.json"), "selection.json",
-            lambda root: LayerSelection.load(root / "selection.json"), both,
+            "answers.json",
+            _alone(states, answers),
+            answers.name,
+            lambda root: read_answers(root / answers.name),
+            both,
         ),
         FileReader(
-            "selection-rules.json", _alone(states, selected / "selection-rules.json"), "selection-rules.json",
-            lambda root: load_for_rules(root / "selection-rules.json"), both,
+            "rules stats",
+            _alone(states, stats),
+            stats.name,
+            lambda root: read_rows(root / stats.name),
+            both,
         ),
-    ]  # fmt: skip
+        FileReader(
+            "cell", _alone(states, cell), cell.name, lambda root: read_one(root / cell.name), both
+        ),
+        FileReader(
+            "selection.json",
+            _alone(states, selected / "selection.json"),
+            "selection.json",
+            lambda root: LayerSelection.load(root / "selection.json"),
+            both,
+        ),
+        FileReader(
+            "selection-rules.json",
+            _alone(states, selected / "selection-rules.json"),
+            "selection-rules.json",
+            lambda root: load_for_rules(root / "selection-rules.json"),
+            both,
+        ),
+    ]
 
 
 def _sources(states: States, root: Path) -> list[FileReader]:
@@ -349,26 +405,48 @@ def _sources(states: States, root: Path) -> list[FileReader]:
     spare: dict[str, Any] = {"strict": False}
     return [
         FileReader(
-            "rules.json", _alone(states, rules), rules.name, lambda at: load_rules(at / rules.name), both, **spare
+            "rules.json",
+            _alone(states, rules),
+            rules.name,
+            lambda at: load_rules(at / rules.name),
+            both,
+            **spare,
         ),
         FileReader(
-            "rules check", _alone(states, rules), rules.name, lambda at: check_rules(load_rules(at / rules.name)),
-            (mutate.changed_json,), **spare,
+            "rules check",
+            _alone(states, rules),
+            rules.name,
+            lambda at: check_rules(load_rules(at / rules.name)),
+            (mutate.changed_json,),
+            **spare,
         ),
         FileReader("RuleEdit f_d.json", exported, "0/f_d.json", load_rules, both, **spare),
         FileReader("RuleEdit ins.json", exported, "0/ins.json", load_rules, both, **spare),
         FileReader(
-            "RuleEdit zip", packed, "RuleEdit.zip", lambda at: load_rules(at / "RuleEdit.zip"),
-            (mutate.damaged, mutate.changed_zip), **spare,
+            "RuleEdit zip",
+            packed,
+            "RuleEdit.zip",
+            lambda at: load_rules(at / "RuleEdit.zip"),
+            (mutate.damaged, mutate.changed_zip),
+            **spare,
         ),
         FileReader(
-            "specification", _alone(states, spec), spec.name, lambda at: build_files([at / spec.name]), texts, **spare
+            "specification",
+            _alone(states, spec),
+            spec.name,
+            lambda at: build_files([at / spec.name]),
+            texts,
+            **spare,
         ),
         FileReader(
-            "corpus", _alone(states, states.inputs / "corpus.txt"), "corpus.txt",
-            lambda at: paragraphs(at / "corpus.txt"), share=0.5, **spare,
+            "corpus",
+            _alone(states, states.inputs / "corpus.txt"),
+            "corpus.txt",
+            lambda at: paragraphs(at / "corpus.txt"),
+            share=0.5,
+            **spare,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _settings(states: States) -> list[FileReader]:
@@ -388,12 +466,15 @@ def _settings(states: States) -> list[FileReader]:
 
     return [
         FileReader("run.yaml", _alone(states, kept), "run.yaml", read_run, texts, strict=False),
-        FileReader("--config", _alone(states, config), "config.yaml", read_config, texts, strict=False),
+        FileReader(
+            "--config", _alone(states, config), "config.yaml", read_config, texts, strict=False
+        ),
     ]
 
 
 def _commands(states: States, root: Path) -> list[FileReader]:
-    """Whole commands on a run folder with one damaged file: what they write must be right, or not written."""
+    """Whole commands on a run folder with one damaged file: what they write must be right, or
+    not written."""
     cases = (
         ("profile", "trace", "effects.nc", "profile.nc"),
         ("select", "profile", "profile.nc", "selection.json"),
@@ -410,15 +491,21 @@ def _commands(states: States, root: Path) -> list[FileReader]:
         shutil.copytree(states.after(after) / RUN, folder / RUN)
         readers.append(
             FileReader(
-                f"dmle {command}: {file}", folder, f"{RUN}/{file}",
-                lambda at, command=command, result=result: _command([command, "--run", RUN], at, result), share=1.5,
+                f"dmle {command}: {file}",
+                folder,
+                f"{RUN}/{file}",
+                lambda at, command=command, result=result: _command(
+                    [command, "--run", RUN], at, result
+                ),
+                share=1.5,
             )
-        )  # fmt: skip
+        )
     return readers
 
 
 def _figures(states: States, root: Path) -> FileReader:
-    """`dmle figures` on a folder whose record of figures names files elsewhere: they stay, and the table is right."""
+    """`dmle figures` on a folder whose record of figures names files elsewhere: they stay, and
+    the table is right."""
     folder = root / "figures"
     (folder / RUN / "figures").mkdir(parents=True)
     shutil.copy(states.after("evaluate") / RUN / "answers.json", folder / RUN)
@@ -431,7 +518,13 @@ def _figures(states: States, root: Path) -> FileReader:
 
     def elsewhere(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
         tree = json.loads(content)
-        name = rng.choice(("../outside.txt", "figures/../../outside.txt", str(Path.cwd() / "case" / "outside.txt")))
+        name = rng.choice(
+            (
+                "../outside.txt",
+                "figures/../../outside.txt",
+                str(Path.cwd() / "case" / "outside.txt"),
+            )
+        )
         for record in tree["parts"].values():
             record["outputs"][name] = sha256
             record["version"] = {"code": "older"}
@@ -445,7 +538,14 @@ def _figures(states: States, root: Path) -> FileReader:
         return table
 
     damagers = (mutate.damaged, mutate.changed_json, mutate.resealed_json, elsewhere)
-    return FileReader("dmle figures: manifest.json", folder, f"{RUN}/figures/manifest.json", read, damagers, share=0.7)
+    return FileReader(
+        "dmle figures: manifest.json",
+        folder,
+        f"{RUN}/figures/manifest.json",
+        read,
+        damagers,
+        share=0.7,
+    )
 
 
 def _command(arguments: Sequence[str], root: Path, result: str) -> bytes:
@@ -481,7 +581,15 @@ def _models(states: States) -> list[FileReader]:
         "model.safetensors": (mutate.damaged, mutate.changed_safetensors),
     }
     return [
-        FileReader(f"model: {file}", folder, file, lambda at: load(str(at), device="cpu").weight_hash, of, False, 1.5)
+        FileReader(
+            f"model: {file}",
+            folder,
+            file,
+            lambda at: load(str(at), device="cpu").weight_hash,
+            of,
+            False,
+            1.5,
+        )
         for file, of in damagers.items()
         if (folder / file).is_file()
     ]

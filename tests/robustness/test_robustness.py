@@ -23,9 +23,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("robustness") / "found.json"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "MPLBACKEND": "agg"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "MPLBACKEND": "agg",
+    }
     command = [sys.executable, "-m", "tests.robustness", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=550, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(out.read_text(encoding="utf-8"))
 
@@ -60,11 +67,18 @@ def test_a_plan_has_every_command_and_both_ways_to_end_it() -> None:
 
 
 def test_folders_differ_by_what_is_missing_left_over_or_other(tmp_path: Path) -> None:
-    for folder, texts in (("found", {"a": "1", "b": "2", "c": "3"}), ("wanted", {"a": "1", "b": "x", "d": "4"})):
+    for folder, texts in (
+        ("found", {"a": "1", "b": "2", "c": "3"}),
+        ("wanted", {"a": "1", "b": "x", "d": "4"}),
+    ):
         (tmp_path / folder).mkdir()
         for name, text in texts.items():
             (tmp_path / folder / name).write_text(text, encoding="utf-8")
-    assert differences(tmp_path / "found", tmp_path / "wanted") == ["differs: b", "left over: c", "missing: d"]
+    assert differences(tmp_path / "found", tmp_path / "wanted") == [
+        "differs: b",
+        "left over: c",
+        "missing: d",
+    ]
 
 
 def test_seconds_of_an_edit_are_no_difference(tmp_path: Path) -> None:
@@ -75,11 +89,17 @@ def test_seconds_of_an_edit_are_no_difference(tmp_path: Path) -> None:
     assert differences(tmp_path / "found", tmp_path / "wanted") == []
 
 
-@pytest.mark.parametrize("damage", [*mutate.BYTES, mutate.changed_json, mutate.changed_yaml], ids=lambda d: d.__name__)
+@pytest.mark.parametrize(
+    "damage", [*mutate.BYTES, mutate.changed_json, mutate.changed_yaml], ids=lambda d: d.__name__
+)
 def test_the_same_seed_gives_the_same_damage_and_others_give_other(damage: Any) -> None:
     from random import Random
 
-    content = json.dumps({"schema": "dmle.x/1", "values": list(range(300)), "text": "a b c"}).encode()
-    made = [damage(content, Random(seed), [b"another file" * 9])[0] for seed in (*range(20), *range(20))]
+    content = json.dumps(
+        {"schema": "dmle.x/1", "values": list(range(300)), "text": "a b c"}
+    ).encode()
+    made = [
+        damage(content, Random(seed), [b"another file" * 9])[0] for seed in (*range(20), *range(20))
+    ]
     assert made[:20] == made[20:]
     assert len(set(made)) > 2

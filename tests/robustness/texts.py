@@ -1,7 +1,8 @@
-"""Everything that reads text: hypothesis makes it, from the words and signs that the reader knows and from anything.
+"""Everything that reads text: hypothesis makes it, from the words and signs that the reader knows
+and from anything.
 
-One case is one text. A seed stands for a hundred of them, so that a failure is shrunk to a short one; the same seed
-gives the same texts.
+One case is one text. A seed stands for a hundred of them, so that a failure is shrunk to a short
+one; the same seed gives the same texts.
 """
 
 import tempfile
@@ -58,12 +59,17 @@ class TextCases:
             except DmleError:
                 return
             except Exception as error:
-                key = "memory" if isinstance(error, MemoryError) else type(error).__name__, place_of(error)
+                key = (
+                    ("memory" if isinstance(error, MemoryError) else type(error).__name__),
+                    place_of(error),
+                )
                 if key not in shortest or len(said) <= len(shortest[key][1]):
                     shortest[key] = str(error), said
                 raise
 
-        hypothesis.configuration.set_hypothesis_home_dir(tempfile.gettempdir())  # not the working directory
+        hypothesis.configuration.set_hypothesis_home_dir(
+            tempfile.gettempdir()
+        )  # not the working directory
         settings = hypothesis.settings(
             max_examples=EXAMPLES,
             deadline=None,
@@ -96,7 +102,22 @@ def text_readers(model: Any) -> list[TextReader]:
     Args:
         model: A small model, for what depends on a tokenizer.
     """
-    numbers = ("0", "1", "2", "9", "12", "0.5", "1e9", "999999999999", "1/3", ".", ",", "3,4", "1e999999999", "-")
+    numbers = (
+        "0",
+        "1",
+        "2",
+        "9",
+        "12",
+        "0.5",
+        "1e9",
+        "999999999999",
+        "1/3",
+        ".",
+        ",",
+        "3,4",
+        "1e999999999",
+        "-",
+    )
     algebra = (
         "s",
         "pi",
@@ -117,17 +138,44 @@ def text_readers(model: Any) -> list[TextReader]:
         "√",
         "π",
     )
-    units = ("cm", "m", "kg", "s", "N", "%", "°C", "m/s", "^2", "^-1", "/", "*", "per", "[", "]", "square", "metres")
+    units = (
+        "cm",
+        "m",
+        "kg",
+        "s",
+        "N",
+        "%",
+        "°C",
+        "m/s",
+        "^2",
+        "^-1",
+        "/",
+        "*",
+        "per",
+        "[",
+        "]",
+        "square",
+        "metres",
+    )
     return [
-        TextReader("expressions", _mixed(*algebra, *numbers, "__import__", "!", "10^10^10", "mod"), _expression),
+        TextReader(
+            "expressions",
+            _mixed(*algebra, *numbers, "__import__", "!", "10^10^10", "mod"),
+            _expression,
+        ),
         TextReader("units", _mixed(*units, *numbers), _unit, 0.5),
         TextReader(
-            "equivalence", _pairs(_mixed(*algebra, *numbers, *units, "A", "is", "P", "the", ". ")), _answers, 1.5
+            "equivalence",
+            _pairs(_mixed(*algebra, *numbers, *units, "A", "is", "P", "the", ". ")),
+            _answers,
+            1.5,
         ),
         TextReader("sizes", _mixed(*numbers, "KiB", "MiB", "GiB", "GB", "B", "k"), _size, 0.3),
         TextReader("layers", _mixed(*numbers, "4-6", "-", "/", ":", "auto", "f_d"), _layers, 0.3),
         TextReader(
-            "--set", _mixed(*_assignments(), *numbers, "=", ".", ":", "[", "]", "{", "}", "&a", "*a", "!!"), _set
+            "--set",
+            _mixed(*_assignments(), *numbers, "=", ".", ":", "[", "]", "{", "}", "&a", "*a", "!!"),
+            _set,
         ),
         TextReader("settings", _trees(), _tree),
         TextReader("mentions", _prompts(), _mentions),
@@ -136,7 +184,7 @@ def text_readers(model: Any) -> list[TextReader]:
     ]
 
 
-# -- what is asked of each ------------------------------------------------------------------------------------
+# -- what is asked of each -----------------------------------------------------------------------
 
 
 def _expression(text: str) -> None:
@@ -233,7 +281,7 @@ def _steps() -> Any:
     return load_steps()
 
 
-# -- what they get --------------------------------------------------------------------------------------------
+# -- what they get -------------------------------------------------------------------------------
 
 
 def _pairs(texts: st.SearchStrategy[str]) -> st.SearchStrategy[tuple[str, str]]:
@@ -264,10 +312,30 @@ def _prompts() -> st.SearchStrategy[tuple[str, str, str]]:
 
 def _assignments() -> tuple[str, ...]:
     return (
-        "trace.samples", "trace.noise", "trace.span", "trace.positions", "trace.seed", "edit.block", "edit.editors",
-        "edit.ft.steps", "edit.arms", "select.groups", "covariance.shrinkage", "tune.grid", "compare.few", "rules.ids",
-        "model.dtype", "nothing.here", "yes", "null", "on", "~", "subject", "memit", "{a: 1}",
-    )  # fmt: skip
+        "trace.samples",
+        "trace.noise",
+        "trace.span",
+        "trace.positions",
+        "trace.seed",
+        "edit.block",
+        "edit.editors",
+        "edit.ft.steps",
+        "edit.arms",
+        "select.groups",
+        "covariance.shrinkage",
+        "tune.grid",
+        "compare.few",
+        "rules.ids",
+        "model.dtype",
+        "nothing.here",
+        "yes",
+        "null",
+        "on",
+        "~",
+        "subject",
+        "memit",
+        "{a: 1}",
+    )
 
 
 def _trees() -> st.SearchStrategy[dict[str, Any]]:
@@ -286,20 +354,60 @@ def _trees() -> st.SearchStrategy[dict[str, Any]]:
         "rules",
     )
     keys = (
-        "samples", "noise", "span", "positions", "components", "metrics", "memory", "groups", "width", "layers",
-        "block", "editors", "arms", "ft", "lora", "grace", "preset", "steps", "grid", "floors", "seeds", "few",
-        "shrinkage", "tokens", "corpus", "splits", "limit", "ids", "name", "dtype", "source", "bootstrap", "confidence",
+        "samples",
+        "noise",
+        "span",
+        "positions",
+        "components",
+        "metrics",
+        "memory",
+        "groups",
+        "width",
+        "layers",
+        "block",
+        "editors",
+        "arms",
+        "ft",
+        "lora",
+        "grace",
+        "preset",
+        "steps",
+        "grid",
+        "floors",
+        "seeds",
+        "few",
+        "shrinkage",
+        "tokens",
+        "corpus",
+        "splits",
+        "limit",
+        "ids",
+        "name",
+        "dtype",
+        "source",
+        "bootstrap",
+        "confidence",
         "seed",
-    )  # fmt: skip
+    )
     leaves = st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
-        st.sampled_from([10**400, "memit", "subject", "e3", "4-6", "1GiB", "all", float("nan"), 2**64]),
-    )  # fmt: skip
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(
+            [10**400, "memit", "subject", "e3", "4-6", "1GiB", "all", float("nan"), 2**64]
+        ),
+    )
     name = st.one_of(st.sampled_from(keys), st.text(max_size=6))
     values = st.recursive(
         leaves,
-        lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(name, inner, max_size=4)),
+        lambda inner: st.one_of(
+            st.lists(inner, max_size=4), st.dictionaries(name, inner, max_size=4)
+        ),
         max_leaves=8,
     )
     section = st.one_of(st.dictionaries(st.sampled_from(keys), values, max_size=4), leaves)
-    return st.dictionaries(st.one_of(st.sampled_from(sections), st.text(max_size=5)), section, max_size=3)
+    return st.dictionaries(
+        st.one_of(st.sampled_from(sections), st.text(max_size=5)), section, max_size=3
+    )

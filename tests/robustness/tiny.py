@@ -1,4 +1,5 @@
-"""Small inputs for whole commands: a random model, three rules, a corpus, and settings that take seconds."""
+"""Small inputs for whole commands: a random model, three rules, a corpus, and settings that take
+seconds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, dump_rules
 
 TEXT = (
-    "The area of a square is the side times the side. The perimeter of a square is four times the side: 12. "
-    "The volume of a cube with side 3 is 27. What is the area of a square with side 4? It is 16. "
-) * 4
+    "The area of a square is the side times the side. The perimeter of a square is four times the"
+    " side: 12. The volume of a cube with side 3 is 27. What is the area of a square with side 4?"
+    " It is 16. " * 4
+)
 SPEC = """\
 domain: geometry
 topic: plane figures
@@ -41,7 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "window": 1,
     },
     "profile": {"bootstrap": 20, "lookup_roles": ["subject_last"]},
-    "select": {"strategy": "adaptive", "width": 1, "bootstrap": 20, "identity_blocks": 0, "level": 1},
+    "select": {
+        "strategy": "adaptive",
+        "width": 1,
+        "bootstrap": 20,
+        "identity_blocks": 0,
+        "level": 1,
+    },
     "covariance": {"tokens": 500, "max_length": 64, "shrinkage": 0.05},
     "edit": {
         "editors": ["dmle", "ft", "grace", "ice"],
@@ -55,7 +63,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "evaluate": {"answer_tokens": 2},
     "compare": {"bystanders": 0, "resamples": 100},
-    "tune": {"editor": "ft", "grid": {"ft": [{"steps": 1}, {"steps": 2}]}, "metrics": ["reliability"]},
+    "tune": {
+        "editor": "ft",
+        "grid": {"ft": [{"steps": 1}, {"steps": 2}]},
+        "metrics": ["reliability"],
+    },
     "sweep": {"width": 1, "step": 1, "resamples": 100},
 }
 
@@ -65,8 +77,15 @@ def make_inputs(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     make_model(folder / "model")
     splits = ("train", "validation", "test")
-    dump_rules([_rule(f"square-{n}", split) for n, split in enumerate(splits)], folder / "rules.json")
-    lines = [f"The {a} of a {b} is {n} times the side." for n in range(12) for a in "pqr" for b in ("cube", "square")]
+    dump_rules(
+        [_rule(f"square-{n}", split) for n, split in enumerate(splits)], folder / "rules.json"
+    )
+    lines = [
+        f"The {a} of a {b} is {n} times the side."
+        for n in range(12)
+        for a in "pqr"
+        for b in ("cube", "square")
+    ]
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)), encoding="utf-8")
@@ -83,7 +102,8 @@ def settings(folder: Path) -> Mapping[str, Any]:
 
 
 def make_model(folder: Path) -> None:
-    """A llama of two blocks with random weights and a byte-level tokenizer, as Hugging Face saves them."""
+    """A llama of two blocks with random weights and a byte-level tokenizer, as Hugging Face
+    saves them."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -118,7 +138,12 @@ def make_model(folder: Path) -> None:
 def _rule(name: str, split: str) -> Rule:
     """A rule of three forms with one probe of each kind."""
     kept = (LocalityProbe(prompt="The volume of a cube is", answer="27"),)
-    asked = Probe(prompt="The area of a square with s = 3 is", target_new="12", target_true=("9",), values={"s": 3})
+    asked = Probe(
+        prompt="The area of a square with s = 3 is",
+        target_new="12",
+        target_true=("9",),
+        values={"s": 3},
+    )
     common: dict[str, Any] = {
         "subject": "square",
         "neighborhood": kept,
@@ -139,7 +164,13 @@ def _rule(name: str, split: str) -> Rule:
                     target_new="4 side",
                     target_true=("side times side",),
                     rephrasings=("The area of a square: A =",),
-                    understanding=(Probe(prompt="The area of a square is", target_new="4 side", wording="paraphrase"),),
+                    understanding=(
+                        Probe(
+                            prompt="The area of a square is",
+                            target_new="4 side",
+                            wording="paraphrase",
+                        ),
+                    ),
                     **common,
                 ),
                 "description": RulePrompt(
@@ -148,7 +179,11 @@ def _rule(name: str, split: str) -> Rule:
                     target_true=("the side times the side",),
                     rephrasings=("The square has an area of",),
                     understanding=(
-                        Probe(prompt="The area of a square is A =", target_new="4 side", wording="verbatim"),
+                        Probe(
+                            prompt="The area of a square is A =",
+                            target_new="4 side",
+                            wording="verbatim",
+                        ),
                     ),
                     **common,
                 ),

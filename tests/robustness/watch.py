@@ -1,6 +1,8 @@
-"""Cases in a process of their own, with a limit of memory, watched: what hangs, crashes or grows is told like an error.
+"""Cases in a process of their own, with a limit of memory, watched: what hangs, crashes or grows is
+told like an error.
 
-The process is forked, works through a slice of cases, and says through a pipe which case it begins and what failed.
+The process is forked, works through a slice of cases, and says through a pipe which case it begins
+and what failed.
 """
 
 import json
@@ -16,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 HANG_S = 10.0
-"""Time of the processor without an answer (or six times as long by the clock) that counts as a hang."""
+"""Time of the processor without an answer (or six times as long by the clock) that counts as a
+hang."""
 MEMORY = 1 << 30
 """What a case may take beyond what the process has at its start, in bytes."""
 PACKAGES = ("interp", "editing", "figures")
@@ -29,7 +32,8 @@ class Failure:
     reader: str
     seed: int
     kind: str
-    """hang, crash, memory, silent change, outside (a file written elsewhere), or the name of the exception."""
+    """hang, crash, memory, silent change, outside (a file written elsewhere), or the name of the
+    exception."""
     where: str
     """Innermost line of this project, as file:line; "" where none is known."""
     said: str
@@ -57,8 +61,11 @@ class Slice:
     failures: tuple[Failure, ...] = ()
 
 
-def watched(reader: str, work: Work, first: int, *, seconds: float = 1e9, count: int = 10**9) -> Slice:
-    """Run seeds from `first` on until the time or the count is used up, in as many processes as it takes.
+def watched(
+    reader: str, work: Work, first: int, *, seconds: float = 1e9, count: int = 10**9
+) -> Slice:
+    """Run seeds from `first` on until the time or the count is used up, in as many processes as it
+    takes.
 
     Args:
         reader: Name, for what the watcher reports itself.
@@ -96,7 +103,9 @@ def _one_process(reader: str, work: Work, first: int, end: float, stop: int) -> 
         done.next_seed = message.get("seed", done.next_seed)
         done.failures += tuple(Failure(**each) for each in message.get("failures", ()))
         if "broken" in message:
-            raise RuntimeError(f"the test itself fails at {reader} {done.next_seed}:\n{message['broken']}")
+            raise RuntimeError(
+                f"the test itself fails at {reader} {done.next_seed}:\n{message['broken']}"
+            )
     hung = not _ended(pid)
     if hung:
         os.kill(pid, signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""Slow references of the editing tests: plain Hugging Face modules and torch hooks, one prompt at a time, unpadded.
+"""Slow references of the editing tests: plain Hugging Face modules and torch hooks, one prompt at a
+time, unpadded.
 
 Nothing of `editing` is used but the request's fields; positions come from the tokenizer's own
 `char_to_token`, never from `interp.models.tokens`.
@@ -17,12 +18,16 @@ SUBJECT = "subject_last"
 
 
 def place(request: EditRequest, lookup: str = SUBJECT) -> int:
-    """Character of the prompt at whose token the edit looks the rule up, found with `str` methods."""
+    """Character of the prompt at whose token the edit looks the rule up, found with `str`
+    methods."""
     text = request.prompt
     if lookup == "last":
         return len(text.rstrip()) - 1
     if lookup == "rule_word_last":
-        return max(text.lower().rindex(w) + len(w) for w in request.rule_words if w in text.lower()) - 1
+        return (
+            max(text.lower().rindex(w) + len(w) for w in request.rule_words if w in text.lower())
+            - 1
+        )
     return text.index(request.subject) + len(request.subject) - 1
 
 
@@ -51,7 +56,9 @@ def matrix_of(hf: nn.Module, parameter: str) -> Tensor:
 def inputs_of(hf: nn.Module, module: nn.Module, ids: Tensor) -> Tensor:
     """What a module reads, (pos, d)."""
     seen: list[Tensor] = []
-    with _hooked(module.register_forward_pre_hook(lambda m, args: seen.append(args[0][0].detach().clone()))):
+    with _hooked(
+        module.register_forward_pre_hook(lambda m, args: seen.append(args[0][0].detach().clone()))
+    ):
         _run(hf, ids)
     return seen[0]
 
@@ -59,18 +66,31 @@ def inputs_of(hf: nn.Module, module: nn.Module, ids: Tensor) -> Tensor:
 def outputs_of(hf: nn.Module, module: nn.Module, ids: Tensor) -> Tensor:
     """What a module gives, (pos, d)."""
     seen: list[Tensor] = []
-    with _hooked(module.register_forward_hook(lambda m, args, out: seen.append(_first(out)[0].detach().clone()))):
+    with _hooked(
+        module.register_forward_hook(
+            lambda m, args, out: seen.append(_first(out)[0].detach().clone())
+        )
+    ):
         _run(hf, ids)
     return seen[0]
 
 
-def key(hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: str, context: str, lookup: str) -> Tensor:
-    ids, at = tokens_and_place(tokenizer, context + request.prompt, len(context) + place(request, lookup))
+def key(
+    hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: str, context: str, lookup: str
+) -> Tensor:
+    ids, at = tokens_and_place(
+        tokenizer, context + request.prompt, len(context) + place(request, lookup)
+    )
     return inputs_of(hf, projection_of(hf, parameter), ids)[at]
 
 
 def state(
-    hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: str, layer: int, lookup: str = SUBJECT
+    hf: nn.Module,
+    tokenizer: Any,
+    request: EditRequest,
+    parameter: str,
+    layer: int,
+    lookup: str = SUBJECT,
 ) -> Tensor:
     ids, at = tokens_and_place(tokenizer, request.prompt, place(request, lookup))
     return outputs_of(hf, block_of(hf, parameter, layer), ids)[at]
@@ -110,14 +130,19 @@ def search_target(
     reverse_kl: bool = False,
     squared_decay: bool = False,
 ) -> tuple[Tensor, Tensor, list[dict[str, float]]]:
-    """z, the unchanged state h, and the parts of the loss at each evaluation; one forward pass per text.
+    """z, the unchanged state h, and the parts of the loss at each evaluation; one forward pass per
+    text.
 
     `reverse_kl` and `squared_decay` make it wrong on purpose, to show that a test would notice.
     """
     target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
     at_end = place(request, lookup)
     # The words looked up stand at the start of the preserved sentence.
-    start = request.prompt.index(request.subject) if lookup == SUBJECT else _word_start(request.prompt, at_end)
+    start = (
+        request.prompt.index(request.subject)
+        if lookup == SUBJECT
+        else _word_start(request.prompt, at_end)
+    )
     phrase = request.prompt[start : at_end + 1]
     kept_ids, kept_at = tokens_and_place(tokenizer, f"{phrase} is a", len(phrase) - 1)
     block = block_of(hf, parameter, layer)
@@ -153,7 +178,9 @@ def search_target(
         if squared_decay:
             decay = delta.norm() ** 2 / initial.norm() ** 2
         loss = nll + kl_factor * kl + weight_decay * decay
-        trace.append({"loss": loss.item(), "nll": nll.item(), "kl": kl.item(), "decay": decay.item()})
+        trace.append(
+            {"loss": loss.item(), "nll": nll.item(), "kl": kl.item(), "decay": decay.item()}
+        )
         if loss.item() < stop_loss or step == steps - 1:
             break
         adam.zero_grad()
@@ -180,12 +207,17 @@ def memit(
 ) -> dict[str, Tensor]:
     """MEMIT's updates (d_model, d_mlp) by parameter; they are left in the model's weights.
 
-    `parameters` are those of the layers, in order. ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with an explicit inverse.
+    `parameters` are those of the layers, in order. ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with an explicit
+    inverse.
     """
     updates: dict[str, Tensor] = {}
     for i, (parameter, layer) in enumerate(zip(parameters, layers, strict=True)):
-        keys = torch.stack([averaged_key(hf, tokenizer, r, parameter, contexts, lookup) for r in requests])
-        now = torch.stack([state(hf, tokenizer, r, parameters[-1], layers[-1], lookup) for r in requests])
+        keys = torch.stack(
+            [averaged_key(hf, tokenizer, r, parameter, contexts, lookup) for r in requests]
+        )
+        now = torch.stack(
+            [state(hf, tokenizer, r, parameters[-1], layers[-1], lookup) for r in requests]
+        )
         residual = (z - now).double() / (len(layers) - i)
         k = keys.double()
         inverse = torch.linalg.inv(weight * covariance[layer].double() + k.T @ k)
@@ -199,7 +231,9 @@ def second_moment(hf: nn.Module, parameter: str, rows: Iterable[Sequence[int]]) 
     """Mean of k kᵀ over every token, one outer product at a time, in float64."""
     module = projection_of(hf, parameter)
     products = [
-        torch.outer(k.double(), k.double()) for row in rows for k in inputs_of(hf, module, torch.tensor([list(row)]))
+        torch.outer(k.double(), k.double())
+        for row in rows
+        for k in inputs_of(hf, module, torch.tensor([list(row)]))
     ]
     return torch.stack(products).mean(0)
 

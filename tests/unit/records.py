@@ -12,9 +12,12 @@ from interp.results.netcdf import KINDS, NUMBERED, UNLABELLED
 
 
 def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **more: Any) -> Made:
-    """The record of a result of a step, whose numbers depend on some sections, and on no rules and model."""
+    """The record of a result of a step, whose numbers depend on some sections, and on no rules
+    and model."""
     parsed = parse_settings(load_steps(), settings or {})
-    values = {key: value for name in sections for key, value in settings_of(name, parsed[name]).items()}
+    values = {
+        key: value for name in sections for key, value in settings_of(name, parsed[name]).items()
+    }
     return Made(step=step, version=VERSIONS[step], settings=values, sections=sections, **more)
 
 
@@ -33,7 +36,10 @@ def smallest(name: str) -> xr.Dataset:
     """The smallest dataset that readers take for the file of that name: one of everything."""
     if (kind := KINDS.get(name)) is None:
         return xr.Dataset({"x": ("y", np.zeros(1))})
-    labels = {dim: [0] if dim in NUMBERED else np.array(["a"], dtype=object) for dim in kind.dims - UNLABELLED}
+    labels = {
+        dim: [0] if dim in NUMBERED else np.array(["a"], dtype=object)
+        for dim in kind.dims - UNLABELLED
+    }
     dims = sorted(kind.dims)
     values = {variable: (dims, np.zeros([1] * len(dims))) for variable in kind.variables}
     return xr.Dataset(values, coords=labels)

@@ -1,4 +1,5 @@
-"""Tests that share an expensive fixture run on one worker: where pytest-xdist stops doing so, it says nothing."""
+"""Tests that share an expensive fixture run on one worker: where pytest-xdist stops doing so, it
+says nothing."""
 
 import pytest
 

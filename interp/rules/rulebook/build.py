@@ -1,11 +1,11 @@
 """From specifications to rules: prompts, answers, instances, and what evaluates an edit.
 
-Everything is made from the specifications alone, so that equal specifications give an equal file. Choices that
-look random (which values, which distracting rules, which split) follow from a hash of the names involved:
-adding a rule moves no other rule into another split.
+Everything is made from the specifications alone, so that equal specifications give an equal file.
+Choices that look random (which values, which distracting rules, which split) follow from a hash of
+the names involved: adding a rule moves no other rule into another split.
 
-No answer is rounded: values are used only where the true and the edited result are exact decimals or exact
-multiples of π.
+No answer is rounded: values are used only where the true and the edited result are exact decimals
+or exact multiples of π.
 """
 
 import hashlib
@@ -39,13 +39,14 @@ SPECS = Path(__file__).parent / "specs"
 # Shares of the subjects, not of the rules: every rule of a subject is in the same split.
 SPLITS: tuple[tuple[Split, float], ...] = (("train", 0.4), ("validation", 0.6), ("test", 1.0))
 INSTANCES, TWINS, NEIGHBORS, DISTRACTORS = 4, 3, 2, 2
-# One rule's values: its edit, the instances of formula and description, those of the instance form, a spare one
-# for other rules' locality.
+# One rule's values: its edit, the instances of formula and description, those of the instance form,
+# a spare one for other rules' locality.
 CASES = 2 + 2 * INSTANCES
 MAX_DIGITS = 7
 
-# The wordings of each form: the edit, two rephrasings (generality), one held out for rule understanding, one that
-# is asked only as another rule's locality. {thing} is the phrase, with symbols or numbers, or the plain thing.
+# The wordings of each form: the edit, two rephrasings (generality), one held out for rule
+# understanding, one that is asked only as another rule's locality. {thing} is the phrase, with
+# symbols or numbers, or the plain thing.
 WORDINGS: dict[RuleForm, dict[str, tuple[str, ...]]] = {
     "formula": {
         "edit": ("The {quantity} of {thing} is {result} =",),
@@ -58,7 +59,10 @@ WORDINGS: dict[RuleForm, dict[str, tuple[str, ...]]] = {
     },
     "description": {
         "edit": ("To find the {quantity} of {thing}, take",),
-        "rephrase": ("In words, the {quantity} of {thing} is", "The {quantity} of {thing} is found by taking"),
+        "rephrase": (
+            "In words, the {quantity} of {thing} is",
+            "The {quantity} of {thing} is found by taking",
+        ),
         "understanding": ("You get the {quantity} of {thing} if you take",),
         "locality": ("Put in words, the {quantity} of {thing} equals",),
     },
@@ -71,7 +75,7 @@ WORDINGS: dict[RuleForm, dict[str, tuple[str, ...]]] = {
         "understanding": ("Suppose you have {thing}. Then the {quantity}{unit} is {result} =",),
         "locality": ("Calculate the {quantity}{unit} of {thing}: {result} =",),
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ class _Book:
     def __init__(self, specs: Sequence[RuleSpec]) -> None:
         self.specs = specs
         self.cases = {spec.id: _cases(spec) for spec in specs}
-        self.edits = {(spec.id, form): _edit(form, spec, self.cases[spec.id][0]) for spec in specs for form in FORMS}
+        self.edits = {
+            (spec.id, form): _edit(form, spec, self.cases[spec.id][0])
+            for spec in specs
+            for form in FORMS
+        }
 
 
 def _edit(form: RuleForm, spec: RuleSpec, case: Case) -> tuple[str, tuple[str, ...]]:
@@ -104,17 +112,22 @@ def build(specs: Sequence[RuleSpec]) -> list[Rule]:
     """Rules in the order of their specifications.
 
     Raises:
-        RuleError: If two specifications have the same subject and quantity, or values give too few instances.
+        RuleError: If two specifications have the same subject and quantity, or values give too few
+            instances.
     """
     for name, count in Counter(spec.id for spec in specs).items():
         if count > 1:
-            raise RuleError(f"{count} specifications have the subject and quantity of {name!r}: keep one")
+            raise RuleError(
+                f"{count} specifications have the subject and quantity of {name!r}: keep one"
+            )
     book = _Book(specs)
     rules = []
     for spec in specs:
         try:
             rules.append(_rule(spec, book))
-        except ValidationError as error:  # a text that makes no prompt or no answer, such as a blank one
+        except (
+            ValidationError
+        ) as error:  # a text that makes no prompt or no answer, such as a blank one
             raise RuleError(f"rule {spec.id} cannot be built: {explain(error)}") from error
     return rules
 
@@ -136,10 +149,13 @@ def _hash(*parts: str) -> int:
 
 
 def _cases(spec: RuleSpec) -> list[Case]:
-    """The values that a rule uses, of different true and different edited results as far as there are such."""
+    """The values that a rule uses, of different true and different edited results as far as
+    there are such.
+    """
     fresh: list[Case] = []
     rest: list[Case] = []
-    # In an order that the values alone decide, so that results are worked out only until there are enough.
+    # In an order that the values alone decide, so that results are worked out only until there are
+    # enough.
     for values in sorted(spec.choices(), key=lambda values: _hash(spec.id, *values.values())):
         results = spec.results(values)
         if results is None or max(map(len, results)) > MAX_DIGITS:
@@ -152,8 +168,8 @@ def _cases(spec: RuleSpec) -> list[Case]:
     chosen = (fresh + rest)[:CASES]
     if len(chosen) < CASES:
         raise RuleError(
-            f"rule {spec.id} has {len(chosen)} combinations of values whose true and edited results are exact, "
-            f"short and different; {CASES} are needed: widen its ranges"
+            f"rule {spec.id} has {len(chosen)} combinations of values whose true and edited results"
+            f" are exact, short and different; {CASES} are needed: widen its ranges"
         )
     return chosen
 
@@ -177,7 +193,9 @@ def _rule(spec: RuleSpec, book: _Book) -> Rule:
 def _form(form: RuleForm, spec: RuleSpec, book: _Book) -> RulePrompt:
     own = book.cases[spec.id]
     case = own[0]
-    of_instances = own[1 : 1 + INSTANCES] if form != "instance" else own[1 + INSTANCES : 1 + 2 * INSTANCES]
+    of_instances = (
+        own[1 : 1 + INSTANCES] if form != "instance" else own[1 + INSTANCES : 1 + 2 * INSTANCES]
+    )
     new = _answers(form, spec, case, edited=True)
     others: list[RuleForm] = [other for other in FORMS if other != form]
     return RulePrompt(
@@ -199,7 +217,9 @@ def _form(form: RuleForm, spec: RuleSpec, book: _Book) -> RulePrompt:
 
 
 def _prompts(form: RuleForm, kind: str, spec: RuleSpec, case: Case) -> list[str]:
-    units = {name: f" {symbol.unit}" if symbol.unit else "" for name, symbol in spec.symbols.items()}
+    units = {
+        name: f" {symbol.unit}" if symbol.unit else "" for name, symbol in spec.symbols.items()
+    }
     shown = {
         "formula": {name: name for name in spec.symbols},
         "description": {},
@@ -216,7 +236,9 @@ def _prompts(form: RuleForm, kind: str, spec: RuleSpec, case: Case) -> list[str]
     ]
 
 
-def _answers(form: RuleForm, spec: RuleSpec, case: Case, *, edited: bool = False) -> tuple[str, ...]:
+def _answers(
+    form: RuleForm, spec: RuleSpec, case: Case, *, edited: bool = False
+) -> tuple[str, ...]:
     expression = tree(spec.edited if edited else spec.expression, spec.names)
     if form == "formula":
         return tuple(dict.fromkeys([render(expression), *(() if edited else spec.also)]))
@@ -241,7 +263,11 @@ def _near(spec: RuleSpec, specs: Sequence[RuleSpec]) -> list[RuleSpec]:
     return _ranked(
         spec,
         [other for other in specs if other.id != spec.id and other.domain == spec.domain],
-        lambda other: (other.subject != spec.subject, other.quantity != spec.quantity, other.topic != spec.topic),
+        lambda other: (
+            other.subject != spec.subject,
+            other.quantity != spec.quantity,
+            other.topic != spec.topic,
+        ),
     )
 
 
@@ -250,19 +276,25 @@ def _far(spec: RuleSpec, specs: Sequence[RuleSpec]) -> list[RuleSpec]:
     apart = [
         other
         for other in specs
-        if other.topic != spec.topic and other.quantity != spec.quantity and other.subject != spec.subject
+        if other.topic != spec.topic
+        and other.quantity != spec.quantity
+        and other.subject != spec.subject
     ]
     return _ranked(spec, apart, lambda other: (other.domain == spec.domain,))
 
 
-def _ranked(spec: RuleSpec, others: list[RuleSpec], key: Callable[[RuleSpec], tuple[Any, ...]]) -> list[RuleSpec]:
+def _ranked(
+    spec: RuleSpec, others: list[RuleSpec], key: Callable[[RuleSpec], tuple[Any, ...]]
+) -> list[RuleSpec]:
     return sorted(others, key=lambda other: (*key(other), _hash(spec.id, other.id)))
 
 
 def _locality(
     form: RuleForm, spec: RuleSpec, others: list[RuleSpec], count: int, book: _Book
 ) -> tuple[LocalityProbe, ...]:
-    """What an edit of `spec` must leave alone: true answers of other rules, never equal to what the edit wants."""
+    """What an edit of `spec` must leave alone: true answers of other rules, never equal to what
+    the edit wants.
+    """
     wanted = {_answers(form, spec, case, edited=True)[-1] for case in book.cases[spec.id]}
     probes: list[LocalityProbe] = []
     for other in others:
@@ -271,30 +303,43 @@ def _locality(
         prompt = _prompts(form, "locality", other, case)[0]
         if not wanted & set(answers) and prompt not in {probe.prompt for probe in probes}:
             values = case.numbers() if form == "instance" else {}
-            probes.append(LocalityProbe(prompt=prompt, answer=answers[0], rule=other.id, values=values))
+            probes.append(
+                LocalityProbe(prompt=prompt, answer=answers[0], rule=other.id, values=values)
+            )
         if len(probes) == count:
             break
     return tuple(probes)
 
 
 def _twins(form: RuleForm, spec: RuleSpec, book: _Book) -> tuple[Twin, ...]:
-    """The same wording about another rule, closest first; used as the counterfactual prompt of activation patching.
+    """The same wording about another rule, closest first; used as the counterfactual prompt of
+    activation patching.
 
-    Closest is: as many words, fewest of them different, most alike in length. How many tokens a prompt has
-    depends on the model, so several twins are kept, for a reader to take the first that aligns.
+    Closest is: as many words, fewest of them different, most alike in length. How many tokens a
+    prompt has depends on the model, so several twins are kept, for a reader to take the first that
+    aligns.
     """
     own, own_answers = book.edits[spec.id, form]
     mine, found = own.split(), []
     for other in book.specs:
         edit = book.edits[other.id, form]
-        if form == "instance" and _shape(other.phrase) == _shape(spec.phrase) and other.names == spec.names:
+        if (
+            form == "instance"
+            and _shape(other.phrase) == _shape(spec.phrase)
+            and other.names == spec.names
+        ):
             case = _same_values(other, book.cases[spec.id][0])
             edit = None if case is None else _edit(form, other, case)
         if other.id == spec.id or edit is None or edit[0] == own or edit[1][0] == own_answers[0]:
             continue
         theirs = edit[0].split()
         different = sum(a != b for a, b in zip(mine, theirs, strict=False))
-        closeness = abs(len(mine) - len(theirs)), different, abs(len(own) - len(edit[0])), _hash(spec.id, other.id)
+        closeness = (
+            abs(len(mine) - len(theirs)),
+            different,
+            abs(len(own) - len(edit[0])),
+            _hash(spec.id, other.id),
+        )
         found.append((closeness, Twin(rule=other.id, prompt=edit[0], answer=edit[1][0])))
     return tuple(twin for _, twin in sorted(found, key=lambda pair: pair[0])[:TWINS])
 

@@ -1,6 +1,7 @@
 """Specifications of rules: what a rule says, without the sentences that are made from it.
 
-A specification file is YAML: `domain`, `topic`, and a list of `rules`, each with the fields of `RuleSpec`.
+A specification file is YAML: `domain`, `topic`, and a list of `rules`, each with the fields of
+`RuleSpec`.
 """
 
 import itertools
@@ -29,8 +30,11 @@ MAX_RANGE_LENGTH = 2000
 _SYMBOL = re.compile(r"(?P<range>[^\[\]]*?)\s*(?:\[(?P<unit>[^\[\]]+)\])?")
 # Up to 12 digits, and 6 decimals: what `decimal` writes without loss.
 _DECIMAL = r"\d{1,12}(?:\.\d{1,6})?"
-_RANGE = re.compile(rf"(?P<low>{_DECIMAL})\s*\.\.\s*(?P<high>{_DECIMAL})(?:\s+step\s+(?P<step>{_DECIMAL}))?")
-# Domains whose rules are about physical quantities: their expressions must be dimensionally consistent.
+_RANGE = re.compile(
+    rf"(?P<low>{_DECIMAL})\s*\.\.\s*(?P<high>{_DECIMAL})(?:\s+step\s+(?P<step>{_DECIMAL}))?"
+)
+# Domains whose rules are about physical quantities: their expressions must be dimensionally
+# consistent.
 DIMENSIONAL = ("physics", "chemistry")
 
 
@@ -48,13 +52,17 @@ class SymbolSpec(BaseModel):
         """Read "3..9", "0.5..3 step 0.5 [s]", "2, 4, 8 [kg]" or "[N]"."""
         if isinstance(text, bool) or not isinstance(text, str | int | float):
             raise InputError(
-                f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'"
+                f"{short(text)} is not a range with an optional unit, such as '3..9', '2, 4 [kg]'"
+                " or '[N]'"
             )
         if len(str(text)) > MAX_RANGE_LENGTH:
             raise InputError(f"{short(text)} has more than {MAX_RANGE_LENGTH} characters")
         found = _SYMBOL.fullmatch(str(text).strip())
         if not found:
-            raise InputError(f"{text!r} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or '[N]'")
+            raise InputError(
+                f"{text!r} is not a range with an optional unit, such as '3..9', '2, 4 [kg]' or"
+                " '[N]'"
+            )
         return {"values": _numbers(found["range"]), "unit": found["unit"] or ""}
 
     @field_validator("unit")
@@ -65,7 +73,9 @@ class SymbolSpec(BaseModel):
 
 
 class RuleSpec(BaseModel):
-    """A rule: `quantity` of a `subject` follows from its symbols by `expression`; an edit wants `edited`."""
+    """A rule: `quantity` of a `subject` follows from its symbols by `expression`; an edit wants
+    `edited`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -106,30 +116,47 @@ class RuleSpec(BaseModel):
     def _consistent(self) -> "RuleSpec":
         for text in (self.phrase, self.plain):
             if len(re.findall(rf"(?<!\w){re.escape(self.subject)}(?!\w)", text)) != 1:
-                raise InputError(f"the subject {self.subject!r} must be in {text!r} once, as a word of its own")
-        parts = [(name, how, kind) for _, name, how, kind in Formatter().parse(self.phrase) if name is not None]
+                raise InputError(
+                    f"the subject {self.subject!r} must be in {text!r} once, as a word of its own"
+                )
+        parts = [
+            (name, how, kind)
+            for _, name, how, kind in Formatter().parse(self.phrase)
+            if name is not None
+        ]
         used = [name for name, _, _ in parts]
         if odd := [f"{{{name}}}" for name, how, kind in parts if how or kind]:
             raise InputError(
-                f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in braces"
+                f"phrase has a format behind a symbol at {', '.join(odd)}; a symbol stands alone in"
+                " braces"
             )
         if sorted(used) != sorted(self.symbols):
-            raise InputError(f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each once")
+            raise InputError(
+                f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each"
+                " once"
+            )
         if not self.result_symbol or self.result_symbol in self.symbols:
             raise InputError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
         if self.words == self.edited_words:
             raise InputError(f"words and edited_words are both {self.words!r}")
         for name, symbol in self.symbols.items():
             if not symbol.values:
-                raise InputError(f"symbol {name} has no values; give a range such as '2..9' or a list")
+                raise InputError(
+                    f"symbol {name} has no values; give a range such as '2..9' or a list"
+                )
         for field in ("expression", "edited"):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
-                raise InputError(f"{field} has the unknown symbols {sorted(unknown)}; symbols are {list(self.symbols)}")
+                raise InputError(
+                    f"{field} has the unknown symbols {sorted(unknown)}; symbols are"
+                    f" {list(self.symbols)}"
+                )
             parse(getattr(self, field), self.names)  # a division by zero, a number too large
         true = tree(self.expression, self.names)
         if agree(true, tree(self.edited, self.names)):
-            raise InputError(f"edited {self.edited!r} says the same as the expression {self.expression!r}")
+            raise InputError(
+                f"edited {self.edited!r} says the same as the expression {self.expression!r}"
+            )
         for text in self.also:
             if not agree(true, tree(text, self.names)):
                 raise InputError(f"also: {text!r} differs from the expression {self.expression!r}")
@@ -162,17 +189,26 @@ class RuleSpec(BaseModel):
         """
         total = math.prod(len(symbol.values) for symbol in self.symbols.values())
         if total > MAX_CHOICES:
-            raise RuleError(f"rule {self.id} has {total} combinations of values; narrow its ranges to {MAX_CHOICES}")
+            raise RuleError(
+                f"rule {self.id} has {total} combinations of values; narrow its ranges to"
+                f" {MAX_CHOICES}"
+            )
         texts = [[decimal(value) for value in symbol.values] for symbol in self.symbols.values()]
         return [dict(zip(self.symbols, each, strict=True)) for each in itertools.product(*texts)]
 
     def results(self, values: dict[str, str]) -> tuple[str, str] | None:
         """The true and the edited result, if both are exact, non-zero and different."""
         try:
-            true, edited = (exact(parse(text, self.names, values)) for text in (self.expression, self.edited))
+            true, edited = (
+                exact(parse(text, self.names, values)) for text in (self.expression, self.edited)
+            )
         except ExpressionError:
             return None
-        return (true, edited) if true and edited and true != edited and "0" not in (true, edited) else None
+        return (
+            (true, edited)
+            if true and edited and true != edited and "0" not in (true, edited)
+            else None
+        )
 
 
 def article(noun: str) -> str:
@@ -195,24 +231,41 @@ def read_specs(path: Path) -> list[RuleSpec]:
     """Read a specification file.
 
     Raises:
-        RuleError: If it is not YAML, or a rule in it contradicts itself; names the rule and the field.
+        RuleError: If it is not YAML, or a rule in it contradicts itself; names the rule and the
+            field.
     """
     try:
         content = read_yaml_file(path)
     except (OSError, YamlError) as error:
         raise RuleError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list):
-        raise RuleError(f"{path} is not a specification file: 'domain', 'topic' and a list 'rules' are needed")
+        raise RuleError(
+            f"{path} is not a specification file: 'domain', 'topic' and a list 'rules' are needed"
+        )
     if len(content["rules"]) > MAX_RULES:
-        raise RuleError(f"{path} has {len(content['rules'])} rules; at most {MAX_RULES} are read from one file")
+        raise RuleError(
+            f"{path} has {len(content['rules'])} rules; at most {MAX_RULES} are read from one file"
+        )
     shared = {key: content.get(key, "") for key in ("domain", "topic")}
     specs: list[RuleSpec] = []
     for at, fields in enumerate(content["rules"]):
         try:
-            specs.append(RuleSpec.model_validate({**shared, **fields} if isinstance(fields, dict) else fields))
+            specs.append(
+                RuleSpec.model_validate(
+                    {**shared, **fields} if isinstance(fields, dict) else fields
+                )
+            )
         except (ValidationError, UnitError, ExpressionError, TypeError) as error:
-            named = f"{fields.get('subject')}, {fields.get('quantity')}" if isinstance(fields, dict) else str(fields)
-            said = "; ".join(_said(e) for e in error.errors()) if isinstance(error, ValidationError) else str(error)
+            named = (
+                f"{fields.get('subject')}, {fields.get('quantity')}"
+                if isinstance(fields, dict)
+                else str(fields)
+            )
+            said = (
+                "; ".join(_said(e) for e in error.errors())
+                if isinstance(error, ValidationError)
+                else str(error)
+            )
             raise RuleError(f"{path}, rule {at + 1} ({clipped(named)}): {said}") from error
     return specs
 
@@ -223,8 +276,12 @@ def _said(error: Any) -> str:
 
 
 def _decimal_fraction(text: str) -> Fraction:
-    if not re.fullmatch(rf"[+-]?(?:{_DECIMAL}|\.\d{{1,6}}|\d{{1,12}}\.|\d{{1,12}}/\d{{1,12}})", text):
-        raise InputError(f"{short(text)} is not a decimal number of at most 12 digits and 6 decimals")
+    if not re.fullmatch(
+        rf"[+-]?(?:{_DECIMAL}|\.\d{{1,6}}|\d{{1,12}}\.|\d{{1,12}}/\d{{1,12}})", text
+    ):
+        raise InputError(
+            f"{short(text)} is not a decimal number of at most 12 digits and 6 decimals"
+        )
     number = Fraction(text)
     decimal(number)
     return number

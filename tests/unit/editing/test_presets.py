@@ -1,4 +1,5 @@
-"""Published settings and how they reach an editor: the numbers of the files they come from, and what overrides them."""
+"""Published settings and how they reach an editor: the numbers of the files they come from, and
+what overrides them."""
 
 from typing import Any
 
@@ -8,7 +9,8 @@ from pydantic import ValidationError
 from editing.config import EDITORS, EditConfig, EditorSettings
 from editing.presets import SOURCES, preset
 
-# Read off the published files: block, clamp, learning rate, steps, weight decay, KL factor, λ and d_mlp.
+# Read off the published files: block, clamp, learning rate, steps, weight decay, KL factor, λ and
+# d_mlp.
 PUBLISHED = {
     "gpt-j-6b": ("3-8", 0.75, 0.5, 25, 0.5, 0.0625, 15000, 16384),
     "qwen2.5-7b": ("4-8", 4.0, 0.5, 25, 1e-3, 0.0625, 15000, 18944),
@@ -28,29 +30,43 @@ def test_memit_settings_are_the_published_ones(model: str) -> None:
     assert settings.ridge * d_mlp == pytest.approx(weight, rel=1e-12)
 
 
-@pytest.mark.parametrize(("model", "ridge"), [("gpt-j-6b", 0.9155), ("qwen2.5-7b", 0.7918), ("llama-3-8b", 1.0463)])
+@pytest.mark.parametrize(
+    ("model", "ridge"), [("gpt-j-6b", 0.9155), ("qwen2.5-7b", 0.7918), ("llama-3-8b", 1.0463)]
+)
 def test_ridge_is_the_published_weight_over_the_width_of_the_keys(model: str, ridge: float) -> None:
     assert preset(model, "memit")["ridge"] == pytest.approx(ridge, abs=5e-5)
 
 
 def test_alphaedit_settings_of_llama_are_the_published_ones() -> None:
     settings = EditorSettings.model_validate({"editor": "alphaedit", "preset": "llama-3-8b"})
-    assert (settings.block, settings.clamp, settings.learning_rate, settings.weight_decay) == ("4-8", 0.75, 0.1, 0.5)
+    assert (settings.block, settings.clamp, settings.learning_rate, settings.weight_decay) == (
+        "4-8",
+        0.75,
+        0.1,
+        0.5,
+    )
     assert (settings.null_threshold, settings.l2, settings.null_relative) == (0.02, 10.0, False)
 
 
 def test_dmle_takes_the_search_of_its_solver_and_no_layers() -> None:
     memit, alphaedit = preset("llama-3-8b", "dmle"), preset("llama-3-8b", "dmle", "alphaedit")
-    assert memit == {name: value for name, value in preset("llama-3-8b", "memit").items() if name != "block"}
+    assert memit == {
+        name: value for name, value in preset("llama-3-8b", "memit").items() if name != "block"
+    }
     assert "block" not in alphaedit and alphaedit["l2"] == 10.0 and "l2" not in memit
-    settings = EditorSettings.model_validate({"editor": "dmle", "solver": "alphaedit", "preset": "llama-3-8b"})
+    settings = EditorSettings.model_validate(
+        {"editor": "dmle", "solver": "alphaedit", "preset": "llama-3-8b"}
+    )
     assert (settings.layers, settings.block, settings.l2) == ("auto", "auto", 10.0)
     # An editor is DMLE, and its solver MEMIT's, where nothing else is said.
     assert EditorSettings.model_validate({"preset": "gpt-j-6b"}).clamp == 0.75
 
 
 def test_an_unknown_model_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match=r"no preset for 'llama-4'; there are gpt-j-6b, qwen2.5-7b, qwen2-7b, llama-3"):
+    with pytest.raises(
+        ValueError,
+        match=r"no preset for 'llama-4'; there are gpt-j-6b, qwen2.5-7b, qwen2-7b, llama-3",
+    ):
         preset("llama-4", "memit")
     with pytest.raises(ValidationError, match="no preset for 'llama-4'"):
         EditorSettings.model_validate({"preset": "llama-4"})
@@ -58,10 +74,16 @@ def test_an_unknown_model_is_refused_with_those_there_are() -> None:
 
 @pytest.mark.parametrize(
     ("model", "editor"),
-    [("gpt-j-6b", "alphaedit"), ("qwen2.5-7b", "alphaedit"), *(("llama-3-8b", e) for e in EDITORS[3:])],
+    [
+        ("gpt-j-6b", "alphaedit"),
+        ("qwen2.5-7b", "alphaedit"),
+        *(("llama-3-8b", e) for e in EDITORS[3:]),
+    ],
 )
 def test_settings_that_nobody_published_are_refused(model: str, editor: str) -> None:
-    with pytest.raises(ValueError, match=f"no settings of {editor} for {model} are known to be published"):
+    with pytest.raises(
+        ValueError, match=f"no settings of {editor} for {model} are known to be published"
+    ):
         preset(model, editor)
 
 
@@ -127,8 +149,13 @@ def test_a_shared_preset_does_not_reach_an_editor_it_is_not_published_for() -> N
 
 
 def test_an_arm_overrides_what_is_for_all() -> None:
-    arms: dict[str, dict[str, Any]] = {"early": {"editor": "memit", "block": "0", "ridge": 3.0}, "plain": {}}
-    config = EditConfig(editors=("early", "plain", "memit", "rome"), arms=arms, ridge=2.0, steps=4, block="1")
+    arms: dict[str, dict[str, Any]] = {
+        "early": {"editor": "memit", "block": "0", "ridge": 3.0},
+        "plain": {},
+    }
+    config = EditConfig(
+        editors=("early", "plain", "memit", "rome"), arms=arms, ridge=2.0, steps=4, block="1"
+    )
     early, plain, memit, rome = (config.settings_of(name) for name in config.editors)
     assert (early.editor, early.block, early.ridge, early.steps) == ("memit", "0", 3.0, 4)
     assert (plain.editor, plain.block, plain.ridge) == ("dmle", "1", 2.0)
@@ -148,10 +175,19 @@ def test_an_arm_may_take_the_name_of_an_editor() -> None:
             {"editor": "memit", "rigde": 2.0},
             "unknown setting 'edit.arms.mine.rigde': did you mean 'edit.arms.mine.ridge'",
         ),
-        ({"editor": "memit", "ridge": -1}, "edit.arms.mine.ridge = -1: Input should be greater than 0"),
+        (
+            {"editor": "memit", "ridge": -1},
+            "edit.arms.mine.ridge = -1: Input should be greater than 0",
+        ),
         ({"editor": "memti"}, "edit.arms.mine.editor = 'memti': Input should be 'dmle', 'memit'"),
-        ({"ft": {"stps": 3}}, "unknown setting 'edit.arms.mine.ft.stps': did you mean 'edit.arms.mine.ft.steps'"),
-        ({"editors": ["memit"]}, "unknown setting 'edit.arms.mine.editors': did you mean 'edit.arms.mine.editor'"),
+        (
+            {"ft": {"stps": 3}},
+            "unknown setting 'edit.arms.mine.ft.stps': did you mean 'edit.arms.mine.ft.steps'",
+        ),
+        (
+            {"editors": ["memit"]},
+            "unknown setting 'edit.arms.mine.editors': did you mean 'edit.arms.mine.editor'",
+        ),
     ],
 )
 def test_a_wrong_setting_of_an_arm_is_named_with_the_arm(own: dict[str, Any], said: str) -> None:
@@ -159,9 +195,13 @@ def test_a_wrong_setting_of_an_arm_is_named_with_the_arm(own: dict[str, Any], sa
         EditConfig(editors=("mine",), arms={"mine": own})
 
 
-@pytest.mark.parametrize(("name", "nearest"), [("memti", "memit"), ("alphaedt", "alphaedit"), ("earli", "early")])
+@pytest.mark.parametrize(
+    ("name", "nearest"), [("memti", "memit"), ("alphaedt", "alphaedit"), ("earli", "early")]
+)
 def test_an_unknown_editor_is_refused_with_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(ValidationError, match=f"no editor or arm '{name}': did you mean '{nearest}'"):
+    with pytest.raises(
+        ValidationError, match=f"no editor or arm '{name}': did you mean '{nearest}'"
+    ):
         EditConfig(editors=(name,), arms={"early": {"editor": "memit"}})
 
 

@@ -11,7 +11,9 @@ from figures.edit_scores import METRIC_NAMES
 NAN = np.nan
 
 
-def scores(before: list[float], after: list[float], modes: tuple[str, ...] = ("token_accuracy",)) -> xr.Dataset:
+def scores(
+    before: list[float], after: list[float], modes: tuple[str, ...] = ("token_accuracy",)
+) -> xr.Dataset:
     """One editor and form; reliability as given, locality 1 before and 0.5 after."""
     score = np.full((1, len(before), 1, 2, len(modes), 2), NAN)
     score[0, :, 0, 0, 0] = np.stack([before, after], axis=1)
@@ -29,7 +31,9 @@ def points(ax: Axes, gid: str) -> list[tuple[float, float]]:
 
 
 def test_a_row_for_each_rule_in_the_colour_of_its_change() -> None:
-    ax = before_after.draw_before_after(scores([0.1, 0.6, 0.3, NAN], [0.4, 0.2, 0.3, NAN]), "dmle", "reliability")
+    ax = before_after.draw_before_after(
+        scores([0.1, 0.6, 0.3, NAN], [0.4, 0.2, 0.3, NAN]), "dmle", "reliability"
+    )
     assert [label.get_text() for label in ax.get_yticklabels()] == ["r_0", "r_1", "r_2", "r_3"]
     assert (points(ax, "before better"), points(ax, "after better")) == ([(0.1, 0)], [(0.4, 0)])
     assert (points(ax, "before worse"), points(ax, "after worse")) == ([(0.6, 1)], [(0.2, 1)])
@@ -60,7 +64,11 @@ def test_panel_names_the_rules_once_and_keeps_their_rows() -> None:
     assert [ax.get_title().split("\n")[0] for ax in fig.axes] == [
         METRIC_NAMES[name].split("\n")[0] for name in ("reliability", "locality")
     ]
-    assert [label.get_text() for label in reliability.get_yticklabels() if label.get_visible()] == ["r_0", "r_1", "r_2"]
+    assert [label.get_text() for label in reliability.get_yticklabels() if label.get_visible()] == [
+        "r_0",
+        "r_1",
+        "r_2",
+    ]
     assert not any(label.get_visible() for label in locality.get_yticklabels())
     assert reliability.get_ylim() == locality.get_ylim()
     (legend,) = fig.legends
@@ -84,14 +92,18 @@ def test_more_rules_than_names_fit_stand_in_the_order_of_their_change_on_one_pag
     assert ax.get_yticklabels() == []
     assert ax.get_ylabel() == f"{n} rules"
     drawn = sorted(
-        points(ax, "after better") + points(ax, "after worse") + points(ax, "after same"), key=lambda p: p[1]
+        points(ax, "after better") + points(ax, "after worse") + points(ax, "after same"),
+        key=lambda p: p[1],
     )
     np.testing.assert_allclose([x for x, _ in drawn], sorted(after, reverse=True))
 
 
 def test_unknown_editors_and_metrics_are_refused() -> None:
     data = scores([0.1], [0.2])
-    with pytest.raises(ValueError, match=r"editor 'x' has no scores in mode 'token_accuracy'; choose from \['dmle'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"editor 'x' has no scores in mode 'token_accuracy'; choose from \['dmle'\]",
+    ):
         before_after.draw_before_after(data, "x", "reliability")
     with pytest.raises(ValueError, match="no score of 'generality' in mode"):
         before_after.draw_before_after(data, "dmle", "generality")

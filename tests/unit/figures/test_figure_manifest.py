@@ -18,7 +18,13 @@ from interp.results.run_folder import RunFolder
 
 
 def write_regret(run: Path, regret: float) -> None:
-    row = {"strategy": "window", "group": "instance", "layers": "4-6", "score": 0.5, "oracle": 0.5 + regret}
+    row = {
+        "strategy": "window",
+        "group": "instance",
+        "layers": "4-6",
+        "score": 0.5,
+        "oracle": 0.5 + regret,
+    }
     more = {"regret": regret, "lower": 0.0, "upper": 0.2, "rank": 2, "n_windows": 9, "n_rules": 4}
     effects_schema.save(regret_dataset(pd.DataFrame([{**row, **more}])), run / "regret.nc")
 
@@ -35,7 +41,17 @@ def write_scores(run: Path, editors: list[str]) -> None:
 def run(tmp_path: Path) -> Path:
     """A run with one figure and one table."""
     write_regret(tmp_path, 0.1)
-    columns = ("editor", "rule", "form", "metric", "prompt", "target_new", "target_true", "before", "after")
+    columns = (
+        "editor",
+        "rule",
+        "form",
+        "metric",
+        "prompt",
+        "target_new",
+        "target_true",
+        "before",
+        "after",
+    )
     save_records(tmp_path / "answers.json", columns, [dict.fromkeys(columns, "x")])
     return tmp_path
 
@@ -53,7 +69,9 @@ def test_manifest_says_which_file_came_from_which_data(run: Path) -> None:
         assert hashlib.sha256((run / name).read_bytes()).hexdigest() == digest
     regret = parts["regret"]
     assert set(regret["outputs"]) == {"figures/regret.pdf", "figures/regret.png"}
-    assert regret["inputs"] == {"regret.nc": hashlib.sha256((run / "regret.nc").read_bytes()).hexdigest()}
+    assert regret["inputs"] == {
+        "regret.nc": hashlib.sha256((run / "regret.nc").read_bytes()).hexdigest()
+    }
     assert set(parts["answers"]["outputs"]) == {"tables/before-after.md"}
     assert regret["settings"]["max_rules"] == paper.MOST_PANELS
     assert set(regret["version"]) == {"code", *manifest.LIBRARIES}
@@ -84,7 +102,9 @@ def test_other_code_or_settings_draw_again(run: Path, monkeypatch: pytest.Monkey
     assert set(paper.draw_all(run, max_rules=3).written) == set(first.written)
 
 
-def test_figures_without_data_any_more_are_removed_but_not_those_that_somebody_changed(run: Path) -> None:
+def test_figures_without_data_any_more_are_removed_but_not_those_that_somebody_changed(
+    run: Path,
+) -> None:
     write_scores(run, ["dmle", "memit"])
     paper.draw_all(run)
     (run / "figures" / "before-after-memit.pdf").write_bytes(b"edited by hand")
@@ -107,13 +127,20 @@ def test_the_step_says_what_it_drew(run: Path) -> None:
     first = cli.FIGURES.run(Context(RunFolder(run), {}))
     n = len(list((run / "figures").glob("*.p*"))) + len(list((run / "tables").iterdir()))
     assert first.startswith(f"{n} files drawn, 0 are current: ")
-    assert cli.FIGURES.run(Context(RunFolder(run), {})).startswith(f"nothing to draw: all {n} are current; --overwrite")
-    assert cli.FIGURES.run(Context(RunFolder(run), {}, overwrite=True)).startswith(f"{n} files drawn")
+    assert cli.FIGURES.run(Context(RunFolder(run), {})).startswith(
+        f"nothing to draw: all {n} are current; --overwrite"
+    )
+    assert cli.FIGURES.run(Context(RunFolder(run), {}, overwrite=True)).startswith(
+        f"{n} files drawn"
+    )
 
 
-@pytest.mark.parametrize("name", ["../victim", "{victim}", "figures/../../victim", "figures/link/victim", "victim"])
+@pytest.mark.parametrize(
+    "name", ["../victim", "{victim}", "figures/../../victim", "figures/link/victim", "victim"]
+)
 def test_a_manifest_deletes_nothing_outside_the_figures(name: str, run: Path) -> None:
-    """A run folder may come from somebody else; its manifest names files that are there, with their digests."""
+    """A run folder may come from somebody else; its manifest names files that are there, with
+    their digests."""
     inner, outside = run / "inner", run / "outside"
     inner.mkdir()
     outside.mkdir()
@@ -132,4 +159,7 @@ def test_a_manifest_deletes_nothing_outside_the_figures(name: str, run: Path) ->
     write_regret(run, 0.3)
     assert paper.draw_all(run).removed == []
     assert all(path.read_text(encoding="utf-8") == "precious" for path in victims)
-    assert set(manifest.Manifest.load(run).parts["regret"].outputs) == {"figures/regret.pdf", "figures/regret.png"}
+    assert set(manifest.Manifest.load(run).parts["regret"].outputs) == {
+        "figures/regret.pdf",
+        "figures/regret.png",
+    }

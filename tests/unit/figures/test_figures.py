@@ -33,9 +33,14 @@ def prompt_map(
     tokens: Sequence[str] = TOKENS,
     components: Sequence[str] = ("resid", "mlp", "attn"),
 ) -> xr.Dataset:
-    """A map with the given indirect effect (component, layer, pos): total 2 nats, samples -3 ± noise."""
+    """A map with the given indirect effect (component, layer, pos): total 2 nats, samples -3 ±
+    noise."""
     if effect is None:
-        effect = np.arange(len(components) * LAYERS * len(tokens)).reshape(len(components), LAYERS, -1) / 40 - 0.3
+        effect = (
+            np.arange(len(components) * LAYERS * len(tokens)).reshape(len(components), LAYERS, -1)
+            / 40
+            - 0.3
+        )
     effect = effect.astype(float).copy()
     effect[:, :, list(untraced)] = np.nan
     corrupted = np.array([-3 - noise, -3 + noise])
@@ -65,7 +70,8 @@ def joined(rules: Sequence[str] = ("0",), **options: object) -> xr.Dataset:
 
 
 def hand_profile() -> xr.Dataset:
-    """Three rules; MLP peaks of the formula at layers 1, 1 and 2, of the instance at 3 (one rule only)."""
+    """Three rules; MLP peaks of the formula at layers 1, 1 and 2, of the instance at 3 (one rule
+    only)."""
     profile = profile_of(joined(("0", "1", "2")))
     effect = np.zeros((3, 2, 3, profile.sizes["role"], LAYERS))
     effect[0, 0, 1, :, 1] = effect[1, 0, 1, :, 1] = effect[2, 0, 1, :, 2] = 0.5
@@ -75,33 +81,48 @@ def hand_profile() -> xr.Dataset:
     with_data = ~np.isnan(effect)
     aie = np.where(with_data, effect, 0).sum(0) / with_data.sum(0)
     return profile.assign(
-        effect=(("rule", *dims), effect), aie=(dims, aie), lower=(dims, aie - 0.1), upper=(dims, aie + 0.1),
+        effect=(("rule", *dims), effect),
+        aie=(dims, aie),
+        lower=(dims, aie - 0.1),
+        upper=(dims, aie + 0.1),
         n=(dims[:-1], with_data[..., 0].sum(0)),
-    )  # fmt: skip
+    )
 
 
 def selection(**instance: object) -> LayerSelection:
     supported = {
-        "name": "formula", "forms": ("formula",), "layers": (1, 2), "score": 0.25, "lower": 0.1, "upper": 0.4,
-        "stability": 0.83, "n_rules": 3,
-    }  # fmt: skip
+        "name": "formula",
+        "forms": ("formula",),
+        "layers": (1, 2),
+        "score": 0.25,
+        "lower": 0.1,
+        "upper": 0.4,
+        "stability": 0.83,
+        "n_rules": 3,
+    }
     weak = {
         "name": "instance", "forms": ("instance",), "layers": (0, 3), "score": 0.2, "lower": -0.1,
         "upper": 0.4, "stability": 0.31, "n_rules": 2, "supported": False, "reason": "weak",
     }  # fmt: skip
     return LayerSelection.model_validate(
         {
-            "schema": "dmle.selection/1", "strategy": "window", "component": "mlp", "role": "lookup",
-            "width": 2, "n_layers": LAYERS, "groups": [supported, {**weak, **instance}],
+            "schema": "dmle.selection/1",
+            "strategy": "window",
+            "component": "mlp",
+            "role": "lookup",
+            "width": 2,
+            "n_layers": LAYERS,
+            "groups": [supported, {**weak, **instance}],
         }
-    )  # fmt: skip
+    )
 
 
 METRICS = ("reliability", "locality", "instance_portability")
 
 
 def hand_scores(rules: int = 3) -> xr.Dataset:
-    """Rule r, form f: reliability from 0.1 r to 0.2 r + 0.1 f; portability for the instance only."""
+    """Rule r, form f: reliability from 0.1 r to 0.2 r + 0.1 f; portability for the instance
+    only."""
     score = np.full((2, rules, 2, len(METRICS), 2, 2), np.nan)
     for rule in range(rules):
         for form in range(2):
@@ -160,7 +181,13 @@ def test_colour_scale_of_a_map_of_zeros_has_a_length() -> None:
 def test_corrupted_tokens_are_starred_and_bold_and_others_are_not() -> None:
     labels = effect_map.draw_effect_map(prompt_map(), "mlp").get_yticklabels()
     assert [label.get_text() for label in labels] == ["The", "area*", "↵", "$x_1$*", "="]
-    assert [label.get_fontweight() for label in labels] == ["normal", "bold", "normal", "bold", "normal"]
+    assert [label.get_fontweight() for label in labels] == [
+        "normal",
+        "bold",
+        "normal",
+        "bold",
+        "normal",
+    ]
 
 
 def test_dollar_signs_of_tokens_and_answers_are_drawn_literally() -> None:
@@ -175,7 +202,9 @@ def test_untraced_tokens_are_left_out_and_counted() -> None:
     effect = np.linspace(-0.4, 1.2, 3 * LAYERS * 5).reshape(3, LAYERS, 5)
     ax = effect_map.draw_effect_map(prompt_map(effect, untraced=[0, 2]), "mlp")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["area*", "$x_1$*", "="]
-    np.testing.assert_allclose(ax.collections[0].get_array().reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6)
+    np.testing.assert_allclose(
+        ax.collections[0].get_array().reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6
+    )
     assert "3 of 5 tokens traced (dashes: gaps)" in caption_of(ax)
     gaps = ax.collections[1].get_segments()
     assert [segment[0][1] for segment in gaps] == [1]  # "area" and "$x_1$" are no neighbours
@@ -184,7 +213,12 @@ def test_untraced_tokens_are_left_out_and_counted() -> None:
 def test_partly_traced_token_keeps_its_row_with_masked_cells() -> None:
     effect = np.full((3, LAYERS, 5), 0.2)
     effect[1, 0, 0] = np.nan
-    cells = effect_map.draw_effect_map(prompt_map(effect), "mlp").collections[0].get_array().reshape(5, LAYERS)
+    cells = (
+        effect_map.draw_effect_map(prompt_map(effect), "mlp")
+        .collections[0]
+        .get_array()
+        .reshape(5, LAYERS)
+    )
     assert np.argwhere(np.ma.getmaskarray(cells)).tolist() == [[0, 0]]
 
 
@@ -203,7 +237,9 @@ def test_prompt_whose_effect_is_within_noise_is_marked() -> None:
 
 
 def test_untraced_component_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"no component 'head'; choose from \['resid', 'mlp', 'attn'\]"):
+    with pytest.raises(
+        ValueError, match=r"no component 'head'; choose from \['resid', 'mlp', 'attn'\]"
+    ):
         effect_map.draw_effect_map(prompt_map(), "head")
     with pytest.raises(ValueError, match="no token of 'mlp' was traced"):
         effect_map.draw_effect_map(prompt_map(untraced=range(5)), "mlp")
@@ -212,7 +248,11 @@ def test_untraced_component_is_refused_with_the_known_ones() -> None:
 def test_long_tokens_and_answers_leave_room_for_the_map() -> None:
     tokens = [" antidisestablishmentarianism_and_more", " area", " x"]
     ax = effect_map.draw_effect_map(prompt_map(tokens=tokens), "mlp")
-    assert [label.get_text() for label in ax.get_yticklabels()] == ["antidisestablis…", "area*", "x"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == [
+        "antidisestablis…",
+        "area*",
+        "x",
+    ]
     fig = ax.figure
     assert fig is not None
     for _ in range(2):
@@ -226,7 +266,9 @@ def test_long_tokens_and_answers_leave_room_for_the_map() -> None:
 def test_layers_of_a_deep_model_get_few_ticks() -> None:
     effect = np.random.default_rng(0).normal(size=(1, 80, 5))
     deep = prompt_map(effect, components=["mlp"])
-    labels = [int(label.get_text()) for label in effect_map.draw_effect_map(deep, "mlp").get_xticklabels()]
+    labels = [
+        int(label.get_text()) for label in effect_map.draw_effect_map(deep, "mlp").get_xticklabels()
+    ]
     assert labels == list(range(0, 80, 10))
 
 
@@ -244,7 +286,9 @@ def test_effect_panel_shares_one_scale_over_forms_and_components() -> None:
 
 
 def test_effect_panel_names_forms_without_a_map() -> None:
-    partial = effects_schema.concat({("0", "formula"): prompt_map(), ("1", "instance"): prompt_map()})
+    partial = effects_schema.concat(
+        {("0", "formula"): prompt_map(), ("1", "instance"): prompt_map()}
+    )
     fig = effect_map.effect_panel(partial, "0")
     assert fig.get_suptitle() == "Rule: 0 (not traced: instance)"
     with pytest.raises(ValueError, match=r"no maps of rule '7'; traced rules are \['0', '1'\]"):
@@ -273,7 +317,9 @@ def test_style_leaves_global_settings_and_pyplot_untouched(tmp_path: Path) -> No
 
 
 def test_saved_files_are_reproducible_with_embedded_fonts(tmp_path: Path) -> None:
-    first, second = (style.save(effect_map.effect_panel(joined(), "0"), tmp_path / name) for name in "ab")
+    first, second = (
+        style.save(effect_map.effect_panel(joined(), "0"), tmp_path / name) for name in "ab"
+    )
     assert [path.name for path in first] == ["a.pdf", "a.png"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     pdf = first[0].read_bytes()
@@ -283,7 +329,10 @@ def test_saved_files_are_reproducible_with_embedded_fonts(tmp_path: Path) -> Non
 
 
 def test_colours_stay_with_known_names_and_differ_between_unknown_ones() -> None:
-    alone, among = style.editor_colours(["memit"]), style.editor_colours(["x", "dmle", "memit", "y"])
+    alone, among = (
+        style.editor_colours(["memit"]),
+        style.editor_colours(["x", "dmle", "memit", "y"]),
+    )
     assert alone["memit"] == among["memit"]
     assert len(set(among.values())) == 4
     many = style.editor_colours(f"editor {i}" for i in range(20))
@@ -302,7 +351,10 @@ def test_profile_lines_and_bands_are_the_profile_values() -> None:
     assert {round(float(y), 4) for _, y in band} >= {round(1 / 3 - 0.1, 4), round(1 / 3 + 0.1, 4)}
     legend = ax.get_legend()
     assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == ["formula (n = 3)", "instance (n = 1)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "formula (n = 3)",
+        "instance (n = 1)",
+    ]
     assert ax.get_ylabel() == "average indirect effect\n(nats per answer token)"
     assert ax.get_title(loc="left") == "MLP output (3 layers), rule words"
 
@@ -329,14 +381,24 @@ def test_profile_panel_shows_only_roles_with_data_and_counts_rules() -> None:
     roles = ["prefix", "subject_last", "rule_word", "after", "last", "lookup"]
     assert layer_profile.roles_with_data(profile) == roles
     titles = [ax.get_title() for ax in fig.axes]
-    counts = ["n = 2/0", "n = 2/2", "n = 2/0", "n = 2/2", "n = 2/2", "n = 2/2"]  # the instance has three tokens
+    counts = [
+        "n = 2/0",
+        "n = 2/2",
+        "n = 2/0",
+        "n = 2/2",
+        "n = 2/2",
+        "n = 2/2",
+    ]  # the instance has three tokens
     assert titles[len(roles) :] == counts + counts
     assert titles[0] == "before\nthe subject\nn = 2/0"
 
 
 def test_profile_of_one_rule_says_that_there_is_no_interval() -> None:
     ax = layer_profile.draw_layer_profile(profile_of(joined()), "mlp", "lookup")
-    assert "One rule, so no interval over rules. Left out as not traceable: 0 of 2 prompts." in caption_of(ax)
+    assert (
+        "One rule, so no interval over rules. Left out as not traceable: 0 of 2 prompts."
+        in caption_of(ax)
+    )
 
 
 # Selection
@@ -345,7 +407,10 @@ def test_profile_of_one_rule_says_that_there_is_no_interval() -> None:
 def test_shading_covers_exactly_the_chosen_layers() -> None:
     figure = layer_selection.selection_panel(hand_profile(), selection())
     formula, instance = figure.axes
-    spans = [[(p.get_x(), p.get_x() + p.get_width()) for p in by_gid(ax, "chosen")] for ax in (formula, instance)]
+    spans = [
+        [(p.get_x(), p.get_x() + p.get_width()) for p in by_gid(ax, "chosen")]
+        for ax in (formula, instance)
+    ]
     assert spans == [[(0.5, 2.5)], [(-0.5, 0.5), (2.5, 3.5)]]
 
 
@@ -354,17 +419,24 @@ def test_unsupported_selection_is_hatched_and_said_in_words() -> None:
     formula, instance = figure.axes
     assert "NOT SUPPORTED" not in formula.get_title(loc="left")
     assert by_gid(formula, "chosen")[0].get_hatch() is None
-    assert instance.get_title(loc="left") == (
-        "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nstability 31 % (between halves of the rules)\n"
-        "NOT SUPPORTED by the profile:\nthe interval of its score reaches zero"
+    assert (
+        instance.get_title(loc="left")
+        == "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nstability 31 % (between"
+        " halves of the rules)\nNOT SUPPORTED by the profile:\nthe interval of its score reaches"
+        " zero"
     )
     assert by_gid(instance, "chosen")[0].get_hatch() == "////"
     assert to_rgba(instance._left_title.get_color()) == to_rgba(style.WARNING_COLOUR)
 
 
 def test_objections_are_said_once() -> None:
-    reason = "not supported by the profile (not stronger than chance; 4 rules are too few): largest mean mlp effect"
-    ax = layer_selection.draw_layer_selection(hand_profile(), selection(lower=0.1, reason=reason), "instance")
+    reason = (
+        "not supported by the profile (not stronger than chance; 4 rules are too few): largest mean"
+        " mlp effect"
+    )
+    ax = layer_selection.draw_layer_selection(
+        hand_profile(), selection(lower=0.1, reason=reason), "instance"
+    )
     assert (
         ax.get_title(loc="left")
         .replace("\n", " ")
@@ -375,15 +447,24 @@ def test_objections_are_said_once() -> None:
 def test_selection_from_one_rule_shows_no_interval_and_no_stability() -> None:
     one = selection(n_rules=1, lower=0.2, upper=0.2, stability=1.0)
     ax = layer_selection.draw_layer_selection(hand_profile(), one, "instance")
-    assert ax.get_title(loc="left") == (
-        "instance: layers 0, 3\nscore 0.20 (n = 1 rule)\nNOT SUPPORTED by the profile:\nthere is only one rule"
+    assert (
+        ax.get_title(loc="left")
+        == "instance: layers 0, 3\nscore 0.20 (n = 1 rule)\nNOT SUPPORTED by the profile:\nthere is"
+        " only one rule"
     )
 
 
 def test_layers_given_by_hand_for_untraced_forms_are_still_shown() -> None:
-    by_hand = selection(score=None, lower=None, upper=None, stability=None, supported=True, reason="given by hand")
-    ax = layer_selection.draw_layer_selection(hand_profile().sel(form=["formula"]), by_hand, "instance")
-    assert ax.get_title(loc="left") == "instance: layers 0, 3\ngiven by hand\nno traceable rule: instance"
+    by_hand = selection(
+        score=None, lower=None, upper=None, stability=None, supported=True, reason="given by hand"
+    )
+    ax = layer_selection.draw_layer_selection(
+        hand_profile().sel(form=["formula"]), by_hand, "instance"
+    )
+    assert (
+        ax.get_title(loc="left")
+        == "instance: layers 0, 3\ngiven by hand\nno traceable rule: instance"
+    )
     assert ax.get_xlim() == (-0.5, LAYERS - 0.5)
 
 
@@ -397,7 +478,9 @@ def test_unknown_group_is_refused() -> None:
 
 def dots(ax: Axes, gid: str) -> dict[float, float]:
     """Score by height of the markers of one kind."""
-    return {round(float(line.get_ydata()[0]), 6): float(line.get_xdata()[0]) for line in by_gid(ax, gid)}
+    return {
+        round(float(line.get_ydata()[0]), 6): float(line.get_xdata()[0]) for line in by_gid(ax, gid)
+    }
 
 
 def test_dots_stand_at_the_mean_over_rules_of_the_mean_over_forms() -> None:
@@ -415,7 +498,9 @@ def test_each_rule_counts_once_however_many_forms_it_has() -> None:
     scores = hand_scores(2)
     scores["score"].loc[{"rule": "r_0", "form": "formula", "metric": "reliability"}] = np.nan
     # dmle: r_0 has only the instance, 0.1; r_1 has 0.2 and 0.3.
-    rules = per_rule(scores, "token_accuracy").sel(editor="dmle", metric="reliability", phase="post")
+    rules = per_rule(scores, "token_accuracy").sel(
+        editor="dmle", metric="reliability", phase="post"
+    )
     np.testing.assert_allclose(rules, [0.1, 0.25])
 
 
@@ -423,10 +508,17 @@ def test_intervals_equal_a_bootstrap_written_as_a_loop() -> None:
     values = np.array([0.05, 0.25, 0.45, np.nan])
     means = []
     for counts in resample_counts(4, edit_scores.RESAMPLES, 3).astype(int):
-        kept = [value for value, count in zip(values, counts, strict=True) for _ in range(count) if not np.isnan(value)]
+        kept = [
+            value
+            for value, count in zip(values, counts, strict=True)
+            for _ in range(count)
+            if not np.isnan(value)
+        ]
         if kept:
             means.append(sum(kept) / len(kept))
-    found = edit_scores.intervals_of(xr.DataArray([values], dims=("editor", "rule"), coords={"editor": ["x"]}), seed=3)
+    found = edit_scores.intervals_of(
+        xr.DataArray([values], dims=("editor", "rule"), coords={"editor": ["x"]}), seed=3
+    )
     found = found.sel(editor="x")
     np.testing.assert_allclose([found["lower"], found["upper"]], np.percentile(means, [2.5, 97.5]))
     assert float(found["mean"]) == pytest.approx(0.25)
@@ -451,9 +543,13 @@ def test_differences_are_paired_over_the_rules_that_both_have() -> None:
     fig = edit_scores.difference_panel(scores, reference="in_context")
     (ax,) = fig.axes  # in_context has neither portability nor locality
     (line,) = by_gid(ax, "after")
-    np.testing.assert_allclose(line.get_xydata(), [[(0.05 - 0.5 + 0.25 - 0.5) / 2, 0]])  # not over the third rule
+    np.testing.assert_allclose(
+        line.get_xydata(), [[(0.05 - 0.5 + 0.25 - 0.5) / 2, 0]]
+    )  # not over the third rule
     (bars,) = by_gid(ax, "interval")
-    np.testing.assert_allclose(bars.get_paths()[0].vertices[:, 0], [-0.45, -0.25])  # one rule, or the other
+    np.testing.assert_allclose(
+        bars.get_paths()[0].vertices[:, 0], [-0.45, -0.25]
+    )  # one rule, or the other
     assert fig.get_suptitle() == "difference from in_context (better: right)"
     low, high = ax.get_xlim()
     assert low == -high
@@ -481,7 +577,9 @@ def test_caption_counts_rules_by_metric_where_they_differ() -> None:
     assert caption_of(edit_scores.draw_edit_scores(hand_scores())).startswith("n = 3 rules.")
     scores = hand_scores()
     scores["score"].loc[{"rule": "r_0", "metric": "instance_portability"}] = np.nan
-    assert caption_of(edit_scores.draw_edit_scores(scores)).startswith("n rules: Rel. 3, IP 2, Loc. 3.")
+    assert caption_of(edit_scores.draw_edit_scores(scores)).startswith(
+        "n rules: Rel. 3, IP 2, Loc. 3."
+    )
 
 
 def test_mode_without_scores_is_refused() -> None:
@@ -504,7 +602,9 @@ def test_score_table_gives_before_and_after_per_rule_and_mean() -> None:
 
 def test_latex_table_is_booktabs_with_escaped_names() -> None:
     latex = edit_scores.score_table(hand_scores(2)).latex
-    assert latex.startswith("\\begin{tabular}{llccc}\n\\toprule\nEditor & Rule & Rel. & IP & Loc. \\\\\n\\midrule\n")
+    assert latex.startswith(
+        "\\begin{tabular}{llccc}\n\\toprule\nEditor & Rule & Rel. & IP & Loc. \\\\\n\\midrule\n"
+    )
     assert "dmle & r\\_0 & 0.00 $\\to$ 0.05 & 0.00 $\\to$ 0.60 & 0.90 \\\\\n" in latex
     assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
     assert not re.search(r"(?<!\\)_", latex)
@@ -512,9 +612,16 @@ def test_latex_table_is_booktabs_with_escaped_names() -> None:
 
 def answers() -> pd.DataFrame:
     row = {
-        "editor": "dmle", "rule": "0", "form": "formula", "metric": "reliability", "prompt": "A | B\nis",
-        "target_new": "$x_1$", "target_true": "NA", "before": "<b>", "after": "12",
-    }  # fmt: skip
+        "editor": "dmle",
+        "rule": "0",
+        "form": "formula",
+        "metric": "reliability",
+        "prompt": "A | B\nis",
+        "target_new": "$x_1$",
+        "target_true": "NA",
+        "before": "<b>",
+        "after": "12",
+    }
     return pd.DataFrame([row, {**row, "form": "instance"}])
 
 
@@ -522,7 +629,10 @@ def test_answer_table_keeps_one_line_per_answer_whatever_the_text() -> None:
     table = edit_scores.before_after_table(answers())
     lines = table.splitlines()
     assert len(lines) == 4
-    assert lines[2] == "| dmle | 0 | formula | reliability | A \\| B↵is | NA | \\$x\\_1\\$ | \\<b\\> | 12 |"
+    assert (
+        lines[2]
+        == "| dmle | 0 | formula | reliability | A \\| B↵is | NA | \\$x\\_1\\$ | \\<b\\> | 12 |"
+    )
     assert edit_scores.before_after_table(answers(), rows=1).endswith("1 of 2 answers shown.\n")
     with pytest.raises(ValueError, match=r"lack the columns \['before'\]"):
         edit_scores.before_after_table(answers().drop(columns="before"))
@@ -541,16 +651,26 @@ def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
     save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     written = paper.draw_all(tmp_path).written
     figures = {
-        "effect-panel-0", "effect-panel-rule+20+a+2f+b", "effect-map-formula", "effect-map-instance",
-        "profile-panel", "layer-profile", "layer-selection", "edit-scores-token_accuracy",
-        "edit-differences-token_accuracy", "before-after-dmle", "before-after-in_context",
-    }  # fmt: skip
+        "effect-panel-0",
+        "effect-panel-rule+20+a+2f+b",
+        "effect-map-formula",
+        "effect-map-instance",
+        "profile-panel",
+        "layer-profile",
+        "layer-selection",
+        "edit-scores-token_accuracy",
+        "edit-differences-token_accuracy",
+        "before-after-dmle",
+        "before-after-in_context",
+    }
     tables = {
         "scores-token_accuracy.md", "scores-token_accuracy.tex", "scores-token_accuracy-mean.md",
         "scores-token_accuracy-mean.tex", "before-after.md",
     }  # fmt: skip
     expected = {f"figures/{stem}.{kind}" for stem in figures for kind in ("pdf", "png")}
-    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected | {f"tables/{t}" for t in tables}
+    assert {path.relative_to(tmp_path).as_posix() for path in written} == expected | {
+        f"tables/{t}" for t in tables
+    }
     assert all(path.stat().st_size > 100 for path in written)
     table = (tmp_path / "tables" / "before-after.md").read_text(encoding="utf-8")
     assert "| NA |" in table  # text, not a missing value
@@ -571,7 +691,8 @@ def test_draw_all_of_an_empty_folder_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_example_rule_is_clearest_in_its_weakest_form() -> None:
-    # Total effects are clean + 3. Weakest forms: a 1, b 0, c 2; the mean would choose b, the median b.
+    # Total effects are clean + 3. Weakest forms: a 1, b 0, c 2; the mean would choose b, the median
+    # b.
     clean = {("a", "f"): -2.0, ("a", "d"): 1.5, ("a", "i"): -1.5, ("b", "f"): 9.5, ("b", "d"): 3.5}
     clean |= {("b", "i"): -3.0, ("c", "f"): -1.0, ("c", "d"): -1.0, ("c", "i"): -1.0}
     maps = {key: prompt_map().assign(clean=value) for key, value in clean.items()}
@@ -587,4 +708,6 @@ def test_a_caption_says_what_was_estimated_and_that_a_trace_noises() -> None:
     caption = effect_map.effect_caption(
         item.assign(exact=(item["score"].dims, exact)).assign_attrs(direction="noise"), rows
     )
-    assert caption.startswith("noising: effect = what the clean run loses; 75% of scores estimated; total effect")
+    assert caption.startswith(
+        "noising: effect = what the clean run loses; 75% of scores estimated; total effect"
+    )

@@ -1,4 +1,5 @@
-"""Oracle figures: the curve is the mean over whole rules, and the marked windows are the right ones."""
+"""Oracle figures: the curve is the mean over whole rules, and the marked windows are the right
+ones."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,11 @@ LAYERS = 6
 NAN = np.nan
 # Rules in rows, windows 0-1 … 4-5 in columns; the last rule was not run everywhere.
 SCORES = {
-    "formula+description": [[0.2, 0.4, 0.6, 0.1, 0.0], [0.0, 0.8, 0.4, 0.1, 0.2], [1.0, NAN, 0.0, 1.0, 1.0]],
+    "formula+description": [
+        [0.2, 0.4, 0.6, 0.1, 0.0],
+        [0.0, 0.8, 0.4, 0.1, 0.2],
+        [1.0, NAN, 0.0, 1.0, 1.0],
+    ],
     "instance": [[0.1, 0.2, 0.3, 0.9, 0.3], [0.3, 0.2, 0.1, 0.7, 0.3], [0.2, 0.2, 0.2, 0.5, 0.0]],
 }
 
@@ -69,7 +74,9 @@ def labels(legend: Legend | None) -> list[str]:
 def test_curve_is_the_mean_over_the_rules_that_were_run_at_every_window() -> None:
     ax = oracle.draw_oracle(sweep(), profile(), "formula+description")
     (line,) = by_gid(ax, "success")
-    np.testing.assert_allclose(line.get_xdata(), [0.5, 1.5, 2.5, 3.5, 4.5])  # middles of the windows
+    np.testing.assert_allclose(
+        line.get_xdata(), [0.5, 1.5, 2.5, 3.5, 4.5]
+    )  # middles of the windows
     np.testing.assert_allclose(line.get_ydata(), [0.1, 0.6, 0.5, 0.1, 0.1])
     assert ax.get_xlim() == (-0.5, LAYERS - 0.5)
     low, high = ax.get_ylim()
@@ -117,11 +124,15 @@ def test_panel_has_one_scale_for_all_groups() -> None:
 
 def test_groups_without_a_whole_rule_are_refused_or_left_out() -> None:
     holes = sweep()
-    holes["score"].loc[{"group": "instance"}] = holes["score"].sel(group="instance").where(holes["start"] != 2)
+    holes["score"].loc[{"group": "instance"}] = (
+        holes["score"].sel(group="instance").where(holes["start"] != 2)
+    )
     assert oracle.groups_with_rules(holes) == ["formula+description"]
     with pytest.raises(ValueError, match="no rule was run at every window of group 'instance'"):
         oracle.draw_oracle(holes, profile(), "instance")
-    with pytest.raises(ValueError, match=r"no group 'x'; choose from \['formula\+description', 'instance'\]"):
+    with pytest.raises(
+        ValueError, match=r"no group 'x'; choose from \['formula\+description', 'instance'\]"
+    ):
         oracle.draw_oracle(sweep(), profile(), "x")
 
 
@@ -129,15 +140,26 @@ def test_regret_is_drawn_by_strategy_in_the_order_of_its_mean() -> None:
     ax = oracle.draw_regret(regret())
     assert [label.get_text() for label in ax.get_yticklabels()] == ["near", "far"]
     first, second = by_gid(ax, "regret")
-    assert dict(zip(np.round(first.get_ydata(), 2), first.get_xdata(), strict=True)) == {0.78: 0.45, -0.22: 0.10}
-    assert dict(zip(np.round(second.get_ydata(), 2), second.get_xdata(), strict=True)) == {1.22: 0.55}
-    ends = [tuple(path.vertices[:, 0]) for bar in by_gid(ax, "interval") for path in bar.get_paths()]
+    assert dict(zip(np.round(first.get_ydata(), 2), first.get_xdata(), strict=True)) == {
+        0.78: 0.45,
+        -0.22: 0.10,
+    }
+    assert dict(zip(np.round(second.get_ydata(), 2), second.get_xdata(), strict=True)) == {
+        1.22: 0.55
+    }
+    ends = [
+        tuple(path.vertices[:, 0]) for bar in by_gid(ax, "interval") for path in bar.get_paths()
+    ]
     assert ends == [(0.4, 0.5), (-0.1, 0.3)]  # none where there is none
     assert labels(ax.get_legend()) == ["formula + description", "instance"]
     said = [text.get_text() for text in ax.texts]
     assert {"0-1, rank 5", "2-3, rank 2", "4,5, rank 4"} <= set(said)
     (caption,) = by_gid(ax, "caption")
-    assert caption.get_text().replace("\n", " ").startswith("n = 2 rules. Bars: bootstrap interval over rules.")
+    assert (
+        caption.get_text()
+        .replace("\n", " ")
+        .startswith("n = 2 rules. Bars: bootstrap interval over rules.")
+    )
 
 
 def test_regret_without_columns_or_rows_is_refused() -> None:

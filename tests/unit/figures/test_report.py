@@ -55,7 +55,9 @@ class Page(HTMLParser):
             self.scripts.append("")
         if held.get("http-equiv"):
             self.policy = str(held["content"])
-        self.addresses += [str(held[name]) for name in ("src", "href", "action", "data") if name in held]
+        self.addresses += [
+            str(held[name]) for name in ("src", "href", "action", "data") if name in held
+        ]
         self.handlers += [name for name in held if name.startswith("on")]
 
     def handle_endtag(self, tag: str) -> None:
@@ -76,7 +78,9 @@ def unpacked(packed: dict[str, Any]) -> np.ndarray:
     return np.where(values == -32768, np.nan, values * packed["s"])
 
 
-def maps(rules: int, *, layers: int = 5, tokens: int = 6, samples: int = 4, forms: int = 2) -> xr.Dataset:
+def maps(
+    rules: int, *, layers: int = 5, tokens: int = 6, samples: int = 4, forms: int = 2
+) -> xr.Dataset:
     """Random joined maps in which the second token was not traced."""
     rng = np.random.default_rng(0)
     shape = (rules, forms, 3, layers, tokens, samples)
@@ -87,7 +91,10 @@ def maps(rules: int, *, layers: int = 5, tokens: int = 6, samples: int = 4, form
         {
             "score": ((*where, "component", "layer", "pos", "sample"), score),
             "clean": (where, np.full(shape[:2], 5, np.float32)),
-            "corrupted": ((*where, "sample"), rng.standard_normal((*shape[:2], samples)).astype(np.float32)),
+            "corrupted": (
+                (*where, "sample"),
+                rng.standard_normal((*shape[:2], samples)).astype(np.float32),
+            ),
         },
         coords={
             "rule": [f"rule-{i}" for i in range(rules)],
@@ -101,20 +108,35 @@ def maps(rules: int, *, layers: int = 5, tokens: int = 6, samples: int = 4, form
             "prompt": (where, np.full(shape[:2], "The token is", dtype=object)),
             "answer": (where, np.full(shape[:2], " so", dtype=object)),
         },
-        attrs={"unit": "nats per answer token", "metric": "mean_log_prob", "model": "toy", "window": 3},
+        attrs={
+            "unit": "nats per answer token",
+            "metric": "mean_log_prob",
+            "model": "toy",
+            "window": 3,
+        },
     )
 
 
 def answers(rules: int, **texts: str) -> pd.DataFrame:
-    row = dict.fromkeys(ANSWER_COLUMNS, "x") | {"metric": "reliability", "exact_before": "0.0", "exact_after": "1.0"}
-    return pd.DataFrame([{**row, "rule": f"rule-{i}", "prompt": f"prompt {i}", **texts} for i in range(rules)])
+    row = dict.fromkeys(ANSWER_COLUMNS, "x") | {
+        "metric": "reliability",
+        "exact_before": "0.0",
+        "exact_after": "1.0",
+    }
+    return pd.DataFrame(
+        [{**row, "rule": f"rule-{i}", "prompt": f"prompt {i}", **texts} for i in range(rules)]
+    )
 
 
 def scores(editors: int) -> xr.Dataset:
     names = {
-        "editor": [f"arm {i}" for i in range(editors)], "rule": ["a", "b", "c"], "form": ["formula", "instance"],
-        "metric": ["reliability", "locality", "generality"], "mode": ["exact", "kl"], "phase": ["pre", "post"],
-    }  # fmt: skip
+        "editor": [f"arm {i}" for i in range(editors)],
+        "rule": ["a", "b", "c"],
+        "form": ["formula", "instance"],
+        "metric": ["reliability", "locality", "generality"],
+        "mode": ["exact", "kl"],
+        "phase": ["pre", "post"],
+    }
     values = np.random.default_rng(2).random([len(each) for each in names.values()])
     values[:, :, :, 2] = np.nan  # no items
     values[:, 0, 0, 0] = np.nan
@@ -122,9 +144,23 @@ def scores(editors: int) -> xr.Dataset:
 
 
 def selection(**group: Any) -> LayerSelection:
-    one = {"name": "formula", "forms": ["formula"], "layers": [1, 2], "stability": 0.8, "n_rules": 3, **group}
+    one = {
+        "name": "formula",
+        "forms": ["formula"],
+        "layers": [1, 2],
+        "stability": 0.8,
+        "n_rules": 3,
+        **group,
+    }
     return LayerSelection.model_validate(
-        {"strategy": "window", "component": "mlp", "role": "lookup", "width": 2, "n_layers": 5, "groups": [one]}
+        {
+            "strategy": "window",
+            "component": "mlp",
+            "role": "lookup",
+            "width": 2,
+            "n_layers": 5,
+            "groups": [one],
+        }
     )
 
 
@@ -132,11 +168,17 @@ def test_packing_loses_at_most_half_a_step_and_keeps_nan() -> None:
     values = np.random.default_rng(0).standard_normal(500)
     values[::7] = np.nan
     packed = pack(values)
-    np.testing.assert_allclose(unpacked(packed), values, rtol=0, atol=1.001 * np.nanmax(abs(values)) / 65534)
-    assert np.isnan(unpacked(pack(np.array([np.nan])))).all() and unpacked(pack(np.zeros(2))).tolist() == [0, 0]
+    np.testing.assert_allclose(
+        unpacked(packed), values, rtol=0, atol=1.001 * np.nanmax(abs(values)) / 65534
+    )
+    assert np.isnan(unpacked(pack(np.array([np.nan])))).all() and unpacked(
+        pack(np.zeros(2))
+    ).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize(("samples", "quantile"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (10, 2.2622), (61, 2.0003)])
+@pytest.mark.parametrize(
+    ("samples", "quantile"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (10, 2.2622), (61, 2.0003)]
+)
 def test_t_quantile_is_that_of_the_tables(samples: int, quantile: float) -> None:
     assert t_quantile(samples) == pytest.approx(quantile, abs=2e-4)
     assert t_quantile(1) is None
@@ -147,7 +189,11 @@ def test_standard_error_is_over_paired_samples_in_both_directions() -> None:
     score, corrupted = (one[name].values for name in ("score", "corrupted"))
     paired = score - corrupted[:, :, None, None, None, :]
     for direction, change in (("denoise", paired), ("noise", score)):
-        found = standard_error(one.assign_attrs(direction=direction)).transpose("rule", "form", ...).values
+        found = (
+            standard_error(one.assign_attrs(direction=direction))
+            .transpose("rule", "form", ...)
+            .values
+        )
         np.testing.assert_allclose(found, change.std(-1, ddof=1) / 2, rtol=1e-5)
     assert bool(standard_error(one.isel(sample=[0])).isnull().all())
 
@@ -183,7 +229,9 @@ def test_two_hundred_rules_fit_into_a_page() -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     data, skipped = map_data(maps(4), 6_000)
-    assert 0 < len(data["rules"]) < 4 and skipped == [f"rule-{i}" for i in range(len(data["rules"]), 4)]
+    assert 0 < len(data["rules"]) < 4 and skipped == [
+        f"rule-{i}" for i in range(len(data["rules"]), 4)
+    ]
     assert len(json.dumps(data)) <= 6_000
     held, skipped = answer_data(answers(50), 1500)
     kept = len(held["rules"])
@@ -196,11 +244,17 @@ def test_markup_in_data_stays_text() -> None:
     effects["token"].values[...] = EVIL
     text = page(
         RunResults(
-            EVIL, effects=effects, profile=layer_profile(effects), selection=selection(reason=EVIL),
-            scores=scores(1).assign_coords(editor=[EVIL]), answers=answers(1, after=EVIL), rule_names={EVIL: EVIL},
-            run_yaml=EVIL, provenance={"version_dmle": EVIL},
+            EVIL,
+            effects=effects,
+            profile=layer_profile(effects),
+            selection=selection(reason=EVIL),
+            scores=scores(1).assign_coords(editor=[EVIL]),
+            answers=answers(1, after=EVIL),
+            rule_names={EVIL: EVIL},
+            run_yaml=EVIL,
+            provenance={"version_dmle": EVIL},
         )
-    )  # fmt: skip
+    )
     seen = Page(text)
     assert len(seen.scripts) == 2 and not any("alert(1)" in script for script in seen.scripts)
     assert seen.text.count("alert(1)") >= 6 and not seen.handlers
@@ -232,28 +286,38 @@ def test_scores_of_many_editors_are_means_over_rules_of_means_over_forms() -> No
 def test_summary_says_what_was_traced_and_selected() -> None:
     effects = maps(3)
     effects["corrupted"].values[0] = [4, 6, 4, 6]  # no total effect
-    said = " ".join(Page(page(RunResults("x", effects=effects, selection=selection(supported=False)))).text.split())
+    said = " ".join(
+        Page(
+            page(RunResults("x", effects=effects, selection=selection(supported=False)))
+        ).text.split()
+    )
     assert "6 prompts of 3 rules were traced: 4 traceable, 2 not" in said
     assert "formula: layers 1–2 (stability 80%; 3 rules), not supported." in said
 
 
 def test_absent_inputs_are_named_with_their_command(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds none of .*effects.nc.*run `dmle trace`, `dmle profile`"):
+    with pytest.raises(
+        ValueError, match=r"holds none of .*effects.nc.*run `dmle trace`, `dmle profile`"
+    ):
         read(tmp_path)
     effects_schema.save(scores(1), tmp_path / "scores.nc")
     said = " ".join(Page(page(read(tmp_path))).text.split())
     absent = said[said.index("Absent from the run folder") : said.index("left out.")]
     pairs = re.findall(r"([a-z]+\.[a-z]+) \(written by (dmle [a-z]+)\)", absent)
     assert pairs == [
-        ("effects.nc", "dmle trace"), ("profile.nc", "dmle profile"), ("selection.json", "dmle select"),
+        ("effects.nc", "dmle trace"),
+        ("profile.nc", "dmle profile"),
+        ("selection.json", "dmle select"),
         ("answers.json", "dmle evaluate"),
-    ]  # fmt: skip
+    ]
 
 
 def test_damaged_inputs_say_how_to_mend_them(tmp_path: Path) -> None:
     path = tmp_path / "answers.json"
     save_records(path, ["editor", "rule"], [{"editor": "1", "rule": "2"}])
-    with pytest.raises(DamagedError, match=r"answers.json .* it lacks the columns .*`dmle evaluate --run .*`"):
+    with pytest.raises(
+        DamagedError, match=r"answers.json .* it lacks the columns .*`dmle evaluate --run .*`"
+    ):
         read(tmp_path)
     for content in ("", "[]", '{"schema": "dmle.records/1", "columns": [], "rows": []}'):
         path.write_text(content)

@@ -18,7 +18,11 @@ def test_dots_are_the_scores_and_the_front_is_joined() -> None:
     ax = draw_trade_off(POINTS, "instance_portability")
     line, *dots = ax.get_lines()
     assert np.asarray(line.get_xydata()).tolist() == [[0.8, 0.7], [0.9, 0.5]]
-    assert [np.asarray(dot.get_xydata()).tolist()[0] for dot in dots] == [[0.9, 0.5], [0.8, 0.7], [0.8, 0.6]]
+    assert [np.asarray(dot.get_xydata()).tolist()[0] for dot in dots] == [
+        [0.9, 0.5],
+        [0.8, 0.7],
+        [0.8, 0.6],
+    ]
     legend = ax.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == ["1  memit", "2  dmle", "3  lost"]
@@ -40,13 +44,19 @@ def test_points_are_means_over_rules_of_means_over_forms() -> None:
     score[0, 1, 0, 0, 0, 1] = 0.9  # rule two has one form: 0.9
     score[0, :, 0, 2, 0, 1] = 0.5, 0.7
     coords = {
-        "editor": ["dmle"], "rule": ["a", "b"], "form": ["formula", "instance"], "metric": ["locality", *GAINS],
-        "mode": ["token_accuracy"], "phase": ["pre", "post"],
-    }  # fmt: skip
+        "editor": ["dmle"],
+        "rule": ["a", "b"],
+        "form": ["formula", "instance"],
+        "metric": ["locality", *GAINS],
+        "mode": ["token_accuracy"],
+        "phase": ["pre", "post"],
+    }
     points = points_of(xr.Dataset({"score": (dims, score)}, coords=coords))
     assert points["dmle"]["locality"] == pytest.approx(0.6)
     assert points["dmle"]["instance_portability"] == pytest.approx(0.6)
     assert np.isnan(points["dmle"]["rule_understanding_paraphrase"])
-    without = points_of(xr.Dataset({"score": (dims, score)}, coords=coords).drop_sel(metric=list(GAINS)))
+    without = points_of(
+        xr.Dataset({"score": (dims, score)}, coords=coords).drop_sel(metric=list(GAINS))
+    )
     assert without["dmle"]["locality"] == pytest.approx(0.6)
     assert np.isnan(without["dmle"]["instance_portability"])

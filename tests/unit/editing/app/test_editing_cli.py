@@ -1,4 +1,5 @@
-"""`dmle edit` and `dmle evaluate`: every editor in one command, nothing done twice, and the modes of editing."""
+"""`dmle edit` and `dmle evaluate`: every editor in one command, nothing done twice, and the
+modes of editing."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -28,7 +29,10 @@ from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.select import parse_layers
 
 Command = Callable[..., tuple[int, str]]
-ARMS = {"early": {"editor": "memit", "block": "0"}, "joint": {"editor": "dmle", "protection": "joint"}}
+ARMS = {
+    "early": {"editor": "memit", "block": "0"},
+    "joint": {"editor": "dmle", "protection": "joint"},
+}
 EDIT: dict[str, Any] = {
     "layers": "0/1,2",
     "lookup": "last",  # what the last of three blocks gives at an earlier token, nothing reads
@@ -48,13 +52,21 @@ EDIT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def inputs(
-    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+    make_model: Callable[..., LanguageModel],
+    rules: tuple[Rule, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """A model with room for demonstrations, two rules that are edited, a corpus and a configuration."""
+    """A model with room for demonstrations, two rules that are edited, a corpus and a
+    configuration."""
     folder = tmp_path_factory.mktemp("inputs")
     make_model("llama", check=False, max_position_embeddings=2048).export(folder / "model")
     dump_rules([rule.model_copy(update={"split": "test"}) for rule in rules], folder / "rules.json")
-    lines = [f"The {a} of a {b} is {n} times the side." for n in range(12) for a in "pqr" for b in ("cube", "square")]
+    lines = [
+        f"The {a} of a {b} is {n} times the side."
+        for n in range(12)
+        for a in "pqr"
+        for b in ("cube", "square")
+    ]
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     settings = {
         "model": {"name": str(folder / "model"), "device": "cpu"},
@@ -79,7 +91,9 @@ def model(inputs: Path) -> LanguageModel:
 
 
 def times(run: Path, of: str = "deltas") -> dict[str, int]:
-    return {str(p.relative_to(run)): p.stat().st_mtime_ns for p in (run / of).rglob("*") if p.is_file()}
+    return {
+        str(p.relative_to(run)): p.stat().st_mtime_ns for p in (run / of).rglob("*") if p.is_file()
+    }
 
 
 def redone(run: Path, before: Mapping[str, int]) -> set[str]:
@@ -98,12 +112,16 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every editor and two arms, edited and evaluated, each by one command."""
     run = tmp_path_factory.mktemp("runs") / "all"
     names = ",".join([*EDITORS, *ARMS])
-    cli.main(["edit", "--run", str(run), "--config", str(inputs / "config.yaml"), "--editors", names])
+    cli.main(
+        ["edit", "--run", str(run), "--config", str(inputs / "config.yaml"), "--editors", names]
+    )
     cli.main(["evaluate", "--run", str(run)])
     return run
 
 
-def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(finished: Path, rules: tuple[Rule, ...]) -> None:
+def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(
+    finished: Path, rules: tuple[Rule, ...]
+) -> None:
     names = [*EDITORS, *ARMS]
     files = {f"deltas/{name}/{rule.id}.safetensors" for name in names for rule in rules}
     assert set(times(finished)) == files
@@ -112,7 +130,11 @@ def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(finished:
         found = load_edit(finished / "deltas" / name / "square-area.safetensors")
         assert type(found) is kinds.get(name, EditDelta)
         assert found.about["editor"] == ARMS.get(name, {"editor": name})["editor"]
-        assert [r["form"] for r in found.about["requests"]] == ["formula", "description", "instance"]
+        assert [r["form"] for r in found.about["requests"]] == [
+            "formula",
+            "description",
+            "instance",
+        ]
     scores = effects.load(finished / "scores.nc")["score"]
     assert scores["editor"].values.tolist() == names
     assert scores["rule"].values.tolist() == [rule.id for rule in rules]
@@ -128,7 +150,13 @@ def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(finished:
 
 def test_every_delta_writes_where_its_settings_say(finished: Path) -> None:
     layers = {
-        **{"dmle": {0, 1, 2}, "joint": {0, 1, 2}, "early": {0}, "memit": {0, 1, 2}, "alphaedit": {0, 1, 2}},
+        **{
+            "dmle": {0, 1, 2},
+            "joint": {0, 1, 2},
+            "early": {0},
+            "memit": {0, 1, 2},
+            "alphaedit": {0, 1, 2},
+        },
         **{"emmet": {0, 1, 2}, "rome": {0}, "ft": {2}, "lora": {0, 1, 2}},
     }
     for name, expected in layers.items():
@@ -153,10 +181,25 @@ def test_running_again_redoes_nothing(finished: Path, dmle: Command, tmp_path: P
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ("edit.arms={early: {editor: memit, block: '1'}, joint: {editor: dmle, protection: joint}}", ["early"]),
-        ("edit.arms={early: {editor: memit, block: '0'}, joint: {editor: dmle, protection: protected}}", ["joint"]),
         (
-            "edit.arms={early: {editor: memit, block: '0', ridge: 0.5}, joint: {editor: dmle, protection: joint}}",
+            (
+                "edit.arms={early: {editor: memit, block: '1'}, joint: {editor: dmle, protection:"
+                " joint}}"
+            ),
+            ["early"],
+        ),
+        (
+            (
+                "edit.arms={early: {editor: memit, block: '0'}, joint: {editor: dmle, protection:"
+                " protected}}"
+            ),
+            ["joint"],
+        ),
+        (
+            (
+                "edit.arms={early: {editor: memit, block: '0', ridge: 0.5}, joint: {editor: dmle,"
+                " protection: joint}}"
+            ),
             ["early"],
         ),
         ("edit.layers=0/1-2", []),  # the same layers, written otherwise
@@ -169,9 +212,15 @@ def test_a_change_redoes_the_arms_that_it_concerns(
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = times(run)
-    code, said = dmle("edit", "--run", run, "--editors", "dmle,memit,ft,grace,early,joint", "--set", change)
+    code, said = dmle(
+        "edit", "--run", run, "--editors", "dmle,memit,ft,grace,early,joint", "--set", change
+    )
     assert code == 0, said
-    expected = {f"deltas/{name}/{rule}.safetensors" for name in names for rule in ("square-area", "cube-volume")}
+    expected = {
+        f"deltas/{name}/{rule}.safetensors"
+        for name in names
+        for rule in ("square-area", "cube-volume")
+    }
     assert redone(run, before) == expected
 
 
@@ -221,7 +270,10 @@ def test_an_interrupted_edit_goes_on_where_it_was(
         "deltas/memit/square-area.safetensors",
     }
     code, said = dmle("evaluate", "--run", run)
-    assert code == 2 and f"memit/cube-volume.safetensors is missing; run `dmle edit --run {run}` first" in said
+    assert (
+        code == 2
+        and f"memit/cube-volume.safetensors is missing; run `dmle edit --run {run}` first" in said
+    )
     assert dmle("edit", *options)[0] == 0
     assert redone(run, before) == {"deltas/memit/cube-volume.safetensors"}
     assert dmle("evaluate", "--run", run)[0] == 0
@@ -276,7 +328,8 @@ def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
     before = times(run)
     code, said = dmle("edit", *options, "--set", "edit.mode=sequential")
     assert code == 0 and "2 rules × 4 editors (sequential)" in said
-    # The first edit of a sequence is the edit alone; editors that take requests one by one make one edit of all.
+    # The first edit of a sequence is the edit alone; editors that take requests one by one make one
+    # edit of all.
     assert redone(run, before) == {
         "deltas/memit/cube-volume.safetensors",
         "deltas/ft/cube-volume.safetensors",
@@ -291,7 +344,9 @@ def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
         assert (changed - first).norm() > 1e-3 * first.norm()
         for rule in rules:
             write(hf, delta_of(run, name, rule.id))
-        assert reliability(run, name) == pytest.approx(by_hand(hf, model.tokenizer, rules), abs=1e-4)
+        assert reliability(run, name) == pytest.approx(
+            by_hand(hf, model.tokenizer, rules), abs=1e-4
+        )
     before = times(run)
     assert dmle("edit", "--run", run)[0] == 0 and redone(run, before) == set()
     # The second delta is made anew on the same model, with the first one in place.
@@ -311,12 +366,19 @@ def test_edits_of_another_mode_or_of_other_rules_are_not_evaluated(
     run, sequential, batch = tmp_path / "run", "edit.mode=sequential", "edit.mode=batch"
     assert dmle("edit", *start, "--editors", "ft")[0] == 0
     code, said = dmle("evaluate", "--run", run, "--set", sequential)
-    assert code == 2 and "edits of ft were not made one after the other with edit.mode=sequential" in said
+    assert (
+        code == 2
+        and "edits of ft were not made one after the other with edit.mode=sequential" in said
+    )
     assert dmle("edit", "--run", run, "--set", sequential)[0] == 0
     code, said = dmle("evaluate", "--run", run, "--set", "edit.mode=single")
-    assert code == 2 and "edits of ft were not made one after the other with edit.mode=single" in said
+    assert (
+        code == 2 and "edits of ft were not made one after the other with edit.mode=single" in said
+    )
     assert dmle("edit", "--run", run, "--set", batch, "--set", "edit.editors=[ft]")[0] == 0
-    (run / "deltas" / "ft" / "_all.safetensors").rename(run / "deltas" / "ft" / "cube-volume.safetensors")
+    (run / "deltas" / "ft" / "_all.safetensors").rename(
+        run / "deltas" / "ft" / "cube-volume.safetensors"
+    )
     code, said = dmle("evaluate", "--run", run, "--set", "rules.ids=[cube-volume]")
     assert code == 2 and "the edit of ft is of other rules than those to evaluate" in said
     assert not (run / "scores.nc").exists()
@@ -334,10 +396,20 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
     model: LanguageModel,
 ) -> None:
     run = tmp_path / "run"
-    options = (*start, "--editors", "alphaedit", "--set", "edit.mode=sequential", "--set", "edit.block='1'")
+    options = (
+        *start,
+        "--editors",
+        "alphaedit",
+        "--set",
+        "edit.mode=sequential",
+        "--set",
+        "edit.block='1'",
+    )
     assert dmle("edit", *options)[0] == 0
     first, second = (delta_of(run, "alphaedit", rule) for rule in ("square-area", "cube-volume"))
-    settings = EditConfig(**{**EDIT, "editors": ("alphaedit",), "block": "1"}).settings_of("alphaedit")
+    settings = EditConfig(**{**EDIT, "editors": ("alphaedit",), "block": "1"}).settings_of(
+        "alphaedit"
+    )
     config = CovarianceConfig(corpus=str(inputs / "corpus.txt"), tokens=600, shrinkage=0.05)
     statistics, contexts = measure(model, [1], config, run / "covariance"), second.about["contexts"]
     rules = load_rules(inputs / "rules.json").rules
@@ -364,7 +436,9 @@ def test_a_batch_is_one_edit_of_all_rules_that_every_rule_is_evaluated_under(
     run = tmp_path / "run"
     code, said = dmle("edit", *start, "--editors", "memit,dmle,ike", "--set", "edit.mode=batch")
     assert code == 0 and "2 rules × 3 editors (batch)" in said
-    assert set(times(run)) == {f"deltas/{name}/_all.safetensors" for name in ("memit", "dmle", "ike")}
+    assert set(times(run)) == {
+        f"deltas/{name}/_all.safetensors" for name in ("memit", "dmle", "ike")
+    }
     assert dmle("evaluate", "--run", run)[0] == 0
     delta = delta_of(run, "memit", "_all")
     assert [(r["rule"], r["form"]) for r in delta.about["requests"]] == [
@@ -384,8 +458,14 @@ def test_automatic_layers_without_a_selection_name_the_command_that_makes_one(
     dmle: Command, start: tuple[str | Path, ...], tmp_path: Path
 ) -> None:
     code, said = dmle("edit", *start, "--editors", "memit,dmle", "--layers", "auto")
-    assert code == 2 and f"selection.json is missing; run `dmle select --run {tmp_path / 'run'}` first" in said
-    assert not (tmp_path / "run" / "deltas").exists() and not (tmp_path / "run" / "covariance").exists()
+    assert (
+        code == 2
+        and f"selection.json is missing; run `dmle select --run {tmp_path / 'run'}` first" in said
+    )
+    assert (
+        not (tmp_path / "run" / "deltas").exists()
+        and not (tmp_path / "run" / "covariance").exists()
+    )
     # Without DMLE nothing is missing, and with a selection DMLE takes it.
     assert dmle("edit", *start, "--editors", "ft", "--layers", "auto", "--limit", "1")[0] == 0
     parse_layers("2/0", 3).save(tmp_path / "run" / "selection.json")
@@ -406,10 +486,22 @@ def test_automatic_layers_without_a_selection_name_the_command_that_makes_one(
             "did you mean 'edit.arms.odd.block'?",
         ),
         (["--set", "edit.preset=llama-4"], "no preset for 'llama-4'"),
-        (["--editors", "rome,ft", "--set", "edit.block='7'"], "layers '7': ascending layers within 0 to 2 are needed"),
-        (["--editors", "ft,rome", "--set", "edit.block=0-1"], "rome writes one block, edit.block gives [0, 1]"),
-        (["--editors", "ft,dmle", "--layers", "0/3"], "layers '3': ascending layers within 0 to 2 are needed"),
-        (["--editors", "rome", "--set", "covariance.tokens=100000"], "covariance.tokens asks for 100000"),
+        (
+            ["--editors", "rome,ft", "--set", "edit.block='7'"],
+            "layers '7': ascending layers within 0 to 2 are needed",
+        ),
+        (
+            ["--editors", "ft,rome", "--set", "edit.block=0-1"],
+            "rome writes one block, edit.block gives [0, 1]",
+        ),
+        (
+            ["--editors", "ft,dmle", "--layers", "0/3"],
+            "layers '3': ascending layers within 0 to 2 are needed",
+        ),
+        (
+            ["--editors", "rome", "--set", "covariance.tokens=100000"],
+            "covariance.tokens asks for 100000",
+        ),
     ],
 )
 def test_a_mistake_is_told_before_any_edit(
@@ -427,7 +519,10 @@ def test_a_wrong_block_of_the_last_arm_does_not_wait_for_the_others(
     arms = "edit.arms={deep: {editor: ft, block: '30'}}"
     code, said = dmle("edit", *start, "--editors", "rome,deep", "--set", arms)
     assert code == 2 and "layers '30': ascending layers within 0 to 2 are needed" in said
-    assert not (tmp_path / "run" / "deltas").exists() and not (tmp_path / "run" / "covariance").exists()
+    assert (
+        not (tmp_path / "run" / "deltas").exists()
+        and not (tmp_path / "run" / "covariance").exists()
+    )
 
 
 def test_the_report_says_what_collides_and_what_the_number_format_loses(
@@ -437,10 +532,14 @@ def test_the_report_says_what_collides_and_what_the_number_format_loses(
     small += ["--set", "edit.lookup=subject_last", "--set", "edit.block='1'"]
     code, said = dmle("edit", *start, "--editors", "memit,ft", "--limit", "1", *small)
     assert code == 0
-    assert "memit: square-area formula and square-area description share a key (cosine 1.0000)" in said
+    assert (
+        "memit: square-area formula and square-area description share a key (cosine 1.0000)" in said
+    )
     lost = delta_of(tmp_path / "run", "ft", "square-area").about["cast_loss"]
     (name,) = lost
     assert lost[name] > 0.9
-    assert f"ft: {name}: {lost[name]:.0%} of the update is lost in the model's number format" in said
+    assert (
+        f"ft: {name}: {lost[name]:.0%} of the update is lost in the model's number format" in said
+    )
     # Said again when nothing is redone.
     assert f"ft: {name}" in dmle("edit", *start, "--editors", "memit,ft", "--limit", "1", *small)[1]

@@ -1,4 +1,5 @@
-"""Contexts: seeded sampling that leaves no trace, and the lookup token of a prompt inside a context."""
+"""Contexts: seeded sampling that leaves no trace, and the lookup token of a prompt inside a
+context."""
 
 from collections.abc import Callable
 from typing import Any
@@ -63,21 +64,28 @@ def test_rows_keep_the_lookup_on_the_same_word_in_every_context(
     for request in requests_of(rule, lookup):
         for context, row in zip(CONTEXTS, rows(tiny_llama, request, CONTEXTS, lookup), strict=True):
             expected = tokens_and_place(
-                tiny_llama.tokenizer, context + request.prompt, len(context) + place(request, lookup)
+                tiny_llama.tokenizer,
+                context + request.prompt,
+                len(context) + place(request, lookup),
             )
             assert (list(row.ids), row.lookup) == (expected[0][0].tolist(), expected[1])
 
 
 @pytest.mark.parametrize(
-    ("prompt", "subject"), [("{} of {x} is", "{}"), ("The area {x} is {}", "{x}"), ("{0} {1!r} %s is", "{1!r}")]
+    ("prompt", "subject"),
+    [("{} of {x} is", "{}"), ("The area {x} is {}", "{x}"), ("{0} {1!r} %s is", "{1!r}")],
 )
 def test_rows_take_braces_as_they_are(prompt: str, subject: str, tiny_llama: LanguageModel) -> None:
     request = EditRequest("r", "formula", prompt, subject, (), "12")
-    for context, row in zip(CONTEXTS, rows(tiny_llama, request, CONTEXTS, "subject_last"), strict=True):
+    for context, row in zip(
+        CONTEXTS, rows(tiny_llama, request, CONTEXTS, "subject_last"), strict=True
+    ):
         assert tiny_llama.decode(row.ids) == context + prompt
         before = tiny_llama.decode(row.ids[: row.lookup])
         assert len(before) < len(context) + prompt.index(subject) + len(subject)
-        assert len(tiny_llama.decode(row.ids[: row.lookup + 1])) >= len(context) + prompt.index(subject) + len(subject)
+        assert len(tiny_llama.decode(row.ids[: row.lookup + 1])) >= len(context) + prompt.index(
+            subject
+        ) + len(subject)
 
 
 def test_preservation_row_is_the_subject_followed_by_is_a(tiny_llama: LanguageModel) -> None:

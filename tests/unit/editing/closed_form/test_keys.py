@@ -1,4 +1,5 @@
-"""Keys and states: against plain torch hooks on the Hugging Face module, one unpadded prompt at a time."""
+"""Keys and states: against plain torch hooks on the Hugging Face module, one unpadded prompt at
+a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,21 @@ from editing.edits.requests import EditRequest, requests_of, words_of
 from interp.models.budget import MemoryLimitError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_reference import averaged_key, inputs_of, key, place, state, tokens_and_place
+from tests.unit.editing_reference import (
+    averaged_key,
+    inputs_of,
+    key,
+    place,
+    state,
+    tokens_and_place,
+)
 
-CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ", "Because of the side of the length of the cube. ")
+CONTEXTS = (
+    "",
+    "The area of a square is 4. ",
+    "I {say}: ",
+    "Because of the side of the length of the cube. ",
+)
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 
 
@@ -38,11 +51,16 @@ def test_find_keys_equals_the_input_of_the_down_projection(
     for layer in range(model.n_layers):
         name = model.down_projection(layer).name
         got = find_keys(model, requests, layer, CONTEXTS, "subject_last")
-        expected = torch.stack([averaged_key(hf, model.tokenizer, r, name, CONTEXTS) for r in requests])
+        expected = torch.stack(
+            [averaged_key(hf, model.tokenizer, r, name, CONTEXTS) for r in requests]
+        )
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         states = torch.stack([state(hf, model.tokenizer, r, name, layer) for r in requests])
         torch.testing.assert_close(
-            find_states(model, requests, model.hook("resid", layer), "subject_last"), states, rtol=1e-4, atol=1e-5
+            find_states(model, requests, model.hook("resid", layer), "subject_last"),
+            states,
+            rtol=1e-4,
+            atol=1e-5,
         )
 
 
@@ -52,12 +70,17 @@ def test_words_of_an_answer_are_read_in_one_run_and_are_those_of_runs_of_their_o
 ) -> None:
     model, hf = make_model(family), make_hf(family)
     words = [word for whole in requests_of(rule, "last") for word in words_of(whole)]
-    words += [words[1], request("A circle's radius:", "radius")]  # one twice, one that no other begins with
+    words += [
+        words[1],
+        request("A circle's radius:", "radius"),
+    ]  # one twice, one that no other begins with
     name = model.down_projection(1).name
     run: list[int] = []
     capture = model.capture
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "capture", lambda ids, *a, **k: run.append(len(ids)) or capture(ids, *a, **k))
+        patch.setattr(
+            model, "capture", lambda ids, *a, **k: run.append(len(ids)) or capture(ids, *a, **k)
+        )
         got = values_at_lookup(model, words, model.key_hook(1), CONTEXTS, "last")
     assert run == [4 * len(CONTEXTS)]
     for i, one in enumerate(words):
@@ -79,7 +102,9 @@ def test_values_at_lookup_are_those_of_the_looked_up_token(
             expected = key(hf, tiny_llama.tokenizer, one, name, context, lookup)
             torch.testing.assert_close(got[i, c], expected, rtol=1e-4, atol=1e-5)
     # The three lookups are three places, or the cases above would not tell them apart.
-    places = {tokens_and_place(tiny_llama.tokenizer, r.prompt, place(r, lookup))[1] for r in requests[:1]}
+    places = {
+        tokens_and_place(tiny_llama.tokenizer, r.prompt, place(r, lookup))[1] for r in requests[:1]
+    }
     others = {
         tokens_and_place(tiny_llama.tokenizer, requests[0].prompt, place(requests[0], other))[1]
         for other in {"subject_last", "rule_word_last", "last"} - {lookup}
@@ -104,7 +129,9 @@ def test_braces_and_repeated_subjects_do_not_move_the_lookup(
 
 def test_find_keys_weighs_the_bare_prompt_one_half(tiny_llama: LanguageModel, rule: Rule) -> None:
     requests = requests_of(rule, "subject_last")
-    each = values_at_lookup(tiny_llama, requests, tiny_llama.key_hook(2), CONTEXTS, "subject_last").double()
+    each = values_at_lookup(
+        tiny_llama, requests, tiny_llama.key_hook(2), CONTEXTS, "subject_last"
+    ).double()
     expected = each[:, 0] / 2 + each[:, 1] / 6 + each[:, 2] / 6 + each[:, 3] / 6
     got = find_keys(tiny_llama, requests, 2, CONTEXTS, "subject_last").double()
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
@@ -126,7 +153,9 @@ def test_find_keys_are_float32_for_a_half_precision_model(
     model = LanguageModel(make_hf("llama").to(torch.bfloat16), tokenizer, "half")
     requests = requests_of(rule, "subject_last")
     keys = find_keys(model, requests, 1, CONTEXTS, "subject_last")
-    exact = find_keys(LanguageModel(make_hf("llama"), tokenizer, "whole"), requests, 1, CONTEXTS, "subject_last")
+    exact = find_keys(
+        LanguageModel(make_hf("llama"), tokenizer, "whole"), requests, 1, CONTEXTS, "subject_last"
+    )
     assert keys.dtype == torch.float32
     assert ((keys - exact).norm() / exact.norm()).item() < 0.05
 
@@ -146,7 +175,9 @@ def test_keys_of_prompts_are_those_of_every_token_of_prompt_and_answer(
     hf, name = make_hf("llama"), tiny_llama.down_projection(1).name
     expected = []
     for one in requests:
-        ids = tiny_llama.tokenizer(f"{one.prompt} {one.target_new}", return_tensors="pt")["input_ids"]
+        ids = tiny_llama.tokenizer(f"{one.prompt} {one.target_new}", return_tensors="pt")[
+            "input_ids"
+        ]
         expected.append(inputs_of(hf, hf.get_submodule(name.removesuffix(".weight")), ids))
     torch.testing.assert_close(got, torch.cat(expected), rtol=1e-4, atol=1e-5)
 
@@ -162,11 +193,16 @@ def test_keys_do_not_depend_on_the_memory_and_runs_fit_in_it(
     shapes: list[tuple[int, ...]] = []
     capture = tiny_llama.capture
     monkeypatch.setattr(
-        tiny_llama, "capture", lambda ids, *a, **k: shapes.append(tuple(ids.shape)) or capture(ids, *a, **k)
+        tiny_llama,
+        "capture",
+        lambda ids, *a, **k: shapes.append(tuple(ids.shape)) or capture(ids, *a, **k),
     )
     for got, want in (
         (find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last", memory=memory), expected),
-        (find_states(tiny_llama, requests, tiny_llama.hook("resid", 1), "subject_last", memory), states),
+        (
+            find_states(tiny_llama, requests, tiny_llama.hook("resid", 1), "subject_last", memory),
+            states,
+        ),
         (keys_of_prompts(tiny_llama, requests, 1, memory), prompts),
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
@@ -176,7 +212,9 @@ def test_keys_do_not_depend_on_the_memory_and_runs_fit_in_it(
     assert len(shapes) == 3 if memory == 10**10 else len(shapes) > 3
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("not enough memory"), MemoryError()])
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), RuntimeError("not enough memory"), MemoryError()]
+)
 def test_keys_take_smaller_batches_when_memory_runs_out(
     error: Exception, tiny_llama: LanguageModel, rule: Rule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,5 +231,7 @@ def test_keys_take_smaller_batches_when_memory_runs_out(
     got = find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
     most[0] = 0
-    with pytest.raises(MemoryLimitError, match=r"one item alone does not fit .*; use shorter prompts or contexts"):
+    with pytest.raises(
+        MemoryLimitError, match=r"one item alone does not fit .*; use shorter prompts or contexts"
+    ):
         find_keys(tiny_llama, requests, 1, CONTEXTS, "subject_last")

@@ -1,4 +1,5 @@
-"""Float64 on devices that have none: a stand-in that raises what torch raises there, against torch in float64."""
+"""Float64 on devices that have none: a stand-in that raises what torch raises there, against
+torch in float64."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,10 @@ class NoFloat64(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor) and out.dtype == torch.float64:
-            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+            raise TypeError(
+                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support"
+                " float64"
+            )
         return out
 
 
@@ -32,18 +36,30 @@ def draw(*size: int, seed: int = 0) -> Tensor:
 
 # More columns than the rows that are solved at once, so that several are.
 D = precision.ROWS + 40
-RESIDUAL, KEYS, PROTECTED, EARLIER = (draw(*size, seed=i) for i, size in enumerate([(32, 3), (D, 3), (D, 2), (D, 4)]))
+RESIDUAL, KEYS, PROTECTED, EARLIER = (
+    draw(*size, seed=i) for i, size in enumerate([(32, 3), (D, 3), (D, 2), (D, 4)])
+)
 SAMPLES = draw(D, 3 * D, seed=9)
 COVARIANCE = SAMPLES @ SAMPLES.T / (3 * D)
 DIRECTIONS = torch.linalg.qr(draw(D, D, seed=5)).Q[:, :60]
 SOLVERS: dict[str, Callable[[], LowRank]] = {
     "ridge": lambda: solvers.ridge(RESIDUAL, KEYS, solvers.factorise(COVARIANCE), 10.0),
-    "ridge, protected": lambda: solvers.ridge(RESIDUAL, KEYS, solvers.factorise(COVARIANCE), 1.0, PROTECTED),
+    "ridge, protected": lambda: solvers.ridge(
+        RESIDUAL, KEYS, solvers.factorise(COVARIANCE), 1.0, PROTECTED
+    ),
     "equality": lambda: solvers.equality(RESIDUAL, KEYS, solvers.factorise(COVARIANCE)),
-    "equality, damped": lambda: solvers.equality(RESIDUAL, KEYS, solvers.factorise(COVARIANCE), 0.3, PROTECTED),
-    "null space": lambda: solvers.null_space(RESIDUAL, KEYS, DIRECTIONS @ DIRECTIONS.T, 10.0, EARLIER, PROTECTED),
-    "rank one": lambda: solvers.rank_one(RESIDUAL[:, 0], KEYS[:, 0], solvers.factorise(COVARIANCE), KEYS[:, 1]),
-    "half": lambda: solvers.ridge(RESIDUAL.bfloat16(), KEYS.half(), solvers.factorise(COVARIANCE), 10.0),
+    "equality, damped": lambda: solvers.equality(
+        RESIDUAL, KEYS, solvers.factorise(COVARIANCE), 0.3, PROTECTED
+    ),
+    "null space": lambda: solvers.null_space(
+        RESIDUAL, KEYS, DIRECTIONS @ DIRECTIONS.T, 10.0, EARLIER, PROTECTED
+    ),
+    "rank one": lambda: solvers.rank_one(
+        RESIDUAL[:, 0], KEYS[:, 0], solvers.factorise(COVARIANCE), KEYS[:, 1]
+    ),
+    "half": lambda: solvers.ridge(
+        RESIDUAL.bfloat16(), KEYS.half(), solvers.factorise(COVARIANCE), 10.0
+    ),
 }
 
 
@@ -75,7 +91,9 @@ def test_deltas_are_applied_measured_and_merged_without_float64(
 ) -> None:
     model = LanguageModel(make_hf(family).to(dtype), tokenizer, "there", check=False)
     name = model.down_projection(1).name
-    low = EditDelta({name: LowRank(draw(32, 2, seed=1), draw(48, 2, seed=2))}, {name: 1}, model.weight_hash)
+    low = EditDelta(
+        {name: LowRank(draw(32, 2, seed=1), draw(48, 2, seed=2))}, {name: 1}, model.weight_hash
+    )
     whole = EditDelta({name: draw(32, 48, seed=3)}, {name: 1}, model.weight_hash)
 
     def measured() -> list[Any]:
@@ -105,9 +123,13 @@ def test_where_sums_are_kept() -> None:
         assert precision.device_of_sums(torch.empty(0, device="meta").device) == here
 
 
-def test_running_out_of_memory_is_not_taken_for_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_not_taken_for_a_device_without_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Full(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             raise torch.OutOfMemoryError("out of memory")
 
     with pytest.raises(torch.OutOfMemoryError), Full():
@@ -118,7 +140,9 @@ def test_running_out_of_memory_is_not_taken_for_a_device_without_float64(monkeyp
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_never_an_update(value: float, tiny_llama: LanguageModel, tmp_path: Any) -> None:
+def test_what_is_not_finite_is_never_an_update(
+    value: float, tiny_llama: LanguageModel, tmp_path: Any
+) -> None:
     name = tiny_llama.down_projection(1).name
     left = draw(32, 2)
     left[3, 1] = value
@@ -137,12 +161,19 @@ def test_what_is_not_finite_is_never_an_update(value: float, tiny_llama: Languag
         solvers.rank_one(RESIDUAL[:, 0], torch.zeros(D), solvers.factorise(COVARIANCE))
 
 
-def test_an_edit_that_overflows_the_models_type_changes_nothing(make_hf: Callable[..., Any], tokenizer: Any) -> None:
+def test_an_edit_that_overflows_the_models_type_changes_nothing(
+    make_hf: Callable[..., Any], tokenizer: Any
+) -> None:
     model = LanguageModel(make_hf("llama").half(), tokenizer, "half")
     names = [model.down_projection(layer).name for layer in (0, 1)]
     before = [model.parameters[name].detach().clone() for name in names]
-    updates: dict[str, LowRank | Tensor] = {names[0]: torch.ones(32, 48), names[1]: torch.full((32, 48), 1e6)}
+    updates: dict[str, LowRank | Tensor] = {
+        names[0]: torch.ones(32, 48),
+        names[1]: torch.full((32, 48), 1e6),
+    }
     delta = EditDelta(updates, {names[0]: 0, names[1]: 1}, model.weight_hash)
-    with pytest.raises(NotFiniteError, match=r"with the edit is not finite in torch\.float16; use model"):
+    with pytest.raises(
+        NotFiniteError, match=r"with the edit is not finite in torch\.float16; use model"
+    ):
         delta.apply(model)
     assert all(model.parameters[name].equal(old) for name, old in zip(names, before, strict=True))

@@ -39,7 +39,10 @@ def test_ridge_is_the_least_squares_solution_of_the_augmented_system(n: int) -> 
     right_side = torch.cat([residual.T, torch.zeros(D_IN, D_OUT, dtype=torch.float64)])
     expected = torch.linalg.lstsq(left_side, right_side).solution.T
     torch.testing.assert_close(
-        ridge(residual, keys, factorise(covariance), WEIGHT).dense(), expected, rtol=1e-9, atol=1e-12
+        ridge(residual, keys, factorise(covariance), WEIGHT).dense(),
+        expected,
+        rtol=1e-9,
+        atol=1e-12,
     )
 
 
@@ -68,11 +71,16 @@ def test_ridge_of_zero_keys_changes_nothing() -> None:
 def test_ridge_leaves_outputs_alone_as_the_weight_grows() -> None:
     residual, keys, covariance = problem(3)
     factor = factorise(covariance)
-    sizes = [ridge(residual, keys, factor, weight).dense().norm().item() for weight in (1e-9, 1e-2, 1.0, 1e6)]
+    sizes = [
+        ridge(residual, keys, factor, weight).dense().norm().item()
+        for weight in (1e-9, 1e-2, 1.0, 1e6)
+    ]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 1e-3 * sizes[0]
     # Fewer keys than dimensions and next to no weight: the residual is met exactly.
-    torch.testing.assert_close(ridge(residual, keys, factor, 1e-9).dense() @ keys, residual, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        ridge(residual, keys, factor, 1e-9).dense() @ keys, residual, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_ridge_computes_in_float64_from_float32_input() -> None:
@@ -94,28 +102,40 @@ def test_factorise_gives_the_lower_cholesky_factor() -> None:
 
 def test_factorise_refuses_a_singular_covariance_and_says_how_to_mend_it() -> None:
     few = torch.randn(D_IN, D_IN - 2, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=rf"\({D_IN} dimensions\) is not positive definite.*covariance\.tokens"):
+    with pytest.raises(
+        ValueError, match=rf"\({D_IN} dimensions\) is not positive definite.*covariance\.tokens"
+    ):
         factorise(few @ few.T)
 
 
 def test_low_rank_dense_is_the_sum_of_outer_products() -> None:
-    left, right = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[3.0, 1.0], [1.0, 0.0], [0.0, 2.0]])
+    left, right = (
+        torch.tensor([[1.0, 2.0], [0.0, -1.0]]),
+        torch.tensor([[3.0, 1.0], [1.0, 0.0], [0.0, 2.0]]),
+    )
     expected = torch.tensor([[5.0, 1.0, 4.0], [-1.0, 0.0, -2.0]])  # by hand
     assert torch.equal(LowRank(left, right).dense(), expected)
 
 
-# Protected keys, equality, null space, rank one: against Lagrange's conditions written out as one linear system.
+# Protected keys, equality, null space, rank one: against Lagrange's conditions written out as one
+# linear system.
 
 
-def constrained(residual: Tensor, keys: Tensor, metric: Tensor, weight: float, fixed: Tensor, wanted: Tensor) -> Tensor:
-    """argmin ‖ΔW K − R‖² + weight tr(ΔW C ΔWᵀ) subject to ΔW P = B: the saddle-point system, solved at once.
+def constrained(
+    residual: Tensor, keys: Tensor, metric: Tensor, weight: float, fixed: Tensor, wanted: Tensor
+) -> Tensor:
+    """argmin ‖ΔW K − R‖² + weight tr(ΔW C ΔWᵀ) subject to ΔW P = B: the saddle-point system, solved
+    at once.
 
     A pseudo-inverse, so that constraints may repeat each other.
     """
     m = fixed.shape[1]
     hessian = keys @ keys.T + weight * metric
     system = torch.cat(
-        [torch.cat([hessian, fixed], 1), torch.cat([fixed.T, torch.zeros(m, m, dtype=torch.float64)], 1)]
+        [
+            torch.cat([hessian, fixed], 1),
+            torch.cat([fixed.T, torch.zeros(m, m, dtype=torch.float64)], 1),
+        ]
     )
     right = torch.cat([keys @ residual.T, wanted.T])
     return (torch.linalg.pinv(system, rtol=1e-12) @ right)[: len(keys)].T
@@ -131,10 +151,17 @@ def test_ridge_with_protected_keys_solves_the_constrained_problem(kind: str) -> 
         protected = protected[:, [0, 1, 0]]
     got = ridge(residual, keys, factorise(covariance), WEIGHT, protected).dense()
     expected = constrained(
-        residual, keys, covariance, WEIGHT, protected, torch.zeros(D_OUT, protected.shape[1], dtype=torch.float64)
+        residual,
+        keys,
+        covariance,
+        WEIGHT,
+        protected,
+        torch.zeros(D_OUT, protected.shape[1], dtype=torch.float64),
     )
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
-    torch.testing.assert_close(got @ protected, torch.zeros_like(got @ protected), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        got @ protected, torch.zeros_like(got @ protected), rtol=0, atol=1e-10
+    )
 
 
 @pytest.mark.parametrize("solver", ["ridge", "equality", "null space"])
@@ -151,7 +178,9 @@ def test_a_key_in_the_span_of_the_protected_ones_is_not_served(solver: str) -> N
         ),
     }[solver]().dense()
     moved = got @ keys
-    torch.testing.assert_close(moved[:, 0], torch.zeros(D_OUT, dtype=torch.float64), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        moved[:, 0], torch.zeros(D_OUT, dtype=torch.float64), rtol=0, atol=1e-9
+    )
     torch.testing.assert_close(moved[:, 1], residual[:, 1], rtol=1e-6, atol=1e-6)
 
 
@@ -160,7 +189,9 @@ def test_equality_is_the_least_change_that_meets_the_constraint(n: int) -> None:
     residual, keys, covariance = problem(n, seed=9)
     got = equality(residual, keys, factorise(covariance)).dense()
     nothing = torch.zeros(D_IN, 0, dtype=torch.float64)
-    expected = constrained(torch.zeros(D_OUT, 0, dtype=torch.float64), nothing, covariance, 1.0, keys, residual)
+    expected = constrained(
+        torch.zeros(D_OUT, 0, dtype=torch.float64), nothing, covariance, 1.0, keys, residual
+    )
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(got @ keys, residual, rtol=1e-8, atol=1e-8)
 
@@ -170,7 +201,9 @@ def test_equality_of_equal_keys_meets_the_average() -> None:
     keys[:, 2] = keys[:, 0]
     moved = equality(residual, keys, factorise(covariance)).dense() @ keys
     both = (residual[:, 0] + residual[:, 2]) / 2
-    torch.testing.assert_close(moved, torch.stack([both, residual[:, 1], both], 1), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        moved, torch.stack([both, residual[:, 1], both], 1), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_equality_of_more_keys_than_dimensions_is_least_squares() -> None:
@@ -221,7 +254,12 @@ def test_null_space_with_protected_keys_solves_the_constrained_problem() -> None
     # Nothing outside the projector's range, and nothing at the protected keys.
     fixed = torch.cat([identity - p, protected], 1)
     expected = constrained(
-        residual, keys, identity, 0.7, fixed, torch.zeros(D_OUT, fixed.shape[1], dtype=torch.float64)
+        residual,
+        keys,
+        identity,
+        0.7,
+        fixed,
+        torch.zeros(D_OUT, fixed.shape[1], dtype=torch.float64),
     )
     torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
 
@@ -231,7 +269,9 @@ def test_rank_one_is_the_equality_constraint_of_one_key() -> None:
     factor = factorise(covariance)
     got = rank_one(residual[:, 0], keys[:, 0], factor)
     assert got.left.shape == (D_OUT, 1) and got.right.shape == (D_IN, 1)
-    torch.testing.assert_close(got.dense(), equality(residual, keys, factor).dense(), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        got.dense(), equality(residual, keys, factor).dense(), rtol=1e-8, atol=1e-8
+    )
 
 
 def test_rank_one_with_another_written_key_moves_that_one() -> None:
@@ -240,4 +280,6 @@ def test_rank_one_with_another_written_key_moves_that_one() -> None:
     torch.testing.assert_close(got @ keys[:, 1], residual[:, 0], rtol=1e-8, atol=1e-8)
     # Its direction is the first key's: C⁻¹k spans the rows.
     direction = torch.linalg.solve(covariance, keys[:, 0])
-    torch.testing.assert_close(got, torch.outer(residual[:, 0], direction) / (direction @ keys[:, 1]))
+    torch.testing.assert_close(
+        got, torch.outer(residual[:, 0], direction) / (direction @ keys[:, 1])
+    )

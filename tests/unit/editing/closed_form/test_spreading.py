@@ -1,4 +1,5 @@
-"""The loop that closed forms share: what it asks one, what it reports, and models with a norm behind the MLP."""
+"""The loop that closed forms share: what it asks one, what it reports, and models with a norm
+behind the MLP."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,7 +21,14 @@ from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.select import parse_layers
-from tests.unit.editing_reference import averaged_key, outputs_of, place, projection_of, state, tokens_and_place
+from tests.unit.editing_reference import (
+    averaged_key,
+    outputs_of,
+    place,
+    projection_of,
+    state,
+    tokens_and_place,
+)
 
 SETTINGS = EditorSettings(steps=4)
 CONTEXTS = ("", "The area of a square is 4. ")
@@ -58,12 +66,16 @@ def apart(rules: Sequence[Rule]) -> list[EditRequest]:
     return [formula, instance, requests_of(rules[1], "subject_last")[0]]
 
 
-def test_a_request_that_wants_no_change_has_no_share_left(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+def test_a_request_that_wants_no_change_has_no_share_left(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
     requests = apart(rules)
     found = far(tiny_llama, requests, "blocks.1.hook_resid_post")
     still = Targets(torch.cat([found.initial[:1], found.z[1:]]), found.initial, found.losses)
 
-    def disturbing(layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any) -> LowRank:
+    def disturbing(
+        layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any
+    ) -> LowRank:
         return LowRank(torch.ones(32, 1), keys.sum(1, keepdim=True))
 
     _, about = spread(tiny_llama, requests, [(1,)] * 3, still, ("",), SETTINGS, disturbing)
@@ -78,25 +90,40 @@ def test_each_block_is_asked_for_an_even_share_of_what_is_still_missing(
 ) -> None:
     requests, asked = apart(rules), {}
 
-    def nothing(layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any) -> LowRank:
+    def nothing(
+        layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any
+    ) -> LowRank:
         assert protected is None and earlier is None
         asked[layer] = residual
         return LowRank(torch.zeros(32, 1), torch.zeros(48, 1))
 
-    # Three requests with different blocks; nothing is ever written, so what is missing stays the same.
+    # Three requests with different blocks; nothing is ever written, so what is missing stays the
+    # same.
     plan = [(0, 1), (1,), (0, 2)]
     targets = Targets(torch.ones(3, 32), torch.zeros(3, 32), ((),) * 3)
     parts, about = spread(tiny_llama, requests, plan, targets, CONTEXTS, SETTINGS, nothing)
     hf, names = make_hf("llama"), [tiny_llama.down_projection(layer).name for layer in range(3)]
     last = (1, 1, 2)
-    now = [state(hf, tiny_llama.tokenizer, r, names[at], at) for r, at in zip(requests, last, strict=True)]
+    now = [
+        state(hf, tiny_llama.tokenizer, r, names[at], at)
+        for r, at in zip(requests, last, strict=True)
+    ]
     missing = torch.ones(3, 32) - torch.stack(now)
     shares = {0: (0.5, 0.0, 0.5), 1: (1.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0)}
-    assert list(asked) == [0, 1, 2] and [list(part.layers.values()) for part in parts] == [[0], [1], [2]]
+    assert list(asked) == [0, 1, 2] and [list(part.layers.values()) for part in parts] == [
+        [0],
+        [1],
+        [2],
+    ]
     for layer, share in shares.items():
-        torch.testing.assert_close(asked[layer].T, missing * torch.tensor(share).unsqueeze(1), rtol=1e-4, atol=1e-4)
-    # Nothing of the way was gone: the distance that is left, in units of the distance from `initial`.
-    assert about["residual_left"] == pytest.approx((missing.norm(dim=-1) / 32**0.5).tolist(), rel=1e-4)
+        torch.testing.assert_close(
+            asked[layer].T, missing * torch.tensor(share).unsqueeze(1), rtol=1e-4, atol=1e-4
+        )
+    # Nothing of the way was gone: the distance that is left, in units of the distance from
+    # `initial`.
+    assert about["residual_left"] == pytest.approx(
+        (missing.norm(dim=-1) / 32**0.5).tolist(), rel=1e-4
+    )
 
 
 def test_keys_of_protected_and_earlier_requests_are_read_on_the_model_as_it_is_at_each_block(
@@ -124,7 +151,10 @@ def test_keys_of_protected_and_earlier_requests_are_read_on_the_model_as_it_is_a
         for got, request in ((keys, edited), (earlier, before)):
             expected = averaged_key(hf, tokenizer, request, name, CONTEXTS)
             torch.testing.assert_close(got[:, 0], expected, rtol=1e-3, atol=1e-4)
-        assert protected.shape == (48, length)  # every token of the prompt and its answer, without contexts
+        assert protected.shape == (
+            48,
+            length,
+        )  # every token of the prompt and its answer, without contexts
         at = tokens_and_place(tokenizer, kept.prompt, place(kept))[1]
         expected = averaged_key(hf, tokenizer, kept, name, ("",))
         torch.testing.assert_close(protected[:, at], expected, rtol=1e-3, atol=1e-4)
@@ -160,19 +190,25 @@ def test_served_counts_what_points_the_wanted_way_and_is_nothing_without_a_wish(
 
     def aside(layer: int, residual: Tensor, keys: Tensor, protected: Any, earlier: Any) -> LowRank:
         across = torch.roll(residual, 1, dims=0)
-        flat = across - residual * (across * residual).sum(0) / residual.square().sum(0).clamp_min(1e-9)
+        flat = across - residual * (across * residual).sum(0) / residual.square().sum(0).clamp_min(
+            1e-9
+        )
         return LowRank(0.5 * residual + 7 * flat, torch.linalg.pinv(keys).T)
 
     targets = far(tiny_llama, requests, "blocks.2.hook_resid_post")
     about = spread(tiny_llama, requests, [(0, 2), (2,)], targets, ("",), SETTINGS, aside)[1]
     assert set(about["served"]) == {"0", "2"}
-    assert about["served"]["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(about["served"]["0"][1])
+    assert about["served"]["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(
+        about["served"]["0"][1]
+    )
     assert about["served"]["2"] == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
 def test_collinear_keys_are_pairs_that_point_the_same_way_and_want_different_changes() -> None:
     forms = ("formula", "description", "instance")
-    requests = [EditRequest(f"r{i}", form, "A cube", "cube", (), "1") for i, form in enumerate(forms)]
+    requests = [
+        EditRequest(f"r{i}", form, "A cube", "cube", (), "1") for i, form in enumerate(forms)
+    ]
     keys = torch.tensor([[3.0, 4.0], [6.0, 8.0], [4.0, 3.0]])  # cosines 1, 24/25, 24/25
     residual = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     (pair,) = collinear_keys(keys, residual, requests)
@@ -202,11 +238,17 @@ def test_colliding_keys_are_reported_at_every_block(tiny_llama: LanguageModel, r
     pairs = delta.about["collinear_keys"]
     assert [pair["layer"] for pair in pairs] == [0, 1]
     assert all(pair["forms"] == ["formula", "description"] for pair in pairs)
-    (line,) = [line for line in remarks(delta.about) if "share a key" in line]  # once, not per block
-    assert line.startswith("square-area formula and square-area description share a key (cosine 1.0000)")
+    (line,) = [
+        line for line in remarks(delta.about) if "share a key" in line
+    ]  # once, not per block
+    assert line.startswith(
+        "square-area formula and square-area description share a key (cosine 1.0000)"
+    )
 
 
-def test_the_model_is_as_before_when_a_closed_form_fails(tiny_llama: LanguageModel, rules: tuple[Rule, ...]) -> None:
+def test_the_model_is_as_before_when_a_closed_form_fails(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
     requests = apart(rules)
     seen = []
@@ -241,15 +283,20 @@ def add_to(hf: Any, delta: EditDelta) -> None:
 
 
 @pytest.mark.parametrize("editor", ["memit", "alphaedit", "emmet", "dmle", "dmle joint"])
-def test_a_norm_behind_the_mlp_allows_no_spreading(editor: str, gemma: LanguageModel, rule: Rule) -> None:
+def test_a_norm_behind_the_mlp_allows_no_spreading(
+    editor: str, gemma: LanguageModel, rule: Rule
+) -> None:
     before = {name: parameter.detach().clone() for name, parameter in gemma.parameters.items()}
     requests, statistics = requests_of(rule, "subject_last"), uneven(gemma)
     said = (
-        "tiny-gemma3_text normalises the MLP output .* cannot be spread over layers there; give one layer per request"
+        "tiny-gemma3_text normalises the MLP output .* cannot be spread over layers there; give one"
+        " layer per request"
     )
     with pytest.raises(DeltaError, match=said):
         if editor.startswith("dmle"):
-            settings = SETTINGS.model_copy(update={"protection": "joint" if "joint" in editor else "staged"})
+            settings = SETTINGS.model_copy(
+                update={"protection": "joint" if "joint" in editor else "staged"}
+            )
             dmle.edit(gemma, requests, parse_layers("0,1/2", 3), statistics, CONTEXTS, settings)
         else:
             BLOCK_EDITORS[editor].edit(gemma, requests, (1, 2), statistics, CONTEXTS, SETTINGS)
@@ -287,7 +334,9 @@ def test_dmle_with_one_block_per_group_reaches_the_raw_targets_behind_a_norm(
 ) -> None:
     formula, _, instance = requests_of(rule, "subject_last")
     settings = SETTINGS.model_copy(update={"ridge": 1e-7, "protection": protection})
-    got = dmle.edit(gemma, [formula, instance], parse_layers("0/2", 3), unit(gemma), ("",), settings)
+    got = dmle.edit(
+        gemma, [formula, instance], parse_layers("0/2", 3), unit(gemma), ("",), settings
+    )
     names = [gemma.down_projection(layer).name for layer in (0, 2)]
     assert list(got.updates) == names
     hf = make_hf("gemma3_text")
@@ -302,5 +351,9 @@ def test_dmle_with_one_block_per_group_reaches_the_raw_targets_behind_a_norm(
         late = find_targets(gemma, [instance], 2, ("",), settings, site="mlp").z[0]
     assert len(left) == 2 and max(left) < 1e-2
     add_to(hf, got)
-    torch.testing.assert_close(raw_output(hf, gemma.tokenizer, formula, names[0]), early, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(raw_output(hf, gemma.tokenizer, instance, names[1]), late, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(
+        raw_output(hf, gemma.tokenizer, formula, names[0]), early, rtol=1e-2, atol=1e-2
+    )
+    torch.testing.assert_close(
+        raw_output(hf, gemma.tokenizer, instance, names[1]), late, rtol=1e-2, atol=1e-2
+    )

@@ -1,4 +1,5 @@
-"""The search for targets: step by step against a slow reference on plain modules, one request at a time."""
+"""The search for targets: step by step against a slow reference on plain modules, one request at
+a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,21 +25,37 @@ SETTINGS = {
     "stop_loss": 0.05,
 }
 # Little holds the search back.
-EASY = {**SETTINGS, "learning_rate": 1.0, "weight_decay": 0.0, "kl_factor": 0.0, "clamp": 4.0, "lookup": "last"}
+EASY = {
+    **SETTINGS,
+    "learning_rate": 1.0,
+    "weight_decay": 0.0,
+    "kl_factor": 0.0,
+    "clamp": 4.0,
+    "lookup": "last",
+}
 
 
 def reference(
-    hf: Any, model: LanguageModel, request: EditRequest, layer: int, contexts: Sequence[str] = CONTEXTS, **changes: Any
+    hf: Any,
+    model: LanguageModel,
+    request: EditRequest,
+    layer: int,
+    contexts: Sequence[str] = CONTEXTS,
+    **changes: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, float]]]:
     name = model.down_projection(layer).name
-    return search_target(hf, model.tokenizer, request, name, layer, contexts, **{**SETTINGS, **changes})
+    return search_target(
+        hf, model.tokenizer, request, name, layer, contexts, **{**SETTINGS, **changes}
+    )
 
 
 def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-4) -> None:
     assert ((got - expected).norm() / expected.norm()).item() < tolerance
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3", "mistral", "phi", "gemma3_text"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gptj", "gpt_neox", "qwen3", "mistral", "phi", "gemma3_text"]
+)
 def test_find_targets_equals_the_slow_reference_step_by_step(
     family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
 ) -> None:
@@ -49,7 +66,10 @@ def test_find_targets_equals_the_slow_reference_step_by_step(
         z, initial, trace = reference(hf, model, request, 1)
         assert len(got.losses[i]) == len(trace) == SETTINGS["steps"]
         for step, parts in enumerate(trace):
-            assert got.losses[i][step] == pytest.approx(parts["loss"], rel=2e-4), (request.form, step)
+            assert got.losses[i][step] == pytest.approx(parts["loss"], rel=2e-4), (
+                request.form,
+                step,
+            )
         assert_close(got.initial[i], initial, 1e-5)
         assert_close(got.z[i], z)
 
@@ -58,11 +78,18 @@ def test_find_targets_equals_the_slow_reference_step_by_step(
 def test_the_comparison_would_notice_a_wrong_term(
     wrong: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
-    far = {"learning_rate": 1.0, "clamp": 4.0, "weight_decay": 30.0}  # so far out that the terms differ much
+    far = {
+        "learning_rate": 1.0,
+        "clamp": 4.0,
+        "weight_decay": 30.0,
+    }  # so far out that the terms differ much
     requests = requests_of(rule, "subject_last")[2:]
     got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, **far}))
     z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **{**far, wrong: True})
-    assert max(abs(a - b["loss"]) / b["loss"] for a, b in zip(got.losses[0], trace, strict=True)) > 2e-3
+    assert (
+        max(abs(a - b["loss"]) / b["loss"] for a, b in zip(got.losses[0], trace, strict=True))
+        > 2e-3
+    )
     assert ((got.z[0] - z).norm() / z.norm()).item() > 1e-3
 
 
@@ -70,15 +97,20 @@ def test_find_targets_at_another_lookup_equals_the_reference(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
     requests = requests_of(rule, "rule_word_last")
-    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "rule_word_last"}))
+    got = find_targets(
+        tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "rule_word_last"})
+    )
     for i, request in enumerate(requests):
         z, _, trace = reference(make_hf("llama"), tiny_llama, request, 1, lookup="rule_word_last")
         assert list(got.losses[i]) == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
         assert_close(got.z[i], z)
 
 
-def test_find_targets_of_a_batch_are_those_of_one_at_a_time(tiny_llama: LanguageModel, rule: Rule) -> None:
-    # The requests reach the stop loss at different steps; the last token is where the answer moves most.
+def test_find_targets_of_a_batch_are_those_of_one_at_a_time(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    # The requests reach the stop loss at different steps; the last token is where the answer moves
+    # most.
     config = EditConfig(**{**EASY, "steps": 12, "stop_loss": 5.0})
     requests = requests_of(rule, "last")
     together = find_targets(tiny_llama, requests, 1, CONTEXTS, config)
@@ -105,7 +137,9 @@ def test_one_step_takes_no_update_and_its_loss_has_no_penalty(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    got = find_targets(tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "steps": 1, "kl_factor": 1e6}))
+    got = find_targets(
+        tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "steps": 1, "kl_factor": 1e6})
+    )
     assert torch.equal(got.z, got.initial)
     for losses, request in zip(got.losses, requests, strict=True):
         # KL and decay are zero where nothing has changed yet, however large their factors.
@@ -117,14 +151,22 @@ def test_one_step_takes_no_update_and_its_loss_has_no_penalty(
 def test_two_steps_take_one_adam_update(tiny_llama: LanguageModel, rule: Rule) -> None:
     requests = requests_of(rule, "subject_last")
     got = find_targets(
-        tiny_llama, requests, 1, CONTEXTS, EditConfig(steps=2, learning_rate=0.01, clamp=100.0, stop_loss=0.0)
+        tiny_llama,
+        requests,
+        1,
+        CONTEXTS,
+        EditConfig(steps=2, learning_rate=0.01, clamp=100.0, stop_loss=0.0),
     )
     # Adam's first step is the learning rate in every coordinate, in the direction of the sign.
-    torch.testing.assert_close((got.z - got.initial).abs(), torch.full_like(got.z, 0.01), rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(
+        (got.z - got.initial).abs(), torch.full_like(got.z, 0.01), rtol=1e-2, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("clamp", [0.05, 0.5])
-def test_find_targets_keeps_the_change_within_the_clamp(clamp: float, tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_find_targets_keeps_the_change_within_the_clamp(
+    clamp: float, tiny_llama: LanguageModel, rule: Rule
+) -> None:
     def share(limit: float) -> torch.Tensor:
         config = EditConfig(**{**EASY, "clamp": limit})
         got = find_targets(tiny_llama, requests_of(rule, "last"), 1, CONTEXTS, config)
@@ -134,7 +176,9 @@ def test_find_targets_keeps_the_change_within_the_clamp(clamp: float, tiny_llama
     assert bool((share(clamp) <= clamp * (1 + 1e-5)).all())
 
 
-def test_find_targets_leaves_weights_and_gradients_alone(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_find_targets_leaves_weights_and_gradients_alone(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
     find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, EditConfig(**SETTINGS))
     for name, parameter in tiny_llama.parameters.items():
@@ -142,9 +186,13 @@ def test_find_targets_leaves_weights_and_gradients_alone(tiny_llama: LanguageMod
         assert parameter.grad is None and not parameter.requires_grad
 
 
-def test_find_targets_refuses_a_diverged_search_and_names_the_prompts(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_find_targets_refuses_a_diverged_search_and_names_the_prompts(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     config = EditConfig(**{**SETTINGS, "learning_rate": 1e30, "clamp": 1e38})
-    with pytest.raises(TargetSearchError, match=r"(?s)diverged at step 1 .*area of a square.*smaller edit.learning"):
+    with pytest.raises(
+        TargetSearchError, match=r"(?s)diverged at step 1 .*area of a square.*smaller edit.learning"
+    ):
         find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, config)
 
 
@@ -160,7 +208,9 @@ def test_targets_at_the_last_block_equal_the_reference(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")[:1]
-    got = find_targets(tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"}))
+    got = find_targets(
+        tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"})
+    )
     z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 2, lookup="last")
     assert got.losses[0] == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
     assert_close(got.z[0], z)
@@ -183,7 +233,8 @@ def test_a_sliding_window_shorter_than_the_prompt_gives_the_reference(
 ) -> None:
     model, hf = make_model("mistral", sliding_window=4), make_hf("mistral", sliding_window=4)
     requests = requests_of(rule, "last")
-    # At the end of the prompt: from the subject the window does not reach the answer, and nothing has a gradient.
+    # At the end of the prompt: from the subject the window does not reach the answer, and nothing
+    # has a gradient.
     got = find_targets(model, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"}))
     for i, request in enumerate(requests):
         z, _, trace = reference(hf, model, request, 1, lookup="last")
@@ -192,7 +243,9 @@ def test_a_sliding_window_shorter_than_the_prompt_gives_the_reference(
 
 
 @pytest.mark.parametrize("memory", ["1KiB", "100KiB", "1GiB"])
-def test_the_memory_given_changes_nothing(memory: str, tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_the_memory_given_changes_nothing(
+    memory: str, tiny_llama: LanguageModel, rule: Rule
+) -> None:
     requests = requests_of(rule, "subject_last")
     expected = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS))
     got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**SETTINGS, memory=memory))
@@ -203,7 +256,8 @@ def test_the_memory_given_changes_nothing(memory: str, tiny_llama: LanguageModel
 def test_a_target_of_the_mlp_moves_the_stream_as_one_of_the_block_does(
     family: str, make_model: Callable[..., LanguageModel], rule: Rule
 ) -> None:
-    # Without a norm behind the MLP both changes are the same; they differ in the state that clamps them.
+    # Without a norm behind the MLP both changes are the same; they differ in the state that clamps
+    # them.
     model, requests = make_model(family), requests_of(rule, "subject_last")
     free = EditConfig(**{**SETTINGS, "weight_decay": 0.0, "clamp": 1e6})
     block = find_targets(model, requests, 1, CONTEXTS, free)
@@ -229,7 +283,10 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
         out[0, at] = found.z[0]
         return out
 
-    with projection_of(hf, model.down_projection(1).name).register_forward_hook(put), torch.no_grad():
+    with (
+        projection_of(hf, model.down_projection(1).name).register_forward_hook(put),
+        torch.no_grad(),
+    ):
         said = hf(whole).logits[0].log_softmax(-1)
     loss = -sum(said[ids.shape[1] - 1 + j, token] for j, token in enumerate(target)) / len(target)
     assert found.losses[0][-1] == pytest.approx(loss.item(), rel=1e-4)

@@ -1,4 +1,5 @@
-"""AlphaEdit: against the published code's linear system on plain modules, with projectors by SVD."""
+"""AlphaEdit: against the published code's linear system on plain modules, with projectors by
+SVD."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +32,10 @@ TEXTS = [
 def covariances(model: LanguageModel, hf: Any) -> Covariances:
     """C of all blocks, by the slow reference."""
     rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    by_layer = {i: second_moment(hf, model.down_projection(i).name, rows).float() for i in range(model.n_layers)}
+    by_layer = {
+        i: second_moment(hf, model.down_projection(i).name, rows).float()
+        for i in range(model.n_layers)
+    }
     return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
 
 
@@ -64,12 +68,19 @@ def by_hand(
     l2: float,
     earlier: Sequence[EditRequest] = (),
 ) -> dict[str, Tensor]:
-    """(P(KKᵀ + C_p) + l2·I) X = P K Rᵀ and ΔW = Xᵀ, block by block; the updates are left in the model's weights."""
+    """(P(KKᵀ + C_p) + l2·I) X = P K Rᵀ and ΔW = Xᵀ, block by block; the updates are left in the
+    model's weights."""
     updates = {}
     for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        k = torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests]).double().T
+        k = (
+            torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests])
+            .double()
+            .T
+        )
         kept = [averaged_key(hf, tokenizer, r, name, CONTEXTS).double() for r in earlier]
-        cache = sum((torch.outer(e, e) for e in kept), torch.zeros(len(k), len(k), dtype=torch.float64))
+        cache = sum(
+            (torch.outer(e, e) for e in kept), torch.zeros(len(k), len(k), dtype=torch.float64)
+        )
         now = torch.stack([state(hf, tokenizer, r, names[-1], layers[-1]) for r in requests])
         residual = (z - now).double() / (len(layers) - i)
         p = projector(c[layer], threshold)
@@ -84,7 +95,9 @@ def distance(got: Tensor, expected: Tensor) -> float:
     return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
-@pytest.mark.parametrize(("family", "layers"), [("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (2,))])
+@pytest.mark.parametrize(
+    ("family", "layers"), [("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (2,))]
+)
 def test_edit_equals_the_published_system_on_plain_modules(
     family: str,
     layers: tuple[int, ...],
@@ -99,12 +112,17 @@ def test_edit_equals_the_published_system_on_plain_modules(
     z = find_targets(model, requests, layers[-1], CONTEXTS, settings).z
     got = alphaedit.edit(model, requests, layers, statistics, CONTEXTS, settings)
     names = [model.down_projection(layer).name for layer in layers]
-    expected = by_hand(hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, threshold, 0.5)
+    expected = by_hand(
+        hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, threshold, 0.5
+    )
     assert list(got.updates) == names and got.about["editor"] == "alphaedit"
     for name in names:
         assert distance(got.updates[name].dense(), expected[name]) < 1e-3
     # What the header says was free, counted among the singular values.
-    counted = {str(i): int((torch.linalg.svdvals(statistics.by_layer[i].double()) < threshold).sum()) for i in layers}
+    counted = {
+        str(i): int((torch.linalg.svdvals(statistics.by_layer[i].double()) < threshold).sum())
+        for i in layers
+    }
     assert got.about["free_directions"] == counted and counted[str(layers[-1])] == 30
     assert all(0 < n < 48 for n in counted.values())
 
@@ -114,14 +132,19 @@ def test_the_update_does_nothing_in_the_directions_that_text_uses(
 ) -> None:
     threshold = middle(statistics.by_layer[1], 20)
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
-    delta = alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, settings)
+    delta = alphaedit.edit(
+        tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, settings
+    )
     update = delta.updates[tiny_llama.down_projection(1).name].dense().double()
     used = torch.eye(48, dtype=torch.float64) - projector(statistics.by_layer[1], threshold)
     assert update.norm() > 1e-3 and (update @ used).norm() / update.norm() < 1e-5
 
 
 def test_keys_of_earlier_requests_enter_the_system(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances, rules: tuple[Rule, ...]
+    tiny_llama: LanguageModel,
+    make_hf: Callable[..., Any],
+    statistics: Covariances,
+    rules: tuple[Rule, ...],
 ) -> None:
     requests, earlier = requests_of(rules[0], "subject_last"), requests_of(rules[1], "subject_last")
     threshold, layers = middle(statistics.by_layer[1], 30), (0, 1)
@@ -129,16 +152,26 @@ def test_keys_of_earlier_requests_enter_the_system(
     z = find_targets(tiny_llama, requests, 1, CONTEXTS, settings).z
     names = [tiny_llama.down_projection(layer).name for layer in layers]
     others = Others(earlier=earlier)
-    got = alphaedit.edit(tiny_llama, requests, layers, statistics, CONTEXTS, settings, others=others)
+    got = alphaedit.edit(
+        tiny_llama, requests, layers, statistics, CONTEXTS, settings, others=others
+    )
     fresh = alphaedit.edit(tiny_llama, requests, layers, statistics, CONTEXTS, settings)
     c = statistics.by_layer
     for delta, kept in ((got, earlier), (fresh, [])):
         hf = make_hf("llama")
-        expected = by_hand(hf, tiny_llama.tokenizer, requests, names, layers, z, c, threshold, 0.5, kept)
+        expected = by_hand(
+            hf, tiny_llama.tokenizer, requests, names, layers, z, c, threshold, 0.5, kept
+        )
         assert all(distance(delta.updates[name].dense(), expected[name]) < 1e-3 for name in names)
     assert distance(got.updates[names[0]].dense(), fresh.updates[names[0]].dense()) > 0.01
-    # At the block where both updates start from the same model, the earlier keys' outputs move less.
-    keys = torch.stack([averaged_key(make_hf("llama"), tiny_llama.tokenizer, r, names[0], CONTEXTS) for r in earlier])
+    # At the block where both updates start from the same model, the earlier keys' outputs move
+    # less.
+    keys = torch.stack(
+        [
+            averaged_key(make_hf("llama"), tiny_llama.tokenizer, r, names[0], CONTEXTS)
+            for r in earlier
+        ]
+    )
     moved = [(delta.updates[names[0]].dense() @ keys.T).norm().item() for delta in (got, fresh)]
     assert moved[0] < moved[1]
 
@@ -150,9 +183,12 @@ def test_a_relative_threshold_is_in_units_of_the_mean_singular_value(
     mean = torch.linalg.svdvals(statistics.by_layer[1].double()).mean().item()
     assert abs(mean - 1) > 0.01
     absolute = SETTINGS.model_copy(update={"null_threshold": threshold})
-    relative = SETTINGS.model_copy(update={"null_threshold": threshold / mean, "null_relative": True})
+    relative = SETTINGS.model_copy(
+        update={"null_threshold": threshold / mean, "null_relative": True}
+    )
     one, other = (
-        alphaedit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings) for settings in (absolute, relative)
+        alphaedit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
+        for settings in (absolute, relative)
     )
     (name,) = one.updates
     assert one.about["free_directions"] == other.about["free_directions"] == {"1": 25}
@@ -168,8 +204,12 @@ def test_a_threshold_that_frees_nothing_or_everything_is_refused(
 ) -> None:
     before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
-    with pytest.raises(ValueError, match=f"{n_free} of 48 directions .* layer 0 .* edit.null_threshold={threshold}"):
-        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, settings)
+    with pytest.raises(
+        ValueError, match=f"{n_free} of 48 directions .* layer 0 .* edit.null_threshold={threshold}"
+    ):
+        alphaedit.edit(
+            tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, settings
+        )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
 
 
@@ -181,7 +221,9 @@ def test_the_weights_are_as_before_also_when_the_second_block_is_refused(
     mixed = Covariances(by_layer, statistics.model_hash, 1, {})
     settings = SETTINGS.model_copy(update={"null_threshold": middle(by_layer[0], 30)})
     with pytest.raises(ValueError, match="0 of 48 directions of the covariance of layer 1"):
-        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), mixed, CONTEXTS, settings)
+        alphaedit.edit(
+            tiny_llama, requests_of(rule, "subject_last"), (0, 1), mixed, CONTEXTS, settings
+        )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
 
 
@@ -190,4 +232,6 @@ def test_edit_refuses_covariances_of_another_model(
 ) -> None:
     statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
     with pytest.raises(DeltaError, match="measure them again"):
-        alphaedit.edit(tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS)
+        alphaedit.edit(
+            tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS
+        )

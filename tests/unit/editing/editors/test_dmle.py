@@ -1,4 +1,5 @@
-"""DMLE: equal to MEMIT run by hand once per group, each stage on the model that the earlier ones edited."""
+"""DMLE: equal to MEMIT run by hand once per group, each stage on the model that the earlier ones
+edited."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -23,7 +24,10 @@ from tests.unit.editing_reference import averaged_key, second_moment, state
 CONTEXTS = ("", "The area of a square is 4. ")
 CONFIG = EditConfig(steps=5, learning_rate=0.5, ridge=0.02)
 TEXTS = [
-    f"The {a} of a {b} is {c} times the side." for a in ("area", "volume") for b in ("cube", "square") for c in range(9)
+    f"The {a} of a {b} is {c} times the side."
+    for a in ("area", "volume")
+    for b in ("cube", "square")
+    for c in range(9)
 ]
 
 
@@ -32,7 +36,9 @@ def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covarian
     """C of the unedited model, by the slow reference."""
     rows = [tiny_llama.tokenizer(text)["input_ids"] for text in TEXTS]
     hf = make_hf("llama")
-    by_layer = {i: second_moment(hf, tiny_llama.down_projection(i).name, rows).float() for i in range(3)}
+    by_layer = {
+        i: second_moment(hf, tiny_llama.down_projection(i).name, rows).float() for i in range(3)
+    }
     return Covariances(by_layer, tiny_llama.weight_hash, sum(map(len, rows)), {"corpus": "here"})
 
 
@@ -44,9 +50,17 @@ def statistics(measured: Covariances) -> Covariances:
 
 
 def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:
-    made = tuple(LayerGroup(name="+".join(f), forms=tuple(f), layers=tuple(layers)) for f, layers in groups)
+    made = tuple(
+        LayerGroup(name="+".join(f), forms=tuple(f), layers=tuple(layers)) for f, layers in groups
+    )
     return LayerSelection(
-        schema="dmle.selection/1", strategy="manual", component="mlp", role="", width=1, n_layers=3, groups=made
+        schema="dmle.selection/1",
+        strategy="manual",
+        component="mlp",
+        role="",
+        width=1,
+        n_layers=3,
+        groups=made,
     )
 
 
@@ -79,10 +93,13 @@ def test_edit_equals_memit_by_hand_stage_after_stage(
     handle.revert()
     assert_same(got, first, second)
     assert got.layers == {**first.layers, **second.layers}
-    # The second stage on the unedited model would be another edit: the stages do depend on each other.
+    # The second stage on the unedited model would be another edit: the stages do depend on each
+    # other.
     alone = memit.edit(tiny_llama, requests[2:], second_layers, statistics, CONTEXTS, CONFIG)
     last = list(second.updates)[-1]
-    away = (second.updates[last].dense() - alone.updates[last].dense()).norm() / alone.updates[last].dense().norm()
+    away = (second.updates[last].dense() - alone.updates[last].dense()).norm() / alone.updates[
+        last
+    ].dense().norm()
     assert away.item() > 0.01
 
 
@@ -115,12 +132,18 @@ def test_the_order_of_the_groups_is_the_order_of_the_stages(
     # Instances first, on the unedited model: their update is what it is alone.
     alone = memit.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
     name = tiny_llama.down_projection(1).name
-    torch.testing.assert_close(other.updates[name].dense(), alone.updates[name].dense(), rtol=1e-5, atol=1e-6)
-    away = (one.updates[name].dense() - alone.updates[name].dense()).norm() / alone.updates[name].dense().norm()
+    torch.testing.assert_close(
+        other.updates[name].dense(), alone.updates[name].dense(), rtol=1e-5, atol=1e-6
+    )
+    away = (one.updates[name].dense() - alone.updates[name].dense()).norm() / alone.updates[
+        name
+    ].dense().norm()
     assert away.item() > 0.01
 
 
-def test_edit_with_one_group_is_memit(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+def test_edit_with_one_group_is_memit(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
     requests = requests_of(rule, "subject_last")
     got = dmle.edit(tiny_llama, requests, parse_layers("0-1", 3), statistics, CONTEXTS, CONFIG)
     assert_same(got, memit.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG))
@@ -158,32 +181,49 @@ def test_the_model_is_as_before_when_a_later_stage_fails(
     before = snapshot(tiny_llama)
     statistics.by_layer[2][:] = 0  # singular
     with pytest.raises(ValueError, match="not positive definite"):
-        dmle.edit(tiny_llama, requests_of(rule, "subject_last"), parse_layers("0/2", 3), statistics, CONTEXTS, CONFIG)
+        dmle.edit(
+            tiny_llama,
+            requests_of(rule, "subject_last"),
+            parse_layers("0/2", 3),
+            statistics,
+            CONTEXTS,
+            CONFIG,
+        )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
 
 
-def test_every_stage_uses_the_statistics_given(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+def test_every_stage_uses_the_statistics_given(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
     requests, selection = requests_of(rule, "subject_last"), parse_layers("0/2", 3)
     kept = {layer: moment.clone() for layer, moment in statistics.by_layer.items()}
     got = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
     assert all(torch.equal(moment, kept[layer]) for layer, moment in statistics.by_layer.items())
     assert [stage["covariance"] for stage in got.about["stages"]] == [statistics.about] * 2
     # The second stage's update has the form R Kᵀ (λC + K Kᵀ)⁻¹ for the given C: its right factor is
-    # (λC)⁻¹K (1 + Kᵀ(λC)⁻¹K)⁻¹, so that λC times it is a multiple of the key, which the model alone decides.
+    # (λC)⁻¹K (1 + Kᵀ(λC)⁻¹K)⁻¹, so that λC times it is a multiple of the key, which the model alone
+    # decides.
     stage_one = memit.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
     from editing.closed_form.keys import find_keys
 
     with stage_one.applied(tiny_llama):
         key = find_keys(tiny_llama, requests[2:], 2, CONTEXTS, "subject_last")[0].double()
-    back = statistics.by_layer[2].double() @ got.updates[tiny_llama.down_projection(2).name].right[:, 0].double()
-    assert torch.nn.functional.cosine_similarity(back, key, dim=0).item() == pytest.approx(1, abs=1e-5)
+    back = (
+        statistics.by_layer[2].double()
+        @ got.updates[tiny_llama.down_projection(2).name].right[:, 0].double()
+    )
+    assert torch.nn.functional.cosine_similarity(back, key, dim=0).item() == pytest.approx(
+        1, abs=1e-5
+    )
 
 
 def test_edit_records_layers_requests_and_contexts(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    about = dmle.edit(tiny_llama, requests, parse_layers("0,1/2", 3), statistics, CONTEXTS, CONFIG).about
+    about = dmle.edit(
+        tiny_llama, requests, parse_layers("0,1/2", 3), statistics, CONTEXTS, CONFIG
+    ).about
     assert about["layers"] == {"formula+description": [0, 1], "instance": [2]}
     assert [r["form"] for r in about["requests"]] == ["formula", "description", "instance"]
     assert about["contexts"] == list(CONTEXTS) and about["settings"]["steps"] == 5
@@ -194,7 +234,9 @@ def test_edit_records_layers_requests_and_contexts(
 
 def outputs(model: LanguageModel, requests: Sequence[EditRequest]) -> list[Tensor]:
     """Logits over each request's prompt and new answer."""
-    rows = [(*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new)) for r in requests]
+    rows = [
+        (*model.encode(r.prompt).ids, *model.encode_continuation(r.target_new)) for r in requests
+    ]
     return [model.logits(torch.tensor([row]))[0].clone() for row in rows]
 
 
@@ -204,14 +246,20 @@ def test_protected_leaves_what_stage_one_says_as_it_is(
 ) -> None:
     requests = requests_of(rule, "last")
     config = CONFIG.model_copy(
-        update={"protection": "protected", "solver": solver, "lookup": "last", "null_relative": True}
+        update={
+            "protection": "protected",
+            "solver": solver,
+            "lookup": "last",
+            "null_relative": True,
+        }
     )
     threshold = {"null_threshold": 0.5}
     config = config.model_copy(update=threshold)
     selection = parse_layers("0/1,2", 3)
 
     def moved(protection: str) -> tuple[float, float]:
-        """Largest relative change that stage two makes to logits of stage one's prompts, and of its own."""
+        """Largest relative change that stage two makes to logits of stage one's prompts, and of
+        its own."""
         settings = config.model_copy(update={"protection": protection})
         whole = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, settings)
         first = dmle.edit(tiny_llama, requests[:2], selection, statistics, CONTEXTS, settings)
@@ -235,7 +283,9 @@ def test_protected_says_that_a_request_with_the_same_key_cannot_be_served(
     config = CONFIG.model_copy(update={"protection": "protected"})
     got = dmle.edit(tiny_llama, [formula, same], parse_layers("0/2", 3), statistics, ("",), config)
     second = got.about["stages"][1]
-    assert second["served"]["2"] == [pytest.approx(0, abs=1e-4)] and second["residual_left"][0] > 0.9
+    assert (
+        second["served"]["2"] == [pytest.approx(0, abs=1e-4)] and second["residual_left"][0] > 0.9
+    )
     assert any("instance" in line and "left" in line for line in remarks(got.about))
 
 
@@ -245,16 +295,22 @@ def test_joint_solves_one_ridge_problem_per_layer_over_all_forms(
     requests, selection = requests_of(rule, "subject_last"), parse_layers("0,1/1,2", 3)
     config = CONFIG.model_copy(update={"protection": "joint"})
     got = dmle.edit(tiny_llama, requests, selection, statistics, CONTEXTS, config)
-    # The same by hand on plain modules: layer → share of what is missing, for the first two requests and the third.
+    # The same by hand on plain modules: layer → share of what is missing, for the first two
+    # requests and the third.
     hf = make_hf("llama")
     early = find_targets(tiny_llama, requests[:2], 1, CONTEXTS, config).z
     late = find_targets(tiny_llama, requests[2:], 2, CONTEXTS, config).z
     z, last = torch.cat([early, late]), (1, 1, 2)
     names = [tiny_llama.down_projection(layer).name for layer in range(3)]
     for layer, shares in enumerate(((0.5, 0.5, 0.0), (1.0, 1.0, 0.5), (0.0, 0.0, 1.0))):
-        keys = torch.stack([averaged_key(hf, tiny_llama.tokenizer, r, names[layer], CONTEXTS) for r in requests])
+        keys = torch.stack(
+            [averaged_key(hf, tiny_llama.tokenizer, r, names[layer], CONTEXTS) for r in requests]
+        )
         now = torch.stack(
-            [state(hf, tiny_llama.tokenizer, r, names[at], at) for r, at in zip(requests, last, strict=True)]
+            [
+                state(hf, tiny_llama.tokenizer, r, names[at], at)
+                for r, at in zip(requests, last, strict=True)
+            ]
         )
         residual = (z - now).double() * torch.tensor(shares).unsqueeze(1)
         k = keys.double()
@@ -271,7 +327,9 @@ def test_stages_use_the_chosen_solver(
     solver: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    config = CONFIG.model_copy(update={"solver": solver, "null_threshold": 0.5, "null_relative": True})
+    config = CONFIG.model_copy(
+        update={"solver": solver, "null_threshold": 0.5, "null_relative": True}
+    )
     got = dmle.edit(tiny_llama, requests, parse_layers("0/1", 3), statistics, CONTEXTS, config)
     module = {"alphaedit": alphaedit, "emmet": emmet}[solver]
     first = module.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, config)

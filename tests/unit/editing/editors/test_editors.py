@@ -14,7 +14,15 @@ from editing.config import EDITORS, CovarianceConfig, EditorSettings
 from editing.editors import registry as editors
 from editing.editors.grace import Codebook
 from editing.editors.in_context import InContext
-from editing.editors.registry import CLOSED_FORM, Resources, block_of, edit, layers_of, remarks, selection_of
+from editing.editors.registry import (
+    CLOSED_FORM,
+    Resources,
+    block_of,
+    edit,
+    layers_of,
+    remarks,
+    selection_of,
+)
 from editing.edits.delta import EditDelta, load_edit
 from editing.edits.protocol import Edit, EditError, View
 from editing.edits.requests import requests_of, words_of
@@ -30,7 +38,8 @@ LINES = [
     for b in ("square", "cube", "circle")
     for c, d in (("side", 3), ("length", 12), ("width", 27), ("sum", 9))
 ]
-# Enough to be seen on a random model of three blocks. Its prompts differ in their last tokens, so that no keys collide.
+# Enough to be seen on a random model of three blocks. Its prompts differ in their last tokens, so
+# that no keys collide.
 STRONG: dict[str, Any] = {
     "layers": "1,2/2",
     "lookup": "last",
@@ -46,7 +55,15 @@ STRONG: dict[str, Any] = {
     "grace": {"steps": 6, "learning_rate": 0.5, "epsilon": 0.05},
     "in_context": {"demonstrations": 1},
 }
-BLOCKS = {"memit": "1-2", "alphaedit": "1-2", "emmet": "1-2", "rome": "2", "ft": "2", "lora": "auto", "grace": "2"}
+BLOCKS = {
+    "memit": "1-2",
+    "alphaedit": "1-2",
+    "emmet": "1-2",
+    "rome": "2",
+    "ft": "2",
+    "lora": "auto",
+    "grace": "2",
+}
 SPREAD, FUSED = (
     "cannot be spread over layers there; give one layer per request",
     "LoRA cannot adapt .*'q'.*lora.targets",
@@ -59,13 +76,18 @@ REFUSED = {
 INSTEAD: dict[tuple[str, str], dict[str, Any]] = {
     ("gemma3_text", "dmle"): {"layers": "1/2"},
     **{("gemma3_text", editor): {"block": "1"} for editor in ("memit", "alphaedit", "emmet")},
-    **{(family, "lora"): {"lora": {**STRONG["lora"], "targets": ["o", "in"]}} for family in ("gpt2", "gpt_neox")},
+    **{
+        (family, "lora"): {"lora": {**STRONG["lora"], "targets": ["o", "in"]}}
+        for family in ("gpt2", "gpt_neox")
+    },
 }
 IN_CONTEXT = ("ice", "ike")
 
 
 def settings_of(editor: str, **more: Any) -> EditorSettings:
-    return EditorSettings.model_validate({**STRONG, "editor": editor, "block": BLOCKS.get(editor, "auto"), **more})
+    return EditorSettings.model_validate(
+        {**STRONG, "editor": editor, "block": BLOCKS.get(editor, "auto"), **more}
+    )
 
 
 def allowed(architecture: str, editor: str) -> EditorSettings:
@@ -80,7 +102,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def make_resources(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Resources]:
+def make_resources(
+    corpus: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Resources]:
     def make(model: LanguageModel, training: Sequence[Rule]) -> Resources:
         config = CovarianceConfig(corpus=str(corpus), tokens=450, shrinkage=0.05)
         statistics = measure(model, range(3), config, tmp_path_factory.mktemp("covariance"))
@@ -97,12 +121,16 @@ def model(architecture: str, make_model: Callable[..., LanguageModel]) -> Langua
 
 
 @pytest.fixture(scope="module")
-def resources(model: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...]) -> Resources:
+def resources(
+    model: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...]
+) -> Resources:
     return make_resources(model, rules[1:])
 
 
 @pytest.fixture(scope="module")
-def made(architecture: str, model: LanguageModel, resources: Resources, rule: Rule) -> Callable[[str], Edit]:
+def made(
+    architecture: str, model: LanguageModel, resources: Resources, rule: Rule
+) -> Callable[[str], Edit]:
     """The edit of each editor, made once for the tests of an architecture."""
     edits: dict[str, Edit] = {}
 
@@ -126,11 +154,17 @@ def assert_unchanged(model: LanguageModel, before: Mapping[str, Tensor]) -> None
 
 def scores(model: LanguageModel | View, rule: Rule, batch_size: int = 8) -> list[float]:
     """Log-probability of each new answer, and of the true ones, which edits may move too."""
-    asked = [Question(p.prompt, target) for p in rule.forms.values() for target in (p.target_new, p.target_true[0])]
+    asked = [
+        Question(p.prompt, target)
+        for p in rule.forms.values()
+        for target in (p.target_new, p.target_true[0])
+    ]
     return [forced.log_prob for forced in teacher_forced(model, asked, batch_size=batch_size)]
 
 
-def edited_scores(found: Edit, model: LanguageModel, rule: Rule, batch_size: int = 8) -> list[float]:
+def edited_scores(
+    found: Edit, model: LanguageModel, rule: Rule, batch_size: int = 8
+) -> list[float]:
     with found.edited(model) as view:
         return scores(view, rule, batch_size)
 
@@ -142,7 +176,12 @@ def test_the_list_of_editors_is_complete() -> None:
 
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_edits_every_architecture_or_says_why_not(
-    editor: str, architecture: str, model: LanguageModel, resources: Resources, rule: Rule, made: Callable[[str], Edit]
+    editor: str,
+    architecture: str,
+    model: LanguageModel,
+    resources: Resources,
+    rule: Rule,
+    made: Callable[[str], Edit],
 ) -> None:
     before, unedited = snapshot(model), scores(model, rule)
     if (said := REFUSED.get((architecture, editor))) is not None:
@@ -182,7 +221,8 @@ def test_scores_are_the_same_from_a_file_and_in_batches_of_any_size(
     assert edited_scores(loaded, model, rule) == expected
 
 
-# The families that differ in how a folder is written: names, transposed and fused matrices, a norm behind the MLP.
+# The families that differ in how a folder is written: names, transposed and fused matrices, a norm
+# behind the MLP.
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text"])
 def test_an_exported_folder_is_the_edited_model(
     family: str,
@@ -192,12 +232,18 @@ def test_an_exported_folder_is_the_edited_model(
     tmp_path: Path,
 ) -> None:
     model = make_model(family)
-    resources, requests, before = make_resources(model, ()), requests_of(rules[0], "subject_last"), snapshot(model)
+    resources, requests, before = (
+        make_resources(model, ()),
+        requests_of(rules[0], "subject_last"),
+        snapshot(model),
+    )
     ids = torch.tensor([model.encode("The area of a square is A = 4 side").ids])
     with torch.no_grad():
         unedited = model.logits(ids)
     for editor in (*CLOSED_FORM, "ft", "lora") if family == "llama" else ("rome", "lora"):
-        found = edit(model, requests, allowed(family, editor).model_copy(update={"steps": 4}), resources)
+        found = edit(
+            model, requests, allowed(family, editor).model_copy(update={"steps": 4}), resources
+        )
         assert isinstance(found, EditDelta)
         with found.applied(model), torch.no_grad():
             expected = model.logits(ids)
@@ -232,7 +278,9 @@ def test_a_model_of_half_precision_can_be_edited(
         lost = EditDelta(small, found.layers, found.model_hash).cast_loss(half)
         assert all(share > 0.5 for share in lost.values())
         lines = remarks({"cast_loss": lost})
-        assert len(lines) == len(lost) and all("lost in the model's number format" in line for line in lines)
+        assert len(lines) == len(lost) and all(
+            "lost in the model's number format" in line for line in lines
+        )
 
 
 def shrunk(update: Any) -> Any:
@@ -242,14 +290,18 @@ def shrunk(update: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def half(make_model: Callable[..., LanguageModel], tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def half(
+    make_model: Callable[..., LanguageModel], tmp_path_factory: pytest.TempPathFactory
+) -> LanguageModel:
     folder = tmp_path_factory.mktemp("half")
     make_model("llama", check=False, max_position_embeddings=1024).export(folder)
     return load(str(folder), device="cpu", dtype="bfloat16")
 
 
 @pytest.fixture(scope="module")
-def half_resources(half: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...]) -> Resources:
+def half_resources(
+    half: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...]
+) -> Resources:
     return make_resources(half, rules[1:])
 
 
@@ -257,12 +309,25 @@ def half_resources(half: LanguageModel, make_resources: Callable[..., Resources]
     ("editor", "missing"),
     [(editor, "covariances") for editor in CLOSED_FORM] + [("dmle", "selection")],
 )
-def test_a_missing_resource_is_named(editor: str, missing: str, tiny_llama: LanguageModel, rule: Rule) -> None:
-    statistics = Covariances({0: torch.eye(48)}, tiny_llama.weight_hash, 0, {}) if missing == "selection" else None
+def test_a_missing_resource_is_named(
+    editor: str, missing: str, tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    statistics = (
+        Covariances({0: torch.eye(48)}, tiny_llama.weight_hash, 0, {})
+        if missing == "selection"
+        else None
+    )
     settings = settings_of(editor, layers="auto")
-    said = "dmle with layers: auto needs" if missing == "selection" else f"{editor} needs statistics"
+    said = (
+        "dmle with layers: auto needs" if missing == "selection" else f"{editor} needs statistics"
+    )
     with pytest.raises(ValueError, match=said):
-        edit(tiny_llama, requests_of(rule, "subject_last"), settings, Resources(covariances=statistics))
+        edit(
+            tiny_llama,
+            requests_of(rule, "subject_last"),
+            settings,
+            Resources(covariances=statistics),
+        )
 
 
 def test_ike_without_training_rules_is_refused(tiny_llama: LanguageModel, rule: Rule) -> None:
@@ -278,7 +343,9 @@ def test_earlier_requests_reach_alphaedit_and_dmle_with_its_solver(
 
     def differs(editor: str, **more: Any) -> bool:
         settings = settings_of(editor, steps=3, **more)
-        alone, after = (edit(tiny_llama, requests, settings, resources, earlier=e) for e in ((), earlier))
+        alone, after = (
+            edit(tiny_llama, requests, settings, resources, earlier=e) for e in ((), earlier)
+        )
         assert isinstance(alone, EditDelta) and isinstance(after, EditDelta)
         pairs = [(alone.updates[name], after.updates[name]) for name in alone.updates]
         return any((a.dense() - b.dense()).norm() > 0.01 * a.dense().norm() for a, b in pairs)
@@ -294,7 +361,11 @@ def test_earlier_requests_reach_alphaedit_and_dmle_with_its_solver(
     ("editor", "n_layers", "block"),
     [
         # 4·n/30 rounded is the first of five; ROME 5·n/30, FT 21·n/30, GRACE 19·n/30.
-        *[(editor, n, b) for editor in ("memit", "alphaedit", "emmet") for n, b in ((30, (4, 5, 6, 7, 8)),)],
+        *[
+            (editor, n, b)
+            for editor in ("memit", "alphaedit", "emmet")
+            for n, b in ((30, (4, 5, 6, 7, 8)),)
+        ],
         ("memit", 28, (4, 5, 6, 7, 8)),  # 3.73
         ("memit", 32, (4, 5, 6, 7, 8)),  # 4.27
         ("memit", 12, (2, 3, 4, 5, 6)),  # 1.6
@@ -314,13 +385,20 @@ def test_blocks_given_by_hand_are_taken_as_they_are() -> None:
     def given(editor: str, block: str) -> tuple[int, ...]:
         return block_of(EditorSettings.model_validate({"editor": editor, "block": block}), 12)
 
-    assert given("memit", "1,4-6") == (1, 4, 5, 6) and given("rome", "11") == (11,) and given("lora", "0") == (0,)
+    assert (
+        given("memit", "1,4-6") == (1, 4, 5, 6)
+        and given("rome", "11") == (11,)
+        and given("lora", "0") == (0,)
+    )
     assert given("ft", "2-3") == (2, 3)
     for editor in ("memit", "ft", "lora", "rome", "grace"):
         with pytest.raises(ValueError, match="'12': ascending layers within 0 to 11 are needed"):
             given(editor, "12")
     for editor in ("rome", "grace"):
-        with pytest.raises(ValueError, match=rf"{editor} writes one block, edit.block gives \[3, 4\]; give one layer"):
+        with pytest.raises(
+            ValueError,
+            match=rf"{editor} writes one block, edit.block gives \[3, 4\]; give one layer",
+        ):
             given(editor, "3-4")
     with pytest.raises(ValueError, match=r"edit.block is '3/5': memit knows no groups of forms"):
         given("memit", "3/5")
@@ -341,7 +419,9 @@ def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> No
         selection_of(auto, 3, None)
     # A file of a deeper model.
     parse_layers("3,4/12", 30).save(tmp_path / "deep.json")
-    with pytest.raises(ValueError, match=r"edit.layers has layers \[12\]; the model has layers 0 to 11"):
+    with pytest.raises(
+        ValueError, match=r"edit.layers has layers \[12\]; the model has layers 0 to 11"
+    ):
         selection_of(EditorSettings(layers=str(tmp_path / "deep.json")), 12, None)
     with pytest.raises(ValueError, match="ascending layers within 0 to 2 are needed"):
         selection_of(EditorSettings(layers="1/3"), 3, None)
@@ -351,10 +431,18 @@ def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> No
 
 def test_statistics_are_needed_where_a_closed_form_writes() -> None:
     def needed(editor: str, **more: Any) -> tuple[int, ...]:
-        return layers_of(EditorSettings.model_validate({"editor": editor, **more}), 12, parse_layers("3,4/4,9", 12))
+        return layers_of(
+            EditorSettings.model_validate({"editor": editor, **more}),
+            12,
+            parse_layers("3,4/4,9", 12),
+        )
 
     assert needed("dmle") == (3, 4, 9) and needed("dmle", layers="5/1") == (1, 5)
-    assert needed("memit") == (2, 3, 4, 5, 6) and needed("emmet", block="7") == (7,) and needed("rome") == (2,)
+    assert (
+        needed("memit") == (2, 3, 4, 5, 6)
+        and needed("emmet", block="7") == (7,)
+        and needed("rome") == (2,)
+    )
     assert [needed(editor) for editor in ("ft", "lora", "grace", "ice", "ike")] == [()] * 5
 
 
@@ -366,25 +454,38 @@ def test_remarks_say_what_collides_what_is_left_and_what_is_lost() -> None:
     pair = {"rules": ["square", "square"], "forms": ["formula", "description"]}
     about: dict[str, Any] = {
         "requests": requests,
-        "collinear_keys": [{"layer": 3, **pair, "cosine": 0.9991}, {"layer": 4, **pair, "cosine": 0.99996}],
+        "collinear_keys": [
+            {"layer": 3, **pair, "cosine": 0.9991},
+            {"layer": 4, **pair, "cosine": 0.99996},
+        ],
         "residual_left": [0.2, 0.5, 0.873],
         "cast_loss": {"a.weight": 0.51, "b.weight": 0.49},
     }
     assert remarks(about) == [
-        "square formula and square description share a key (cosine 1.0000) and want different changes, which are "
-        "averaged; try edit.lookup=rule_word_last or last, or other layers for one of them",
+        (
+            "square formula and square description share a key (cosine 1.0000) and want different"
+            " changes, which are averaged; try edit.lookup=rule_word_last or last, or other layers"
+            " for one of them"
+        ),
         "square instance: 87% of the way to its target is left",
         "a.weight: 51% of the update is lost in the model's number format; use model.dtype float32",
     ]
     # Stages speak of their own requests.
-    stages = {"stages": [{"requests": requests[:2], "residual_left": [0.1, 0.9]}, {"requests": requests[2:]}]}
+    stages = {
+        "stages": [
+            {"requests": requests[:2], "residual_left": [0.1, 0.9]},
+            {"requests": requests[2:]},
+        ]
+    }
     assert remarks(stages) == ["square description: 90% of the way to its target is left"]
     # Word by word a form has several requests; one that wants no change has no share.
     words = {
         "requests": [requests[0]] * 4 + [requests[1]] * 2,
         "residual_left": [0.9, float("nan"), 0.1, 0.6, 0.2, 0.5],
     }
-    assert remarks(words) == ["square formula: more than half of the way to the target is left for 2 of its 4 words"]
+    assert remarks(words) == [
+        "square formula: more than half of the way to the target is left for 2 of its 4 words"
+    ]
     assert remarks({}) == remarks({"editor": "ice", "requests": requests}) == []
 
 
@@ -392,10 +493,17 @@ def test_a_good_edit_needs_no_remark(
     tiny_llama: LanguageModel, make_resources: Callable[..., Resources], rule: Rule
 ) -> None:
     requests = [requests_of(rule, "last")[0]]
-    found = edit(tiny_llama, requests, settings_of("memit", lookup="last"), make_resources(tiny_llama, ()))
+    found = edit(
+        tiny_llama, requests, settings_of("memit", lookup="last"), make_resources(tiny_llama, ())
+    )
     assert isinstance(found, EditDelta)
     assert remarks({**found.about, "cast_loss": found.cast_loss(tiny_llama)}) == []
-    weak = edit(tiny_llama, requests, settings_of("memit", ridge=1e6, lookup="last"), make_resources(tiny_llama, ()))
+    weak = edit(
+        tiny_llama,
+        requests,
+        settings_of("memit", ridge=1e6, lookup="last"),
+        make_resources(tiny_llama, ()),
+    )
     assert remarks(weak.about) == ["square-area formula: 100% of the way to its target is left"]
 
 
@@ -405,7 +513,10 @@ def test_published_layers_are_those_of_a_model_of_thirty_blocks() -> None:
 
 @pytest.mark.parametrize("editor", ["dmle", "memit", "rome"])
 def test_rounds_are_edits_one_after_the_other(
-    tiny_llama: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...], editor: str
+    tiny_llama: LanguageModel,
+    make_resources: Callable[..., Resources],
+    rules: tuple[Rule, ...],
+    editor: str,
 ) -> None:
     resources, settings = make_resources(tiny_llama, rules[1:]), settings_of(editor)
     requests = requests_of(rules[0], settings.lookup)
@@ -416,7 +527,10 @@ def test_rounds_are_edits_one_after_the_other(
     with first.edited(tiny_llama):
         second = edit(tiny_llama, requests, settings, resources)
         with second.edited(tiny_llama):
-            want = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+            want = {
+                name: parameter.detach().clone()
+                for name, parameter in tiny_llama.parameters.items()
+            }
     with got.edited(tiny_llama):
         for name, parameter in tiny_llama.parameters.items():
             torch.testing.assert_close(parameter, want[name], atol=1e-5, rtol=1e-5)
@@ -426,7 +540,10 @@ def test_rounds_are_edits_one_after_the_other(
 
 @pytest.mark.parametrize("editor", ["dmle", "memit"])
 def test_word_by_word_is_the_edit_of_the_words_as_requests(
-    tiny_llama: LanguageModel, make_resources: Callable[..., Resources], rules: tuple[Rule, ...], editor: str
+    tiny_llama: LanguageModel,
+    make_resources: Callable[..., Resources],
+    rules: tuple[Rule, ...],
+    editor: str,
 ) -> None:
     resources, whole = make_resources(tiny_llama, rules[1:]), settings_of(editor, lookup="last")
     words = whole.model_copy(update={"answer": "words"})

@@ -1,4 +1,5 @@
-"""EMMET: against the formula with explicit inverses on plain modules, and the equality constraint itself."""
+"""EMMET: against the formula with explicit inverses on plain modules, and the equality
+constraint itself."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,10 @@ TEXTS = [
 def covariances(model: LanguageModel, hf: Any, layers: Sequence[int]) -> Covariances:
     """C of some blocks, by the slow reference."""
     rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    by_layer = {layer: second_moment(hf, model.down_projection(layer).name, rows).float() for layer in layers}
+    by_layer = {
+        layer: second_moment(hf, model.down_projection(layer).name, rows).float()
+        for layer in layers
+    }
     return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
 
 
@@ -44,10 +48,15 @@ def by_hand(
     c: dict[int, Tensor],
     damping: float,
 ) -> dict[str, Tensor]:
-    """R (KᵀC⁻¹K + damping·I)⁻¹KᵀC⁻¹, block by block; the updates are left in the model's weights."""
+    """R (KᵀC⁻¹K + damping·I)⁻¹KᵀC⁻¹, block by block; the updates are left in the model's
+    weights."""
     updates = {}
     for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        k = torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests]).double().T
+        k = (
+            torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests])
+            .double()
+            .T
+        )
         now = torch.stack([state(hf, tokenizer, r, names[-1], layers[-1]) for r in requests])
         residual = ((z - now).double() / (len(layers) - i)).T
         inverse = torch.linalg.inv(c[layer].double())
@@ -58,7 +67,9 @@ def by_hand(
     return updates
 
 
-@pytest.mark.parametrize(("family", "layers"), [("llama", (0, 2)), ("gpt2", (1,)), ("gptj", (1, 2))])
+@pytest.mark.parametrize(
+    ("family", "layers"), [("llama", (0, 2)), ("gpt2", (1,)), ("gptj", (1, 2))]
+)
 def test_edit_equals_the_formula_on_plain_modules(
     family: str,
     layers: tuple[int, ...],
@@ -84,14 +95,20 @@ def test_without_damping_the_outputs_of_distinct_keys_move_by_exactly_the_residu
     hf = make_hf("llama")
     requests = [requests_of(rules[0], "last")[2], *requests_of(rules[1], "last")]
     statistics = covariances(tiny_llama, hf, (1,))
-    targets = find_targets(tiny_llama, requests, 1, CONTEXTS, SETTINGS.model_copy(update={"lookup": "last"}))
+    targets = find_targets(
+        tiny_llama, requests, 1, CONTEXTS, SETTINGS.model_copy(update={"lookup": "last"})
+    )
     name = tiny_llama.down_projection(1).name
-    keys = torch.stack([averaged_key(hf, tiny_llama.tokenizer, r, name, CONTEXTS, "last") for r in requests]).double()
+    keys = torch.stack(
+        [averaged_key(hf, tiny_llama.tokenizer, r, name, CONTEXTS, "last") for r in requests]
+    ).double()
     wanted = (targets.z - targets.initial).double()
     missed = {}
     for damping in (0.0, 0.3):
         settings = SETTINGS.model_copy(update={"damping": damping, "lookup": "last"})
-        delta = emmet.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings, targets=targets)
+        delta = emmet.edit(
+            tiny_llama, requests, (1,), statistics, CONTEXTS, settings, targets=targets
+        )
         with delta.applied(tiny_llama):
             after = tiny_llama.parameters[name].detach().double()
         moved = keys @ (after - tiny_llama.parameters[name].detach().double()).T
@@ -108,7 +125,9 @@ def test_damping_is_the_weight_that_memit_gives_the_covariance(
     settings = SETTINGS.model_copy(update={"ridge": 0.3 / 48})
     same = memit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
     (name,) = got.updates
-    torch.testing.assert_close(got.updates[name].dense(), same.updates[name].dense(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        got.updates[name].dense(), same.updates[name].dense(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_the_weights_are_as_before_also_after_an_error_in_the_second_block(
@@ -129,4 +148,6 @@ def test_edit_refuses_covariances_of_another_model(
 ) -> None:
     statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
     with pytest.raises(DeltaError, match="measure them again"):
-        emmet.edit(tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS)
+        emmet.edit(
+            tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS
+        )

@@ -1,4 +1,5 @@
-"""Fine-tuning: against Adam on the real parameters of a plain model, one unpadded run per request."""
+"""Fine-tuning: against Adam on the real parameters of a plain model, one unpadded run per
+request."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,9 @@ FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
 
 
 def settings_of(**ft: Any) -> EditorSettings:
-    return EditorSettings.model_validate({"editor": "ft", "ft": {"steps": 6, "learning_rate": 5e-3, **ft}})
+    return EditorSettings.model_validate(
+        {"editor": "ft", "ft": {"steps": 6, "learning_rate": 5e-3, **ft}}
+    )
 
 
 @pytest.fixture
@@ -39,7 +42,11 @@ def log_probs(model: Any, requests: Sequence[EditRequest]) -> list[float]:
 
 
 def reference(
-    hf: Any, tokenizer: Any, names: Sequence[str], requests: Sequence[EditRequest], settings: EditorSettings
+    hf: Any,
+    tokenizer: Any,
+    names: Sequence[str],
+    requests: Sequence[EditRequest],
+    settings: EditorSettings,
 ) -> tuple[dict[str, Tensor], list[float]]:
     """Adam on the parameters themselves, with its own weight decay."""
     ft = settings.ft
@@ -71,7 +78,9 @@ def reference(
 
 
 @pytest.mark.parametrize(
-    "ft", [{}, {"norm_constraint": 8e-3}, {"weight_decay": 0.3}], ids=["free", "constrained", "decay"]
+    "ft",
+    [{}, {"norm_constraint": 8e-3}, {"weight_decay": 0.3}],
+    ids=["free", "constrained", "decay"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_edit_equals_adam_on_the_parameters_of_a_plain_model(
@@ -81,13 +90,16 @@ def test_edit_equals_adam_on_the_parameters_of_a_plain_model(
     tokenizer: Any,
     requests: list[EditRequest],
 ) -> None:
-    # float64: Adam's first steps divide a gradient by its own size, which in float32 turns on rounding.
+    # float64: Adam's first steps divide a gradient by its own size, which in float32 turns on
+    # rounding.
     model = LanguageModel(make_hf(family).double(), tokenizer, family)
     settings, before = settings_of(**ft), snapshot(model)
     delta = edit(model, requests, (0, 2), settings)
     assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
     assert not any(p.requires_grad for p in model.parameters.values())
-    expected, losses = reference(make_hf(family).double(), tokenizer, list(delta.updates), requests, settings)
+    expected, losses = reference(
+        make_hf(family).double(), tokenizer, list(delta.updates), requests, settings
+    )
     assert sorted(delta.layers.values()) == [0, 2]
     assert delta.about["losses"] == pytest.approx(losses, rel=1e-4)
     for name, update in delta.updates.items():
@@ -114,11 +126,17 @@ def test_the_new_answers_become_likelier_and_the_loss_is_that_of_the_edited_mode
     assert -sum(before) / len(before) == pytest.approx(delta.about["losses"][0], rel=1e-4)
     # The last loss is measured before the last step: on the model with the steps up to it.
     with shorter.edited(model) as view:
-        assert -sum(log_probs(view, requests)) / 3 == pytest.approx(delta.about["losses"][9], rel=1e-3)
+        assert -sum(log_probs(view, requests)) / 3 == pytest.approx(
+            delta.about["losses"][9], rel=1e-3
+        )
 
 
-def test_it_stops_below_the_stopping_loss(tiny_llama: LanguageModel, requests: list[EditRequest]) -> None:
-    losses = edit(tiny_llama, requests, (1, 2), settings_of(steps=30, stop_loss=2.0)).about["losses"]
+def test_it_stops_below_the_stopping_loss(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    losses = edit(tiny_llama, requests, (1, 2), settings_of(steps=30, stop_loss=2.0)).about[
+        "losses"
+    ]
     assert 1 < len(losses) < 30
     assert losses[-1] < 2.0 <= min(losses[:-1])
     at_once = edit(tiny_llama, requests, (1,), settings_of(stop_loss=1e9))
@@ -126,11 +144,15 @@ def test_it_stops_below_the_stopping_loss(tiny_llama: LanguageModel, requests: l
     assert not any(u.any() for u in at_once.updates.values() if isinstance(u, Tensor))
 
 
-def test_it_is_deterministic_and_says_what_it_did(tiny_llama: LanguageModel, requests: list[EditRequest]) -> None:
+def test_it_is_deterministic_and_says_what_it_did(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
     first, second = (edit(tiny_llama, requests, (1,), settings_of()) for _ in range(2))
     for name, update in first.updates.items():
         other = second.updates[name]
-        assert isinstance(update, Tensor) and isinstance(other, Tensor) and torch.equal(update, other)
+        assert (
+            isinstance(update, Tensor) and isinstance(other, Tensor) and torch.equal(update, other)
+        )
     assert (first.about["editor"], first.about["layers"]) == ("ft", [1])
     assert first.about["settings"]["ft"]["steps"] == 6
     assert [r["prompt"] for r in first.about["requests"]] == [r.prompt for r in requests]
@@ -164,10 +186,17 @@ def test_edit_refuses_nothing_to_do_and_reports_divergence(
     assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
 
 
-def test_evaluation_runs_it_like_every_edit(tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]) -> None:
+def test_evaluation_runs_it_like_every_edit(
+    tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]
+) -> None:
     delta: EditDelta = edit(tiny_llama, requests, (1, 2), settings_of(steps=10))
     scores = {
-        size: evaluate(tiny_llama, [rule], {"ft": {rule.id: delta}}, EvaluateConfig(batch_size=size, answer_tokens=3))
+        size: evaluate(
+            tiny_llama,
+            [rule],
+            {"ft": {rule.id: delta}},
+            EvaluateConfig(batch_size=size, answer_tokens=3),
+        )
         for size in (1, 8)
     }
     torch.testing.assert_close(
@@ -177,5 +206,7 @@ def test_evaluation_runs_it_like_every_edit(tiny_llama: LanguageModel, rule: Rul
         atol=1e-4,
         equal_nan=True,
     )
-    log_prob = scores[8][0]["score"].sel(metric="reliability", mode="log_prob").isel(editor=0, rule=0)
+    log_prob = (
+        scores[8][0]["score"].sel(metric="reliability", mode="log_prob").isel(editor=0, rule=0)
+    )
     assert (log_prob.sel(phase="post") > log_prob.sel(phase="pre")).any()

@@ -1,4 +1,5 @@
-"""GRACE: training and lookup against a codebook around the down-projection of a plain model; the rules of placement."""
+"""GRACE: training and lookup against a codebook around the down-projection of a plain model; the
+rules of placement."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -21,7 +22,11 @@ from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
-PROMPTS = ("The area of a square is A =", "The area of a circle is", "What is the area of a square with s = 4? It is")
+PROMPTS = (
+    "The area of a square is A =",
+    "The area of a circle is",
+    "What is the area of a square with s = 4? It is",
+)
 
 
 def settings_of(seed: int = 0, **grace: Any) -> EditorSettings:
@@ -48,8 +53,13 @@ def down_module(hf: Any, model: LanguageModel, layer: int) -> Any:
 
 
 def same(first: Codebook, second: Codebook) -> bool:
-    tensors = all(torch.equal(getattr(first, n), getattr(second, n)) for n in ("keys", "values", "radii"))
-    return tensors and replace(first, keys=second.keys, values=second.values, radii=second.radii) == second
+    tensors = all(
+        torch.equal(getattr(first, n), getattr(second, n)) for n in ("keys", "values", "radii")
+    )
+    return (
+        tensors
+        and replace(first, keys=second.keys, values=second.values, radii=second.radii) == second
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -69,7 +79,9 @@ def test_keys_and_values_equal_those_trained_around_a_plain_down_projection(
         optimiser = torch.optim.Adam([value], lr=0.3)
         keys, losses = [], []
 
-        def replace_last(module: Any, inputs: tuple[Tensor], out: Tensor, end: int = len(prompt) - 1) -> Tensor:
+        def replace_last(
+            module: Any, inputs: tuple[Tensor], out: Tensor, end: int = len(prompt) - 1
+        ) -> Tensor:
             keys.append(inputs[0][0, end].detach())  # noqa: B023
             return torch.cat([out[:, :end], value[None, None], out[:, end + 1 :]], dim=1)  # noqa: B023
 
@@ -102,12 +114,15 @@ def test_the_codebook_answers_near_its_keys_and_nowhere_else(
             hf(torch.tensor([row]))
     look.remove()
     ends = [keys[-1] for keys in captured]
-    # A key near the first prompt's end, one at another token of the second, one too far from the third's end.
+    # A key near the first prompt's end, one at another token of the second, one too far from the
+    # third's end.
     offset = torch.zeros_like(ends[0])
     offset[0] = 0.3
     keys = torch.stack([ends[0] + offset, captured[1][1], ends[2] + 2 * offset])
     values = torch.randn(3, model.d_model, generator=generator)
-    book = Codebook(1, keys, values, torch.tensor([0.31, 0.31, 0.59]), ("a", "b", "c"), model.weight_hash)
+    book = Codebook(
+        1, keys, values, torch.tensor([0.31, 0.31, 0.59]), ("a", "b", "c"), model.weight_hash
+    )
     questions = [Question(prompt, "12 side") for prompt in PROMPTS]
     plain = [f.log_probs for f in teacher_forced(model, questions, batch_size=3)]
     with book.edited(model) as view:
@@ -120,16 +135,22 @@ def test_the_codebook_answers_near_its_keys_and_nowhere_else(
     end = len(ids[0]) - 1
     target = model.tokenizer(" 12 side", add_special_tokens=False)["input_ids"]
     replaced = module.register_forward_hook(
-        lambda module, inputs, out: torch.cat([out[:, :end], values[None, :1], out[:, end + 1 :]], dim=1)
+        lambda module, inputs, out: torch.cat(
+            [out[:, :end], values[None, :1], out[:, end + 1 :]], dim=1
+        )
     )
     with torch.no_grad():
         expected = hf(torch.tensor([ids[0] + target])).logits[0, end:-1].log_softmax(-1)
         answer: list[int] = []
         for _ in range(4):
-            answer.append(int(hf(torch.tensor([ids[0] + answer]), use_cache=False).logits[0, -1].argmax()))
+            answer.append(
+                int(hf(torch.tensor([ids[0] + answer]), use_cache=False).logits[0, -1].argmax())
+            )
     replaced.remove()
     torch.testing.assert_close(got[0], expected, rtol=1e-4, atol=1e-4)
-    assert said[0] == model.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert said[0] == model.tokenizer.decode(
+        answer, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def book_of(*entries: tuple[float, float, str]) -> Codebook:
@@ -144,7 +165,14 @@ def book_of(*entries: tuple[float, float, str]) -> Codebook:
     ("entries", "place", "label", "index", "radii", "labels"),
     [
         ([], 0.0, "x", 0, [1.0], "x"),
-        ([(0.0, 1.0, "x")], 2.1, "x", 1, [1.0, 1.0], "xx"),  # balls that do not meet: a new key, same target or not
+        (
+            [(0.0, 1.0, "x")],
+            2.1,
+            "x",
+            1,
+            [1.0, 1.0],
+            "xx",
+        ),  # balls that do not meet: a new key, same target or not
         ([(0.0, 1.0, "x")], 2.1, "y", 1, [1.0, 1.0], "xy"),
         ([(0.0, 1.0, "x")], 1.8, "x", 0, [1.8], "x"),  # grows to the query
         ([(0.0, 1.0, "x")], 0.5, "x", 0, [1.0], "x"),  # contains it already
@@ -154,11 +182,23 @@ def book_of(*entries: tuple[float, float, str]) -> Codebook:
         ([(0.0, 4.0, "x")], 3.0, "y", 1, [1.5, 1.0], "xy"),  # nor the new one than ε
         ([(0.0, 1.0, "x")], 0.0, "y", 0, [1.0], "y"),  # the same prompt asked anew
         ([(0.0, 1.0, "x")], 0.0, "x", 0, [1.0], "x"),
-        ([(0.0, 1.0, "x"), (3.0, 1.0, "y")], 2.0, "y", 1, [1.0, 1.0], "xy"),  # the nearest key decides
+        (
+            [(0.0, 1.0, "x"), (3.0, 1.0, "y")],
+            2.0,
+            "y",
+            1,
+            [1.0, 1.0],
+            "xy",
+        ),  # the nearest key decides
     ],
 )
 def test_placement(
-    entries: list[tuple[float, float, str]], place: float, label: str, index: int, radii: list[float], labels: str
+    entries: list[tuple[float, float, str]],
+    place: float,
+    label: str,
+    index: int,
+    radii: list[float],
+    labels: str,
 ) -> None:
     book = book_of(*entries)
     before = replace(book, radii=book.radii.clone(), values=book.values.clone())
@@ -230,7 +270,10 @@ def test_it_is_seeded_and_saved_and_loaded_as_it_is(
 
 
 def test_a_damaged_file_or_another_model_is_refused(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], requests: list[EditRequest], tmp_path: Path
+    tiny_llama: LanguageModel,
+    make_model: Callable[..., LanguageModel],
+    requests: list[EditRequest],
+    tmp_path: Path,
 ) -> None:
     book = edit(tiny_llama, requests[:1], 1, settings_of())
     path = tmp_path / "book.safetensors"
@@ -239,7 +282,10 @@ def test_a_damaged_file_or_another_model_is_refused(
     with pytest.raises(EditError, match=r"book\.safetensors is not a readable codebook"):
         Codebook.load(path)
     other = make_model("llama", seed=1)
-    with pytest.raises(EditError, match=f"{tiny_llama.weight_hash}.*{other.weight_hash}"), book.edited(other):
+    with (
+        pytest.raises(EditError, match=f"{tiny_llama.weight_hash}.*{other.weight_hash}"),
+        book.edited(other),
+    ):
         pytest.fail("entered")
 
 
@@ -261,14 +307,23 @@ def test_nothing_to_do_and_a_loss_that_is_no_number_are_errors(
         edit(model, [], 1, settings_of())
     with torch.no_grad():
         model.parameters["lm_head.weight"][0] = torch.nan
-    with pytest.raises(EditError, match=r"diverged at step 0: 1 of its parameters hold such numbers"):
+    with pytest.raises(
+        EditError, match=r"diverged at step 0: 1 of its parameters hold such numbers"
+    ):
         edit(model, requests, 1, settings_of())
 
 
-def test_evaluation_runs_it_like_every_edit(tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]) -> None:
+def test_evaluation_runs_it_like_every_edit(
+    tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]
+) -> None:
     book = edit(tiny_llama, requests, 2, settings_of(steps=40, epsilon=1e-2))
     scores = [
-        evaluate(tiny_llama, [rule], {"grace": {rule.id: book}}, EvaluateConfig(batch_size=size, answer_tokens=3))[0]
+        evaluate(
+            tiny_llama,
+            [rule],
+            {"grace": {rule.id: book}},
+            EvaluateConfig(batch_size=size, answer_tokens=3),
+        )[0]
         for size in (1, 8)
     ]
     values = [torch.tensor(score["score"].values) for score in scores]
@@ -276,4 +331,6 @@ def test_evaluation_runs_it_like_every_edit(tiny_llama: LanguageModel, rule: Rul
     at = scores[1]["score"].isel(editor=0, rule=0)
     reliability = at.sel(metric="reliability", mode="log_prob")
     assert (reliability.sel(phase="post") > reliability.sel(phase="pre")).all()
-    assert (at.sel(metric="locality", mode="kl", phase="post") < 1e-5).all()  # no other prompt is near a key
+    assert (
+        at.sel(metric="locality", mode="kl", phase="post") < 1e-5
+    ).all()  # no other prompt is near a key

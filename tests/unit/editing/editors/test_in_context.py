@@ -1,4 +1,5 @@
-"""In-context editing: the exact texts, which rules demonstrate, and scores against a plain model asked the whole."""
+"""In-context editing: the exact texts, which rules demonstrate, and scores against a plain model
+asked the whole."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +29,9 @@ FACTS = (
 
 
 def settings_of(demonstrations: int = 4) -> EditorSettings:
-    return EditorSettings.model_validate({"editor": "ike", "in_context": {"demonstrations": demonstrations}})
+    return EditorSettings.model_validate(
+        {"editor": "ike", "in_context": {"demonstrations": demonstrations}}
+    )
 
 
 def training_rule(
@@ -62,7 +65,9 @@ def requests(rule: Rule) -> list[EditRequest]:
     return requests_of(rule, "subject_last")
 
 
-def test_ice_puts_every_new_fact_before_the_question(long_llama: LanguageModel, requests: list[EditRequest]) -> None:
+def test_ice_puts_every_new_fact_before_the_question(
+    long_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
     context = ice(long_llama, requests, settings_of())
     assert context.before == FACTS + "Prompt: "
     assert context.model_hash == long_llama.weight_hash
@@ -83,8 +88,9 @@ def test_ike_puts_demonstrations_before_the_facts_the_most_similar_last(
     far = training_rule("far", "Ohm says", subject="Ohm")
     context = ike(long_llama, requests, settings_of(2), [far, near, bare])
     fact = "New Fact: The area of a circle is A = new near\n"
-    assert context.before == (
-        "New Fact: Volume of a cube: new bare\nPrompt: Volume of a cube: new bare\n\n"
+    assert (
+        context.before
+        == "New Fact: Volume of a cube: new bare\nPrompt: Volume of a cube: new bare\n\n"
         f"{fact}Prompt: The area of a circle is A = new near\n\n"
         f"{fact}Prompt: A circle has area new near\n\n"
         f"{fact}Prompt: The area of a cube is 6 sides\n\n"
@@ -100,9 +106,13 @@ def test_a_training_rule_shows_the_form_that_is_most_like_a_request(
     long_llama: LanguageModel, requests: list[EditRequest]
 ) -> None:
     like = RulePrompt(prompt="The area of a circle is", subject="circle", target_new="12")
-    rule = training_rule("circle", "Pi and the circle:", subject="circle", more={"description": like})
+    rule = training_rule(
+        "circle", "Pi and the circle:", subject="circle", more={"description": like}
+    )
     context = ike(long_llama, requests, settings_of(), [rule])
-    assert context.before.startswith("New Fact: The area of a circle is 12\nPrompt: The area of a circle is 12\n\n")
+    assert context.before.startswith(
+        "New Fact: The area of a circle is 12\nPrompt: The area of a circle is 12\n\n"
+    )
     assert "Pi and" not in context.before
 
 
@@ -115,19 +125,29 @@ def test_a_rule_demonstrates_nothing_about_itself(
         "sphere",
         "The area of a sphere is",
         subject="sphere",
-        probe=LocalityProbe(prompt="The area of a square is", answer="side squared", rule=square.id),
+        probe=LocalityProbe(
+            prompt="The area of a square is", answer="side squared", rule=square.id
+        ),
     )
     context = ike(long_llama, requests, settings_of(), [square, twin, asks_back, cube])
     assert sorted(context.about["training_rules"]) == ["cube-volume", "sphere"]
     assert "Square" not in context.before and "side squared\n\n" not in context.before
     assert context.before.count("square") == 3  # the facts
-    with pytest.raises(EditError, match=r"2 training rules, none with another id and subject.*use ice"):
+    with pytest.raises(
+        EditError, match=r"2 training rules, none with another id and subject.*use ice"
+    ):
         ike(long_llama, requests, settings_of(), [square, twin])
 
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
-    [("a b c", "c B d", 2 / 4), ("A = 4?", "a 4", 1.0), ("x", "y", 0.0), ("", "", 0.0), ("a a a", "a b", 1 / 2)],
+    [
+        ("a b c", "c B d", 2 / 4),
+        ("A = 4?", "a 4", 1.0),
+        ("x", "y", 0.0),
+        ("", "", 0.0),
+        ("a a a", "a b", 1 / 2),
+    ],
 )
 def test_overlap_is_the_share_of_words(first: str, second: str, expected: float) -> None:
     assert overlap(first, second) == overlap(second, first) == expected
@@ -135,13 +155,20 @@ def test_overlap_is_the_share_of_words(first: str, second: str, expected: float)
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj", "gpt_neox", "gemma3_text"])
 def test_the_view_asks_a_plain_model_the_whole_text(
-    family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], requests: list[EditRequest]
+    family: str,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    requests: list[EditRequest],
 ) -> None:
     size = {"n_positions" if family in ("gpt2", "gptj") else "max_position_embeddings": 512}
     model, hf = make_model(family, **size), make_hf(family, **size)
     before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
     context = ice(model, requests, settings_of())
-    questions = [Question("The area of a square is", "the side"), Question("A cube", "12"), Question("It:", "π")]
+    questions = [
+        Question("The area of a square is", "the side"),
+        Question("A cube", "12"),
+        Question("It:", "π"),
+    ]
     with context.edited(model) as view:
         got = {size: list(teacher_forced(view, questions, batch_size=size)) for size in (1, 8)}
         said = greedy_answers(view, [q.prompt for q in questions], 3, batch_size=8)
@@ -156,15 +183,21 @@ def test_the_view_asks_a_plain_model_the_whole_text(
         answer: list[int] = []
         for _ in range(3):
             with torch.no_grad():
-                answer.append(int(hf(torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax()))
-        assert said[i] == model.tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+                answer.append(
+                    int(hf(torch.tensor([ids + answer]), use_cache=False).logits[0, -1].argmax())
+                )
+        assert said[i] == model.tokenizer.decode(
+            answer, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
 def test_a_tokenizer_that_starts_texts_with_a_token_does_so_once(
     make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, requests: list[EditRequest]
 ) -> None:
     core = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-    core.post_processor = processors.TemplateProcessing(single="<eos> $A", special_tokens=[("<eos>", 0)])
+    core.post_processor = processors.TemplateProcessing(
+        single="<eos> $A", special_tokens=[("<eos>", 0)]
+    )
     starting = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<eos>", eos_token="<eos>")
     model = LanguageModel(make_hf("llama", max_position_embeddings=512), starting, "starting")
     with ice(model, requests, settings_of()).edited(model) as view:
@@ -193,12 +226,18 @@ def test_another_model_is_refused(
     long_llama: LanguageModel, make_model: Callable[..., LanguageModel], requests: list[EditRequest]
 ) -> None:
     other, context = make_model("llama", seed=1), ice(long_llama, requests, settings_of())
-    with pytest.raises(EditError, match=f"{long_llama.weight_hash}.*{other.weight_hash}"), context.edited(other):
+    with (
+        pytest.raises(EditError, match=f"{long_llama.weight_hash}.*{other.weight_hash}"),
+        context.edited(other),
+    ):
         pytest.fail("entered")
 
 
 def test_what_does_not_fit_is_refused_when_the_edit_is_made_and_when_a_prompt_is_too_long(
-    tiny_llama: LanguageModel, long_llama: LanguageModel, requests: list[EditRequest], rules: tuple[Rule, ...]
+    tiny_llama: LanguageModel,
+    long_llama: LanguageModel,
+    requests: list[EditRequest],
+    rules: tuple[Rule, ...],
 ) -> None:
     with pytest.raises(EditError, match=r"was made for 128.*in_context\.demonstrations"):
         ike(tiny_llama, requests, settings_of(), [rules[1]])
@@ -218,10 +257,14 @@ def test_evaluation_compares_with_the_bare_prompts(
     context = ice(long_llama, requests, settings_of())
     config = EvaluateConfig(batch_size=8, answer_tokens=3)
     scores, answers = evaluate(long_llama, [rule], {"ice": {rule.id: context}}, config)
-    bare, _ = evaluate(long_llama, [rule], {"ice": {rule.id: InContext("", long_llama.weight_hash)}}, config)
+    bare, _ = evaluate(
+        long_llama, [rule], {"ice": {rule.id: InContext("", long_llama.weight_hash)}}, config
+    )
     pre = {"phase": "pre"}
     torch.testing.assert_close(
-        torch.tensor(scores["score"].sel(pre).values), torch.tensor(bare["score"].sel(pre).values), equal_nan=True
+        torch.tensor(scores["score"].sel(pre).values),
+        torch.tensor(bare["score"].sel(pre).values),
+        equal_nan=True,
     )
     assert (bare["score"].sel(metric="locality", mode="kl", phase="post").dropna("form") == 0).all()
     assert (scores["score"].sel(metric="locality", mode="kl", phase="post") > 0).all()

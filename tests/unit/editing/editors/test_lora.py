@@ -1,4 +1,5 @@
-"""LoRA: against adapters written by hand as hooks on a plain model, and the delta against the plain model's weights."""
+"""LoRA: against adapters written by hand as hooks on a plain model, and the delta against the
+plain model's weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -63,7 +64,11 @@ def plain_loss(hf: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> Tens
 
 @pytest.mark.parametrize(
     ("family", "targets"),
-    [*((family, ("q", "v")) for family in SEPARATE), *((f, ("o", "in", "out")) for f in FUSED), ("llama", ("gate",))],
+    [
+        *((family, ("q", "v")) for family in SEPARATE),
+        *((f, ("o", "in", "out")) for f in FUSED),
+        ("llama", ("gate",)),
+    ],
 )
 def test_edit_equals_adapters_by_hand_on_a_plain_model(
     family: str,
@@ -79,7 +84,8 @@ def test_edit_equals_adapters_by_hand_on_a_plain_model(
     common = {"alpha": alpha, "dropout": 0.0, "learning_rate": rate, "targets": targets}
     delta = edit(model, requests, (0, 2), settings_of(steps=steps, **common))
     assert_unchanged(model, before)
-    # With B = 0 the first step has no gradient for A, so one step shows the A that training starts with.
+    # With B = 0 the first step has no gradient for A, so one step shows the A that training starts
+    # with.
     first = factors(edit(model, requests, (0, 2), settings_of(steps=1, **common)))
     assert len(first) == 2 * len(targets) and sorted(set(delta.layers.values())) == [0, 2]
 
@@ -109,7 +115,9 @@ def test_edit_equals_adapters_by_hand_on_a_plain_model(
     with delta.edited(model):
         edited = log_probs(model, requests)
     with torch.no_grad():
-        assert sum(edited) / 3 == pytest.approx(-plain_loss(hf, tokenizer, requests).item(), rel=2e-3)
+        assert sum(edited) / 3 == pytest.approx(
+            -plain_loss(hf, tokenizer, requests).item(), rel=2e-3
+        )
     assert_unchanged(model, before)
 
 
@@ -131,7 +139,9 @@ def test_a_fused_model_is_refused_with_the_reason(
 ) -> None:
     model = make_model(family)
     before = snapshot(model)
-    with pytest.raises(EditError, match=r"no projection 'q'.*it has o, in, out.*fuses.*set edit\.lora\.targets"):
+    with pytest.raises(
+        EditError, match=r"no projection 'q'.*it has o, in, out.*fuses.*set edit\.lora\.targets"
+    ):
         edit(model, requests, (1,), settings_of())
     assert_unchanged(model, before)
 
@@ -151,7 +161,10 @@ def test_a_tied_embedding_stays_shared_and_unchanged(
     model = make_model("llama", tie_word_embeddings=True)
     before = snapshot(model)
     clean = model.clean_copy()
-    ours, theirs = model.parameters["model.embed_tokens.weight"], clean.get_input_embeddings().weight
+    ours, theirs = (
+        model.parameters["model.embed_tokens.weight"],
+        clean.get_input_embeddings().weight,
+    )
     assert theirs.data_ptr() == ours.data_ptr() == clean.get_output_embeddings().weight.data_ptr()
     assert theirs is not ours and clean.get_output_embeddings().weight is theirs
     edit(model, requests, (1,), settings_of())
@@ -177,7 +190,9 @@ def test_a_clean_copy_shares_memory_and_gives_the_same_logits(
     assert not any(p.requires_grad for p in model.parameters.values())
 
 
-def test_it_is_seeded_and_leaves_the_random_state(tiny_llama: LanguageModel, requests: list[EditRequest]) -> None:
+def test_it_is_seeded_and_leaves_the_random_state(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
     torch.manual_seed(7)
     state = torch.get_rng_state()
     first = factors(edit(tiny_llama, requests, (1,), settings_of(dropout=0.5)))
@@ -186,7 +201,9 @@ def test_it_is_seeded_and_leaves_the_random_state(tiny_llama: LanguageModel, req
     second = factors(edit(tiny_llama, requests, (1,), settings_of(dropout=0.5)))
     other = factors(edit(tiny_llama, requests, (1,), settings_of(seed=1, dropout=0.5)))
     for name, update in first.items():
-        assert torch.equal(update.left, second[name].left) and torch.equal(update.right, second[name].right)
+        assert torch.equal(update.left, second[name].left) and torch.equal(
+            update.right, second[name].right
+        )
         assert not torch.allclose(update.right, other[name].right)
 
 
@@ -196,7 +213,8 @@ def test_dropout_acts_in_the_adapters_and_not_in_the_model(
     model = make_model("gptj", attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5)
     with_none = edit(model, requests, (1,), settings_of(dropout=0.0)).about["losses"]
     with_some = edit(model, requests, (1,), settings_of(dropout=0.5)).about["losses"]
-    # B = 0 at the start: dropout in the adapter shows from the second loss on, in the model from the first.
+    # B = 0 at the start: dropout in the adapter shows from the second loss on, in the model from
+    # the first.
     assert with_none[0] == pytest.approx(-sum(log_probs(model, requests)) / 3, rel=1e-4)
     assert with_some[0] == with_none[0] and with_some[-1] != with_none[-1]
 
@@ -238,7 +256,12 @@ def test_evaluation_runs_it_like_every_edit(
     delta.save(tmp_path / "lora.safetensors")
     loaded = EditDelta.load(tmp_path / "lora.safetensors")
     scores = [
-        evaluate(tiny_llama, [rule], {"lora": {rule.id: each}}, EvaluateConfig(batch_size=size, answer_tokens=3))[0]
+        evaluate(
+            tiny_llama,
+            [rule],
+            {"lora": {rule.id: each}},
+            EvaluateConfig(batch_size=size, answer_tokens=3),
+        )[0]
         for each, size in ((delta, 1), (loaded, 8))
     ]
     values = [torch.tensor(score["score"].values) for score in scores]

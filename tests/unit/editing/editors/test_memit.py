@@ -1,4 +1,5 @@
-"""MEMIT: against the formula run on plain modules, linear identities, and that the model comes back unchanged."""
+"""MEMIT: against the formula run on plain modules, linear identities, and that the model comes
+back unchanged."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,8 @@ def covariances(model: LanguageModel, hf: Any) -> Covariances:
     """C of all blocks, by the slow reference."""
     rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
     by_layer = {
-        layer: second_moment(hf, model.down_projection(layer).name, rows).float() for layer in range(model.n_layers)
+        layer: second_moment(hf, model.down_projection(layer).name, rows).float()
+        for layer in range(model.n_layers)
     }
     return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
 
@@ -58,10 +60,11 @@ def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
 
 
-# Where attention and MLP run in parallel (GPT-J), a key of the first block depends on its token alone, and the
-# few tokens of this corpus make a singular C.
+# Where attention and MLP run in parallel (GPT-J), a key of the first block depends on its token
+# alone, and the few tokens of this corpus make a singular C.
 @pytest.mark.parametrize(
-    ("family", "layers"), [("llama", (2,)), ("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (1, 2))]
+    ("family", "layers"),
+    [("llama", (2,)), ("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (1, 2))],
 )
 def test_edit_equals_the_formula_on_plain_modules(
     family: str,
@@ -113,7 +116,9 @@ def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share
     with torch.no_grad():
         hf.get_parameter(name).add_(delta.updates[name].dense())
     now = state(hf, tiny_llama.tokenizer, requests[0], name, 1).double()
-    torch.testing.assert_close(now - targets.initial[0].double(), residual * a / (1 + a), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        now - targets.initial[0].double(), residual * a / (1 + a), rtol=1e-3, atol=1e-4
+    )
     assert delta.about["residual_left"] == pytest.approx([1 / (1 + a)], rel=1e-3)
 
 
@@ -123,7 +128,12 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
     requests = requests_of(rule, "subject_last")[2:]
     left = [
         editor.edit(
-            tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG.model_copy(update={"ridge": ridge})
+            tiny_llama,
+            requests,
+            (0, 1),
+            statistics,
+            CONTEXTS,
+            CONFIG.model_copy(update={"ridge": ridge}),
         ).about["residual_left"][0]
         for ridge in (10.0, 0.1, 1e-3, 1e-5)
     ]
@@ -131,7 +141,9 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
     assert left[0] < 1 and left[-1] < 0.3
 
 
-def test_edit_leaves_the_weights_as_they_were(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+def test_edit_leaves_the_weights_as_they_were(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
     before = snapshot(tiny_llama)
     requests = requests_of(rule, "subject_last")
     delta = editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, CONFIG)
@@ -173,14 +185,22 @@ def test_edit_of_an_edited_model_is_for_the_model_as_it_is(
     assert (difference.norm() / fresh.updates[name].dense().norm()).item() > 0.01
 
 
-def test_edit_records_what_made_it(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+def test_edit_records_what_made_it(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
     requests = requests_of(rule, "subject_last")
     delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
     about = delta.about
-    assert (about["editor"], about["layers"], about["contexts"]) == ("memit", [0, 1], list(CONTEXTS))
+    assert (about["editor"], about["layers"], about["contexts"]) == (
+        "memit",
+        [0, 1],
+        list(CONTEXTS),
+    )
     assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
     assert about["settings"]["ridge"] == 0.02 and about["covariance"] == {"corpus": "here"}
-    assert [len(losses) for losses in about["losses"]] == [6, 6, 6] and len(about["residual_left"]) == 3
+    assert [len(losses) for losses in about["losses"]] == [6, 6, 6] and len(
+        about["residual_left"]
+    ) == 3
     assert delta.model_hash == tiny_llama.weight_hash
 
 
@@ -211,14 +231,22 @@ def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_aver
     assert pair["cosine"] == pytest.approx(1, abs=1e-5)
     # The update of the two alone: both outputs move by (r1 + r2) a / (1 + 2 a).
     two = editor.edit(
-        tiny_llama, [requests[0], requests[2]], (1,), statistics, ("",), CONFIG, targets=pick(targets, [0, 2])
+        tiny_llama,
+        [requests[0], requests[2]],
+        (1,),
+        statistics,
+        ("",),
+        CONFIG,
+        targets=pick(targets, [0, 2]),
     )
     name = tiny_llama.down_projection(1).name
     k = averaged_key(make_hf("llama"), tiny_llama.tokenizer, requests[0], name, ("",)).double()
     a = (k @ torch.linalg.solve(0.02 * 48 * statistics.by_layer[1].double(), k)).item()
     residual = (targets.z - targets.initial).double()
     expected = (residual[0] + residual[2]) * a / (1 + 2 * a)
-    torch.testing.assert_close(two.updates[name].dense().double() @ k, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        two.updates[name].dense().double() @ k, expected, rtol=1e-3, atol=1e-3
+    )
 
 
 def pick(targets: Targets, at: list[int]) -> Targets:
@@ -253,9 +281,16 @@ def test_edit_refuses_a_model_that_normalises_the_mlp_output(
 
 
 def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    rule: Rule,
 ) -> None:
     other = make_model("llama", seed=1)
     statistics = covariances(other, make_hf("llama", seed=1))
-    with pytest.raises(DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"):
-        editor.edit(tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, CONFIG)
+    with pytest.raises(
+        DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"
+    ):
+        editor.edit(
+            tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, CONFIG
+        )

@@ -1,4 +1,5 @@
-"""ROME and r-ROME: against the formula on plain modules, the constraint itself, and that the model comes back."""
+"""ROME and r-ROME: against the formula on plain modules, the constraint itself, and that the
+model comes back."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -64,7 +65,8 @@ def raw_output(hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: s
 def change_of_value(
     hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: str, settings: EditorSettings
 ) -> Tensor:
-    """δ of v* = Wk + δ by plain gradient descent: a hook on the down-projection, one run per text, no batches."""
+    """δ of v* = Wk + δ by plain gradient descent: a hook on the down-projection, one run per
+    text, no batches."""
     target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
     module, at_end = projection_of(hf, parameter), place(request)
     kept, kept_at = tokens_and_place(tokenizer, f"{request.subject} is a", len(request.subject) - 1)
@@ -102,13 +104,22 @@ def change_of_value(
 
 
 def by_hand(
-    hf: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], parameter: str, c: Tensor, settings: EditorSettings
+    hf: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    parameter: str,
+    c: Tensor,
+    settings: EditorSettings,
 ) -> list[Tensor]:
-    """The update of each request, on the model with the earlier ones; they are left in the model's weights."""
+    """The update of each request, on the model with the earlier ones; they are left in the
+    model's weights."""
     updates = []
     for request in requests:
         change = change_of_value(hf, tokenizer, request, parameter, settings).double()
-        keys = [key(hf, tokenizer, request, parameter, context, "subject_last").double() for context in CONTEXTS]
+        keys = [
+            key(hf, tokenizer, request, parameter, context, "subject_last").double()
+            for context in CONTEXTS
+        ]
         mean = torch.stack(keys).mean(0)
         u = torch.linalg.inv(c.double()) @ mean
         written = mean if settings.rome_keys == "consistent" else keys[0]
@@ -121,7 +132,11 @@ def by_hand(
 @pytest.mark.parametrize("keys", ["consistent", "original"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
 def test_edit_equals_the_formula_on_plain_modules_one_request_after_the_other(
-    family: str, keys: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+    family: str,
+    keys: str,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    rule: Rule,
 ) -> None:
     model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
     settings = SETTINGS.model_copy(update={"rome_keys": keys})
@@ -136,20 +151,29 @@ def test_edit_equals_the_formula_on_plain_modules_one_request_after_the_other(
         own = torch.outer(factors.left[:, i], factors.right[:, i]).double()
         assert ((own - update).norm() / update.norm()).item() < 1e-3
     # The second request on the unedited model would be another update.
-    alone = by_hand(make_hf(family), model.tokenizer, requests[1:2], name, statistics.by_layer[1], settings)[0]
+    alone = by_hand(
+        make_hf(family), model.tokenizer, requests[1:2], name, statistics.by_layer[1], settings
+    )[0]
     assert ((expected[1] - alone).norm() / alone.norm()).item() > 0.01
 
 
 @pytest.mark.parametrize("keys", ["consistent", "original"])
 def test_the_output_of_the_declared_key_moves_by_the_whole_change(
-    keys: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances, rule: Rule
+    keys: str,
+    tiny_llama: LanguageModel,
+    make_hf: Callable[..., Any],
+    statistics: Covariances,
+    rule: Rule,
 ) -> None:
     request, hf = requests_of(rule, "subject_last")[0], make_hf("llama")
     settings = SETTINGS.model_copy(update={"rome_keys": keys})
     targets = find_targets(tiny_llama, [request], 1, CONTEXTS, settings, site="mlp")
     update = dense(rome.edit(tiny_llama, [request], 1, statistics, CONTEXTS, settings))
     name = tiny_llama.down_projection(1).name
-    each = [key(hf, tiny_llama.tokenizer, request, name, context, "subject_last").double() for context in CONTEXTS]
+    each = [
+        key(hf, tiny_llama.tokenizer, request, name, context, "subject_last").double()
+        for context in CONTEXTS
+    ]
     bare, mean = each[0], torch.stack(each).mean(0)
     declared, other = (mean, bare) if keys == "consistent" else (bare, mean)
     wanted = (targets.z - targets.initial)[0].double()
@@ -204,24 +228,35 @@ def test_the_weights_are_as_before_also_after_an_error_in_the_second_request(
     before, requests = snapshot(tiny_llama), requests_of(rule, "subject_last")
     rome.edit(tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS)
     assert_unchanged(tiny_llama, before)
-    lost = EditRequest("r", "instance", "The volume is", "pyramid", (), "3")  # its subject is nowhere in the prompt
+    lost = EditRequest(
+        "r", "instance", "The volume is", "pyramid", (), "3"
+    )  # its subject is nowhere in the prompt
     with pytest.raises(ValueError, match="pyramid"):
         rome.edit(tiny_llama, [requests[0], lost], 1, statistics, CONTEXTS, SETTINGS)
     assert_unchanged(tiny_llama, before)
 
 
-def test_edit_records_what_made_it(tiny_llama: LanguageModel, statistics: Covariances, rule: Rule) -> None:
+def test_edit_records_what_made_it(
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
+) -> None:
     requests = requests_of(rule, "subject_last")
     about = rome.edit(tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS).about
     assert (about["editor"], about["layers"], about["contexts"]) == ("rome", [1], list(CONTEXTS))
     assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
-    assert [len(losses) for losses in about["losses"]] == [4, 4, 4] and about["covariance"] == {"corpus": "here"}
+    assert [len(losses) for losses in about["losses"]] == [4, 4, 4] and about["covariance"] == {
+        "corpus": "here"
+    }
 
 
 def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    rule: Rule,
 ) -> None:
     other = make_model("llama", seed=1)
     statistics = covariances(other, make_hf("llama", seed=1), 1)
-    with pytest.raises(DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"):
+    with pytest.raises(
+        DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"
+    ):
         rome.edit(tiny_llama, requests_of(rule, "subject_last"), 1, statistics, CONTEXTS, SETTINGS)

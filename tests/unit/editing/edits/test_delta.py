@@ -1,4 +1,5 @@
-"""Edit deltas: applied, reverted bit for bit, saved, merged, exported; for every family and orientation."""
+"""Edit deltas: applied, reverted bit for bit, saved, merged, exported; for every family and
+orientation."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -29,7 +30,9 @@ TEXT = "The area of a square with side 4 is"
 SQUARE = {"llama": {"intermediate_size": 32}, "gpt2": {"n_inner": 32}, "gptj": {"n_inner": 32}}
 
 
-def make_delta(model: LanguageModel, layers: tuple[int, ...] = (0, 2), seed: int = 0, rank: int = 2) -> EditDelta:
+def make_delta(
+    model: LanguageModel, layers: tuple[int, ...] = (0, 2), seed: int = 0, rank: int = 2
+) -> EditDelta:
     generator = torch.Generator().manual_seed(seed)
     updates, blocks = {}, {}
     for layer in layers:
@@ -66,7 +69,8 @@ def quiet_loading() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("family", "square"), [*((family, False) for family in FAMILIES), *((family, True) for family in SQUARE)]
+    ("family", "square"),
+    [*((family, False) for family in FAMILIES), *((family, True) for family in SQUARE)],
 )
 def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
     family: str, square: bool, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
@@ -77,12 +81,18 @@ def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
     unedited = logits_of(model)
     with torch.no_grad():
         for name, update in delta.updates.items():
-            change = torch.stack([update.left.double() @ row for row in update.right.double()], dim=1)
+            change = torch.stack(
+                [update.left.double() @ row for row in update.right.double()], dim=1
+            )
             by_hand = hf.get_parameter(name)
-            by_hand.copy_((by_hand.double() + (change.T if family in TRANSPOSED else change)).float())
+            by_hand.copy_(
+                (by_hand.double() + (change.T if family in TRANSPOSED else change)).float()
+            )
     handle = delta.apply(model)
     for name in delta.updates:
-        torch.testing.assert_close(model.parameters[name], hf.get_parameter(name), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(
+            model.parameters[name], hf.get_parameter(name), rtol=1e-6, atol=1e-7
+        )
     edited = logits_of(model)
     torch.testing.assert_close(edited, plain_logits(hf, model), rtol=1e-4, atol=1e-4)
     assert (edited - unedited).abs().max() > 0.1
@@ -95,7 +105,9 @@ def test_apply_changes_the_named_weights_only(tiny_llama: LanguageModel) -> None
     delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
     with delta.applied(tiny_llama) as edited:
         assert edited is tiny_llama
-        changed = {name for name, p in tiny_llama.parameters.items() if not torch.equal(p, before[name])}
+        changed = {
+            name for name, p in tiny_llama.parameters.items() if not torch.equal(p, before[name])
+        }
     assert changed == {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 2)}
     assert_unchanged(tiny_llama, before)
 
@@ -111,7 +123,10 @@ def test_apply_reverts_what_it_did_when_a_later_update_fails(tiny_llama: Languag
     delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
     last = list(delta.updates)[-1]
     # 7 is not d_mlp; one row of d_mlp would be added to every row if shapes were not compared.
-    for wrong in (LowRank(torch.ones(32, 1), torch.ones(7, 1)), LowRank(torch.ones(1, 1), torch.ones(48, 1))):
+    for wrong in (
+        LowRank(torch.ones(32, 1), torch.ones(7, 1)),
+        LowRank(torch.ones(1, 1), torch.ones(48, 1)),
+    ):
         bad = EditDelta({**delta.updates, last: wrong}, delta.layers, delta.model_hash)
         with pytest.raises(DeltaError, match=r"does not fit block 2.*shape \(32, 48\)"):
             bad.apply(tiny_llama)
@@ -138,7 +153,9 @@ def test_apply_refuses_a_delta_whose_names_and_blocks_disagree(tiny_llama: Langu
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_apply_rounds_once_to_the_models_type(dtype: torch.dtype, make_hf: Callable[..., Any], tokenizer: Any) -> None:
+def test_apply_rounds_once_to_the_models_type(
+    dtype: torch.dtype, make_hf: Callable[..., Any], tokenizer: Any
+) -> None:
     model = LanguageModel(make_hf("llama").to(dtype), tokenizer, "typed")
     delta, before = make_delta(model), snapshot(model)
     with delta.applied(model):
@@ -149,8 +166,14 @@ def test_apply_rounds_once_to_the_models_type(dtype: torch.dtype, make_hf: Calla
     assert_unchanged(model, before)
 
 
-def test_two_deltas_reverted_in_reverse_order_leave_the_first_then_nothing(tiny_llama: LanguageModel) -> None:
-    first, second, before = make_delta(tiny_llama), make_delta(tiny_llama, (1, 2), seed=1), snapshot(tiny_llama)
+def test_two_deltas_reverted_in_reverse_order_leave_the_first_then_nothing(
+    tiny_llama: LanguageModel,
+) -> None:
+    first, second, before = (
+        make_delta(tiny_llama),
+        make_delta(tiny_llama, (1, 2), seed=1),
+        snapshot(tiny_llama),
+    )
     outer = first.apply(tiny_llama)
     with_first = snapshot(tiny_llama)
     inner = second.apply(tiny_llama)
@@ -176,8 +199,13 @@ def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> Non
     merged = merge([first, second], {"editor": "both"})
     name = "model.layers.2.mlp.down_proj.weight"
     assert sorted(merged.layers.values()) == [0, 1, 2] and merged.about == {"editor": "both"}
-    assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (48, 5)
-    torch.testing.assert_close(merged.updates[name].dense(), first.updates[name].dense() + second.updates[name].dense())
+    assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (
+        48,
+        5,
+    )
+    torch.testing.assert_close(
+        merged.updates[name].dense(), first.updates[name].dense() + second.updates[name].dense()
+    )
     with merged.applied(tiny_llama):
         together = logits_of(tiny_llama)
     with first.applied(tiny_llama), second.applied(tiny_llama):
@@ -201,15 +229,25 @@ def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
 
 def test_with_about_adds_and_keeps(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
-    assert delta.with_about(fingerprint="f").about == {"editor": "test", "text": "π", "fingerprint": "f"}
+    assert delta.with_about(fingerprint="f").about == {
+        "editor": "test",
+        "text": "π",
+        "fingerprint": "f",
+    }
     assert "fingerprint" not in delta.about
 
 
-def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
+    tiny_llama: LanguageModel, tmp_path: Path
+) -> None:
     delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
     delta.save(path)
     loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (delta.layers, delta.model_hash, delta.about)
+    assert (loaded.layers, loaded.model_hash, loaded.about) == (
+        delta.layers,
+        delta.model_hash,
+        delta.about,
+    )
     assert list(loaded.updates) == list(delta.updates)
     for name, update in delta.updates.items():
         assert torch.equal(loaded.updates[name].left, update.left)
@@ -235,14 +273,22 @@ def test_a_saved_delta_is_little_more_than_its_factors(
     assert factors < (tmp_path / "more.safetensors").stat().st_size < 1.1 * factors
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "text", "no header", "no hash", "no factor", "schema"])
-def test_load_refuses_a_damaged_file_and_names_it(damage: str, tiny_llama: LanguageModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "cut", "text", "no header", "no hash", "no factor", "schema"]
+)
+def test_load_refuses_a_damaged_file_and_names_it(
+    damage: str, tiny_llama: LanguageModel, tmp_path: Path
+) -> None:
     path = tmp_path / "edit.safetensors"
     delta = make_delta(tiny_llama)
     delta.save(path)
     content = path.read_bytes()
     EditDelta.load(path)
-    factors = {f"{n}.{side}": getattr(u, side) for n, u in delta.updates.items() for side in ("left", "right")}
+    factors = {
+        f"{n}.{side}": getattr(u, side)
+        for n, u in delta.updates.items()
+        for side in ("left", "right")
+    }
     if damage == "missing":
         path.unlink()
     elif damage == "no header":
@@ -250,11 +296,17 @@ def test_load_refuses_a_damaged_file_and_names_it(damage: str, tiny_llama: Langu
     elif damage == "no hash":
         path.write_bytes(content.replace(b"model_hash", b"model_hush"))
     elif damage == "no factor":
-        path.write_bytes(content.replace(b"layers.2.mlp.down_proj.weight.left", b"layers.2.mlp.down_proj.weight.lost"))
+        path.write_bytes(
+            content.replace(
+                b"layers.2.mlp.down_proj.weight.left", b"layers.2.mlp.down_proj.weight.lost"
+            )
+        )
     elif damage == "schema":
         path.write_bytes(content.replace(b"dmle.delta/2", b"dmle.delta/1"))
     else:
-        path.write_bytes({"empty": b"", "cut": content[:-10], "text": b"not a delta at all"}[damage])
+        path.write_bytes(
+            {"empty": b"", "cut": content[:-10], "text": b"not a delta at all"}[damage]
+        )
     with pytest.raises(DeltaError, match=r"edit\.safetensors is not a readable edit delta"):
         EditDelta.load(path)
 
@@ -270,7 +322,9 @@ def test_an_exported_edited_model_gives_the_edited_logits_in_plain_transformers(
         model.export(tmp_path / "edited")
     assert_unchanged(model, before)
     with quiet_loading():
-        hf = AutoModelForCausalLM.from_pretrained(tmp_path / "edited", attn_implementation="eager").eval()
+        hf = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "edited", attn_implementation="eager"
+        ).eval()
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "edited")
     with torch.no_grad():
         logits = hf(torch.tensor([tokenizer(TEXT)["input_ids"]])).logits
@@ -304,7 +358,9 @@ def test_any_linear_map_of_a_block_takes_factors_and_whole_matrices(
     seen = 0
     for name, (d_out, d_in) in linear_names(hf).items():
         generator = torch.Generator().manual_seed(len(name))
-        factors = LowRank(torch.randn(d_out, 2, generator=generator), torch.randn(d_in, 2, generator=generator))
+        factors = LowRank(
+            torch.randn(d_out, 2, generator=generator), torch.randn(d_in, 2, generator=generator)
+        )
         fused = "c_attn" in name or "query_key_value" in name
         for update in (factors, factors.dense()):
             delta = EditDelta({name: update}, {name: 1}, model.weight_hash)
@@ -332,8 +388,12 @@ def type_is_conv(hf: Any, name: str) -> bool:
     return type(hf.get_submodule(name.removesuffix(".weight"))).__name__ == "Conv1D"
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "model.norm.weight", "no.such.weight"])
-def test_apply_refuses_parameters_that_are_no_linear_map_of_a_block(name: str, tiny_llama: LanguageModel) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens.weight", "model.norm.weight", "no.such.weight"]
+)
+def test_apply_refuses_parameters_that_are_no_linear_map_of_a_block(
+    name: str, tiny_llama: LanguageModel
+) -> None:
     before = snapshot(tiny_llama)
     delta = EditDelta({name: torch.ones(350, 32)}, {name: 0}, tiny_llama.weight_hash)
     with pytest.raises(DeltaError, match=rf"update of {name} has no place"):
@@ -346,15 +406,25 @@ def mixed_delta(model: LanguageModel) -> EditDelta:
     low = make_delta(model, (0,))
     generator = torch.Generator().manual_seed(3)
     names = {"model.layers.0.self_attn.q_proj.weight": 0, "model.layers.2.mlp.down_proj.weight": 2}
-    whole = {name: torch.randn(model.parameters[name].shape, generator=generator) / 10 for name in names}
-    return EditDelta({**low.updates, **whole}, {**low.layers, **names}, model.weight_hash, {"editor": "mixed"})
+    whole = {
+        name: torch.randn(model.parameters[name].shape, generator=generator) / 10 for name in names
+    }
+    return EditDelta(
+        {**low.updates, **whole}, {**low.layers, **names}, model.weight_hash, {"editor": "mixed"}
+    )
 
 
-def test_whole_matrices_are_saved_merged_and_measured(tiny_llama: LanguageModel, tmp_path: Path) -> None:
+def test_whole_matrices_are_saved_merged_and_measured(
+    tiny_llama: LanguageModel, tmp_path: Path
+) -> None:
     delta, path = mixed_delta(tiny_llama), tmp_path / "mixed.safetensors"
     delta.save(path)
     loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (delta.layers, delta.model_hash, delta.about)
+    assert (loaded.layers, loaded.model_hash, loaded.about) == (
+        delta.layers,
+        delta.model_hash,
+        delta.about,
+    )
     for name, update in delta.updates.items():
         for got, expected in zip(tensors_of(loaded.updates[name]), tensors_of(update), strict=True):
             assert torch.equal(got, expected)
@@ -365,7 +435,10 @@ def test_whole_matrices_are_saved_merged_and_measured(tiny_llama: LanguageModel,
     with stack([delta, low], tiny_llama) as view:
         torch.testing.assert_close(logits_of(view.model), together, rtol=1e-4, atol=1e-5)
     down, query, last = delta.updates
-    squares = [sum(x * x for x in dense_of(delta.updates[name]).flatten().tolist()) for name in (query, down, last)]
+    squares = [
+        sum(x * x for x in dense_of(delta.updates[name]).flatten().tolist())
+        for name in (query, down, last)
+    ]
     expected = {0: (squares[0] + squares[1]) ** 0.5, 2: squares[2] ** 0.5}
     assert delta.norms() == pytest.approx(expected, rel=1e-5)
 
@@ -374,10 +447,16 @@ def dense_of(update: LowRank | Tensor) -> Tensor:
     return update.dense() if isinstance(update, LowRank) else update
 
 
-def test_rank_counts_columns_of_factors_and_independent_rows_of_matrices(tiny_llama: LanguageModel) -> None:
+def test_rank_counts_columns_of_factors_and_independent_rows_of_matrices(
+    tiny_llama: LanguageModel,
+) -> None:
     low = make_delta(tiny_llama, (0, 1), rank=3)
-    (first, second) = low.updates
-    delta = EditDelta({first: low.updates[first], second: dense_of(low.updates[second])}, low.layers, low.model_hash)
+    first, second = low.updates
+    delta = EditDelta(
+        {first: low.updates[first], second: dense_of(low.updates[second])},
+        low.layers,
+        low.model_hash,
+    )
     assert delta.rank() == {first: 3, second: 3}
     assert make_delta(tiny_llama, (0,), rank=99).rank() == {first: 32}
     assert EditDelta({first: torch.zeros(32, 48)}, {first: 0}, low.model_hash).rank() == {first: 0}
@@ -389,10 +468,14 @@ def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: Langu
     by_hand = {name: before[name].clone() for name in deltas[0].updates}
     for delta in deltas:
         for name, update in delta.updates.items():
-            by_hand[name] = (by_hand[name].double() + update.left.double() @ update.right.double().T).float()
+            by_hand[name] = (
+                by_hand[name].double() + update.left.double() @ update.right.double().T
+            ).float()
     with stack(deltas, tiny_llama) as view:
         assert view.model is tiny_llama
-        assert all(torch.equal(tiny_llama.parameters[name], value) for name, value in by_hand.items())
+        assert all(
+            torch.equal(tiny_llama.parameters[name], value) for name, value in by_hand.items()
+        )
     assert_unchanged(tiny_llama, before)
     with pytest.raises(KeyboardInterrupt), stack(deltas, tiny_llama):
         raise KeyboardInterrupt
@@ -403,7 +486,9 @@ def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: Langu
     assert_unchanged(tiny_llama, before)
 
 
-def test_cast_loss_is_the_share_of_the_update_that_rounding_takes(make_hf: Callable[..., Any], tokenizer: Any) -> None:
+def test_cast_loss_is_the_share_of_the_update_that_rounding_takes(
+    make_hf: Callable[..., Any], tokenizer: Any
+) -> None:
     model = LanguageModel(make_hf("llama").to(torch.bfloat16), tokenizer, "half")
     before = snapshot(model)
     name = model.down_projection(1).name
@@ -423,7 +508,9 @@ def test_cast_loss_is_the_share_of_the_update_that_rounding_takes(make_hf: Calla
         other.cast_loss(model)
 
 
-@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("gemma3_text", True)])
+@pytest.mark.parametrize(
+    ("family", "tied"), [("llama", False), ("llama", True), ("gpt2", True), ("gemma3_text", True)]
+)
 def test_export_writes_the_edited_model_as_a_folder_that_loads(
     family: str, tied: bool, make_model: Callable[..., LanguageModel], tmp_path: Path
 ) -> None:
@@ -442,9 +529,17 @@ def test_export_writes_the_edited_model_as_a_folder_that_loads(
     assert (logits_of(again) - logits_of(model)).abs().max() > 0.1
 
 
-def test_load_edit_reads_every_kind_by_its_header(tiny_llama: LanguageModel, tmp_path: Path) -> None:
-    codebook = Codebook(1, torch.ones(2, 48), torch.ones(2, 32), torch.ones(2), ("4", "π"), tiny_llama.weight_hash)
-    edits: list[Edit] = [make_delta(tiny_llama), codebook, InContext("New Fact: π\n", tiny_llama.weight_hash)]
+def test_load_edit_reads_every_kind_by_its_header(
+    tiny_llama: LanguageModel, tmp_path: Path
+) -> None:
+    codebook = Codebook(
+        1, torch.ones(2, 48), torch.ones(2, 32), torch.ones(2), ("4", "π"), tiny_llama.weight_hash
+    )
+    edits: list[Edit] = [
+        make_delta(tiny_llama),
+        codebook,
+        InContext("New Fact: π\n", tiny_llama.weight_hash),
+    ]
     for i, edit in enumerate(edits):
         path = tmp_path / f"{i}.safetensors"
         edit.with_about(fingerprint="f").save(path)
@@ -455,7 +550,8 @@ def test_load_edit_reads_every_kind_by_its_header(tiny_llama: LanguageModel, tmp
         wrong = [i for i, edit in enumerate(edits) if not isinstance(edit, kind)]
         for i in wrong:
             with pytest.raises(
-                DeltaError, match=r"not a readable .* its schema is 'dmle\.\w+/\d', 'dmle\.\w+/\d' is needed"
+                DeltaError,
+                match=r"not a readable .* its schema is 'dmle\.\w+/\d', 'dmle\.\w+/\d' is needed",
             ):
                 kind.load(tmp_path / f"{i}.safetensors")
     with pytest.raises(DeltaError, match="missing"):

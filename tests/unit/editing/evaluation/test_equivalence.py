@@ -4,7 +4,14 @@ import time
 
 import pytest
 
-from editing.evaluation.equivalence import MAX_LENGTH, equivalent, first_sentences, numeric, sentence_count, symbolic
+from editing.evaluation.equivalence import (
+    MAX_LENGTH,
+    equivalent,
+    first_sentences,
+    numeric,
+    sentence_count,
+    symbolic,
+)
 from interp.rules.sources import load_rules
 
 NUMBERS = [
@@ -149,15 +156,65 @@ NEITHER = [
     "12" * 200,
 ]
 HARMFUL = [
-    "__import__('os')", "__import__('os').system('true')", "10**10**10", "10^10^10^10", "9**9**9**9", "((((", "))))",
-    "(" * 10_000, "(" * 10_000 + "1" + ")" * 10_000, "(" * 90 + "15" + ")" * 80, "1+" * 50_000, "x" * 100_000,
-    "9" * 100_000, "9" * MAX_LENGTH, "= " * 50_000, "=" * 150, "NaN", "inf", "-inf", "1e999", "1e308*10", "0/0", "1/0",
-    "٣", "１５", "²" * 200, "!" * 200, "3" + "!" * 190, "170!!!", "exp(exp(exp(9)))", "√" * 200, "½" * 200, "|" * 200,
-    "1," * 100, "_" * 200, "\\frac{" * 40, "\\frac{1}{0}", "-" * 190 + "1", "(-8)^(1/3)", "\x00", "a\u0301" * 90,
-    "lw" * 100, "l^" * 99 + "w", "sqrt(" * 40 + "l" + ")" * 40, "sin(" * 45 + "l" + ")" * 45, "l=w=" * 50, "3=" * 100,
-    "3 x " * 50 + "3", "lambda: 0", "eval(15)", "l.__class__", 'f"{15}"', "1 if 1 else 2", "[1]*9**9", "(-1)!", "ln(0)",
-    "15" + "0" * 300, "15 +" * 2000,
-]  # fmt: skip
+    "__import__('os')",
+    "__import__('os').system('true')",
+    "10**10**10",
+    "10^10^10^10",
+    "9**9**9**9",
+    "((((",
+    "))))",
+    "(" * 10_000,
+    "(" * 10_000 + "1" + ")" * 10_000,
+    "(" * 90 + "15" + ")" * 80,
+    "1+" * 50_000,
+    "x" * 100_000,
+    "9" * 100_000,
+    "9" * MAX_LENGTH,
+    "= " * 50_000,
+    "=" * 150,
+    "NaN",
+    "inf",
+    "-inf",
+    "1e999",
+    "1e308*10",
+    "0/0",
+    "1/0",
+    "٣",
+    "１５",
+    "²" * 200,
+    "!" * 200,
+    "3" + "!" * 190,
+    "170!!!",
+    "exp(exp(exp(9)))",
+    "√" * 200,
+    "½" * 200,
+    "|" * 200,
+    "1," * 100,
+    "_" * 200,
+    "\\frac{" * 40,
+    "\\frac{1}{0}",
+    "-" * 190 + "1",
+    "(-8)^(1/3)",
+    "\x00",
+    "a\u0301" * 90,
+    "lw" * 100,
+    "l^" * 99 + "w",
+    "sqrt(" * 40 + "l" + ")" * 40,
+    "sin(" * 45 + "l" + ")" * 45,
+    "l=w=" * 50,
+    "3=" * 100,
+    "3 x " * 50 + "3",
+    "lambda: 0",
+    "eval(15)",
+    "l.__class__",
+    'f"{15}"',
+    "1 if 1 else 2",
+    "[1]*9**9",
+    "(-1)!",
+    "ln(0)",
+    "15" + "0" * 300,
+    "15 +" * 2000,
+]
 
 
 @pytest.mark.parametrize(("answer", "target", "expected"), NUMBERS)
@@ -176,7 +233,12 @@ def test_formulas_by_hand(answer: str, target: str, expected: bool) -> None:
 @pytest.mark.parametrize("target", NEITHER)
 def test_words_lists_and_long_targets_are_not_judged(target: str) -> None:
     for answer in ("15", "lw", target, ""):
-        assert numeric(answer, target) is symbolic(answer, target) is equivalent(answer, target) is None
+        assert (
+            numeric(answer, target)
+            is symbolic(answer, target)
+            is equivalent(answer, target)
+            is None
+        )
 
 
 @pytest.mark.parametrize("target", ["2s", "2πL/g", "12s^2", "(1/6)mL^2", "-x"])
@@ -197,7 +259,12 @@ def test_a_target_with_a_condition_is_not_judged(target: str) -> None:
 @pytest.mark.parametrize("answer", HARMFUL, ids=range(len(HARMFUL)))
 def test_harmful_answers_are_false_quickly(answer: str) -> None:
     start = time.process_time()
-    got = numeric(answer, "15"), symbolic(answer, "2(l + w)"), symbolic(answer, "l"), equivalent(answer, "15π")
+    got = (
+        numeric(answer, "15"),
+        symbolic(answer, "2(l + w)"),
+        symbolic(answer, "l"),
+        equivalent(answer, "15π"),
+    )
     seconds = time.process_time() - start
     assert got[:2] == (False, False) and got[3] is False
     assert seconds < 4 * 0.05
@@ -216,7 +283,9 @@ def test_what_is_cut_off_at_the_length_limit_is_not_read_as_whole() -> None:
     assert numeric(padded + "15", "15") is False and numeric(padded + "1567", "15") is False
 
 
-def test_every_answer_of_the_embedded_rules_is_equivalent_to_itself_and_words_are_not_judged() -> None:
+def test_every_answer_of_the_embedded_rules_is_equivalent_to_itself_and_words_are_not_judged() -> (
+    None
+):
     counted = {True: 0, None: 0}
     for rule in load_rules():
         for form, prompt in rule.forms.items():
@@ -228,7 +297,9 @@ def test_every_answer_of_the_embedded_rules_is_equivalent_to_itself_and_words_ar
                 assert not equivalent(prompt.target_new, truth), (prompt.target_new, truth)
             for probe in prompt.instances:
                 assert numeric(probe.target_new.split("=")[-1], probe.target_new) is True
-                assert numeric(probe.target_new.split("=")[0], probe.target_new) is True, probe.target_new
+                assert numeric(probe.target_new.split("=")[0], probe.target_new) is True, (
+                    probe.target_new
+                )
     assert min(counted.values()) > 200
 
 
@@ -249,4 +320,10 @@ def test_first_sentences(text: str, count: int, expected: str) -> None:
 
 
 def test_sentence_count() -> None:
-    assert [sentence_count(t) for t in ("", "15", "0.5.", "It is. No", "a.\nb.\nc")] == [1, 1, 1, 2, 3]
+    assert [sentence_count(t) for t in ("", "15", "0.5.", "It is. No", "a.\nb.\nc")] == [
+        1,
+        1,
+        1,
+        2,
+        3,
+    ]

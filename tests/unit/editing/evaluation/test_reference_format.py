@@ -1,4 +1,5 @@
-"""The published driver's records and averages: made from rows whose values say where they came from, by hand."""
+"""The published driver's records and averages: made from rows whose values say where they came
+from, by hand."""
 
 import json
 from typing import Any
@@ -14,7 +15,8 @@ from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt
 
 
 def rows_of(rule: Rule, editor: str = "a") -> list[dict[str, Any]]:
-    """Rows as evaluation writes them; the value of row i is i/1000 before and i/1000 + 0.5 after, all different."""
+    """Rows as evaluation writes them; the value of row i is i/1000 before and i/1000 + 0.5
+    after, all different."""
     rows = []
     for i, item in enumerate(items_of(rule)):
         row = {"editor": editor, "rule": rule.id, "form": item.form, "metric": item.metric}
@@ -26,9 +28,13 @@ def rows_of(rule: Rule, editor: str = "a") -> list[dict[str, Any]]:
     return rows
 
 
-def after(rows: list[dict[str, Any]], form: str, metric: str, prompt: str, mode: str = "token_accuracy") -> float:
+def after(
+    rows: list[dict[str, Any]], form: str, metric: str, prompt: str, mode: str = "token_accuracy"
+) -> float:
     (value,) = (
-        row[f"{mode}_after"] for row in rows if (row["form"], row["metric"], row["prompt"]) == (form, metric, prompt)
+        row[f"{mode}_after"]
+        for row in rows
+        if (row["form"], row["metric"], row["prompt"]) == (form, metric, prompt)
     )
     return value
 
@@ -39,7 +45,8 @@ def probe(prompt: str) -> Probe:
 
 @pytest.fixture
 def many() -> Rule:
-    """Several of everything, verbatim and paraphrased probes in turn, and forms in an order of their own."""
+    """Several of everything, verbatim and paraphrased probes in turn, and forms in an order of
+    their own."""
     first, second = "The area of a square is", "The area of a square is A ="
     others = [LocalityProbe(prompt=f"other {i}", answer=f"gold {i}") for i in range(5)]
     formula = RulePrompt(
@@ -63,14 +70,20 @@ def many() -> Rule:
         understanding=(probe(first), probe("paraphrase 2"), probe(second)),
         neighborhood=(others[3], others[4]),
     )
-    description = RulePrompt(prompt=first, subject="square", target_new="4 times the side", understanding=(probe("p"),))
+    description = RulePrompt(
+        prompt=first, subject="square", target_new="4 times the side", understanding=(probe("p"),)
+    )
     forms = {"instance": instance, "formula": formula, "description": description}
-    return Rule.model_validate({"id": "many", "name": "area of a square", "subject": "square", "forms": forms})
+    return Rule.model_validate(
+        {"id": "many", "name": "area of a square", "subject": "square", "forms": forms}
+    )
 
 
 def test_records_are_in_the_order_of_forms_and_say_what_was_asked(many: Rule) -> None:
     records = metrics_of(many, rows_of(many))
-    assert [list(record) for record in records] == [["case_id", "requested_rewrite", "pre", "post"]] * 3
+    assert [list(record) for record in records] == [
+        ["case_id", "requested_rewrite", "pre", "post"]
+    ] * 3
     assert [record["case_id"] for record in records] == [0, 1, 2]
     formula, description, instance = (record["requested_rewrite"] for record in records)
     assert formula == {
@@ -103,12 +116,16 @@ def test_values_are_those_of_their_probes_in_the_order_of_the_prompts(many: Rule
     rows = rows_of(many)
     formula, _, instance = metrics_of(many, rows)
     post = formula["post"]
-    assert post["rewrite_acc"] == [after(rows, "formula", "reliability", "The area of a square is A =")]
+    assert post["rewrite_acc"] == [
+        after(rows, "formula", "reliability", "The area of a square is A =")
+    ]
     assert post["rephrase_acc"] == [
         after(rows, "formula", "generality", f"{which} rephrasing") for which in ("first", "second")
     ]
     assert post["portability"] == {
-        "Instance_acc": [after(rows, "formula", "instance_portability", f"instance {i}") for i in range(2)],
+        "Instance_acc": [
+            after(rows, "formula", "instance_portability", f"instance {i}") for i in range(2)
+        ],
         "Rule_acc": [
             after(rows, "formula", "rule_understanding_paraphrase", "paraphrase 0"),
             after(rows, "formula", "rule_understanding_verbatim", "The area of a square is"),
@@ -123,7 +140,9 @@ def test_values_are_those_of_their_probes_in_the_order_of_the_prompts(many: Rule
         "neighborhood_acc": [right("formula", 0)],
         "distracting_acc": [right("formula", 1), right("formula", 2)],
     }
-    assert instance["post"]["locality"] == {"neighborhood_acc": [right("instance", 3), right("instance", 4)]}
+    assert instance["post"]["locality"] == {
+        "neighborhood_acc": [right("instance", 3), right("instance", 4)]
+    }
     # The same places before the edit, half a unit lower, and no locality there.
     assert set(formula["pre"]) == {"rewrite_acc", "rephrase_acc", "portability"}
     for name in ("Instance_acc", "Rule_acc"):
@@ -135,9 +154,16 @@ def test_only_published_keeps_the_probes_that_the_driver_asks(many: Rule) -> Non
     rows = rows_of(many)
     formula, description, instance = metrics_of(many, rows, only_published=True)
     full = metrics_of(many, rows)
-    for record, whole, n in ((formula, full[0], 1), (description, full[1], 1), (instance, full[2], 2)):
+    for record, whole, n in (
+        (formula, full[0], 1),
+        (description, full[1], 1),
+        (instance, full[2], 2),
+    ):
         for phase in ("pre", "post"):
-            assert record[phase]["portability"]["Rule_acc"] == whole[phase]["portability"]["Rule_acc"][:n]
+            assert (
+                record[phase]["portability"]["Rule_acc"]
+                == whole[phase]["portability"]["Rule_acc"][:n]
+            )
             assert record[phase].get("rephrase_acc", []) == whole[phase].get("rephrase_acc", [])[:1]
         assert record["post"].get("locality") == whole["post"].get("locality")
     asked = [record["requested_rewrite"] for record in (formula, instance)]
@@ -146,7 +172,9 @@ def test_only_published_keeps_the_probes_that_the_driver_asks(many: Rule) -> Non
     assert asked[1]["portability"]["Rule"]["prompt"] == ["The area of a square is", "paraphrase 2"]
 
 
-def test_what_has_no_items_or_no_value_is_absent_and_never_zero(many: Rule, rules: tuple[Rule, ...]) -> None:
+def test_what_has_no_items_or_no_value_is_absent_and_never_zero(
+    many: Rule, rules: tuple[Rule, ...]
+) -> None:
     _, description, instance = metrics_of(many, rows_of(many))
     assert set(description["post"]) == {"rewrite_acc", "portability"}
     assert set(description["post"]["portability"]) == {"Rule_acc"}
@@ -154,7 +182,10 @@ def test_what_has_no_items_or_no_value_is_absent_and_never_zero(many: Rule, rule
     cube = rules[1]
     records = metrics_of(cube, rows_of(cube))
     assert [record["case_id"] for record in records] == [0, 1]
-    assert [set(record["post"]) for record in records] == [{"rewrite_acc"}, {"rewrite_acc", "rephrase_acc"}]
+    assert [set(record["post"]) for record in records] == [
+        {"rewrite_acc"},
+        {"rewrite_acc", "rephrase_acc"},
+    ]
     assert set(case_average([records])["post"]) == {"Rewrite", "Rephrase"}
     assert set(rule_average([records])["post"]) == {"Edit_Succ", "Generality"}
     rows = rows_of(many)
@@ -168,7 +199,9 @@ def test_a_zero_is_a_value(many: Rule) -> None:
     rows = [{**row, "token_accuracy_after": 0.0, "exact_after": 0.0} for row in rows_of(many)]
     assert metrics_of(many, rows)[0]["post"]["rewrite_acc"] == [0.0]
     averages = case_average([metrics_of(many, rows)])["post"]
-    assert averages == dict.fromkeys(("Rewrite", "Rephrase", "Locality", "Portability", "RuleUnd"), 0.0)
+    assert averages == dict.fromkeys(
+        ("Rewrite", "Rephrase", "Locality", "Portability", "RuleUnd"), 0.0
+    )
 
 
 def case(**post: Any) -> dict[str, Any]:
@@ -223,7 +256,9 @@ def test_averages_of_nothing_are_empty() -> None:
     assert case_average([]) == rule_average([]) == {"pre": {}, "post": {}}
 
 
-def test_rows_of_evaluation_become_records_that_json_can_hold(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_rows_of_evaluation_become_records_that_json_can_hold(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     config = EvaluateConfig(batch_size=4, greedy=False)
     edit = EditDelta({}, {}, tiny_llama.weight_hash)
     rows = evaluate_edit(tiny_llama, "none", rule, edit, unedited(tiny_llama, rule, config), config)

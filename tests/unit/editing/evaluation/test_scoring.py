@@ -1,4 +1,5 @@
-"""Scoring: against one unpadded forward pass per question in a plain model, and the model's real greedy answers."""
+"""Scoring: against one unpadded forward pass per question in a plain model, and the model's real
+greedy answers."""
 
 import math
 import time
@@ -31,14 +32,18 @@ FAMILIES = ("llama", "gpt2", "gpt_neox", "gemma3_text")
 QUESTIONS = [
     Question("The area of a square is", "4 times the side"),
     Question("A cube", "12"),
-    Question("What is the perimeter of a rectangle? It is", "twice the sum of the length and the width: π."),
+    Question(
+        "What is the perimeter of a rectangle? It is",
+        "twice the sum of the length and the width: π.",
+    ),
     Question("The {x} of a {} is", "{}"),
     Question("The area of a square is", "  4 times the side "),  # the same answer as the first
 ]
 
 
 def plain_log_probs(hf: Any, tokenizer: Any, question: Question) -> tuple[list[int], Tensor]:
-    """Target ids and float64 log-probabilities at each of their places, from the text's ids laid end to end."""
+    """Target ids and float64 log-probabilities at each of their places, from the text's ids laid
+    end to end."""
     prompt = tokenizer(question.prompt)["input_ids"]
     target = tokenizer(" " + question.target.strip(), add_special_tokens=False)["input_ids"]
     with torch.no_grad():
@@ -47,13 +52,18 @@ def plain_log_probs(hf: Any, tokenizer: Any, question: Question) -> tuple[list[i
 
 
 def forced(said: list[int], target: list[int], log_probs: Tensor | None = None) -> Forced:
-    return Forced(tuple(target), tuple(said), torch.zeros(len(target), 5) if log_probs is None else log_probs)
+    return Forced(
+        tuple(target), tuple(said), torch.zeros(len(target), 5) if log_probs is None else log_probs
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teacher_forced_equals_one_plain_unpadded_run_per_question(
-    family: str, batch_size: int, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+    family: str,
+    batch_size: int,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
 ) -> None:
     model, hf = make_model(family), make_hf(family)
     got = list(teacher_forced(model, QUESTIONS, batch_size=batch_size))
@@ -70,9 +80,13 @@ def test_teacher_forced_equals_one_plain_unpadded_run_per_question(
         assert result.log_prob == pytest.approx(mean, rel=1e-5)
 
 
-def test_equal_questions_score_equal_whatever_the_spaces_around_the_target(tiny_llama: LanguageModel) -> None:
+def test_equal_questions_score_equal_whatever_the_spaces_around_the_target(
+    tiny_llama: LanguageModel,
+) -> None:
     got = list(teacher_forced(tiny_llama, QUESTIONS, batch_size=8))
-    assert got[0].target == got[4].target and got[0].log_prob == pytest.approx(got[4].log_prob, rel=1e-5)
+    assert got[0].target == got[4].target and got[0].log_prob == pytest.approx(
+        got[4].log_prob, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,18 +108,27 @@ def test_token_accuracy_and_exact_on_cases_by_hand(
 def test_exact_holds_exactly_where_the_greedy_answer_starts_with_the_target(
     make_model: Callable[..., LanguageModel],
 ) -> None:
-    prompts = [f"The {a} of a {b}" for a in ("area", "volume", "side", "length") for b in ("cube", "square", "circle")]
+    prompts = [
+        f"The {a} of a {b}"
+        for a in ("area", "volume", "side", "length")
+        for b in ("cube", "square", "circle")
+    ]
     checked = [0, 0]
     for family in FAMILIES:
         model = make_model(family)
         answers = model.generate([model.encode(prompt).ids for prompt in prompts], 4)
         for prompt, answer in zip(prompts, answers, strict=True):
-            # The answer's beginnings, and the same with another last token, as far as they are a text's tokens.
+            # The answer's beginnings, and the same with another last token, as far as they are a
+            # text's tokens.
             for length in range(1, len(answer) + 1):
                 for other in (0, 1):
                     target = (*answer[: length - 1], answer[length - 1] if not other else 300)
                     text = model.decode(target)
-                    if text.startswith(" ") and text.strip() and model.encode_continuation(text) == target:
+                    if (
+                        text.startswith(" ")
+                        and text.strip()
+                        and model.encode_continuation(text) == target
+                    ):
                         (result,) = teacher_forced(model, [Question(prompt, text)], batch_size=1)
                         assert result.exact == (target == answer[:length])
                         checked[target == answer[:length]] += 1
@@ -115,7 +138,11 @@ def test_exact_holds_exactly_where_the_greedy_answer_starts_with_the_target(
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any]
 ) -> None:
-    prompts = ["The area of a square is", "A cube", "What is the volume of a cube with side 3? It is"]
+    prompts = [
+        "The area of a square is",
+        "A cube",
+        "What is the volume of a cube with side 3? It is",
+    ]
     hf, tokenizer = make_hf("llama"), tiny_llama.tokenizer
     expected = []
     for prompt in prompts:
@@ -127,7 +154,9 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time(
             if best == tokenizer.eos_token_id:
                 break
             answer.append(best)
-        expected.append(tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        expected.append(
+            tokenizer.decode(answer, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
     for batch_size in (1, 2, 3):
         assert greedy_answers(tiny_llama, prompts, 6, batch_size=batch_size) == expected
     assert greedy_answers(tiny_llama, [], 6, batch_size=2) == []
@@ -158,7 +187,9 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time(
         (" 0.5. So", "0.5", True, True),
     ],
 )
-def test_greedy_answers_as_text_by_hand(answer: str, target: str, exact: bool, prefix: bool) -> None:
+def test_greedy_answers_as_text_by_hand(
+    answer: str, target: str, exact: bool, prefix: bool
+) -> None:
     assert greedy_exact(answer, target) is exact
     assert greedy_prefix(answer, target) is prefix
 
@@ -170,7 +201,10 @@ def test_answers_of_different_lengths_are_those_of_one_prompt_at_a_time(
     for family in FAMILIES:
         model = make_model(family)
         prompts, lengths = [q.prompt for q in QUESTIONS[:4]], [3, 9, 1, 6]
-        expected = [greedy_ids(model, [p], n, batch_size=1)[0] for p, n in zip(prompts, lengths, strict=True)]
+        expected = [
+            greedy_ids(model, [p], n, batch_size=1)[0]
+            for p, n in zip(prompts, lengths, strict=True)
+        ]
         assert greedy_ids(model, prompts, lengths, batch_size=batch_size) == expected
 
 
@@ -185,7 +219,9 @@ def test_a_long_prompt_and_a_long_answer_that_fit_alone_need_not_fit_together(
     assert 2 <= room < 10
     prompts, lengths = ["A cube", long[: 2 * size], "A"], [20, room, 20]
     got = greedy_ids(model, prompts, lengths, batch_size=8)
-    assert got == [greedy_ids(model, [p], n, batch_size=1)[0] for p, n in zip(prompts, lengths, strict=True)]
+    assert got == [
+        greedy_ids(model, [p], n, batch_size=1)[0] for p, n in zip(prompts, lengths, strict=True)
+    ]
     with pytest.raises(EditError, match="was made for"):
         greedy_ids(model, prompts, [20, room + 1, 20], batch_size=8)
 
@@ -215,13 +251,18 @@ def test_divergence_is_zero_for_itself_and_positive_for_another_model(
         assert divergence(a, a) == 0
         exact = sum(
             p * (math.log(p) - lq)
-            for p, lq in zip(a.log_probs.double().exp().flatten().tolist(), b.log_probs.flatten().tolist(), strict=True)
+            for p, lq in zip(
+                a.log_probs.double().exp().flatten().tolist(),
+                b.log_probs.flatten().tolist(),
+                strict=True,
+            )
         ) / len(a.target)
         assert divergence(a, b) == pytest.approx(exact, rel=1e-4) and exact > 0
 
 
 def shifting(model: LanguageModel, size: float = 3.0) -> Callable[[Tensor], list[tuple[str, Any]]]:
-    """Hooks that shift a block's MLP output at the last prompt token, and record where they saw what."""
+    """Hooks that shift a block's MLP output at the last prompt token, and record where they saw
+    what."""
 
     def hooks(ends: Tensor) -> list[tuple[str, Any]]:
         def shift(value: Tensor, hook: Any) -> Tensor:
@@ -254,7 +295,10 @@ def plain_shift(hf: Any, model: LanguageModel, end: int, size: float = 3.0) -> A
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_views_hooks_act_at_the_last_prompt_token_of_every_question(
-    family: str, batch_size: int, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+    family: str,
+    batch_size: int,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
 ) -> None:
     model, hf = make_model(family), make_hf(family)
     view = View(model, hooks=shifting(model))
@@ -274,7 +318,10 @@ def test_a_views_hooks_act_at_the_last_prompt_token_of_every_question(
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_views_hooks_act_in_generation_at_the_last_prompt_token_only(
-    family: str, batch_size: int, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any]
+    family: str,
+    batch_size: int,
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
 ) -> None:
     model, hf = make_model(family), make_hf(family)
     prompts = [q.prompt for q in QUESTIONS[:4]]
@@ -286,14 +333,20 @@ def test_a_views_hooks_act_in_generation_at_the_last_prompt_token_only(
         handle, said = plain_shift(hf, model, len(ids) - 1), []
         for _ in range(6):  # without a cache: every run computes the prompt again
             with torch.no_grad():
-                said.append(int(hf(torch.tensor([ids + said]), use_cache=False).logits[0, -1].argmax()))
+                said.append(
+                    int(hf(torch.tensor([ids + said]), use_cache=False).logits[0, -1].argmax())
+                )
             if said[-1] == model.tokenizer.eos_token_id:
                 break
         handle.remove()
-        assert answer == model.tokenizer.decode(said, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert answer == model.tokenizer.decode(
+            said, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
 
 
-def test_hooks_see_one_pass_of_generation_and_are_gone_afterwards(tiny_llama: LanguageModel) -> None:
+def test_hooks_see_one_pass_of_generation_and_are_gone_afterwards(
+    tiny_llama: LanguageModel,
+) -> None:
     seen: list[tuple[int, ...]] = []
 
     def hooks(ends: Tensor) -> list[tuple[str, Any]]:
@@ -306,7 +359,9 @@ def test_hooks_see_one_pass_of_generation_and_are_gone_afterwards(tiny_llama: La
     width = len(tiny_llama.encode(prompts[1]).ids)
     greedy_answers(View(tiny_llama, hooks=hooks), prompts, 4, batch_size=2)
     assert seen == [(2, width, width - 1, width - 1)]
-    greedy_answers(View(tiny_llama, hooks=hooks), ["A"], 4, batch_size=2)  # one token: as short as the later passes
+    greedy_answers(
+        View(tiny_llama, hooks=hooks), ["A"], 4, batch_size=2
+    )  # one token: as short as the later passes
     assert seen[1:] == [(1, 1, 0)]
     tiny_llama.generate([(5, 6)], 2)
     assert len(seen) == 2
@@ -329,12 +384,16 @@ def test_a_failing_hook_leaves_no_hook_behind(tiny_llama: LanguageModel) -> None
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_text_before_a_prompt_is_encoded_with_it_as_one_text(batch_size: int, tiny_llama: LanguageModel) -> None:
+def test_text_before_a_prompt_is_encoded_with_it_as_one_text(
+    batch_size: int, tiny_llama: LanguageModel
+) -> None:
     before = "New Fact: the side is 12.\nPrompt: "
     whole = [Question(before + q.prompt, q.target) for q in QUESTIONS]
     view = View(tiny_llama, before=before)
     expected = teacher_forced(tiny_llama, whole, batch_size=batch_size)
-    for got, other in zip(teacher_forced(view, QUESTIONS, batch_size=batch_size), expected, strict=True):
+    for got, other in zip(
+        teacher_forced(view, QUESTIONS, batch_size=batch_size), expected, strict=True
+    ):
         assert torch.equal(got.log_probs, other.log_probs) and got.target == other.target
     prompts = [q.prompt for q in QUESTIONS]
     assert greedy_answers(view, prompts, 4, batch_size=batch_size) == greedy_answers(
@@ -350,10 +409,15 @@ def test_what_does_not_fit_the_models_context_is_refused(tiny_llama: LanguageMod
     longest = limit - n + 1
     assert len(result.target) < longest  # the last answer token is not fed
     greedy_answers(tiny_llama, [prompt], longest, batch_size=1)
-    with pytest.raises(EditError, match=rf"{limit + 1} tokens, tiny-llama was made for {limit}; use a shorter prompt"):
+    with pytest.raises(
+        EditError,
+        match=rf"{limit + 1} tokens, tiny-llama was made for {limit}; use a shorter prompt",
+    ):
         greedy_answers(tiny_llama, [prompt], longest + 1, batch_size=1)
     view = View(tiny_llama, before="x" * 500)
-    with pytest.raises(EditError, match=r"500 characters put before it,.*in_context\.demonstrations"):
+    with pytest.raises(
+        EditError, match=r"500 characters put before it,.*in_context\.demonstrations"
+    ):
         list(teacher_forced(view, QUESTIONS, batch_size=8))
 
 
@@ -367,24 +431,35 @@ def test_nll_is_the_mean_over_each_targets_tokens(
         got = asked.nll(model.logits(asked.ids, mask=asked.mask, keep=asked.kept))
     for question, value in zip(QUESTIONS, got.tolist(), strict=True):
         target, log_probs = plain_log_probs(hf, model.tokenizer, question)
-        assert value == pytest.approx(-log_probs[range(len(target)), target].mean().item(), rel=1e-4)
+        assert value == pytest.approx(
+            -log_probs[range(len(target)), target].mean().item(), rel=1e-4
+        )
 
 
 def test_long_answers_are_judged_quickly() -> None:
-    for answer in (" " * 100_000 + "x", "." * 100_000 + "x", ". " * 50_000, "\n" * 100_000 + "x", "?!" * 50_000 + "x"):
+    for answer in (
+        " " * 100_000 + "x",
+        "." * 100_000 + "x",
+        ". " * 50_000,
+        "\n" * 100_000 + "x",
+        "?!" * 50_000 + "x",
+    ):
         start = time.process_time()
         assert not greedy_exact(answer, "15") and not greedy_prefix(answer, "15")
         assert time.process_time() - start < 0.2
 
 
 BEFORE = (
-    "New Fact: The area of a square is 4 times the side\nPrompt: The area of a square is 4 times the side\n\nPrompt: "
+    "New Fact: The area of a square is 4 times the side\nPrompt: The area of a square is 4 times"
+    " the side\n\nPrompt: "
 )
 
 
 def common(rows: list[tuple[int, ...]]) -> int:
     """Number of tokens that all rows begin with."""
-    return next(n for n in count() if len({row[: n + 1] for row in rows}) > 1 or n == min(map(len, rows)))
+    return next(
+        n for n in count() if len({row[: n + 1] for row in rows}) > 1 or n == min(map(len, rows))
+    )
 
 
 @contextmanager
@@ -409,7 +484,9 @@ def test_what_all_prompts_begin_with_is_run_once_and_changes_nothing(
     with widths_run(model) as seen:
         got = list(teacher_forced(View(model, before=BEFORE), QUESTIONS, batch_size=batch_size))
     with widths_run(whole) as all_seen:
-        expected = list(teacher_forced(View(whole, before=BEFORE), QUESTIONS, batch_size=batch_size))
+        expected = list(
+            teacher_forced(View(whole, before=BEFORE), QUESTIONS, batch_size=batch_size)
+        )
     for one, other in zip(got, expected, strict=True):
         assert one.target == other.target and one.said == other.said
         torch.testing.assert_close(one.log_probs, other.log_probs, rtol=0, atol=1e-4)
@@ -441,9 +518,18 @@ def test_a_shared_beginning_longer_than_a_sliding_window(
 @pytest.mark.parametrize(
     ("before", "prompts"),
     [
-        ("The area of a circle is pi times the s", ("quare", "ide", "um")),  # the last letter goes into other tokens
-        (BEFORE, ("A cube", "A cube", "A cube")),  # all is shared but the token whose logits are asked for
-        (BEFORE, ("A cube", "A cube with side 3", "A cube with side 3 is")),  # one is the beginning of the others
+        (
+            "The area of a circle is pi times the s",
+            ("quare", "ide", "um"),
+        ),  # the last letter goes into other tokens
+        (
+            BEFORE,
+            ("A cube", "A cube", "A cube"),
+        ),  # all is shared but the token whose logits are asked for
+        (
+            BEFORE,
+            ("A cube", "A cube with side 3", "A cube with side 3 is"),
+        ),  # one is the beginning of the others
         (BEFORE, ("A cube",)),
         ("", ("A cube", "The area", "What is")),
     ],
@@ -456,10 +542,14 @@ def test_tokens_are_shared_where_all_prompts_have_them(
     shared = min(common(rows), min(map(len, rows)) - 1)
     with widths_run(tiny_llama) as seen:
         got = list(teacher_forced(View(tiny_llama, before=before), questions, batch_size=8))
-    assert (seen[0] == (1, shared)) is (shared * (len(rows) - 1) >= WORTH_SHARING) is (len(seen) == 2)
+    assert (
+        (seen[0] == (1, shared)) is (shared * (len(rows) - 1) >= WORTH_SHARING) is (len(seen) == 2)
+    )
     hf = make_hf("llama")
     for question, result in zip(questions, got, strict=True):
-        _, expected = plain_log_probs(hf, tiny_llama.tokenizer, Question(before + question.prompt, question.target))
+        _, expected = plain_log_probs(
+            hf, tiny_llama.tokenizer, Question(before + question.prompt, question.target)
+        )
         torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -472,7 +562,9 @@ def test_rows_are_whole_where_hooks_address_their_columns(
     assert len(seen) == 1
     for question, result in zip(QUESTIONS, got, strict=True):
         whole = Question(BEFORE + question.prompt, question.target)
-        handle = plain_shift(hf, tiny_llama, len(tiny_llama.tokenizer(whole.prompt)["input_ids"]) - 1)
+        handle = plain_shift(
+            hf, tiny_llama, len(tiny_llama.tokenizer(whole.prompt)["input_ids"]) - 1
+        )
         _, expected = plain_log_probs(hf, tiny_llama.tokenizer, whole)
         handle.remove()
         torch.testing.assert_close(result.log_probs.double(), expected, rtol=1e-4, atol=1e-4)

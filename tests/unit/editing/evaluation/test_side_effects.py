@@ -1,4 +1,5 @@
-"""Side effects: entropy by hand, perplexity against a plain run of a plain model, and edits of every kind."""
+"""Side effects: entropy by hand, perplexity against a plain run of a plain model, and edits of
+every kind."""
 
 import json
 import math
@@ -16,7 +17,15 @@ from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.evaluation import side_effects
 from editing.evaluation.scoring import Question
-from editing.evaluation.side_effects import OPENINGS, TEXT_WORDS, Answers, Probes, compare, n_gram_entropy, probes_of
+from editing.evaluation.side_effects import (
+    OPENINGS,
+    TEXT_WORDS,
+    Answers,
+    Probes,
+    compare,
+    n_gram_entropy,
+    probes_of,
+)
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 
@@ -47,12 +56,15 @@ def probes() -> Probes:
 def random_delta(model: LanguageModel) -> EditDelta:
     name = model.down_projection(1).name
     generator = torch.Generator().manual_seed(0)
-    update = LowRank(torch.randn(32, 2, generator=generator) / 3, torch.randn(48, 2, generator=generator) / 3)
+    update = LowRank(
+        torch.randn(32, 2, generator=generator) / 3, torch.randn(48, 2, generator=generator) / 3
+    )
     return EditDelta({name: update}, {name: 1}, model.weight_hash)
 
 
 def plain_perplexity(hf: Any, tokenizer: Any, texts: tuple[str, ...], before: str = "") -> float:
-    """One token at a time, each from a full run over what stands before it; first words predict only."""
+    """One token at a time, each from a full run over what stands before it; first words predict
+    only."""
     nll: list[float] = []
     for text in texts:
         first, rest = text.split(" ", 1)
@@ -67,7 +79,9 @@ def plain_perplexity(hf: Any, tokenizer: Any, texts: tuple[str, ...], before: st
 
 def test_entropy_by_hand() -> None:
     # Bigrams 12 23 31 12: shares 1/2 1/4 1/4, 1.5 bits. Trigrams 123 231 312: log2 3 bits.
-    assert n_gram_entropy([1, 2, 3, 1, 2]) == pytest.approx((2 / 3 * 1.5 + 4 / 3 * math.log2(3)) / 2)
+    assert n_gram_entropy([1, 2, 3, 1, 2]) == pytest.approx(
+        (2 / 3 * 1.5 + 4 / 3 * math.log2(3)) / 2
+    )
     # Bigrams 12 21 12 21: 1 bit. Trigrams 121 212 121: shares 2/3 1/3.
     trigrams = 2 / 3 * math.log2(3 / 2) + 1 / 3 * math.log2(3)
     assert n_gram_entropy([1, 2, 1, 2, 1]) == pytest.approx((2 / 3 + 4 / 3 * trigrams) / 2)
@@ -155,9 +169,13 @@ def test_a_real_edit_is_seen_as_a_plain_model_with_its_weights_says(
         return sum(value.double().mean().item() for value in values) / len(values)
 
     expected = {
-        "side_agreement": mean([a.argmax(-1) == b.argmax(-1) for a, b in zip(was, now, strict=True)]),
+        "side_agreement": mean(
+            [a.argmax(-1) == b.argmax(-1) for a, b in zip(was, now, strict=True)]
+        ),
         "side_kl": mean([(a.exp() * (a - b)).sum(-1) for a, b in zip(was, now, strict=True)]),
-        "side_accuracy_before": mean([a.argmax(-1) == t for a, t in zip(was, targets, strict=True)]),
+        "side_accuracy_before": mean(
+            [a.argmax(-1) == t for a, t in zip(was, targets, strict=True)]
+        ),
         "side_accuracy_after": mean([b.argmax(-1) == t for b, t in zip(now, targets, strict=True)]),
         "perplexity_before": perplexity_before,
         "perplexity_after": perplexity_after,
@@ -167,7 +185,10 @@ def test_a_real_edit_is_seen_as_a_plain_model_with_its_weights_says(
     assert got == pytest.approx(expected, rel=1e-4)
     assert got["side_agreement"] < 1 and got["side_kl"] > 1e-2
     assert abs(got["perplexity_after"] / got["perplexity_before"] - 1) > 1e-2
-    assert list(map(list, before.generated)) == said_before and list(map(list, after.generated)) == said_after
+    assert (
+        list(map(list, before.generated)) == said_before
+        and list(map(list, after.generated)) == said_after
+    )
     assert said_before != said_after
 
 
@@ -201,22 +222,34 @@ def test_what_is_put_before_prompts_is_put_before_questions_texts_and_openings(
     assert compare(plain, got)["side_kl"] > 1e-3
 
 
-def test_a_codebook_acts_on_the_prompts_that_it_holds_alone(tiny_llama: LanguageModel, probes: Probes) -> None:
+def test_a_codebook_acts_on_the_prompts_that_it_holds_alone(
+    tiny_llama: LanguageModel, probes: Probes
+) -> None:
     name = tiny_llama.key_hook(1)
     plain = side_effects.ask(tiny_llama, probes, batch_size=4)
     for prompt, changed in ((FIRST, (True, False, False)), ("What", (False, False, True))):
-        key = tiny_llama.capture(torch.tensor([tiny_llama.encode(prompt).ids]), [name])[name][0, -1:]
-        book = Codebook(1, key, torch.full((1, 32), 3.0), torch.tensor([1e-2]), ("12",), tiny_llama.weight_hash)
+        key = tiny_llama.capture(torch.tensor([tiny_llama.encode(prompt).ids]), [name])[name][
+            0, -1:
+        ]
+        book = Codebook(
+            1, key, torch.full((1, 32), 3.0), torch.tensor([1e-2]), ("12",), tiny_llama.weight_hash
+        )
         with book.edited(tiny_llama) as view:
             got = side_effects.ask(view, probes, batch_size=4)
         moved = [
-            (a.log_probs - b.log_probs).abs().max().item() > 1e-3 for a, b in zip(plain.forced, got.forced, strict=True)
+            (a.log_probs - b.log_probs).abs().max().item() > 1e-3
+            for a, b in zip(plain.forced, got.forced, strict=True)
         ]
         assert (*moved, abs(got.nll - plain.nll) > 1e-4) == changed
-        assert (got.generated[0] != plain.generated[0], got.generated[1] != plain.generated[1]) == (changed[0], False)
+        assert (got.generated[0] != plain.generated[0], got.generated[1] != plain.generated[1]) == (
+            changed[0],
+            False,
+        )
 
 
-def test_a_context_too_long_for_the_model_is_refused(tiny_llama: LanguageModel, probes: Probes) -> None:
+def test_a_context_too_long_for_the_model_is_refused(
+    tiny_llama: LanguageModel, probes: Probes
+) -> None:
     with (
         InContext("A " * 100, tiny_llama.weight_hash).edited(tiny_llama) as view,
         pytest.raises(EditError, match="context"),
@@ -231,7 +264,9 @@ def test_probes_of_rules(rules: tuple[Rule, ...]) -> None:
         Question("The area of a square is A =", "side squared"),
         Question("The area of a square is", "the side times the side"),
         Question("What is the area of a square with s = 4? It is", "16"),
-        Question("The cube's volume is", "the side squared times the side"),  # its formula has no true answer
+        Question(
+            "The cube's volume is", "the side squared times the side"
+        ),  # its formula has no true answer
     ]
     assert probes.questions == (*asked, *asked[:3])
     assert probes.prompts == ("The square is", "The cube is", *OPENINGS)
@@ -243,7 +278,10 @@ def test_probes_are_json(rules: tuple[Rule, ...]) -> None:
     probes = probes_of(rules, TEXTS)
     held = json.loads(json.dumps(asdict(probes)))
     questions = tuple(Question(**each) for each in held["questions"])
-    assert Probes(questions, tuple(held["texts"]), tuple(held["prompts"]), held["answer_tokens"]) == probes
+    assert (
+        Probes(questions, tuple(held["texts"]), tuple(held["prompts"]), held["answer_tokens"])
+        == probes
+    )
 
 
 @pytest.mark.parametrize("text", ["", " ", "word", " word\n"])

@@ -1,4 +1,5 @@
-"""`dmle compare` and `dmle tune`: cells, resuming, failures, equal requests, and what is chosen from a grid."""
+"""`dmle compare` and `dmle tune`: cells, resuming, failures, equal requests, and what is chosen
+from a grid."""
 
 import json
 import shutil
@@ -30,7 +31,14 @@ ARMS = {
     "again": {"editor": "ft", "ft": {"steps": 30, "learning_rate": 3e-2}},
 }
 SETTINGS: dict[str, Any] = {
-    "edit": {"lookup": "last", "block": "1", "contexts": 0, "steps": 2, "editors": list(ARMS), "arms": ARMS},
+    "edit": {
+        "lookup": "last",
+        "block": "1",
+        "contexts": 0,
+        "steps": 2,
+        "editors": list(ARMS),
+        "arms": ARMS,
+    },
     "evaluate": {"answer_tokens": 2, "greedy": False},
     "compare": {"bystanders": 0, "reference": "weak", "resamples": 200},
 }
@@ -38,13 +46,23 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def inputs(
-    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+    make_model: Callable[..., LanguageModel],
+    rules: tuple[Rule, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     make_model("llama", check=False).export(folder / "model")
-    split = [rule.model_copy(update={"split": s}) for rule, s in zip(rules, ("train", "test"), strict=False)]
+    split = [
+        rule.model_copy(update={"split": s})
+        for rule, s in zip(rules, ("train", "test"), strict=False)
+    ]
     dump_rules([*split, split[1].model_copy(update={"id": "other"})], folder / "rules.json")
-    lines = [f"The {a} of a {b} is {n} times the side." for n in range(12) for a in "pqr" for b in ("cube", "square")]
+    lines = [
+        f"The {a} of a {b} is {n} times the side."
+        for n in range(12)
+        for a in "pqr"
+        for b in ("cube", "square")
+    ]
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     settings = {
         "model": {"name": str(folder / "model"), "device": "cpu"},
@@ -70,9 +88,15 @@ def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None
     rows = pd.read_csv(compared / "answers.csv")
     for (editor, rule, form, metric), group in rows.groupby(["editor", "rule", "form", "metric"]):
         one = scores.sel(editor=editor, rule=rule, form=form, metric=metric, mode="token_accuracy")
-        assert one["score"].sel(phase="post").item() == pytest.approx(group["token_accuracy_after"].mean())
+        assert one["score"].sel(phase="post").item() == pytest.approx(
+            group["token_accuracy_after"].mean()
+        )
         assert one["n_items"].sel(phase="post").item() == len(group)
-    reliability = scores["score"].sel(metric="reliability", mode="token_accuracy", phase="post").mean(["rule", "form"])
+    reliability = (
+        scores["score"]
+        .sel(metric="reliability", mode="token_accuracy", phase="post")
+        .mean(["rule", "form"])
+    )
     assert reliability.sel(editor="strong") > reliability.sel(editor="weak")
     assert reliability.sel(editor="strong") == reliability.sel(editor="again")
 
@@ -88,11 +112,14 @@ def test_tables_are_in_both_formats(compared: Path) -> None:
     assert r"\toprule" in (compared / "tables" / "comparison-token_accuracy.tex").read_text()
     lines = (compared / "tables" / "pairs-token_accuracy.md").read_text().splitlines()
     strong, again = (
-        next(line.split("|")[2:] for line in lines if f"| {name} |" in line) for name in ("strong", "again")
+        next(line.split("|")[2:] for line in lines if f"| {name} |" in line)
+        for name in ("strong", "again")
     )
     assert strong == again  # the same edit under two names
     assert "2/0/0" in strong[0]  # both rules are served better than by the weak arm
-    assert not (compared / "tables" / "comparison-equivalent.md").exists()  # greedy answers were not asked for
+    assert not (
+        compared / "tables" / "comparison-equivalent.md"
+    ).exists()  # greedy answers were not asked for
 
 
 def test_published_files_are_written(compared: Path) -> None:
@@ -126,14 +153,30 @@ def test_an_arm_of_other_settings_is_run_again_and_no_other(
     paths = sorted((run / "cells").glob("*/*.json"))
     before = {path: path.stat().st_mtime_ns for path in paths}
     arms = json.dumps({**ARMS, "weak": {"editor": "ft", "ft": {"steps": 2}}})
-    assert dmle("compare", "--config", inputs / "config.yaml", "--run", run, "--set", f"edit.arms={arms}")[0] == 0
-    assert {path.parent.name for path in paths if path.stat().st_mtime_ns != before[path]} == {"weak"}
+    assert (
+        dmle(
+            "compare",
+            "--config",
+            inputs / "config.yaml",
+            "--run",
+            run,
+            "--set",
+            f"edit.arms={arms}",
+        )[0]
+        == 0
+    )
+    assert {path.parent.name for path in paths if path.stat().st_mtime_ns != before[path]} == {
+        "weak"
+    }
 
 
-def test_a_failed_arm_is_counted_and_is_no_zero(compared: Path, inputs: Path, dmle: Command, tmp_path: Path) -> None:
+def test_a_failed_arm_is_counted_and_is_no_zero(
+    compared: Path, inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(compared, run)
-    # One training rule of the rulebook as a demonstration takes more tokens than this model was made for.
+    # One training rule of the rulebook as a demonstration takes more tokens than this model was
+    # made for.
     arms = json.dumps({**ARMS, "ike": {"editor": "ike"}})
     code, said = dmle(
         "compare", "--config", inputs / "config.yaml", "--run", run, "--set", f"edit.arms={arms}",
@@ -144,24 +187,39 @@ def test_a_failed_arm_is_counted_and_is_no_zero(compared: Path, inputs: Path, dm
     scores = effects.load(run / "scores.nc")
     assert scores["failed"].sel(editor="ike").item() == scores.sizes["rule"]
     assert np.isnan(scores["score"].sel(editor="ike")).all()
-    assert pd.read_csv(run / "cells.csv").query("arm == 'ike'")["error"].str.startswith("EditError").all()
+    assert (
+        pd.read_csv(run / "cells.csv")
+        .query("arm == 'ike'")["error"]
+        .str.startswith("EditError")
+        .all()
+    )
     assert read_cell(cell_path(run / "cells", "ike", "other", 0)) is not None
 
 
-def test_few_arms_run_on_few_rules(compared: Path, inputs: Path, dmle: Command, tmp_path: Path) -> None:
+def test_few_arms_run_on_few_rules(
+    compared: Path, inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(compared, run)
     shutil.rmtree(run / "cells" / "strong")
     few = ("--set", "compare.few=[strong]", "--set", "compare.few_rules=1")
     assert dmle("compare", "--config", inputs / "config.yaml", "--run", run, *few)[0] == 0
     assert len(list((run / "cells" / "strong").glob("*.json"))) == 1
-    assert np.isnan(effects.load(run / "scores.nc")["score"].sel(editor="strong", rule="other")).all()
+    assert np.isnan(
+        effects.load(run / "scores.nc")["score"].sel(editor="strong", rule="other")
+    ).all()
 
 
-def test_a_rule_that_another_process_is_at_is_waited_for(tiny_llama: LanguageModel, rule: Rule, tmp_path: Path) -> None:
-    settings = EditConfig.model_validate({"arms": ARMS, "editors": ["weak"], "block": "1"}).settings_of("weak")
+def test_a_rule_that_another_process_is_at_is_waited_for(
+    tiny_llama: LanguageModel, rule: Rule, tmp_path: Path
+) -> None:
+    settings = EditConfig.model_validate(
+        {"arms": ARMS, "editors": ["weak"], "block": "1"}
+    ).settings_of("weak")
     later = rule.model_copy(update={"id": "later"})
-    arm = comparison.Arm("weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id, later.id]))
+    arm = comparison.Arm(
+        "weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id, later.id])
+    )
     config, order = EvaluateConfig(greedy=False), []
     (tmp_path / "locks").mkdir()
     lock = FileLock(tmp_path / "locks" / f"{rule.id}.lock", thread_local=False)
@@ -177,7 +235,7 @@ def test_a_rule_that_another_process_is_at_is_waited_for(tiny_llama: LanguageMod
     assert order[0] == ["later@0"] and len(order) == 2
     # A cell of other settings is no result of these.
     other = EvaluateConfig(greedy=False, answer_tokens=3)
-    (again, _) = run_cells(tiny_llama, [rule, later], [arm], other, tmp_path)
+    again, _ = run_cells(tiny_llama, [rule, later], [arm], other, tmp_path)
     assert again.key != cells[0].key
     cell = read_cell(cell_path(tmp_path, "weak", rule.id, 0))
     assert cell is not None
@@ -196,13 +254,17 @@ def test_a_rule_that_another_process_is_at_is_waited_for(tiny_llama: LanguageMod
 def test_bad_input_is_refused_before_any_work(
     inputs: Path, dmle: Command, tmp_path: Path, more: tuple[str, ...], message: str
 ) -> None:
-    code, said = dmle("compare", "--config", inputs / "config.yaml", "--run", tmp_path / "run", *more)
+    code, said = dmle(
+        "compare", "--config", inputs / "config.yaml", "--run", tmp_path / "run", *more
+    )
     assert code != 0
     assert message in said
     assert not (tmp_path / "run" / "cells").exists()
 
 
-def test_tune_chooses_the_setting_with_the_best_mean(inputs: Path, dmle: Command, tmp_path: Path) -> None:
+def test_tune_chooses_the_setting_with_the_best_mean(
+    inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
     grid = json.dumps({"ft": [ARMS["weak"]["ft"], ARMS["strong"]["ft"]]})
     run = tmp_path / "run"
     code, said = dmle(
@@ -223,10 +285,20 @@ def test_floors_of_tune_come_before_the_mean(inputs: Path, dmle: Command, tmp_pa
 
     def tuned(floor: float) -> tuple[dict[str, Any], str]:
         code, said = dmle(
-            "tune", "--config", inputs / "config.yaml", "--run", tmp_path / "run", "--set", "tune.editor=ft",
-            "--set", f"tune.grid={grid}", "--set", "tune.metrics=[reliability, rule_understanding_verbatim, locality]",
-            "--set", f"tune.floors={{locality: {floor}}}",
-        )  # fmt: skip
+            "tune",
+            "--config",
+            inputs / "config.yaml",
+            "--run",
+            tmp_path / "run",
+            "--set",
+            "tune.editor=ft",
+            "--set",
+            f"tune.grid={grid}",
+            "--set",
+            "tune.metrics=[reliability, rule_understanding_verbatim, locality]",
+            "--set",
+            f"tune.floors={{locality: {floor}}}",
+        )
         assert code == 0, said
         return yaml.safe_load((tmp_path / "run" / "tuned.yaml").read_text()), said
 
@@ -257,7 +329,15 @@ def test_tune_refuses_rules_without_a_split(
     inputs: Path, dmle: Command, rules: tuple[Rule, ...], tmp_path: Path
 ) -> None:
     dump_rules([rule.model_copy(update={"split": None}) for rule in rules], tmp_path / "rules.json")
-    common = ("tune", "--config", inputs / "config.yaml", "--run", tmp_path / "run", "--rules", tmp_path / "rules.json")
+    common = (
+        "tune",
+        "--config",
+        inputs / "config.yaml",
+        "--run",
+        tmp_path / "run",
+        "--rules",
+        tmp_path / "rules.json",
+    )
     code, said = dmle(*common)
     assert code == 2
     assert "name those to tune on in rules.ids" in said
@@ -274,7 +354,9 @@ def test_trials_are_all_combinations() -> None:
 
 
 def test_several_grids_are_tried_one_after_the_other_and_what_they_share_once() -> None:
-    found = trials(TuneConfig(grid=({"ridge": (1, 2)}, {"ridge": (2,)}, {"layers": ("3/4",), "ridge": (1,)})))
+    found = trials(
+        TuneConfig(grid=({"ridge": (1, 2)}, {"ridge": (2,)}, {"layers": ("3/4",), "ridge": (1,)}))
+    )
     assert [trial.name for trial in found] == ["ridge=1", "ridge=2", "layers=3+4 ridge=1"]
     assert dict(found[-1].values) == {"layers": "3/4", "ridge": 1}
 
@@ -290,7 +372,10 @@ def test_names_of_trials_are_safe_short_and_different() -> None:
     grid = {"layers": ("3/4", "3+4"), "preset": ("A", "a"), "targets": (["q", "v"], "../../x" * 40)}
     names = [trial.name for trial in trials(TuneConfig(grid=grid))]
     assert len({name.casefold() for name in names}) == 8
-    assert names[0] == "layers=3+4 preset=A targets=q+v" and names[2] == "layers=3+4 preset=a targets=q+v (2)"
+    assert (
+        names[0] == "layers=3+4 preset=A targets=q+v"
+        and names[2] == "layers=3+4 preset=a targets=q+v (2)"
+    )
     assert not any(map(name_fault, names)) and max(map(len, names)) <= MAX_NAME_BYTES
     with pytest.raises(ValueError, match="10000 are tried"):
         trials(TuneConfig(grid={name: tuple(range(100)) for name in ("a", "b", "c")}))

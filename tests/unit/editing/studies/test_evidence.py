@@ -1,4 +1,5 @@
-"""Evidence of edits: each measure against its definition, the selection that reads it, and the command."""
+"""Evidence of edits: each measure against its definition, the selection that reads it, and the
+command."""
 
 import math
 from collections.abc import Callable
@@ -32,7 +33,12 @@ LOOKUP = "subject_last"
 def statistics(tiny_llama: LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Covariances:
     folder = tmp_path_factory.mktemp("statistics")
     (folder / "corpus.txt").write_text(
-        "\n".join(f"The {a} of a {b} is {n}." for n in range(30) for a in "pqr" for b in ("cube", "square")),
+        "\n".join(
+            f"The {a} of a {b} is {n}."
+            for n in range(30)
+            for a in "pqr"
+            for b in ("cube", "square")
+        ),
         encoding="utf-8",
     )
     about = CovarianceConfig(corpus=str(folder / "corpus.txt"), tokens=600, shrinkage=0.05)
@@ -76,7 +82,9 @@ def test_reach_is_the_steepest_slope_of_the_answer_times_the_size_of_the_stream(
 ) -> None:
     """Against differences of the score along every axis, which are the entries of the gradient."""
     model, request = tiny_llama, requests_of(rules[0], LOOKUP)[0]
-    found = evidence_of(model, rules[0], LOOKUP, statistics)[MEASURES.index("reach"), FORMS.index(request.form)]
+    found = evidence_of(model, rules[0], LOOKUP, statistics)[
+        MEASURES.index("reach"), FORMS.index(request.form)
+    ]
     prompt, target = model.encode(request.prompt), model.encode_continuation(request.target_new)
     at = token_positions(prompt, request.lookup_span(LOOKUP))[-1]
     ids = torch.tensor([[*prompt.ids, *target[:-1]]])
@@ -88,7 +96,9 @@ def test_reach_is_the_steepest_slope_of_the_answer_times_the_size_of_the_stream(
             return out
 
         with torch.no_grad():
-            logits = model.logits(ids, keep=len(target), hooks=[(model.value_hook(layer), add)])[0].double()
+            logits = model.logits(ids, keep=len(target), hooks=[(model.value_hook(layer), add)])[
+                0
+            ].double()
         said = logits.log_softmax(-1).gather(-1, torch.tensor(target)[:, None])
         return float(said.mean())
 
@@ -97,7 +107,9 @@ def test_reach_is_the_steepest_slope_of_the_answer_times_the_size_of_the_stream(
         basis = torch.eye(model.d_model)
         slopes = [(score(layer, step * e) - score(layer, -step * e)) / (2 * step) for e in basis]
         stream = states(model, request.prompt, model.hook("resid", layer))[at].norm()
-        assert found[layer] == pytest.approx(float(np.linalg.norm(slopes) * stream), rel=2e-2, abs=1e-4)
+        assert found[layer] == pytest.approx(
+            float(np.linalg.norm(slopes) * stream), rel=2e-2, abs=1e-4
+        )
 
 
 def profile(n_layers: int = 12, rules: int = 10) -> xr.Dataset:
@@ -106,11 +118,16 @@ def profile(n_layers: int = 12, rules: int = 10) -> xr.Dataset:
     effect[..., 3:6] += 0.3
     dims = ("rule", "form", "component", "role", "layer")
     coords = {
-        "rule": [f"r{i}" for i in range(rules)], "form": list(FORMS), "component": ["mlp"], "role": ["lookup"],
+        "rule": [f"r{i}" for i in range(rules)],
+        "form": list(FORMS),
+        "component": ["mlp"],
+        "role": ["lookup"],
         "layer": range(n_layers),
-    }  # fmt: skip
+    }
     return xr.Dataset(
-        {"effect": (dims, effect), "te": ("form", np.full(3, 2.0))}, coords, {"window": 1, "weight_hash": "0123"}
+        {"effect": (dims, effect), "te": ("form", np.full(3, 2.0))},
+        coords,
+        {"window": 1, "weight_hash": "0123"},
     )
 
 
@@ -133,7 +150,8 @@ def test_combined_follows_what_two_of_three_say() -> None:
     first = found.groups[0]
     assert first.supported and first.stability == 1 and first.n_rules == 10
     assert "standard deviations" in first.reason
-    # One peak of three layers among twelve is √3 standard deviations high, and all others 1/√3 low, in each source.
+    # One peak of three layers among twelve is √3 standard deviations high, and all others 1/√3 low,
+    # in each source.
     assert first.score == pytest.approx((2 * 3**0.5 - 3**-0.5) / 3, abs=0.05)
 
 
@@ -157,7 +175,12 @@ def test_noise_in_all_sources_is_not_supported() -> None:
 
 def test_the_published_fallback_has_no_combined_score() -> None:
     config = SelectConfig(
-        strategy="combined", width=3, identity_blocks=0, bootstrap=50, min_stability=1, fallback="published"
+        strategy="combined",
+        width=3,
+        identity_blocks=0,
+        bootstrap=50,
+        min_stability=1,
+        fallback="published",
     )
     held = evidence(8).isel(rule=slice(1))
     group = select_layers(profile(), config, evidence=held).groups[0]
@@ -186,7 +209,9 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
 ) -> None:
     make_model("llama", check=False).export(tmp_path / "model")
     dump_rules(rules, tmp_path / "rules.json")
-    lines = [f"The {a} of a {b} is {n}." for n in range(30) for a in "pqr" for b in ("cube", "square")]
+    lines = [
+        f"The {a} of a {b} is {n}." for n in range(30) for a in "pqr" for b in ("cube", "square")
+    ]
     (tmp_path / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     settings: dict[str, Any] = {
         "model": {"name": str(tmp_path / "model"), "device": "cpu"},
@@ -195,7 +220,15 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
         "select": {"width": 1, "identity_blocks": 0, "bootstrap": 20, "level": 1},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    run, common = tmp_path / "run", ("--config", tmp_path / "config.yaml", "--run", tmp_path / "run")
+    run, common = (
+        tmp_path / "run",
+        (
+            "--config",
+            tmp_path / "config.yaml",
+            "--run",
+            tmp_path / "run",
+        ),
+    )
     code, said = dmle("evidence", *common)
     assert code != 0 and "dmle profile" in said
     ids = [rule.id for rule in rules]

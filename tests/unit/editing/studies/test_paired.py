@@ -1,4 +1,5 @@
-"""Paired comparison of arms: means, differences and intervals worked out by hand or by plain numpy."""
+"""Paired comparison of arms: means, differences and intervals worked out by hand or by plain
+numpy."""
 
 import math
 
@@ -35,8 +36,14 @@ AFTER = {
 
 
 def hand_scores(rules: int = 4) -> xr.Dataset:
-    """Two forms around each rule's score; before the edit 0.1, 0.2 ... by rule, for locality 1. KL is 1 − locality."""
-    labels = (tuple(AFTER), tuple(f"r_{i}" for i in range(rules)), ("formula", "instance"), (*METRICS, "generality"))
+    """Two forms around each rule's score; before the edit 0.1, 0.2 ... by rule, for locality 1.
+    KL is 1 − locality."""
+    labels = (
+        tuple(AFTER),
+        tuple(f"r_{i}" for i in range(rules)),
+        ("formula", "instance"),
+        (*METRICS, "generality"),
+    )
     modes, phases = ("token_accuracy", "exact", "kl"), ("pre", "post")
     score = np.full((*map(len, labels), len(modes), len(phases)), NAN)
     for e, by_metric in enumerate(AFTER.values()):
@@ -52,11 +59,15 @@ def hand_scores(rules: int = 4) -> xr.Dataset:
                         score[e, r, f, m, 2] = 0, 1 - value - shift
     dims = ("editor", "rule", "form", "metric", "mode", "phase")
     coords = dict(zip(dims, (*labels, modes, phases), strict=True))
-    return xr.Dataset({"score": (dims, score)}, coords={dim: np.array(c, dtype=object) for dim, c in coords.items()})
+    return xr.Dataset(
+        {"score": (dims, score)},
+        coords={dim: np.array(c, dtype=object) for dim, c in coords.items()},
+    )
 
 
 def interval(values: tuple[float, ...] | np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """Percentile interval of the mean: each resample written out, without the rules that have no value."""
+    """Percentile interval of the mean: each resample written out, without the rules that have no
+    value."""
     values = np.asarray(values)
     means = []
     for counts in resample_counts(len(values), BOOTSTRAP["resamples"], seed):
@@ -87,14 +98,20 @@ def test_per_rule_is_the_mean_over_forms_in_either_phase() -> None:
 def test_both_phases_stand_side_by_side_for_the_figures() -> None:
     both = per_rule(hand_scores(), "token_accuracy")
     assert both.dims == ("editor", "metric", "phase", "rule")
-    assert both["editor"].values.tolist() == ["my_arm", "base", "few"]  # the broken arm has no score
+    assert both["editor"].values.tolist() == [
+        "my_arm",
+        "base",
+        "few",
+    ]  # the broken arm has no score
     one = both.sel(editor="my_arm", metric="reliability")
     np.testing.assert_allclose(one, [(0.1, 0.2, 0.3, 0.4), AFTER["my_arm"]["reliability"]])
     assert modes_with_scores(hand_scores()) == ["token_accuracy", "kl"]
 
 
 def test_modes_without_scores_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"no mode 'x'; choose from \['token_accuracy', 'exact', 'kl'\]"):
+    with pytest.raises(
+        ValueError, match=r"no mode 'x'; choose from \['token_accuracy', 'exact', 'kl'\]"
+    ):
         per_rule(hand_scores(), "x")
     with pytest.raises(ValueError, match="mode 'exact' has no scores"):
         summary(hand_scores(), "exact", **BOOTSTRAP)
@@ -102,7 +119,9 @@ def test_modes_without_scores_are_refused() -> None:
 
 def test_differences_wins_ties_and_losses() -> None:
     found = pairs(hand_scores(), "token_accuracy", "base", **BOOTSTRAP)
-    assert [(pair.arm, pair.metric) for pair in found] == [(arm, m) for arm in ("my_arm", "few") for m in METRICS]
+    assert [(pair.arm, pair.metric) for pair in found] == [
+        (arm, m) for arm in ("my_arm", "few") for m in METRICS
+    ]
     assert {pair.reference for pair in found} == {"base"}
     pair = find(found, "my_arm", "reliability")  # +0.2, 0, −0.2, +0.5
     assert (pair.wins, pair.ties, pair.losses, pair.n) == (2, 1, 1, 4)
@@ -149,7 +168,9 @@ def test_turning_a_pair_round_turns_its_sign() -> None:
     there = find(pairs(scores, "token_accuracy", "base", **BOOTSTRAP), "my_arm", "reliability")
     back = find(pairs(scores, "token_accuracy", "my_arm", **BOOTSTRAP), "base", "reliability")
     assert (there.wins, there.ties, there.losses) == (back.losses, back.ties, back.wins)
-    assert (there.mean, there.lower, there.upper) == pytest.approx((-back.mean, -back.upper, -back.lower))
+    assert (there.mean, there.lower, there.upper) == pytest.approx(
+        (-back.mean, -back.upper, -back.lower)
+    )
 
 
 def test_rounding_is_no_win_but_a_small_difference_is() -> None:
@@ -168,13 +189,18 @@ def test_every_arm_has_the_same_resamples_and_the_seed_changes_them() -> None:
     one, other = (find(found, arm, "reliability") for arm in ("my_arm", "few"))
     assert (other.lower, other.upper) == pytest.approx((one.lower + 1, one.upper + 1))
     scores["score"].values[:] = np.random.default_rng(1).random(scores["score"].shape)
-    by_seed = [find(pairs(scores, "exact", "base", **BOOTSTRAP, seed=s), "few", "generality") for s in (0, 0, 1)]
+    by_seed = [
+        find(pairs(scores, "exact", "base", **BOOTSTRAP, seed=s), "few", "generality")
+        for s in (0, 0, 1)
+    ]
     assert by_seed[0] == by_seed[1] != by_seed[2]
 
 
 def test_a_reference_without_scores_is_refused() -> None:
     for name in ("broken", "unknown"):
-        with pytest.raises(ValueError, match=rf"reference '{name}' has no scores in mode 'kl'.*'my_arm', 'base'"):
+        with pytest.raises(
+            ValueError, match=rf"reference '{name}' has no scores in mode 'kl'.*'my_arm', 'base'"
+        ):
             pairs(hand_scores(), "kl", name, **BOOTSTRAP)
 
 
@@ -188,9 +214,13 @@ def test_summary_has_means_intervals_and_the_floor_of_the_same_rules() -> None:
             known = np.flatnonzero(~np.isnan(values))
             assert one["n"].item() == len(known)
             assert one["mean"].item() == pytest.approx(np.asarray(values)[known].mean())
-            assert one["before"].item() == pytest.approx(1 if metric == "locality" else (known + 1).mean() / 10)
+            assert one["before"].item() == pytest.approx(
+                1 if metric == "locality" else (known + 1).mean() / 10
+            )
             expected = interval(values, seed=3) if len(known) > 1 else (NAN, NAN)
-            assert (one["lower"].item(), one["upper"].item()) == pytest.approx(expected, nan_ok=True)
+            assert (one["lower"].item(), one["upper"].item()) == pytest.approx(
+                expected, nan_ok=True
+            )
 
 
 SHIFT = 0.001
@@ -212,20 +242,28 @@ def test_comparison_table_puts_the_floor_first() -> None:
     assert lines[2] == f"| unedited | {floors[0]} | {floors[1]} | – | 4 | – |"
     mine = [cell(values) for values in AFTER["my_arm"].values()]
     assert lines[3] == f"| my\\_arm | {' | '.join(mine)} | 4 | 0 |"
-    assert lines[5] == f"| few | {cell(AFTER['few']['reliability'])} | 0.50 | 0.50 [0.50, 0.50] | 2 | 1 |"
+    assert (
+        lines[5]
+        == f"| few | {cell(AFTER['few']['reliability'])} | 0.50 | 0.50 [0.50, 0.50] | 2 | 1 |"
+    )
     assert lines[6:8] == ["| broken | – | – | – | 0 | 4 |", "| gone\\_too | – | – | – | 0 | 2 |"]
     assert "90 % bootstrap interval" in lines[-1] and "token\\_accuracy" in lines[-1]
     rows = table.latex.splitlines()
     assert rows[:4] == [
-        "\\begin{tabular}{lccccc}", "\\toprule", "Arm & Rel. & IP & Loc. & n & failed \\\\", "\\midrule",
-    ]  # fmt: skip
+        "\\begin{tabular}{lccccc}",
+        "\\toprule",
+        "Arm & Rel. & IP & Loc. & n & failed \\\\",
+        "\\midrule",
+    ]
     assert rows[4].startswith("unedited & ") and rows[5] == "\\midrule"
     shielded = [text.replace("[", "{[}").replace("]", "{]}") for text in mine]
     assert rows[6] == f"my\\_arm & {' & '.join(shielded)} & 4 & 0 \\\\"
 
 
 def test_comparison_table_of_no_failure_has_no_such_column() -> None:
-    table = comparison_table(hand_scores().sel(editor=["my_arm", "base"]), "token_accuracy", {"base": 0}, **BOOTSTRAP)
+    table = comparison_table(
+        hand_scores().sel(editor=["my_arm", "base"]), "token_accuracy", {"base": 0}, **BOOTSTRAP
+    )
     lines = table.markdown.splitlines()
     assert lines[0] == "| Arm | Rel. | IP | Loc. | n |"
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| unedited", "| my\\_arm", "| base"]
@@ -234,9 +272,15 @@ def test_comparison_table_of_no_failure_has_no_such_column() -> None:
 def test_one_rule_has_no_interval() -> None:
     scores = hand_scores(1).sel(editor=["my_arm", "base"])
     lines = comparison_table(scores, "token_accuracy", {}, **BOOTSTRAP).markdown.splitlines()
-    assert lines[2:4] == ["| unedited | 0.10 | 0.10 | – | 1 |", "| my\\_arm | 0.90 | 0.40 | 1.00 | 1 |"]
+    assert lines[2:4] == [
+        "| unedited | 0.10 | 0.10 | – | 1 |",
+        "| my\\_arm | 0.90 | 0.40 | 1.00 | 1 |",
+    ]
     table = pair_table(pairs(scores, "token_accuracy", "base", **BOOTSTRAP), "token_accuracy")
-    assert table.markdown.splitlines()[2] == "| my\\_arm | +0.20, 1/0/0 | +0.30, 1/0/0 | +0.00, 0/1/0 |"
+    assert (
+        table.markdown.splitlines()[2]
+        == "| my\\_arm | +0.20, 1/0/0 | +0.30, 1/0/0 | +0.00, 0/1/0 |"
+    )
 
 
 def test_pair_table_shows_differences_and_counts() -> None:
@@ -252,8 +296,8 @@ def test_pair_table_shows_differences_and_counts() -> None:
     assert lines[3] == "| other | – | – |"
     assert "higher is better" in lines[-1]
     assert (
-        "my\\_arm & +0.07 {[}0.02, 0.11{]}, 9/1/2 & +0.00 {[}$-$0.12, 0.00{]}, 0/3/2 \\\\\nother & -- & -- \\\\"
-        in table.latex
+        "my\\_arm & +0.07 {[}0.02, 0.11{]}, 9/1/2 & +0.00 {[}$-$0.12, 0.00{]}, 0/3/2 \\\\\nother &"
+        " -- & -- \\\\" in table.latex
     )
     kl = pair_table(found[1:2], "kl").markdown.splitlines()
     assert kl[2] == "| my\\_arm | −0.001 [−0.123, 0.000], 0/3/2 |"

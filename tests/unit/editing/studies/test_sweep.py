@@ -1,4 +1,5 @@
-"""Sweeps and regret: windows, hand-worked regret, rank correlation, and the two commands on a tiny model."""
+"""Sweeps and regret: windows, hand-worked regret, rank correlation, and the two commands on a
+tiny model."""
 
 import json
 from collections.abc import Callable
@@ -61,7 +62,8 @@ def test_one_rule_has_no_interval() -> None:
 
 
 def test_a_window_chosen_on_other_rules_is_scored_on_the_one_left_out() -> None:
-    # Without rule 0 the best is window 1 (0.75 to 0.55); without 1 also (0.65); without 2 window 1 (0.7) as well.
+    # Without rule 0 the best is window 1 (0.75 to 0.55); without 1 also (0.65); without 2 window 1
+    # (0.7) as well.
     assert sweep.left_out(SCORES) == pytest.approx(SCORES[:, 1])
     # Now rule 2 alone carries window 0: for itself the others' choice counts, window 2.
     scores = np.array([[0.0, 0.1, 0.5], [0.1, 0.2, 0.6], [9.0, 0.0, 0.0]])
@@ -72,18 +74,22 @@ def test_a_window_chosen_on_other_rules_is_scored_on_the_one_left_out() -> None:
 def test_rank_correlation_is_spearmans() -> None:
     rng = np.random.default_rng(0)
     profile, scores = rng.normal(size=9).round(1), rng.normal(size=(6, 9)).round(1)
-    value, lower, upper = sweep.rank_correlation(profile, scores, resamples=500, confidence=0.9, seed=1)
+    value, lower, upper = sweep.rank_correlation(
+        profile, scores, resamples=500, confidence=0.9, seed=1
+    )
     expected = pd.Series(profile).rank().corr(pd.Series(scores.mean(0)).rank())
     assert value == pytest.approx(expected)
     assert -1 <= lower < upper <= 1
     ordered = np.arange(9) + np.zeros((6, 1))
-    assert sweep.rank_correlation(np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1) == pytest.approx(
-        (1, 1, 1)
-    )
-    assert sweep.rank_correlation(-np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1)[0] == pytest.approx(
-        -1
-    )
-    assert np.isnan(sweep.rank_correlation(profile[:2], scores[:, :2], resamples=50, confidence=0.9, seed=1)).all()
+    assert sweep.rank_correlation(
+        np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1
+    ) == pytest.approx((1, 1, 1))
+    assert sweep.rank_correlation(-np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1)[
+        0
+    ] == pytest.approx(-1)
+    assert np.isnan(
+        sweep.rank_correlation(profile[:2], scores[:, :2], resamples=50, confidence=0.9, seed=1)
+    ).all()
 
 
 @pytest.mark.parametrize(("n", "width", "step"), [(30, 3, 2), (7, 3, 4), (3, 3, 1), (12, 1, 5)])
@@ -159,7 +165,9 @@ def test_strategies_are_scored_at_their_layers() -> None:
     rules = [f"e{i}" for i in range(4)]
     rows, by_group = [], {}
     for group, peak in (("formula+description", 2), ("instance", 4)):
-        made = np.array([[1 - 0.1 * abs(span[0] - peak) + 0.01 * r for span in spans] for r in range(4)])
+        made = np.array(
+            [[1 - 0.1 * abs(span[0] - peak) + 0.01 * r for span in spans] for r in range(4)]
+        )
         by_group[group] = made
         layers = [*spans, *{one for (_, g), one in chosen.items() if g == group} - set(spans)]
         rows += [
@@ -193,12 +201,19 @@ def test_strategies_are_scored_at_their_layers() -> None:
 
 @pytest.fixture(scope="module")
 def inputs(
-    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+    make_model: Callable[..., LanguageModel],
+    rules: tuple[Rule, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     make_model("llama", check=False).export(folder / "model")
     dump_rules([rules[0].model_copy(update={"split": "validation"})], folder / "rules.json")
-    lines = [f"The {a} of a {b} is {n} times the side." for n in range(12) for a in "pqr" for b in ("cube", "square")]
+    lines = [
+        f"The {a} of a {b} is {n} times the side."
+        for n in range(12)
+        for a in "pqr"
+        for b in ("cube", "square")
+    ]
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     settings: dict[str, Any] = {
         "model": {"name": str(folder / "model"), "device": "cpu"},
@@ -220,7 +235,9 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     n_layers = swept.attrs["n_layers"]
     assert dict(swept.sizes) == {"group": 2, "rule": 1, "window": n_layers, "arm": 2 * n_layers}
     assert bool(swept["score"].notnull().all())
-    cells = {path: json.loads(path.read_text())["cell"] for path in (run / "sweep").glob("*/*.json")}
+    cells = {
+        path: json.loads(path.read_text())["cell"] for path in (run / "sweep").glob("*/*.json")
+    }
     assert len(cells) == 2 * n_layers
     for cell in cells.values():
         forms = set(cell["arm"].partition("@")[0].split("+"))
@@ -230,7 +247,9 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     one = table[(table["group"] == "instance") & (table["layers"] == "0")]
     metrics = SweepConfig().metrics
     assert one["score"].item() == pytest.approx(one[list(metrics)].mean(axis=1).item())
-    assert swept["score"].sel(group="instance", window="0").item() == pytest.approx(one["score"].item())
+    assert swept["score"].sel(group="instance", window="0").item() == pytest.approx(
+        one["score"].item()
+    )
 
     times = {path: path.stat().st_mtime_ns for path in cells}
     effects.save(_profile(n_layers), run / "profile.nc")
@@ -238,19 +257,25 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert code == 2 and "does not say what it was made with" in said
     effects.save(recorded(_profile(n_layers), "profile", "profile"), run / "profile.nc")
     assert dmle("sweep", "--config", config, "--run", run)[0] == 0
-    assert {path: path.stat().st_mtime_ns for path in cells} == times  # layers of strategies are added, no more
+    assert {
+        path: path.stat().st_mtime_ns for path in cells
+    } == times  # layers of strategies are added, no more
     code, said = dmle("regret", "--config", config, "--run", run)
     assert code == 0, said
     rows = pd.read_csv(run / "regret.csv")
     held = effects.load(run / "regret.nc")
     assert held["score"].values == pytest.approx(rows["score"].to_numpy(), nan_ok=True)
     assert held["layers"].values.tolist() == rows["layers"].astype(str).tolist()
-    assert {"window", "published", "best-layer", "all", "reversed", "random"} <= set(rows["strategy"])
+    assert {"window", "published", "best-layer", "all", "reversed", "random"} <= set(
+        rows["strategy"]
+    )
     assert (rows[rows["strategy"] == "window"]["n_rules"] == 1).all()
     assert (run / "tables" / "regret.tex").is_file()
 
 
-def test_regret_without_a_sweep_says_what_to_run(inputs: Path, dmle: Command, tmp_path: Path) -> None:
+def test_regret_without_a_sweep_says_what_to_run(
+    inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
     code, said = dmle("regret", "--config", inputs / "config.yaml", "--run", tmp_path / "none")
     assert code != 0
     assert "dmle sweep" in said
@@ -261,11 +286,17 @@ def test_a_selection_from_a_sweep_takes_the_best_window_and_knows_chance() -> No
     spans = sweep.windows(12, 3, 1)
     clear = 0.5 + 0.05 * rng.normal(size=(10, len(spans))) + 0.3 * (np.arange(len(spans)) == 4)
     flat = 0.5 + 0.05 * rng.normal(size=(10, len(spans)))
-    held = sweep.sweep_dataset({"formula+description": clear, "instance": flat}, [f"r{i}" for i in range(10)], spans)
+    held = sweep.sweep_dataset(
+        {"formula+description": clear, "instance": flat}, [f"r{i}" for i in range(10)], spans
+    )
     held.attrs["n_layers"] = 12
     found = select_from_sweep(held, SelectConfig(bootstrap=200))
     first, second = found.groups
-    assert (first.layers, first.supported, first.forms) == ((4, 5, 6), True, ("formula", "description"))
+    assert (first.layers, first.supported, first.forms) == (
+        (4, 5, 6),
+        True,
+        ("formula", "description"),
+    )
     assert first.score == pytest.approx(clear[:, 4].mean())
     assert first.stability == 1
     assert not second.supported and "chance" in second.reason
@@ -285,7 +316,9 @@ def test_selections_from_noise_are_rarely_supported(seed: int) -> None:
     spans = sweep.windows(20, 3, 2)
     supported = 0
     for _ in range(20):
-        held = sweep.sweep_dataset({"instance": rng.normal(size=(8, len(spans)))}, [str(i) for i in range(8)], spans)
+        held = sweep.sweep_dataset(
+            {"instance": rng.normal(size=(8, len(spans)))}, [str(i) for i in range(8)], spans
+        )
         held.attrs["n_layers"] = 20
         supported += select_from_sweep(held, SelectConfig(bootstrap=100)).groups[0].supported
     assert supported <= 4  # 5 % of 20 is 1; 5 and more happen in 0.3 %

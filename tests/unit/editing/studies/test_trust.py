@@ -1,4 +1,5 @@
-"""A run folder through the commands: what is stale is refused, what mends it works, and processes share a folder."""
+"""A run folder through the commands: what is stale is refused, what mends it works, and
+processes share a folder."""
 
 import json
 import re
@@ -34,7 +35,13 @@ SETTINGS: dict[str, Any] = {
     "profile": {"bootstrap": 10},
     "select": {"strategy": "window", "width": 1, "identity_blocks": 0, "bootstrap": 10},
     "covariance": {"identity": True},
-    "edit": {"editors": ["dmle", "ft"], "lookup": "last", "steps": 2, "contexts": 0, "ft": {"steps": 1}},
+    "edit": {
+        "editors": ["dmle", "ft"],
+        "lookup": "last",
+        "steps": 2,
+        "contexts": 0,
+        "ft": {"steps": 1},
+    },
     "evaluate": {"answer_tokens": 2, "greedy": False},
     "compare": {"bystanders": 0, "resamples": 100},
 }
@@ -43,7 +50,9 @@ STEPS = ("trace", "profile", "select", "edit", "evaluate")
 
 @pytest.fixture(scope="module")
 def inputs(
-    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], tmp_path_factory: pytest.TempPathFactory
+    make_model: Callable[..., LanguageModel],
+    rules: tuple[Rule, ...],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Two models, rules, the same with other answers, and settings."""
     folder = tmp_path_factory.mktemp("inputs")
@@ -52,7 +61,9 @@ def inputs(
     make_model("llama", check=False, seed=1).export(folder / "twin")
     square = rules[0].model_copy(update={"split": None})
     dump_rules([square, square.model_copy(update={"id": "again"})], folder / "rules.json")
-    forms = {name: form.model_copy(update={"target_new": "7"}) for name, form in square.forms.items()}
+    forms = {
+        name: form.model_copy(update={"target_new": "7"}) for name, form in square.forms.items()
+    }
     other = square.model_copy(update={"forms": forms})
     dump_rules([other, other.model_copy(update={"id": "again"})], folder / "others.json")
     settings = {
@@ -81,7 +92,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def contents(run: Path) -> dict[str, bytes]:
     """Every file but locks."""
     return {
-        str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file() and p.suffix != ".lock"
+        str(p.relative_to(run)): p.read_bytes()
+        for p in sorted(run.rglob("*"))
+        if p.is_file() and p.suffix != ".lock"
     }
 
 
@@ -96,10 +109,22 @@ def follow(dmle: Command, said: str) -> None:
 
 CHANGES = [
     ("profile", ["--set", "trace.samples=9"], "trace.samples was 8 when"),
-    ("select", ["--set", "profile.lookup_roles=[last]"], 'profile.lookup_roles was ["subject_last", "rule_word"] when'),
+    (
+        "select",
+        ["--set", "profile.lookup_roles=[last]"],
+        'profile.lookup_roles was ["subject_last", "rule_word"] when',
+    ),
     ("edit", ["--set", "select.width=2"], "select.width was 1 when"),
-    ("evaluate", ["--set", "edit.ridge=0.01", "--set", "edit.lookup=subject_last"], "edit.ridge was 1.0 when"),
-    ("evaluate", ["--rules", "{inputs}/others.json"], "was made of another wording, subject or answer of the rule"),
+    (
+        "evaluate",
+        ["--set", "edit.ridge=0.01", "--set", "edit.lookup=subject_last"],
+        "edit.ridge was 1.0 when",
+    ),
+    (
+        "evaluate",
+        ["--rules", "{inputs}/others.json"],
+        "was made of another wording, subject or answer of the rule",
+    ),
     (
         "evaluate",
         ["--set", "covariance.identity=false", "--set", "covariance.tokens=300"],
@@ -123,13 +148,17 @@ def test_what_is_stale_is_refused_changes_nothing_and_the_advice_mends_it(
     code, told = dmle(*line)
     assert code == 2 and said in " ".join(told.split()), told
     assert contents(run) == before
-    if step not in ("figures", "report") and "--model" not in flags:  # drawing takes longer than all else
+    if (
+        step not in ("figures", "report") and "--model" not in flags
+    ):  # drawing takes longer than all else
         follow(dmle, told)
         code, told = dmle(*line)
         assert code == 0, told
 
 
-def test_a_refused_trace_leaves_its_settings_and_names_what_differs(run: Path, dmle: Command) -> None:
+def test_a_refused_trace_leaves_its_settings_and_names_what_differs(
+    run: Path, dmle: Command
+) -> None:
     before = contents(run)
     code, said = dmle("trace", "--run", run, "--set", "trace.samples=9", "--set", "edit.ridge=9")
     assert code == 2 and "(trace.samples was 8, it is 9 now)" in said and "--overwrite" in said
@@ -142,13 +171,17 @@ def test_a_refused_trace_leaves_its_settings_and_names_what_differs(run: Path, d
 
 
 @pytest.mark.parametrize("how", ["emptied", "deleted"])
-def test_settings_that_are_lost_are_not_the_defaults(how: str, run: Path, inputs: Path, dmle: Command) -> None:
+def test_settings_that_are_lost_are_not_the_defaults(
+    how: str, run: Path, inputs: Path, dmle: Command
+) -> None:
     (run / "run.yaml").write_bytes(b"") if how == "emptied" else (run / "run.yaml").unlink()
     before = contents(run)
     code, said = dmle("select", "--run", run)
     assert code == 2 and "go on with --overwrite and the settings of this command" in said
     assert contents(run) == before
-    assert dmle("select", "--run", run, "--overwrite")[0] == 2  # the defaults did not make these maps
+    assert (
+        dmle("select", "--run", run, "--overwrite")[0] == 2
+    )  # the defaults did not make these maps
     code, said = dmle("select", "--run", run, "--overwrite", "--config", inputs / "config.yaml")
     assert code == 0, said
     assert dmle("evaluate", "--run", run)[0] == 0
@@ -163,12 +196,14 @@ def test_overwrite_leaves_no_old_piece(run: Path, dmle: Command) -> None:
     for step in ("profile", "select"):
         assert dmle(step, "--run", run)[0] == 0
     assert dmle("edit", *one, "--editors", "ft")[0] == 0
-    assert [str(path.relative_to(run / "deltas")) for path in (run / "deltas").rglob("*.safetensors")] == [
-        "ft/again.safetensors"
-    ]
+    assert [
+        str(path.relative_to(run / "deltas")) for path in (run / "deltas").rglob("*.safetensors")
+    ] == ["ft/again.safetensors"]
 
 
-def test_a_map_of_other_settings_is_not_joined_for_a_prompt_that_is_skipped_now(run: Path, dmle: Command) -> None:
+def test_a_map_of_other_settings_is_not_joined_for_a_prompt_that_is_skipped_now(
+    run: Path, dmle: Command
+) -> None:
     code, said = dmle("trace", "--run", run, "--set", "trace.span=numbers", "--overwrite")
     assert code == 0 and "skipped square-area/formula" in said
     assert set(effects.load(run / "effects.nc")["form"].values) == {"instance"}
@@ -177,16 +212,24 @@ def test_a_map_of_other_settings_is_not_joined_for_a_prompt_that_is_skipped_now(
 def test_files_of_arms_that_are_not_compared_now_are_gone(run: Path, dmle: Command) -> None:
     assert dmle("compare", "--run", run, "--editors", "ft,dmle")[0] == 0
     first = LayerSelection.load(run / "selection.json")
-    assert (run / "published" / "dmle").is_dir() and list((run / "tables").glob("pairs-*.md")) and first
+    assert (
+        (run / "published" / "dmle").is_dir()
+        and list((run / "tables").glob("pairs-*.md"))
+        and first
+    )
     cells = {path for path in (run / "cells").glob("*/*.json")}
     assert dmle("compare", "--run", run, "--editors", "ft")[0] == 0
-    assert not list((run / "published" / "dmle").glob("*")) and not list((run / "tables").glob("pairs-*"))
+    assert not list((run / "published" / "dmle").glob("*")) and not list(
+        (run / "tables").glob("pairs-*")
+    )
     assert {path for path in (run / "cells").glob("*/*.json")} == cells  # kept to be used again
     assert dmle("compare", "--run", run, "--editors", "ft", "--overwrite")[0] == 0
     assert {path.parent.name for path in (run / "cells").glob("*/*.json")} == {"ft"}
 
 
-def test_a_folder_that_leads_elsewhere_is_not_written(run: Path, dmle: Command, tmp_path: Path) -> None:
+def test_a_folder_that_leads_elsewhere_is_not_written(
+    run: Path, dmle: Command, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "kept.nc").write_bytes(b"mine")
     shutil.rmtree(run / "traces")
@@ -210,8 +253,17 @@ def wait(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
 
 
-def test_two_comparisons_of_one_folder_end_as_one(inputs: Path, dmle: Command, tmp_path: Path) -> None:
-    arms = ("--editors", "ft,memit,rome", "--set", "edit.block='1'", "--config", inputs / "config.yaml")
+def test_two_comparisons_of_one_folder_end_as_one(
+    inputs: Path, dmle: Command, tmp_path: Path
+) -> None:
+    arms = (
+        "--editors",
+        "ft,memit,rome",
+        "--set",
+        "edit.block='1'",
+        "--config",
+        inputs / "config.yaml",
+    )
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     both = start("compare", "--run", shared, *arms), start("compare", "--run", shared, *arms)
     assert dmle("compare", "--run", alone, *arms)[0] == 0
@@ -222,9 +274,13 @@ def test_two_comparisons_of_one_folder_end_as_one(inputs: Path, dmle: Command, t
     assert len(one) and set(one["editor"]) == {"ft", "memit", "rome"}
     first, second = (effects.load(run / "scores.nc")["score"].values for run in (alone, shared))
     np.testing.assert_array_equal(first, second)
-    names = [{name for name in contents(run) if "covariance" not in name} for run in (alone, shared)]
+    names = [
+        {name for name in contents(run) if "covariance" not in name} for run in (alone, shared)
+    ]
     assert names[0] == names[1]
-    assert (alone / "tables/comparison-exact.md").read_bytes() == (shared / "tables/comparison-exact.md").read_bytes()
+    assert (alone / "tables/comparison-exact.md").read_bytes() == (
+        shared / "tables/comparison-exact.md"
+    ).read_bytes()
 
 
 def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: Path) -> None:
@@ -238,6 +294,8 @@ def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: 
     assert effects.load(tmp_path / "run" / "effects.nc").sizes["sample"] == winner
     held = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text(encoding="utf-8"))
     assert held["settings"]["trace"]["samples"] == winner
-    samples = {effects.load(path).sizes["sample"] for path in (tmp_path / "run" / "traces").iterdir()}
+    samples = {
+        effects.load(path).sizes["sample"] for path in (tmp_path / "run" / "traces").iterdir()
+    }
     assert samples == {winner}
     assert json.loads((tmp_path / "run" / "rules.json").read_text(encoding="utf-8"))["rules"]

@@ -1,4 +1,5 @@
-"""Results know what they were made with: every setting that changes numbers is noticed, by the files and in words."""
+"""Results know what they were made with: every setting that changes numbers is noticed, by the
+files and in words."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,7 +24,10 @@ from tests.unit.records import smallest
 
 STEPS = load_steps()
 SECTIONS: dict[str, type[Section]] = {
-    name: cls for step in STEPS.values() for name, cls in step.sections.items() if name not in ("model", "rules")
+    name: cls
+    for step in STEPS.values()
+    for name, cls in step.sections.items()
+    if name not in ("model", "rules")
 }
 OF_FILE = {
     "trace": ("profile.nc", "selection.json", "scores.nc"),
@@ -61,7 +65,9 @@ def candidates(cls: type[Section], field: str) -> Iterator[Any]:
     yield from ({"ridge": [0.5]}, {"early": {"editor": "memit"}}, {"locality": 0.5})
 
 
-def changed(cls: type[Section], field: str, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def changed(
+    cls: type[Section], field: str, more: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Valid settings of a section of which one is not the default."""
     default = cls.model_validate(more or {})
     for value in candidates(cls, field):
@@ -80,7 +86,8 @@ def every_setting() -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, rules: tuple[Rule, ...]) -> Path:
-    """A run folder with every kind of result, made with the defaults; the results are as small as can be."""
+    """A run folder with every kind of result, made with the defaults; the results are as small
+    as can be."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     folder.mkdir()
     dump_rules(rules, folder.parent / "rules.json")
@@ -92,12 +99,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, rules: tuple[Rule, ...]) -> Pa
     save(
         now,
         "evidence.nc",
-        made(now, "evidence", ["covariance"], rules=["evidence"], more={"edit.lookup": "subject_last"}),
+        made(
+            now,
+            "evidence",
+            ["covariance"],
+            rules=["evidence"],
+            more={"edit.lookup": "subject_last"},
+        ),
     )
     save(now, "sweep.nc", made(now, "sweep", ["covariance", "sweep"], rules=["sweep"]))
     save(now, "regret.nc", made(now, "regret", ["select"], inputs=["sweep.nc", "profile.nc"]))
     save(now, "tuning.nc", made(now, "tune", [*plain, "tune"], rules=["edit"]))
-    save(now, "scores.nc", made(now, "compare", [*plain, "compare"], inputs=["selection.json"], rules=["edit"]))
+    save(
+        now,
+        "scores.nc",
+        made(now, "compare", [*plain, "compare"], inputs=["selection.json"], rules=["edit"]),
+    )
     return folder
 
 
@@ -113,13 +130,15 @@ def save(now: Context, name: str, record: Made) -> None:
         return
     group = LayerGroup(name="all", forms=("formula", "description", "instance"), layers=(1,))
     provenance = {RECORD: record.model_dump(mode="json")}
-    parse_layers("1", 3).model_copy(update={"strategy": "window", "groups": (group,), "provenance": provenance}).save(
-        path
-    )
+    parse_layers("1", 3).model_copy(
+        update={"strategy": "window", "groups": (group,), "provenance": provenance}
+    ).save(path)
 
 
 @pytest.mark.parametrize(("section", "field"), every_setting())
-def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(section: str, field: str, run: Path) -> None:
+def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(
+    section: str, field: str, run: Path
+) -> None:
     more = {"lookup": "last"} if field == "answer" and section == "edit" else None
     now = context(run, **{section: changed(SECTIONS[section], field, more)})
     for name in OF_FILE[section]:
@@ -127,7 +146,9 @@ def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(section: s
             if field not in ("splits", "limit"):  # they say which rules, which is another matter
                 check(now, name)
             continue
-        with pytest.raises(StaleError, match=rf"{section}\.{field}\b.* was .* when .* was made, it is .* now") as told:
+        with pytest.raises(
+            StaleError, match=rf"{section}\.{field}\b.* was .* when .* was made, it is .* now"
+        ) as told:
             check(now, name)
         maker = freshness.record_of(run / name)
         assert maker is not None and f"dmle {maker.step} --run {run}" in str(told.value)
@@ -136,19 +157,26 @@ def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(section: s
 def test_what_nothing_changed_is_fresh(run: Path) -> None:
     check(context(run), *OF_FILE["sweep"], *OF_FILE["edit"], "evidence.nc", "selection.json")
     other = context(
-        run, model={"device": "cpu"}, trace={"batch_size": 3}, rules={"source": str(run.parent / "rules.json")}
+        run,
+        model={"device": "cpu"},
+        trace={"batch_size": 3},
+        rules={"source": str(run.parent / "rules.json")},
     )
     check(other, "scores.nc")
 
 
 def test_the_commands_that_mend_are_all_of_the_chain_with_the_settings_in_force(run: Path) -> None:
-    now = replace(context(run, trace={"samples": 9}), options=[("--set", "trace.samples=9"), ("--set", "edit.ridge=2")])
+    now = replace(
+        context(run, trace={"samples": 9}),
+        options=[("--set", "trace.samples=9"), ("--set", "edit.ridge=2")],
+    )
     with pytest.raises(StaleError) as told:
         check(now, "selection.json")
     assert (
-        f"trace.samples was 4 when {run / 'effects.nc'} was made, it is 9 now; run `dmle trace --run {run} --set "
-        f"trace.samples=9 --overwrite`, then `dmle profile --run {run}`, then `dmle select --run {run}`"
-    ) in str(told.value)
+        f"trace.samples was 4 when {run / 'effects.nc'} was made, it is 9 now; run `dmle trace"
+        f" --run {run} --set trace.samples=9 --overwrite`, then `dmle profile --run {run}`, then"
+        f" `dmle select --run {run}`" in str(told.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +204,8 @@ def test_other_rules_are_noticed_where_they_are_read(
 
 
 @pytest.mark.parametrize(
-    ("limit", "said"), [({"limit": 1}, "gone: cube-volume"), ({"ids": ["cube-volume"]}, "gone: square")]
+    ("limit", "said"),
+    [({"limit": 1}, "gone: cube-volume"), ({"ids": ["cube-volume"]}, "gone: square")],
 )
 def test_fewer_rules_are_other_rules(limit: dict[str, Any], said: str, run: Path) -> None:
     now = context(run, rules={"source": str(run.parent / "rules.json"), **limit})
@@ -193,18 +222,23 @@ def test_a_result_without_a_record_of_another_version_or_of_inputs_made_anew_is_
     now = context(folder)
     effects.save(smallest("effects.nc"), folder / "effects.nc")
     with pytest.raises(
-        StaleError, match=r"does not say what it was made with .*; run `dmle trace --run .* --overwrite`"
+        StaleError,
+        match=r"does not say what it was made with .*; run `dmle trace --run .* --overwrite`",
     ):
         check(now, "effects.nc")
     record = made(now, "trace", ["trace"], rules=["trace"])
     save(now, "effects.nc", record.model_copy(update={"version": 0}))
-    with pytest.raises(StaleError, match="was made by version 0 of trace, this is 1; run `dmle trace"):
+    with pytest.raises(
+        StaleError, match="was made by version 0 of trace, this is 1; run `dmle trace"
+    ):
         check(now, "effects.nc")
     save(now, "effects.nc", record)
     save(now, "profile.nc", made(now, "profile", ["profile"], inputs=["effects.nc"]))
     check(now, "profile.nc")
     save(now, "effects.nc", record.model_copy(update={"model": "another"}))
-    with pytest.raises(StaleError, match=r"effects.nc was made anew after .*profile.nc; run `dmle profile"):
+    with pytest.raises(
+        StaleError, match=r"effects.nc was made anew after .*profile.nc; run `dmle profile"
+    ):
         check(now, "profile.nc")
 
 
@@ -220,7 +254,9 @@ def test_a_setting_that_did_not_exist_then_had_its_default(run: Path, tmp_path: 
         check(context(folder, trace={"gradient_steps": 2}), "effects.nc")
 
 
-def test_a_selection_that_was_copied_is_held_against_what_is_said_for_its_new_run(run: Path, tmp_path: Path) -> None:
+def test_a_selection_that_was_copied_is_held_against_what_is_said_for_its_new_run(
+    run: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "new"
     folder.mkdir()
     (tmp_path / "rules.json").write_bytes((run.parent / "rules.json").read_bytes())
@@ -228,12 +264,17 @@ def test_a_selection_that_was_copied_is_held_against_what_is_said_for_its_new_ru
     held = Made.model_validate(selection.provenance[RECORD])
     held = held.model_copy(update={"settings": {**held.settings, "trace.samples": 20}})
     save(context(folder), "selection.json", held)
-    check(context(folder, rules={"source": str(tmp_path / "rules.json"), "limit": 1}), "selection.json")
+    check(
+        context(folder, rules={"source": str(tmp_path / "rules.json"), "limit": 1}),
+        "selection.json",
+    )
     with pytest.raises(StaleError, match=r"trace.samples was 20 .* it is 4 now"):
         check(context(folder, trace={"samples": 4}), "selection.json")
 
 
-def test_another_model_is_noticed_where_there_is_one(run: Path, tiny_llama: LanguageModel, tmp_path: Path) -> None:
+def test_another_model_is_noticed_where_there_is_one(
+    run: Path, tiny_llama: LanguageModel, tmp_path: Path
+) -> None:
     now = context(run)
     vars(now)["model"] = tiny_llama
     check(now, "selection.json")  # the defaults' records were made without a model
@@ -245,12 +286,18 @@ def test_another_model_is_noticed_where_there_is_one(run: Path, tiny_llama: Lang
     record = made(own, "trace", ["trace"], rules=["trace"])
     save(own, "effects.nc", record)
     check(own, "effects.nc")
-    with pytest.raises(StaleError, match=r"model.name was .elsewhere. when .* it is .smollm2-135m. now"):
-        check(context(folder), "effects.nc")  # no model is loaded: its name and number format stand for it
+    with pytest.raises(
+        StaleError, match=r"model.name was .elsewhere. when .* it is .smollm2-135m. now"
+    ):
+        check(
+            context(folder), "effects.nc"
+        )  # no model is loaded: its name and number format stand for it
     with pytest.raises(StaleError, match=r"model.dtype was .float32. when"):
         check(context(folder, model={"name": "elsewhere", "dtype": "bfloat16"}), "effects.nc")
     save(own, "effects.nc", record.model_copy(update={"model": "0123"}))
-    with pytest.raises(StaleError, match=rf"was made for another model \(0123; .* is {tiny_llama.weight_hash}\)"):
+    with pytest.raises(
+        StaleError, match=rf"was made for another model \(0123; .* is {tiny_llama.weight_hash}\)"
+    ):
         check(own, "effects.nc")
 
 
@@ -262,7 +309,9 @@ EDIT = {"editors": ["memit"], "block": "1", "lookup": "last"}
 def planned(folder: Path, model: LanguageModel, **settings: Mapping[str, Any]) -> Planned:
     """The edit of the first rule as settings have it."""
     corpus = {"corpus": str(folder.parent / "corpus.txt")}
-    now = context(folder, **{**settings, "covariance": {**corpus, **settings.get("covariance", {})}})
+    now = context(
+        folder, **{**settings, "covariance": {**corpus, **settings.get("covariance", {})}}
+    )
     vars(now)["model"] = model
     first = now.rules.rules[0]
     (arm,) = now.settings(EditConfig).editors
@@ -273,18 +322,24 @@ def planned(folder: Path, model: LanguageModel, **settings: Mapping[str, Any]) -
 def corpus(run: Path) -> Path:
     path = run.parent / "corpus.txt"
     path.write_text("The area of a square is the side squared.\n" * 20, encoding="utf-8")
-    (run.parent / "other.txt").write_text("The area of a square is twice the side.\n" * 20, encoding="utf-8")
+    (run.parent / "other.txt").write_text(
+        "The area of a square is twice the side.\n" * 20, encoding="utf-8"
+    )
     return path
 
 
-@pytest.mark.parametrize("field", [name for name in EditorSettings.model_fields if name not in ("editor", "block")])
+@pytest.mark.parametrize(
+    "field", [name for name in EditorSettings.model_fields if name not in ("editor", "block")]
+)
 def test_every_setting_of_an_editor_makes_another_edit_or_is_neutral(
     field: str, run: Path, corpus: Path, tiny_llama: LanguageModel
 ) -> None:
     more = {} if field in ("lookup",) else EDIT
     base = {"edit": {**EDIT, **more}}
     other = changed(EditorSettings, field, {"lookup": "last"} if field == "answer" else None)
-    before, after = (planned(run, tiny_llama, edit=each) for each in (base["edit"], {**base["edit"], **other}))
+    before, after = (
+        planned(run, tiny_llama, edit=each) for each in (base["edit"], {**base["edit"], **other})
+    )
     # Layers are held as they are: the plan's, which the test gives.
     assert (before.fingerprint == after.fingerprint) == (field in ("memory", "layers"))
 
@@ -294,7 +349,10 @@ def test_every_setting_of_the_statistics_makes_another_edit_or_is_neutral(
     field: str, run: Path, corpus: Path, tiny_llama: LanguageModel
 ) -> None:
     # A length above the model's positions is that of its positions.
-    special = {"corpus": {"corpus": str(run.parent / "other.txt")}, "max_length": {"max_length": 64}}
+    special = {
+        "corpus": {"corpus": str(run.parent / "other.txt")},
+        "max_length": {"max_length": 64},
+    }
     other = special.get(field) or changed(SECTIONS["covariance"], field)
     before, after = (planned(run, tiny_llama, edit=EDIT, covariance=each) for each in ({}, other))
     assert (before.fingerprint == after.fingerprint) == (field == "batch_size")

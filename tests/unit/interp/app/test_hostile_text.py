@@ -1,4 +1,5 @@
-"""Small hostile texts end soon, with one line: formulas, units, specifications, rule files, answers of a model."""
+"""Small hostile texts end soon, with one line: formulas, units, specifications, rule files,
+answers of a model."""
 
 import json
 import random
@@ -116,12 +117,20 @@ def test_formulas_agree_where_their_values_do() -> None:
         ("x^(1/3) * x^(2/3)", "x"),
         ("√8", "2√2"),
     ]
-    other = [("x^2", "x^3"), ("x + y", "x * y"), ("1/3", "0.333"), ("x", "x + 0.000001"), ("1/(x - x)", "1/(x - x)")]
+    other = [
+        ("x^2", "x^3"),
+        ("x + y", "x * y"),
+        ("1/3", "0.333"),
+        ("x", "x + 0.000001"),
+        ("1/(x - x)", "1/(x - x)"),
+    ]
     assert all(agree(tree(a), tree(b)) for a, b in same)
     assert not any(agree(tree(a), tree(b)) for a, b in other)
 
 
-@pytest.mark.parametrize("unit", ["m^999999999", "2^99999", "m^(1/0)", "km^0.00001", "1e99*m", "0*m", "m^(1/99)"])
+@pytest.mark.parametrize(
+    "unit", ["m^999999999", "2^99999", "m^(1/0)", "km^0.00001", "1e99*m", "0*m", "m^(1/99)"]
+)
 def test_units_are_of_ordinary_powers(unit: str) -> None:
     with pytest.raises(UnitError):
         measure(unit)
@@ -179,7 +188,9 @@ SPECIFICATION = {
 def test_a_hostile_specification_ends_in_one_line(
     change: dict[str, object], tmp_path: Path, dmle: Callable[..., tuple[int, str]]
 ) -> None:
-    (tmp_path / "s.yaml").write_text(json.dumps({"domain": "physics", "rules": [{**SPECIFICATION, **change}]}))
+    (tmp_path / "s.yaml").write_text(
+        json.dumps({"domain": "physics", "rules": [{**SPECIFICATION, **change}]})
+    )
     started = time.process_time()
     code, said = dmle("rules", "build", tmp_path / "s.yaml", "--out", tmp_path / "r.json")
     assert code == 2 and said.startswith("error: ") and said.count("\n") == 1

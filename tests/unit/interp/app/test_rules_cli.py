@@ -1,4 +1,5 @@
-"""The commands `dmle rules …`: exit codes, what is printed where, and one clear line for each mistake."""
+"""The commands `dmle rules …`: exit codes, what is printed where, and one clear line for each
+mistake."""
 
 import json
 from collections.abc import Callable
@@ -104,23 +105,31 @@ def test_check_of_sound_rules_exits_with_0(dmle: Command, sound: Path) -> None:
     code, out, err = dmle("rules", "check", sound)
     assert (code, err) == (0, [])
     assert "0 findings above info" in out.splitlines()
-    assert f"{sound}:10rules" in "".join(out.split())  # the title of the table may be broken into lines
+    assert f"{sound}:10rules" in "".join(
+        out.split()
+    )  # the title of the table may be broken into lines
     assert "repairs: " not in out
     assert not any(line.startswith(("error", "warning", "info")) for line in out.splitlines())
 
 
-def test_check_of_faulty_rules_exits_with_1_and_says_where(dmle: Command, faulty: Path, some: list[Rule]) -> None:
+def test_check_of_faulty_rules_exits_with_1_and_says_where(
+    dmle: Command, faulty: Path, some: list[Rule]
+) -> None:
     code, out, err = dmle("rules", "check", faulty)
     assert (code, err) == (1, [])
     (line,) = (line for line in out.splitlines() if line.startswith("error   arithmetic"))
     assert f" {some[1].id}/instance: 2 + 2 = 5 (expected: " in line
     findings = [finding for finding in check_rules(load_rules(faulty)) if finding.level != "info"]
     assert out.splitlines()[-1] == f"{len(findings)} findings above info"
-    assert sum(line.startswith(("error ", "warning ")) for line in out.splitlines()) == len(findings)
+    assert sum(line.startswith(("error ", "warning ")) for line in out.splitlines()) == len(
+        findings
+    )
 
 
 @pytest.mark.parametrize("name", ["sound", "faulty", "mended"])
-def test_json_is_all_findings_and_nothing_else(name: str, dmle: Command, request: pytest.FixtureRequest) -> None:
+def test_json_is_all_findings_and_nothing_else(
+    name: str, dmle: Command, request: pytest.FixtureRequest
+) -> None:
     source = request.getfixturevalue(name)
     code, out, err = dmle("rules", "check", source, "--json")
     found = json.loads(out)
@@ -157,17 +166,39 @@ def test_strict_fails_where_no_rule_is_left(dmle: Command, mended: Path) -> None
     code, out, err = dmle("rules", "check", mended / "0", "--strict")
     assert (code, out) == (2, "")
     (line,) = err
-    assert line.startswith(f"error: {mended / '0'} holds no usable rule (ruleedit-0/f_d.json: needs repair (stripped")
+    assert line.startswith(
+        f"error: {mended / '0'} holds no usable rule (ruleedit-0/f_d.json: needs repair (stripped"
+    )
 
 
 SOURCES: dict[str, tuple[str, bytes | None, str]] = {
-    "nothing there": ("none.json", None, "none.json does not exist; give 'embedded', a rules .json file"),
-    "broken JSON": ("broken.json", b'{"schema": ', "broken.json is not a rule file of schema dmle.rules/1: "),
-    "another schema": ("other.json", b'{"schema": "x/1", "rules": []}', "schema: expected 'dmle.rules/1', got 'x/1'"),
-    "no rules": ("empty.json", b'{"schema": "dmle.rules/1", "rules": []}', "empty.json holds no usable rule"),
+    "nothing there": (
+        "none.json",
+        None,
+        "none.json does not exist; give 'embedded', a rules .json file",
+    ),
+    "broken JSON": (
+        "broken.json",
+        b'{"schema": ',
+        "broken.json is not a rule file of schema dmle.rules/1: ",
+    ),
+    "another schema": (
+        "other.json",
+        b'{"schema": "x/1", "rules": []}',
+        "schema: expected 'dmle.rules/1', got 'x/1'",
+    ),
+    "no rules": (
+        "empty.json",
+        b'{"schema": "dmle.rules/1", "rules": []}',
+        "empty.json holds no usable rule",
+    ),
     "no UTF-8": ("latin.json", b'{"schema": "\xe9"}', "byte 12 is not UTF-8 text"),
     "no archive": ("broken.zip", b"PK\x03\x04", "broken.zip is not a whole zip archive"),
-    "another kind": ("rules.csv", b"a,b", "rules.csv ends in '.csv'; a rule source is a folder, a .json file"),
+    "another kind": (
+        "rules.csv",
+        b"a,b",
+        "rules.csv ends in '.csv'; a rule source is a folder, a .json file",
+    ),
     "empty folder": (".", None, "holds no RuleEdit data; needed are numbered folders"),
 }
 
@@ -181,7 +212,9 @@ def test_a_source_that_cannot_be_read_exits_with_2_in_one_line(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     before = sorted(tmp_path.iterdir())
-    code, out, err = dmle("rules", *command.replace("{tmp}", str(tmp_path)).split(), tmp_path / name)
+    code, out, err = dmle(
+        "rules", *command.replace("{tmp}", str(tmp_path)).split(), tmp_path / name
+    )
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith("error: ") and message in err[0]
     assert sorted(tmp_path.iterdir()) == before
@@ -192,9 +225,13 @@ def test_a_source_that_cannot_be_read_exits_with_2_in_one_line(
 
 def test_build_export_and_check_go_round(dmle: Command, tmp_path: Path) -> None:
     (tmp_path / "shapes.yaml").write_text(SPECIFICATIONS, encoding="utf-8")
-    code, out, err = dmle("rules", "build", tmp_path / "shapes.yaml", "--out", tmp_path / "shapes.json")
+    code, out, err = dmle(
+        "rules", "build", tmp_path / "shapes.yaml", "--out", tmp_path / "shapes.json"
+    )
     assert (code, out) == (0, "")
-    assert err == [f"2 rules in {tmp_path / 'shapes.json'}. Next: dmle rules check {tmp_path / 'shapes.json'}"]
+    assert err == [
+        f"2 rules in {tmp_path / 'shapes.json'}. Next: dmle rules check {tmp_path / 'shapes.json'}"
+    ]
     rules = load_rules(tmp_path / "shapes.json").rules
     assert [rule.id for rule in rules] == ["kite-area", "square-perimeter"]
     assert list(rules) == build_files([tmp_path / "shapes.yaml"])
@@ -216,8 +253,14 @@ def test_exported_rules_read_back_and_check_like_their_source(
     for ours, theirs in zip(some, reading.rules, strict=True):
         for form in FORMS:
             a, b = ours.forms[form], theirs.forms[form]
-            assert (a.prompt, a.target_new, a.target_true) == (b.prompt, b.target_new, b.target_true)
-            assert [(p.prompt, p.target_new) for p in a.instances] == [(p.prompt, p.target_new) for p in b.instances]
+            assert (a.prompt, a.target_new, a.target_true) == (
+                b.prompt,
+                b.target_new,
+                b.target_true,
+            )
+            assert [(p.prompt, p.target_new) for p in a.instances] == [
+                (p.prompt, p.target_new) for p in b.instances
+            ]
     code, out, _ = dmle("rules", "check", tmp_path / "new" / "folder", "--json")
     assert code == 0 and all(item["level"] == "info" for item in json.loads(out))
 
@@ -227,9 +270,14 @@ def test_build_takes_several_files_in_order(dmle: Command, tmp_path: Path) -> No
     for name, fields in zip(("b.yaml", "a.yaml"), content["rules"], strict=True):
         text = yaml.safe_dump({**content, "rules": [fields]}, allow_unicode=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    code, _, _ = dmle("rules", "build", tmp_path / "b.yaml", tmp_path / "a.yaml", "--out", tmp_path / "out.json")
+    code, _, _ = dmle(
+        "rules", "build", tmp_path / "b.yaml", tmp_path / "a.yaml", "--out", tmp_path / "out.json"
+    )
     assert code == 0
-    assert [rule.id for rule in load_rules(tmp_path / "out.json")] == ["kite-area", "square-perimeter"]
+    assert [rule.id for rule in load_rules(tmp_path / "out.json")] == [
+        "kite-area",
+        "square-perimeter",
+    ]
 
 
 def unknown_symbol(content: Any) -> None:
@@ -253,8 +301,20 @@ def no_rules(content: Any) -> None:
     [
         (unknown_symbol, "shapes.yaml, rule 2 (square, perimeter): 't' is not a known symbol"),
         (same_quantity, "2 specifications have the subject and quantity of 'kite-area': keep one"),
-        (few_values, "rule square-perimeter has 2 combinations of values whose true and edited results are exact"),
-        (no_rules, "shapes.yaml is not a specification file: 'domain', 'topic' and a list 'rules' are needed"),
+        (
+            few_values,
+            (
+                "rule square-perimeter has 2 combinations of values whose true and edited results"
+                " are exact"
+            ),
+        ),
+        (
+            no_rules,
+            (
+                "shapes.yaml is not a specification file: 'domain', 'topic' and a list 'rules' are"
+                " needed"
+            ),
+        ),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -263,14 +323,20 @@ def test_build_of_bad_specifications_exits_with_2_in_one_line(
 ) -> None:
     content = yaml.safe_load(SPECIFICATIONS)
     spoil(content)
-    (tmp_path / "shapes.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    code, out, err = dmle("rules", "build", tmp_path / "shapes.yaml", "--out", tmp_path / "out.json")
+    (tmp_path / "shapes.yaml").write_text(
+        yaml.safe_dump(content, allow_unicode=True), encoding="utf-8"
+    )
+    code, out, err = dmle(
+        "rules", "build", tmp_path / "shapes.yaml", "--out", tmp_path / "out.json"
+    )
     assert (code, out, len(err)) == (2, "", 1)
     assert err[0].startswith("error: ") and message in err[0]
     assert not (tmp_path / "out.json").exists()
 
 
-def test_build_of_what_is_not_there_or_cannot_be_written_exits_with_2(dmle: Command, tmp_path: Path) -> None:
+def test_build_of_what_is_not_there_or_cannot_be_written_exits_with_2(
+    dmle: Command, tmp_path: Path
+) -> None:
     (tmp_path / "shapes.yaml").write_text(SPECIFICATIONS, encoding="utf-8")
     (tmp_path / "broken.yaml").write_text("rules: [\n  {a: 1,\n", encoding="utf-8")
     for source, out, message in (
@@ -294,7 +360,9 @@ def test_build_needs_a_place_to_write(dmle: Command, tmp_path: Path) -> None:
 # export
 
 
-def test_export_into_a_folder_with_data_exits_with_2(dmle: Command, tmp_path: Path, sound: Path) -> None:
+def test_export_into_a_folder_with_data_exits_with_2(
+    dmle: Command, tmp_path: Path, sound: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
     code, out, err = dmle("rules", "export", tmp_path / "mine", "--source", sound)
@@ -305,12 +373,16 @@ def test_export_into_a_folder_with_data_exits_with_2(dmle: Command, tmp_path: Pa
     assert code == 2 and len(err) == 1 and err[0].startswith("error: ") and str(sound) in err[0]
 
 
-def test_export_of_a_rule_without_a_form_exits_with_2(dmle: Command, tmp_path: Path, some: list[Rule]) -> None:
+def test_export_of_a_rule_without_a_form_exits_with_2(
+    dmle: Command, tmp_path: Path, some: list[Rule]
+) -> None:
     forms = {form: prompt for form, prompt in some[1].forms.items() if form != "description"}
     dump_rules([some[0], some[1].model_copy(update={"forms": forms})], tmp_path / "mine.json")
     code, _, err = dmle("rules", "export", tmp_path / "new", "--source", tmp_path / "mine.json")
     assert code == 2
-    assert err == [f"error: {some[1].id} has no description; a RuleEdit folder needs all three forms"]
+    assert err == [
+        f"error: {some[1].id} has no description; a RuleEdit folder needs all three forms"
+    ]
     assert not (tmp_path / "new").exists()
 
 

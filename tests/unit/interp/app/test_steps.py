@@ -14,7 +14,10 @@ from interp.rules.sources import Rule, dump_rules
 
 def split_rules(rules: Sequence[Rule], splits: Sequence[str | None]) -> list[Rule]:
     """One rule per entry, with that split."""
-    return [rules[0].model_copy(update={"id": f"r{i}", "split": split}) for i, split in enumerate(splits)]
+    return [
+        rules[0].model_copy(update={"id": f"r{i}", "split": split})
+        for i, split in enumerate(splits)
+    ]
 
 
 def context(tmp_path: Path, rules: Sequence[Rule], **settings: Any) -> Context:
@@ -84,13 +87,21 @@ def test_context_chooses_the_rules(
     assert [rule.id for rule in context(tmp_path, chosen, **settings).rules] == ids
 
 
-def test_rules_of_takes_the_splits_and_rules_without_one(rules: Sequence[Rule], tmp_path: Path) -> None:
+def test_rules_of_takes_the_splits_and_rules_without_one(
+    rules: Sequence[Rule], tmp_path: Path
+) -> None:
     found = context(tmp_path, split_rules(rules, ["train", "test", None, "validation"]))
-    assert [rule.id for rule in found.rules_of(("train", "validation"), "trace.splits")] == ["r0", "r2", "r3"]
+    assert [rule.id for rule in found.rules_of(("train", "validation"), "trace.splits")] == [
+        "r0",
+        "r2",
+        "r3",
+    ]
 
 
 def test_rules_of_says_which_setting_leaves_none(rules: Sequence[Rule], tmp_path: Path) -> None:
     found = context(tmp_path, split_rules(rules, ["test", "test"]))
-    message = "no rule left: trace.splits is train, validation, but the run's rules are of split test"
+    message = (
+        "no rule left: trace.splits is train, validation, but the run's rules are of split test"
+    )
     with pytest.raises(ValueError, match=message):
         found.rules_of(("train", "validation"), "trace.splits")

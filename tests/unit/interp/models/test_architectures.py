@@ -1,6 +1,8 @@
-"""Architectures whose blocks are built in other ways than those of `ARCHITECTURES`: used rightly, or refused.
+"""Architectures whose blocks are built in other ways than those of `ARCHITECTURES`: used rightly,
+or refused.
 
-What is tested is what is used: logits, hooks read and written, the sweep's routes, keys, generation, an edit, export.
+What is tested is what is used: logits, hooks read and written, the sweep's routes, keys,
+generation, an edit, export.
 """
 
 from collections.abc import Callable
@@ -96,7 +98,9 @@ def test_logits_and_keys_are_the_raw_models(
         got = model.capture(random_ids(1, 9), [model.key_hook(layer), model.value_hook(layer)])
         assert fresh.isfinite().all()
         torch.testing.assert_close(got[model.key_hook(layer)][0], seen[0].reshape(9, -1), **CLOSE)
-        torch.testing.assert_close(got[model.value_hook(layer)][0].reshape(9, -1), seen[1].reshape(9, -1), **CLOSE)
+        torch.testing.assert_close(
+            got[model.value_hook(layer)][0].reshape(9, -1), seen[1].reshape(9, -1), **CLOSE
+        )
 
 
 def case(prompt: int, *, twin: bool = False) -> CorruptedPrompt:
@@ -104,9 +108,13 @@ def case(prompt: int, *, twin: bool = False) -> CorruptedPrompt:
     ids = torch.randint(2, 350, (prompt + 3,), generator=generator).tolist()
     at = (2, 3, 5)
     if twin:
-        other = tuple((token + 17) % 340 if i in at else token for i, token in enumerate(ids[:prompt]))
+        other = tuple(
+            (token + 17) % 340 if i in at else token for i, token in enumerate(ids[:prompt])
+        )
         return CorruptedPrompt(tuple(ids[:prompt]), tuple(ids[prompt:]), at, counterfactual=other)
-    return CorruptedPrompt(tuple(ids[:prompt]), tuple(ids[prompt:]), at, torch.randn(2, 3, 32, generator=generator))
+    return CorruptedPrompt(
+        tuple(ids[:prompt]), tuple(ids[prompt:]), at, torch.randn(2, 3, 32, generator=generator)
+    )
 
 
 def some_sites(last: int) -> list[Site]:
@@ -114,21 +122,31 @@ def some_sites(last: int) -> list[Site]:
     for position in (3, last):
         found += [Site("resid", position, range(1, 2), frozen) for frozen in (None, "mlp", "attn")]
         for component in ("mlp", "attn"):
-            found += [Site(component, position, layers) for layers in (range(0, 1), range(2), range(1, 3))]
+            found += [
+                Site(component, position, layers) for layers in (range(0, 1), range(2), range(1, 3))
+            ]
     return found
 
 
 @pytest.mark.parametrize("prompt", [8, LONG + 4])
-def test_every_route_that_is_offered_equals_the_definition(kind: str, prompt: int, model: LanguageModel) -> None:
+def test_every_route_that_is_offered_equals_the_definition(
+    kind: str, prompt: int, model: LanguageModel
+) -> None:
     length = prompt + 2
     allowed = KINDS[kind][2] and not (kind in SWITCHED and length > LONG)
     assert model.takes_fast_route(length) == allowed
     said = engine(model, TraceConfig(), length)
-    assert said.startswith("fast") if allowed else said.startswith("generic (the self-check does not allow")
+    assert (
+        said.startswith("fast")
+        if allowed
+        else said.startswith("generic (the self-check does not allow")
+    )
     for one in (case(prompt), case(prompt, twin=True)):
         expected = sweep_reference(model, one, some_sites(prompt - 1), mean_log_prob)
         for route in ("auto", "generic"):
-            got = sweep(model, one, some_sites(prompt - 1), mean_log_prob, route=route, batch_size=7)
+            got = sweep(
+                model, one, some_sites(prompt - 1), mean_log_prob, route=route, batch_size=7
+            )
             torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=1e-4)
             torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=1e-4)
         assert (expected.restored - expected.corrupted).abs().max() > 1e-3
@@ -138,7 +156,12 @@ def test_gradients_are_those_of_small_changes(model: LanguageModel) -> None:
     one = case(8)
     assert one.noise is not None
     small = replace(one, noise=1e-3 * one.noise)
-    some = [Site(c, p, range(n, n + 1)) for c in ("resid", "mlp", "attn") for p in (3, 7) for n in range(3)]
+    some = [
+        Site(c, p, range(n, n + 1))
+        for c in ("resid", "mlp", "attn")
+        for p in (3, 7)
+        for n in range(3)
+    ]
     expected = sweep_reference(model, small, some, mean_log_prob)
     got = attribute(model, small, some, mean_log_prob)
     size = (expected.restored - expected.corrupted).abs().max()
@@ -155,7 +178,9 @@ def test_prompts_continued_together_are_continued_as_alone_and_as_by_whole_runs(
     for prompt, answer in zip(prompts, together, strict=True):
         text = list(prompt)
         for token in answer:
-            assert int(fresh_logits(kind, raw, make_hf, torch.tensor([text]))[0, -1].argmax()) == token
+            assert (
+                int(fresh_logits(kind, raw, make_hf, torch.tensor([text]))[0, -1].argmax()) == token
+            )
             text.append(token)
 
 
@@ -171,7 +196,8 @@ def test_answers_are_scored_alike_in_any_company(model: LanguageModel) -> None:
         alone = next(iter(teacher_forced(model, [question], batch_size=1)))
         torch.testing.assert_close(got.log_probs, alone.log_probs, rtol=0, atol=1e-4)
     assert greedy_ids(model, words, [3, 4, 2], batch_size=3) == [
-        greedy_ids(model, [text], n, batch_size=1)[0] for text, n in zip(words, (3, 4, 2), strict=True)
+        greedy_ids(model, [text], n, batch_size=1)[0]
+        for text, n in zip(words, (3, 4, 2), strict=True)
     ]
 
 
@@ -191,7 +217,9 @@ def test_an_edit_moves_the_state_to_its_target_and_is_gone_afterwards(
         model.export(tmp_path)
     assert all(value.equal(before[name]) for name, value in model.parameters.items())
     with torch.no_grad():
-        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")(ids).logits
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")(
+            ids
+        ).logits
     torch.testing.assert_close(loaded, edited, **CLOSE)
     assert find_states(model, requests, model.hook("resid", 1), "last").isfinite().all()
 
@@ -201,7 +229,10 @@ def test_an_edit_moves_the_state_to_its_target_and_is_gone_afterwards(
     [
         (
             "opt-post-norm",
-            r"additivity is .*resid_pre \+ attn_out \+ mlp_out is not resid_post.*normalise the sum, as OPT",
+            (
+                r"additivity is .*resid_pre \+ attn_out \+ mlp_out is not resid_post.*normalise the"
+                r" sum, as OPT"
+            ),
         ),
         ("openai-gpt", r"nothing is seen at blocks\.0\.hook_resid_post\. .*as GPT-1's, have none"),
         ("mixtral", "block 0 has no dense down-projection to edit, as an MLP of experts has none"),
@@ -214,7 +245,9 @@ def test_what_cannot_be_traced_is_refused_with_its_reason(
         make_model(refused)
 
 
-def test_what_an_earlier_run_leaves_behind_is_forgotten(make_model: Callable[..., LanguageModel]) -> None:
+def test_what_an_earlier_run_leaves_behind_is_forgotten(
+    make_model: Callable[..., LanguageModel],
+) -> None:
     model = make_model("llama-dynamic")
     ids = random_ids(1, 20)
     first, whole = model.logits(ids[:, :LONG]), model.logits(ids)
@@ -232,7 +265,10 @@ def test_rows_that_the_model_would_encode_by_the_longest_do_not_run_together(
     model = make_model(switched)
     ids, mask = random_ids(2, 20), torch.ones(2, 20, dtype=torch.long)
     mask[1, 9:] = 0
-    with pytest.raises(ModelError, match="in texts of more than 16 tokens, so texts of 9 and 20 tokens cannot share a"):
+    with pytest.raises(
+        ModelError,
+        match="in texts of more than 16 tokens, so texts of 9 and 20 tokens cannot share a",
+    ):
         model.logits(ids, mask=mask)
     with pytest.raises(ModelError, match="so texts of 10 and 20 tokens cannot share a run"):
         model.logits(ids[:1, 10:], prefix=model.prefix_cache(ids[:1, :10]))

@@ -12,7 +12,14 @@ from interp.settings.sizes import parse_size
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("1", 1), ("4GiB", 4 * 2**30), ("512 MB", 512 * 2**20), ("1.5k", 1536), ("2tib", 2 * 2**40), (" 7 B ", 7)],
+    [
+        ("1", 1),
+        ("4GiB", 4 * 2**30),
+        ("512 MB", 512 * 2**20),
+        ("1.5k", 1536),
+        ("2tib", 2 * 2**40),
+        (" 7 B ", 7),
+    ],
 )
 def test_parse_size(text: str, size: int) -> None:
     assert parse_size(text) == size
@@ -35,7 +42,11 @@ def test_chunked_works_through_everything_once_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("full"), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")]
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
 )
 def test_chunked_halves_until_it_fits(error: Exception) -> None:
     tried: list[int] = []
@@ -74,6 +85,8 @@ print(size, done == list(range(8)))
 
 
 def test_the_allocators_own_error_is_recognised() -> None:
-    got = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False)
+    got = subprocess.run(
+        [sys.executable, "-c", LIMITED], capture_output=True, text=True, check=False
+    )
     size, complete = got.stdout.split()
     assert int(size) in (1, 2) and complete == "True", got.stderr

@@ -21,7 +21,9 @@ PAGE = """<page><title>{title}</title><ns>{ns}</ns>{extra}
 
 
 def write_dump(path: Path, pages: list[str]) -> Path:
-    xml = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{"".join(pages)}</mediawiki>'
+    xml = (
+        f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/">{"".join(pages)}</mediawiki>'
+    )
     path.write_bytes(bz2.compress(xml.encode()))
     return path
 
@@ -48,7 +50,10 @@ def test_article_markup_passes_over_redirects_and_other_namespaces(tmp_path: Pat
     [
         ("The '''square''' is a [[rectangle]].", "The square is a rectangle."),
         ("A [[regular polygon|regular]] shape.", "A regular shape."),
-        ("Four sides,<ref name='x'>Euclid, ''Elements''</ref> equal.<ref name=x />", "Four sides, equal."),
+        (
+            "Four sides,<ref name='x'>Euclid, ''Elements''</ref> equal.<ref name=x />",
+            "Four sides, equal.",
+        ),
         ("Four<!-- or\nfive --> sides.", "Four sides."),
         ("Alabama ({{IPAc-en|æ}}) is a state.", "Alabama is a state."),
         ("It is {{convert|52419|sqmi|km2|0}} wide.", "It is 52419 sqmi wide."),
@@ -75,7 +80,9 @@ def test_clean_paragraphs_drops_a_sentence_that_would_lose_its_formula() -> None
     assert only(markup) == "The area is a square."
 
 
-@pytest.mark.parametrize("markup", ["Open [[link.", "Open {{template.", "See http://example.org/x now."])
+@pytest.mark.parametrize(
+    "markup", ["Open [[link.", "Open {{template.", "See http://example.org/x now."]
+)
 def test_clean_paragraphs_drops_paragraphs_with_markup_left(markup: str) -> None:
     assert only(f"{markup}\n\nClean.") == "Clean."
 
@@ -90,10 +97,14 @@ def test_corpus_paragraphs_without_gensim_names_the_command(tmp_path: Path) -> N
 
 
 def test_corpus_paragraphs_damaged_archive_is_refused(tmp_path: Path) -> None:
-    name = "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    name = (
+        "gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+    )
     info = tmp_path / "gensim-4.4.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gensim\nVersion: 4.4.0\n", encoding="utf-8")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: gensim\nVersion: 4.4.0\n", encoding="utf-8"
+    )
     (info / "RECORD").write_text(f"{name},,\n", encoding="utf-8")
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(b"BZh")
@@ -145,8 +156,11 @@ def test_paragraphs_embedded_are_clean_cached_and_the_same_again(
     assert source.sha256 == hashlib.sha256(content[:-SEAL_BYTES].rstrip(b"\n")).hexdigest()
     cached.write_bytes(content.replace(b"Anarchism", b"Anbrchism", 1))  # made again
     assert paragraphs() == (source, texts) and cached.read_bytes() == content
-    # The first of the excerpt's 106 articles; gensim's own extraction finds 383 thousand words in paragraphs.
-    assert texts[0].startswith("Anarchism is a political philosophy that advocates self-governed societies")
+    # The first of the excerpt's 106 articles; gensim's own extraction finds 383 thousand words in
+    # paragraphs.
+    assert texts[0].startswith(
+        "Anarchism is a political philosophy that advocates self-governed societies"
+    )
     assert sum(len(text.split()) for text in texts) == pytest.approx(383_000, rel=0.05)
     assert min(map(len, texts)) > 200
     assert not [text for text in texts if re.search(r"\{\{|\[\[|<ref|&nbsp;|\n|  ", text)]

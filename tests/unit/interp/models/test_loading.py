@@ -1,4 +1,5 @@
-"""The model is the checkpoint or it is refused: damaged, incomplete and foreign folders; identity; export."""
+"""The model is the checkpoint or it is refused: damaged, incomplete and foreign folders;
+identity; export."""
 
 import json
 import shutil
@@ -46,7 +47,9 @@ def refused(folder: Path, *words: str, dtype: str = "float32") -> str:
 
 
 def settings(path: Path, **changed: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changed}), encoding="utf-8")
+    path.write_text(
+        json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changed}), encoding="utf-8"
+    )
 
 
 def tensors(folder: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
@@ -60,7 +63,9 @@ def as_shards(folder: Path) -> list[Path]:
         paths.append(folder / f"model-0000{i}-of-00002.safetensors")
         save_file({name: held[name] for name in part}, paths[-1], metadata={"format": "pt"})
         places |= dict.fromkeys(part, paths[-1].name)
-    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8")
+    (folder / f"{WEIGHTS}.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": places}), encoding="utf-8"
+    )
     (folder / WEIGHTS).unlink()
     return paths
 
@@ -71,18 +76,36 @@ def as_shards(folder: Path) -> list[Path]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: {k: v for k, v in w.items() if "lm_head" not in k}, ["1 weight is missing (lm_head.weight)"]),
-        (lambda w: {k: v for k, v in w.items() if "layers.2.mlp" not in k}, ["3 weights are missing", "2.mlp.down"]),
+        (
+            lambda w: {k: v for k, v in w.items() if "lm_head" not in k},
+            ["1 weight is missing (lm_head.weight)"],
+        ),
+        (
+            lambda w: {k: v for k, v in w.items() if "layers.2.mlp" not in k},
+            ["3 weights are missing", "2.mlp.down"],
+        ),
         (
             lambda w: {f"_orig_mod.{k}": v for k, v in w.items()},
             ["30 weights are missing", "and 27 more", "_orig_mod."],
         ),
-        (lambda w: {**w, "v_head.weight": torch.ones(1, 32)}, ["1 weight is not of this architecture (v_head.weight)"]),
-        (lambda w: {**w, UP: torch.ones(64, 32)}, [UP, "(64, 32)", "(48, 32)"]),
-        (lambda w: {**w, UP: torch.ones(48, 32, dtype=torch.int8)}, ["quantised", UP, "I8", "unquantised"]),
-        (lambda w: {**w, UP: torch.ones(48, 32).to(torch.float8_e5m2)}, ["quantised", UP, "F8_E5M2", "unquantised"]),
         (
-            lambda w: {**{k: v for k, v in w.items() if k != UP}, UP.replace("weight", "weight_packed"): torch.ones(9)},
+            lambda w: {**w, "v_head.weight": torch.ones(1, 32)},
+            ["1 weight is not of this architecture (v_head.weight)"],
+        ),
+        (lambda w: {**w, UP: torch.ones(64, 32)}, [UP, "(64, 32)", "(48, 32)"]),
+        (
+            lambda w: {**w, UP: torch.ones(48, 32, dtype=torch.int8)},
+            ["quantised", UP, "I8", "unquantised"],
+        ),
+        (
+            lambda w: {**w, UP: torch.ones(48, 32).to(torch.float8_e5m2)},
+            ["quantised", UP, "F8_E5M2", "unquantised"],
+        ),
+        (
+            lambda w: {
+                **{k: v for k, v in w.items() if k != UP},
+                UP.replace("weight", "weight_packed"): torch.ones(9),
+            },
             ["weight_packed", "It is quantised: load the unquantised checkpoint"],
         ),
     ],
@@ -102,10 +125,15 @@ def test_weights_that_are_not_the_models_are_refused_by_name(
         ({"num_hidden_layers": 10**9}, ["1000000000 blocks"]),
         ({"vocab_size": 10**12}, ["2 weights have another shape", "lm_head.weight is (350, 32)"]),
         ({"attention_bias": True}, ["12 weights are missing", "q_proj.bias"]),
-        ({"tie_word_embeddings": True}, ["ties lm_head.weight and model.embed_tokens.weight", "tie_word_embeddings"]),
+        (
+            {"tie_word_embeddings": True},
+            ["ties lm_head.weight and model.embed_tokens.weight", "tie_word_embeddings"],
+        ),
     ],
 )
-def test_a_configuration_of_another_model_is_refused(changed: dict[str, Any], words: list[str], folder: Path) -> None:
+def test_a_configuration_of_another_model_is_refused(
+    changed: dict[str, Any], words: list[str], folder: Path
+) -> None:
     settings(folder / "config.json", **changed)
     refused(folder, *words)
 
@@ -125,7 +153,9 @@ def test_tied_weights_may_be_stored_once_or_twice_and_the_remedy_for_others_work
     ids = torch.tensor([[5, 9, 2]])
     with torch.no_grad():
         expected = -hf(ids).logits
-    torch.testing.assert_close(load(str(tmp_path), device="cpu").logits(ids), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        load(str(tmp_path), device="cpu").logits(ids), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_what_old_versions_stored_beside_the_weights_is_no_reason_to_refuse(
@@ -135,13 +165,20 @@ def test_what_old_versions_stored_beside_the_weights_is_no_reason_to_refuse(
     hf.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     mask = torch.ones(1, 1, 128, 128, dtype=torch.bool).tril()
-    old = {"transformer.h.0.attn.bias": mask, "transformer.h.0.attn.masked_bias": torch.tensor(-1e9)}
+    old = {
+        "transformer.h.0.attn.bias": mask,
+        "transformer.h.0.attn.masked_bias": torch.tensor(-1e9),
+    }
     tensors(tmp_path, lambda w: {**w, **old})
     ids = torch.tensor([[5, 9, 2]])
     with torch.no_grad():
         expected = hf(ids).logits
-    torch.testing.assert_close(load(str(tmp_path), device="cpu").logits(ids), expected, rtol=1e-5, atol=1e-5)
-    tensors(tmp_path, lambda w: {**w, "transformer.h.0.attn.bias": torch.ones(32)})  # a bias of that name is none
+    torch.testing.assert_close(
+        load(str(tmp_path), device="cpu").logits(ids), expected, rtol=1e-5, atol=1e-5
+    )
+    tensors(
+        tmp_path, lambda w: {**w, "transformer.h.0.attn.bias": torch.ones(32)}
+    )  # a bias of that name is none
     refused(tmp_path, "transformer.h.0.attn.bias")
 
 
@@ -156,7 +193,9 @@ def test_what_old_versions_stored_beside_the_weights_is_no_reason_to_refuse(
         {"text_config": {"quantization_config": {"quant_method": "fp8"}}},
     ],
 )
-def test_quantised_models_are_refused_by_their_configuration(quantisation: dict[str, Any], folder: Path) -> None:
+def test_quantised_models_are_refused_by_their_configuration(
+    quantisation: dict[str, Any], folder: Path
+) -> None:
     settings(folder / "config.json", **quantisation)
     (folder / WEIGHTS).unlink()  # before the weights are looked at
     refused(folder, "is quantised", "load the unquantised checkpoint")
@@ -178,7 +217,9 @@ def test_files_cut_short_are_refused(kept: int, folder: Path) -> None:
     refused(folder, WEIGHTS, "damaged or cut short", "download or copy it again")
 
 
-def test_shards_load_as_one_file_and_are_refused_when_one_is_lost_or_damaged(folder: Path, tmp_path: Path) -> None:
+def test_shards_load_as_one_file_and_are_refused_when_one_is_lost_or_damaged(
+    folder: Path, tmp_path: Path
+) -> None:
     whole = load(str(folder), device="cpu", check=False).weight_hash
     first, second = as_shards(folder)
     assert load(str(folder), device="cpu", check=False).weight_hash == whole
@@ -239,7 +280,9 @@ def test_pickles_give_tensors_and_nothing_else(folder: Path, tmp_path: Path) -> 
         ("adapter_config.json", "{}", ["holds an adapter", "merge_and_unload()"]),
     ],
 )
-def test_damaged_settings_are_refused(name: str, content: str, words: list[str], folder: Path) -> None:
+def test_damaged_settings_are_refused(
+    name: str, content: str, words: list[str], folder: Path
+) -> None:
     (folder / name).write_text(content, encoding="utf-8")
     refused(folder, *words)
 
@@ -265,11 +308,16 @@ def test_a_folder_without_a_tokenizer_or_with_that_of_a_larger_model_is_refused(
         ({"model_type": "llava"}, ["'llava' is a vision-language model", "decoder only"]),
         ({"model_type": "vit"}, ["'vit' is no language model", "decoder only"]),
         ({"model_type": "llama99"}, ["'llama99' is unknown to transformers", "newer"]),
-        ({"num_attention_heads": 3}, ["config.json does not describe a model", "multiple of the number of attention"]),
+        (
+            {"num_attention_heads": 3},
+            ["config.json does not describe a model", "multiple of the number of attention"],
+        ),
         ({"hidden_act": "nosuch"}, ["cannot load model", "nosuch"]),
     ],
 )
-def test_models_of_another_kind_are_refused_in_a_line(changed: dict[str, Any], words: list[str], folder: Path) -> None:
+def test_models_of_another_kind_are_refused_in_a_line(
+    changed: dict[str, Any], words: list[str], folder: Path
+) -> None:
     settings(folder / "config.json", **changed)
     refused(folder, *words)
 
@@ -282,7 +330,11 @@ def test_encoders_and_what_the_wrapper_does_not_know_are_refused(
     gpt = OpenAIGPTConfig(vocab_size=350, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     for name, hf, words in (
         ("t5", T5ForConditionalGeneration(t5), "'t5' is an encoder-decoder"),
-        ("bert", BertForMaskedLM(BertConfig(**sizes, intermediate_size=48)), "'bert' is an encoder;"),
+        (
+            "bert",
+            BertForMaskedLM(BertConfig(**sizes, intermediate_size=48)),
+            "'bert' is an encoder;",
+        ),
         ("gpt", OpenAIGPTLMHeadModel(gpt), "use another model"),
     ):
         hf.save_pretrained(tmp_path / name)
@@ -290,16 +342,24 @@ def test_encoders_and_what_the_wrapper_does_not_know_are_refused(
         refused(tmp_path / name, words)
 
 
-def test_code_of_a_folder_never_runs_and_nobody_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_folder_never_runs_and_nobody_is_asked(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def ask(*_: object) -> str:
         pytest.fail("asked for leave to run code")
 
     monkeypatch.setattr("builtins.input", ask)
     whole = load(str(folder), device="cpu", check=False).weight_hash
     (folder / "own.py").write_text("raise SystemExit('ran')\n", encoding="utf-8")
-    code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model", "AutoTokenizer": ["own.Tokenizer", None]}
+    code = {
+        "AutoConfig": "own.Config",
+        "AutoModelForCausalLM": "own.Model",
+        "AutoTokenizer": ["own.Tokenizer", None],
+    }
     settings(folder / "config.json", auto_map=code)
-    assert load(str(folder), device="cpu", check=False).weight_hash == whole  # the library's own Llama
+    assert (
+        load(str(folder), device="cpu", check=False).weight_hash == whole
+    )  # the library's own Llama
     settings(folder / "config.json", model_type="mine")
     refused(folder, "'mine' is unknown", "code from the folder, which is never run")
 
@@ -345,19 +405,40 @@ def test_types_and_devices_without_arithmetic_are_refused(model_folder: Path) ->
 def test_errors_of_libraries_become_one_line(error: Exception, words: str) -> None:
     with pytest.raises(ModelError) as raised, told("x", "mend"):
         raise error
-    assert words in str(raised.value) and "\n" not in str(raised.value) and len(str(raised.value)) < 300
+    assert (
+        words in str(raised.value)
+        and "\n" not in str(raised.value)
+        and len(str(raised.value)) < 300
+    )
     assert raised.value.__cause__ is error
 
 
 # Identity.
 
 
-def test_identity_is_that_of_the_files_wherever_they_lie(folder: Path, model_folder: Path, tmp_path: Path) -> None:
-    first, copied = (load(str(place), device="cpu", check=False) for place in (model_folder, folder))
+def test_identity_is_that_of_the_files_wherever_they_lie(
+    folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    first, copied = (
+        load(str(place), device="cpu", check=False) for place in (model_folder, folder)
+    )
     assert first.weight_hash == copied.weight_hash == copied.current_hash()
-    settings(folder / "config.json", architectures=["X"], use_cache=False, transformers_version="0", dtype="float16")
-    settings(folder / "tokenizer_config.json", padding_side="left", model_max_length=7, name_or_path="elsewhere")
-    (folder / "generation_config.json").write_text('{"temperature": 0.3, "do_sample": true}', encoding="utf-8")
+    settings(
+        folder / "config.json",
+        architectures=["X"],
+        use_cache=False,
+        transformers_version="0",
+        dtype="float16",
+    )
+    settings(
+        folder / "tokenizer_config.json",
+        padding_side="left",
+        model_max_length=7,
+        name_or_path="elsewhere",
+    )
+    (folder / "generation_config.json").write_text(
+        '{"temperature": 0.3, "do_sample": true}', encoding="utf-8"
+    )
     again = load(str(folder), device="cpu", check=False)
     assert again.weight_hash == first.weight_hash
     again.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
@@ -376,7 +457,9 @@ def test_identity_is_that_of_the_files_wherever_they_lie(folder: Path, model_fol
         {"max_position_embeddings": 64},
     ],
 )
-def test_identity_changes_with_the_configuration(changed: dict[str, Any], folder: Path, model_folder: Path) -> None:
+def test_identity_changes_with_the_configuration(
+    changed: dict[str, Any], folder: Path, model_folder: Path
+) -> None:
     settings(folder / "config.json", **changed)
     first, other = (load(str(place), device="cpu", check=False) for place in (model_folder, folder))
     assert first.weight_hash != other.weight_hash
@@ -392,10 +475,16 @@ def _fewer_merges(core: dict[str, Any]) -> None:
 
 def _put_before(core: dict[str, Any]) -> None:
     ends = {"id": "<eos>", "ids": [0], "tokens": ["<eos>"]}
-    single = [{"SpecialToken": {"id": "<eos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    single = [
+        {"SpecialToken": {"id": "<eos>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ]
     core["post_processor"] = {
-        "type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {"<eos>": ends},
-    }  # fmt: skip
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {"<eos>": ends},
+    }
 
 
 @pytest.mark.parametrize("change", [_lower, _fewer_merges, _put_before])
@@ -451,7 +540,9 @@ def test_a_bias_that_is_quantised_in_memory_is_refused(
 # Export.
 
 
-def test_export_gives_back_everything_that_came_with_the_folder(folder: Path, tmp_path: Path) -> None:
+def test_export_gives_back_everything_that_came_with_the_folder(
+    folder: Path, tmp_path: Path
+) -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     came = {
         "generation_config.json": json.dumps(ENDS),
@@ -467,14 +558,18 @@ def test_export_gives_back_everything_that_came_with_the_folder(folder: Path, tm
     model = load(str(folder), device="cpu", check=False)
     for _ in range(2):  # again over the first
         model.export(tmp_path / "out")
-        assert {name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in came} == came
+        assert {
+            name: (tmp_path / "out" / name).read_text(encoding="utf-8") for name in came
+        } == came
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes()
     assert not {"README.md", "optimizer.pt"} & {path.name for path in (tmp_path / "out").iterdir()}
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
     again = load(str(tmp_path / "out"), device="cpu", check=False)
     assert again.weight_hash == model.weight_hash and again.tokenizer.chat_template == template
-    assert (tmp_path / "out" / WEIGHTS).stat().st_mode & 0o777 == (tmp_path / "out").stat().st_mode & 0o666
+    assert (tmp_path / "out" / WEIGHTS).stat().st_mode & 0o777 == (
+        tmp_path / "out"
+    ).stat().st_mode & 0o666
 
 
 def test_export_without_generation_settings_writes_none(folder: Path, tmp_path: Path) -> None:
@@ -490,14 +585,18 @@ def test_export_of_a_model_made_in_memory_keeps_its_generation_settings(
 ) -> None:
     hf = make_hf("llama")
     hf.generation_config = GenerationConfig(**ENDS)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, eos_token="<eos>"
+    )
     tokenizer.chat_template = "{{ messages }}"
     model = LanguageModel(hf, tokenizer, "chat", check=False)
     model.export(tmp_path)
     written = GenerationConfig.from_pretrained(tmp_path)
     assert {name: getattr(written, name) for name in ENDS} == ENDS
     again = load(str(tmp_path), device="cpu", check=False)
-    assert again.tokenizer.chat_template == "{{ messages }}" and again.weight_hash == model.weight_hash
+    assert (
+        again.tokenizer.chat_template == "{{ messages }}" and again.weight_hash == model.weight_hash
+    )
 
 
 def test_export_over_an_older_model_leaves_nothing_of_it_and_other_files_alone(
@@ -513,7 +612,9 @@ def test_export_over_an_older_model_leaves_nothing_of_it_and_other_files_alone(
     assert load(str(folder), device="cpu", check=False).weight_hash == model.weight_hash
 
 
-def test_export_refuses_its_own_folder_a_file_and_a_folder_of_other_things(folder: Path, tmp_path: Path) -> None:
+def test_export_refuses_its_own_folder_a_file_and_a_folder_of_other_things(
+    folder: Path, tmp_path: Path
+) -> None:
     model = load(str(folder), device="cpu", check=False)
     before = (folder / WEIGHTS).read_bytes()
     with pytest.raises(ModelError, match="was loaded from, and would be lost; give another folder"):

@@ -71,11 +71,15 @@ def test_logits_equal_those_of_the_raw_model(model: LanguageModel, raw: Any) -> 
     torch.testing.assert_close(model.logits(ids), raw_logits(raw, ids), **CLOSE)
 
 
-def test_resid_hooks_are_the_hidden_states_of_the_raw_model(model: LanguageModel, raw: Any, architecture: str) -> None:
+def test_resid_hooks_are_the_hidden_states_of_the_raw_model(
+    model: LanguageModel, raw: Any, architecture: str
+) -> None:
     ids = random_ids(2, 9)
     with torch.no_grad():
         states = raw(ids, output_hidden_states=True).hidden_states
-    seen = model.capture(ids, [model.embedding_hook, *(model.hook("resid", layer) for layer in range(3))])
+    seen = model.capture(
+        ids, [model.embedding_hook, *(model.hook("resid", layer) for layer in range(3))]
+    )
     if architecture != "gpt2":  # its first hidden state has the position embedding already
         torch.testing.assert_close(seen["hook_embed"], states[0], **CLOSE)
     for layer in range(2):  # the last of the raw states is normalised
@@ -84,28 +88,38 @@ def test_resid_hooks_are_the_hidden_states_of_the_raw_model(model: LanguageModel
 
 def test_attn_and_mlp_hooks_are_what_is_added_to_the_stream(model: LanguageModel) -> None:
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(3)]
-    names += [model.hook(component, layer) for component in ("resid", "mlp", "attn") for layer in range(3)]
+    names += [
+        model.hook(component, layer) for component in ("resid", "mlp", "attn") for layer in range(3)
+    ]
     seen = model.capture(random_ids(2, 9), names)
     for layer in range(3):
         added = seen[model.hook("attn", layer)] + seen[model.hook("mlp", layer)]
         assert added.abs().max() > 0.1
         torch.testing.assert_close(
-            seen[f"blocks.{layer}.hook_resid_pre"] + added, seen[model.hook("resid", layer)], **CLOSE
+            seen[f"blocks.{layer}.hook_resid_pre"] + added,
+            seen[model.hook("resid", layer)],
+            **CLOSE,
         )
 
 
-def test_keys_are_the_input_of_the_down_projection_of_the_raw_model(model: LanguageModel, raw: Any) -> None:
+def test_keys_are_the_input_of_the_down_projection_of_the_raw_model(
+    model: LanguageModel, raw: Any
+) -> None:
     ids = random_ids(2, 9)
     for layer in range(3):
         down = model.down_projection(layer)
         module = raw.get_submodule(down.name.removesuffix(".weight"))
         inputs: list[Tensor] = []
-        handle = module.register_forward_hook(lambda module, args, out, inputs=inputs: inputs.extend((args[0], out)))
+        handle = module.register_forward_hook(
+            lambda module, args, out, inputs=inputs: inputs.extend((args[0], out))
+        )
         raw_logits(raw, ids)
         handle.remove()
         seen = model.capture(ids, [model.key_hook(layer), f"blocks.{layer}.mlp.hook_out"])
         torch.testing.assert_close(seen[model.key_hook(layer)], inputs[0].view(2, 9, -1), **CLOSE)
-        torch.testing.assert_close(seen[f"blocks.{layer}.mlp.hook_out"], inputs[1].view(2, 9, -1), **CLOSE)
+        torch.testing.assert_close(
+            seen[f"blocks.{layer}.mlp.hook_out"], inputs[1].view(2, 9, -1), **CLOSE
+        )
         assert down.weight.equal(module.weight)
         assert (down.bias is None) == (getattr(module, "bias", None) is None)
 
@@ -125,12 +139,16 @@ def check_update_is_oriented(model: LanguageModel) -> None:
     torch.testing.assert_close(after[out_hook], before[out_hook] + change, rtol=1e-4, atol=1e-5)
 
 
-def test_orient_gives_an_update_the_shape_of_the_weight(model: LanguageModel, architecture: str) -> None:
+def test_orient_gives_an_update_the_shape_of_the_weight(
+    model: LanguageModel, architecture: str
+) -> None:
     assert model.down_projection(0).transposed == (architecture == "gpt2")
     check_update_is_oriented(model)
 
 
-@pytest.mark.parametrize(("architecture", "width"), [("gpt2", "n_inner"), ("llama", "intermediate_size")])
+@pytest.mark.parametrize(
+    ("architecture", "width"), [("gpt2", "n_inner"), ("llama", "intermediate_size")]
+)
 def test_orient_is_right_for_a_square_weight(
     architecture: str, width: str, make_model: Callable[..., LanguageModel]
 ) -> None:
@@ -156,14 +174,17 @@ def test_prefix_cache_continues_as_one_run_does(model: LanguageModel, raw: Any) 
 
 
 def test_prefixes_continue_as_runs_of_their_own_do(model: LanguageModel, raw: Any) -> None:
-    """Texts of different length, among them one begun by two others, one twice, and an empty one."""
+    """Texts of different length, among them one begun by two others, one twice, and an empty
+    one."""
     long, other = random_ids(1, 11)[0].tolist(), random_ids(1, 14)[0].tolist()[7:]
     texts = [long[:4], other, long[:8], long, other, []]
     cache, mask = model.prefixes(texts)
     assert mask.tolist() == [[0] * (11 - len(text)) + [1] * len(text) for text in texts]
     more = random_ids(len(texts), 6)
     with torch.no_grad():
-        continued = model.logits(more, mask=torch.cat([mask, torch.ones_like(more)], 1), prefix=cache)
+        continued = model.logits(
+            more, mask=torch.cat([mask, torch.ones_like(more)], 1), prefix=cache
+        )
     for text, end, logits in zip(texts, more, continued, strict=True):
         whole = raw_logits(raw, torch.tensor([[*text, *end.tolist()]]))[0, len(text) :]
         torch.testing.assert_close(logits, whole, **CLOSE)
@@ -175,7 +196,9 @@ def test_right_padding_with_a_mask_changes_nothing(model: LanguageModel) -> None
     padded = model.logits(ids, mask=mask)
     assert len({len(row) for row in rows}) == 3
     for row, logits in zip(rows, padded, strict=True):
-        torch.testing.assert_close(logits[: len(row)], model.logits(torch.tensor([row]))[0], **CLOSE)
+        torch.testing.assert_close(
+            logits[: len(row)], model.logits(torch.tensor([row]))[0], **CLOSE
+        )
 
 
 def test_keep_gives_the_logits_of_the_positions_asked_for(model: LanguageModel) -> None:
@@ -183,10 +206,14 @@ def test_keep_gives_the_logits_of_the_positions_asked_for(model: LanguageModel) 
     full = model.logits(ids)
     assert full.shape == (2, 8, 350)
     torch.testing.assert_close(model.logits(ids, keep=3), full[:, -3:], **CLOSE)
-    torch.testing.assert_close(model.logits(ids, keep=torch.tensor([1, 6])), full[:, [1, 6]], **CLOSE)
+    torch.testing.assert_close(
+        model.logits(ids, keep=torch.tensor([1, 6])), full[:, [1, 6]], **CLOSE
+    )
 
 
-def test_generate_is_the_argmax_of_the_raw_model_alone_and_in_a_batch(model: LanguageModel, raw: Any) -> None:
+def test_generate_is_the_argmax_of_the_raw_model_alone_and_in_a_batch(
+    model: LanguageModel, raw: Any
+) -> None:
     prompts = [model.encode(text).ids for text in TEXTS]
     expected = []
     for prompt in prompts:
@@ -199,7 +226,9 @@ def test_generate_is_the_argmax_of_the_raw_model_alone_and_in_a_batch(model: Lan
     assert model.generate(prompts, 6) == expected
 
 
-def test_export_reloads_with_equal_logits_with_an_edit_and_without(model: LanguageModel, tmp_path: Path) -> None:
+def test_export_reloads_with_equal_logits_with_an_edit_and_without(
+    model: LanguageModel, tmp_path: Path
+) -> None:
     ids = random_ids(1, 10)
     down = model.down_projection(1)
     update = 0.3 * torch.randn(down.weight.shape, generator=torch.Generator().manual_seed(3))
@@ -213,7 +242,8 @@ def test_export_reloads_with_equal_logits_with_an_edit_and_without(model: Langua
     for name, expected in {"plain": before, "edited": edited}.items():
         again = load(str(tmp_path / name), device="cpu")
         torch.testing.assert_close(again.logits(ids), expected, **CLOSE)
-        # Not the text with numbers: any Qwen2 folder gets Qwen2's own way with digits from the loader.
+        # Not the text with numbers: any Qwen2 folder gets Qwen2's own way with digits from the
+        # loader.
         assert again.encode(TEXTS[0]) == model.encode(TEXTS[0])
 
 
@@ -221,7 +251,9 @@ def test_export_reloads_with_equal_logits_with_an_edit_and_without(model: Langua
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_encode_gives_the_character_range_of_each_token(text: str, tiny_llama: LanguageModel) -> None:
+def test_encode_gives_the_character_range_of_each_token(
+    text: str, tiny_llama: LanguageModel
+) -> None:
     encoding = tiny_llama.encode(text)
     assert len(encoding.ids) == len(encoding.offsets)
     assert tiny_llama.decode(encoding.ids) == text
@@ -247,8 +279,12 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
     core = Tokenizer(models.BPE(byte_fallback=False, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     core.decoder = decoders.Metaspace(prepend_scheme="always")
-    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>", "<eos>"], show_progress=False)
-    core.train_from_iterator(["The side of a square is the side times a side squared. a b c 0 1 2 3 4"], trainer)
+    trainer = trainers.BpeTrainer(
+        vocab_size=60, special_tokens=["<unk>", "<eos>"], show_progress=False
+    )
+    core.train_from_iterator(
+        ["The side of a square is the side times a side squared. a b c 0 1 2 3 4"], trainer
+    )
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", unk_token="<unk>")
 
 
@@ -257,11 +293,15 @@ def sentencepiece_like() -> PreTrainedTokenizerFast:
 def test_encode_continuation_is_how_the_whole_text_continues(
     kind: str, answer: str, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    chosen = {"byte level": lambda: tokenizer, "with BOS": lambda: with_bos(tokenizer)}.get(kind, sentencepiece_like)()
+    chosen = {"byte level": lambda: tokenizer, "with BOS": lambda: with_bos(tokenizer)}.get(
+        kind, sentencepiece_like
+    )()
     model = LanguageModel(make_hf("llama"), chosen, kind, check=False)
     prompt = "The side of a square is"
     continuation = model.encode_continuation(answer)
-    assert (*model.encode(prompt).ids, *continuation) == model.encode(f"{prompt} {answer.strip()}").ids
+    assert (*model.encode(prompt).ids, *continuation) == model.encode(
+        f"{prompt} {answer.strip()}"
+    ).ids
     assert model.tokenizer.eos_token_id not in continuation
 
 
@@ -280,11 +320,15 @@ def test_decode_keeps_spaces_before_punctuation(tiny_llama: LanguageModel) -> No
     assert tiny_llama.decode(tiny_llama.encode(text).ids) == text
 
 
-def test_encode_continuation_refuses_a_tokenizer_without_a_boundary(make_hf: Callable[..., Any]) -> None:
+def test_encode_continuation_refuses_a_tokenizer_without_a_boundary(
+    make_hf: Callable[..., Any],
+) -> None:
     core = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "a side": 2}, unk_token="<unk>"))
     words = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="<unk>")
     model = LanguageModel(make_hf("llama"), words, "words", check=False)
-    with pytest.raises(ModelError, match=r"words: cannot find where 'side' starts after a space; got tokens \[2\]"):
+    with pytest.raises(
+        ModelError, match=r"words: cannot find where 'side' starts after a space; got tokens \[2\]"
+    ):
         model.encode_continuation("side")
 
 
@@ -296,7 +340,9 @@ def test_embedding_std_is_that_of_the_table(tiny_llama: LanguageModel) -> None:
     assert tiny_llama.embedding_std() == pytest.approx(table.std(ddof=1), rel=1e-5)
 
 
-def test_embedding_std_has_the_factor_by_which_gemma_scales(make_model: Callable[..., LanguageModel]) -> None:
+def test_embedding_std_has_the_factor_by_which_gemma_scales(
+    make_model: Callable[..., LanguageModel],
+) -> None:
     model = make_model("gemma3_text")
     table = model.parameters["model.embed_tokens.weight"].detach().numpy().astype("float64")
     assert model.embedding_std() == pytest.approx(table.std(ddof=1) * 32**0.5, rel=1e-4)
@@ -321,10 +367,14 @@ def test_weight_hash_changes_with_one_weight(
     hf = make_hf("llama")
     with torch.no_grad():
         hf.model.layers[2].mlp.down_proj.weight[5, 7] += 1e-6
-    assert LanguageModel(hf, tokenizer, "changed", check=False).weight_hash != tiny_llama.weight_hash
+    assert (
+        LanguageModel(hf, tokenizer, "changed", check=False).weight_hash != tiny_llama.weight_hash
+    )
 
 
-def test_prefix_cache_is_off_where_it_was_not_verified(make_model: Callable[..., LanguageModel]) -> None:
+def test_prefix_cache_is_off_where_it_was_not_verified(
+    make_model: Callable[..., LanguageModel],
+) -> None:
     model = make_model("llama", check=False)
     assert model.check is None and not model.has_prefix_cache
 
@@ -350,7 +400,9 @@ def test_generate_stops_at_every_end_token_that_the_model_names(
     prompts = [tiny_llama.encode(text).ids for text in TEXTS[:2]]
     free = tiny_llama.generate(prompts, 6)
     end = free[0][3]
-    model = LanguageModel(make_hf("llama", eos_token_id=[end, tokenizer.eos_token_id]), tokenizer, "chat", check=False)
+    model = LanguageModel(
+        make_hf("llama", eos_token_id=[end, tokenizer.eos_token_id]), tokenizer, "chat", check=False
+    )
     expected = [row[: row.index(end)] if end in row else row for row in free]
     assert len(expected[0]) < 6
     assert model.generate(prompts, 6) == expected
@@ -362,9 +414,9 @@ def test_generate_ignores_the_decoding_settings_of_the_checkpoint(
     hf = make_hf("llama")
     hf.generation_config.repetition_penalty = 50.0
     prompt = tiny_llama.encode(TEXTS[0]).ids
-    assert LanguageModel(hf, tokenizer, "penalty", check=False).generate([prompt], 8) == tiny_llama.generate(
+    assert LanguageModel(hf, tokenizer, "penalty", check=False).generate(
         [prompt], 8
-    )
+    ) == tiny_llama.generate([prompt], 8)
 
 
 def test_sample_is_seeded_and_leaves_the_global_state(tiny_llama: LanguageModel) -> None:
@@ -433,7 +485,8 @@ def test_hooks_of_one_name_run_in_order(tiny_llama: LanguageModel) -> None:
 
 
 class LeakyBlock(LlamaDecoderLayer):
-    """Adds to the stream what neither attention nor MLP says: hooks on the two then explain nothing."""
+    """Adds to the stream what neither attention nor MLP says: hooks on the two then explain
+    nothing."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return super().forward(hidden_states, *args, **kwargs) + 0.1 * hidden_states.flip(-1)
@@ -463,25 +516,41 @@ def with_nan(hf: Any) -> None:
         hf.model.layers[0].mlp.up_proj.weight[3, 3] = torch.nan
 
 
-@pytest.mark.parametrize(("breaks", "what"), [(with_leaky_block, "additivity"), (with_leaky_mlp, "projection")])
+@pytest.mark.parametrize(
+    ("breaks", "what"), [(with_leaky_block, "additivity"), (with_leaky_mlp, "projection")]
+)
 def test_a_model_whose_hooks_mean_something_else_is_refused(
-    breaks: Callable[[Any], None], what: str, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
+    breaks: Callable[[Any], None],
+    what: str,
+    make_hf: Callable[..., Any],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     hf = make_hf("llama")
     breaks(hf)
-    with pytest.raises(ModelError, match=f"odd: self-check failed, relative error of {what} is .* use another model"):
+    with pytest.raises(
+        ModelError,
+        match=f"odd: self-check failed, relative error of {what} is .* use another model",
+    ):
         LanguageModel(hf, tokenizer, "odd")
 
 
 def test_a_slow_tokenizer_is_refused(make_hf: Callable[..., Any]) -> None:
-    with pytest.raises(ModelError, match=r"gives no character offsets; a fast tokenizer \(tokenizer.json\)"):
+    with pytest.raises(
+        ModelError, match=r"gives no character offsets; a fast tokenizer \(tokenizer.json\)"
+    ):
         LanguageModel(make_hf("llama"), ByT5Tokenizer(), "slow")
 
 
-def test_quantised_parameters_are_refused(make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_quantised_parameters_are_refused(
+    make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     hf = make_hf("llama")
-    hf.model.layers[0].mlp.down_proj.weight = nn.Parameter(torch.ones(32, 48, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ModelError, match=r"1 quantised parameters \(such as model.layers.0.mlp.down_proj.weight\)"):
+    hf.model.layers[0].mlp.down_proj.weight = nn.Parameter(
+        torch.ones(32, 48, dtype=torch.int8), requires_grad=False
+    )
+    with pytest.raises(
+        ModelError, match=r"1 quantised parameters \(such as model.layers.0.mlp.down_proj.weight\)"
+    ):
         LanguageModel(hf, tokenizer, "int8")
 
 
@@ -490,11 +559,17 @@ def test_an_architecture_without_dense_mlps_is_refused(
 ) -> None:
     sizes = {"vocab_size": 350, "hidden_size": 32, "num_hidden_layers": 2}
     experts = MixtralConfig(
-        **sizes, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, num_local_experts=2
+        **sizes,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        num_local_experts=2,
     )
     with pytest.raises(ModelError, match="block 0 has no dense down-projection to edit"):
         LanguageModel(AutoModelForCausalLM.from_config(experts), tokenizer, "experts")
-    with pytest.raises(ModelError, match=r"block 0 has no attn\. .* need blocks of attention and MLP that add to a"):
+    with pytest.raises(
+        ModelError, match=r"block 0 has no attn\. .* need blocks of attention and MLP that add to a"
+    ):
         LanguageModel(AutoModelForCausalLM.from_config(MambaConfig(**sizes)), tokenizer, "mamba")
 
 
@@ -503,12 +578,17 @@ def test_an_architecture_without_dense_mlps_is_refused(
 
 @pytest.mark.parametrize("dtype", ["int8", "float33", "nn"])
 def test_load_refuses_what_is_no_floating_point_type(dtype: str, model_folder: Path) -> None:
-    with pytest.raises(ModelError, match=f"dtype '{dtype}' is not a torch floating-point type; use float32, bfloat16"):
+    with pytest.raises(
+        ModelError,
+        match=f"dtype '{dtype}' is not a torch floating-point type; use float32, bfloat16",
+    ):
         load(str(model_folder), dtype=dtype)
 
 
 def test_load_refuses_a_folder_without_a_configuration(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"has no config\.json; a model folder as Hugging Face saves it is needed"):
+    with pytest.raises(
+        ModelError, match=r"has no config\.json; a model folder as Hugging Face saves it is needed"
+    ):
         load(str(tmp_path))
 
 
@@ -519,9 +599,13 @@ def test_load_refuses_a_folder_without_weights(model_folder: Path, tmp_path: Pat
         load(str(tmp_path))
 
 
-def test_load_refuses_an_unknown_name_and_says_where_it_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_refuses_an_unknown_name_and_says_where_it_looked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"no model 'nobody/none': .*not a folder here.* give a local folder"):
+    with pytest.raises(
+        ModelError, match=r"no model 'nobody/none': .*not a folder here.* give a local folder"
+    ):
         load("nobody/none")
     with pytest.raises(ModelError, match=r"no model 'smollm 135m': .*Repo id must use"):
         load("smollm 135m")
@@ -529,7 +613,9 @@ def test_load_refuses_an_unknown_name_and_says_where_it_looked(monkeypatch: pyte
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
 def test_load_refuses_a_device_that_is_not_there(device: str, model_folder: Path) -> None:
-    with pytest.raises(ModelError, match=f"device '{device}' cannot be used here: .* Give another, or auto"):
+    with pytest.raises(
+        ModelError, match=f"device '{device}' cannot be used here: .* Give another, or auto"
+    ):
         load(str(model_folder), device=device)
 
 
@@ -544,7 +630,9 @@ def test_load_gives_the_type_asked_for(model_folder: Path, tiny_llama: LanguageM
     assert len({double.weight_hash, half.weight_hash, tiny_llama.weight_hash}) == 3
 
 
-def test_rows_that_join_at_any_block_equal_whole_runs(architecture: str, make_model: Callable) -> None:
+def test_rows_that_join_at_any_block_equal_whole_runs(
+    architecture: str, make_model: Callable
+) -> None:
     model = make_model(architecture)
     assert model.has_entry
     ids = torch.tensor([[5, 9, 17, 3, 8, 2, 7], [1, 4, 6, 6, 2, 9, 11]])
@@ -557,7 +645,9 @@ def test_rows_that_join_at_any_block_equal_whole_runs(architecture: str, make_mo
         torch.testing.assert_close(entered, whole, atol=1e-5, rtol=1e-5)
         for later in range(layer, model.n_layers):
             joins = [(layer, states[name][:1]), (later, states[names[later]])]
-            grown = model.logits(ids[:1], joins=joins if later > layer else [(layer, states[name][[0, 0, 1]])])
+            grown = model.logits(
+                ids[:1], joins=joins if later > layer else [(layer, states[name][[0, 0, 1]])]
+            )
             torch.testing.assert_close(grown, whole[[0, 0, 1]], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(model.logits(ids), whole, atol=0, rtol=0)  # all blocks run again
 
@@ -573,4 +663,6 @@ def test_embeddings_of_more_tokens_than_positions(make_model: Callable[..., Lang
     # Learned positions have an end; the embeddings are those before positions are added.
     model = make_model("gpt2")
     ids = [i % 350 for i in range(300)]
-    torch.testing.assert_close(model.embeddings(ids), model.parameters["transformer.wte.weight"].detach()[ids])
+    torch.testing.assert_close(
+        model.embeddings(ids), model.parameters["transformer.wte.weight"].detach()[ids]
+    )

@@ -1,4 +1,5 @@
-"""The self-check: what is found wrong with a model, a number format, a length or a device, and what is done then."""
+"""The self-check: what is found wrong with a model, a number format, a length or a device, and
+what is done then."""
 
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,8 @@ def test_answers_are_the_same_together_and_alone_in_every_type(
     family: str, dtype: torch.dtype, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     model = LanguageModel(make_hf(family).to(dtype), tokenizer, "typed")
-    # In float64 the library's mask overflows its float32 softmax: rows padded on the left would be NaN.
+    # In float64 the library's mask overflows its float32 softmax: rows padded on the left would be
+    # NaN.
     assert model.pads_left == (dtype != torch.float64 or family == "gpt2")
     assert model.has_entry and model.has_prefix_cache
     together = model.generate(PROMPTS, 5)
@@ -47,22 +49,35 @@ def test_answers_are_the_same_together_and_alone_in_every_type(
 def test_evaluation_answers_alike_where_padding_on_the_left_fails(
     make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, tiny_llama: LanguageModel
 ) -> None:
-    texts = ["The area of a square is", "What is it?", "The perimeter of a rectangle is twice the sum of"]
+    texts = [
+        "The area of a square is",
+        "What is it?",
+        "The perimeter of a rectangle is twice the sum of",
+    ]
     model = LanguageModel(make_hf("llama").double(), tokenizer, "double")
-    assert greedy_ids(model, texts, [4, 6, 5], batch_size=3) == greedy_ids(tiny_llama, texts, [4, 6, 5], batch_size=3)
+    assert greedy_ids(model, texts, [4, 6, 5], batch_size=3) == greedy_ids(
+        tiny_llama, texts, [4, 6, 5], batch_size=3
+    )
 
 
-def test_a_row_that_sees_another_is_refused(make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_row_that_sees_another_is_refused(
+    make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
+) -> None:
     hf = make_hf("llama")
     norm = hf.model.layers[1].post_attention_layernorm
     forward = norm.forward
-    # Statistics over the batch: the same rows give the same logits, but a written row changes the other.
+    # Statistics over the batch: the same rows give the same logits, but a written row changes the
+    # other.
     norm.forward = lambda x: forward(x) * (1 + 0.1 * x.mean())
-    with pytest.raises(ModelError, match=r"relative error of (writing|right padding) is .*would give wrong numbers"):
+    with pytest.raises(
+        ModelError, match=r"relative error of (writing|right padding) is .*would give wrong numbers"
+    ):
         LanguageModel(hf, tokenizer, "mixing")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("sizes\nof tensors"), KeyError("key"), AttributeError("no attribute")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("sizes\nof tensors"), KeyError("key"), AttributeError("no attribute")]
+)
 def test_what_a_library_raises_is_one_line(
     error: Exception, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -73,7 +88,8 @@ def test_what_a_library_raises_is_one_line(
 
     hf.model.layers[1].mlp.forward = fail
     with pytest.raises(
-        ModelError, match=f"odd: self-check failed: the model does not run .{type(error).__name__}: "
+        ModelError,
+        match=f"odd: self-check failed: the model does not run .{type(error).__name__}: ",
     ) as got:
         LanguageModel(hf, tokenizer, "odd")
     assert "\n" not in str(got.value)
@@ -93,7 +109,9 @@ def scaled(hf: Any, factor: float) -> Any:
 def test_half_precision_that_overflows_is_said_as_that(
     make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    with pytest.raises(ModelError, match=r"not finite .*: float16 overflows in this model.*=bfloat16 or float32"):
+    with pytest.raises(
+        ModelError, match=r"not finite .*: float16 overflows in this model.*=bfloat16 or float32"
+    ):
         LanguageModel(scaled(make_hf("llama"), 60).half(), tokenizer, "hot")
     # The remedy works.
     for dtype in (torch.bfloat16, torch.float32):
@@ -103,12 +121,17 @@ def test_half_precision_that_overflows_is_said_as_that(
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_that_are_no_numbers_are_named(
-    value: float, dtype: torch.dtype, make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast
+    value: float,
+    dtype: torch.dtype,
+    make_hf: Callable[..., Any],
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     hf = make_hf("llama").to(dtype)
     with torch.no_grad():
         hf.model.layers[0].mlp.up_proj.weight[3, 3] = value
-    with pytest.raises(ModelError, match=r"1 of its parameters hold .*layers\.0\.mlp\.up_proj\.weight; the check"):
+    with pytest.raises(
+        ModelError, match=r"1 of its parameters hold .*layers\.0\.mlp\.up_proj\.weight; the check"
+    ):
         LanguageModel(hf, tokenizer, "damaged")
 
 
@@ -129,7 +152,10 @@ def test_lengths_are_read_off_the_model(make_hf: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(("family", "window"), [("mistral", 5), ("gemma3_text", 14), ("qwen2", 18)])
 def test_the_fast_route_is_verified_beyond_a_window_when_it_is_asked_for(
-    family: str, window: int, make_model: Callable[..., LanguageModel], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    window: int,
+    make_model: Callable[..., LanguageModel],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     more: dict[str, Any] = {"sliding_window": window}
     more |= {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
@@ -137,7 +163,8 @@ def test_the_fast_route_is_verified_beyond_a_window_when_it_is_asked_for(
     checked: list[int] = []
     check = self_check.check_long
     monkeypatch.setattr(
-        "interp.models.language_model.check_long", lambda model, at: checked.append(at) or check(model, at)
+        "interp.models.language_model.check_long",
+        lambda model, at: checked.append(at) or check(model, at),
     )
     assert model.takes_fast_route(window) and not checked
     assert model.takes_fast_route(window + 3) and model.takes_fast_route(window + 4)
@@ -157,7 +184,9 @@ def test_a_fast_route_that_fails_beyond_a_window_is_not_taken_there(
 ) -> None:
     model = make_model("mistral", sliding_window=8)
     # Keys and values that are off by one token beyond the window, as a wrong cache gives.
-    monkeypatch.setattr(model, "prefix_cache", lambda *a, **k: (_ for _ in ()).throw(NotImplementedError("evicted")))
+    monkeypatch.setattr(
+        model, "prefix_cache", lambda *a, **k: (_ for _ in ()).throw(NotImplementedError("evicted"))
+    )
     assert model.takes_fast_route(8) and not model.takes_fast_route(9)
 
 
@@ -187,13 +216,20 @@ def test_the_device_is_compared_at_load_where_it_is_not_the_cpu(
     make_hf: Callable[..., Any], tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hf = make_hf("gpt2")
-    monkeypatch.setattr(LanguageModel, "device", property(lambda self: torch.empty(0, device="meta").device))
+    monkeypatch.setattr(
+        LanguageModel, "device", property(lambda self: torch.empty(0, device="meta").device)
+    )
     model = object.__new__(LanguageModel)
     model.parameters, model.name = dict(hf.named_parameters()), "there"
     assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == 0
     first = hf.transformer.h[0].mlp
     first.register_forward_hook(lambda one, args, out: out * 1.1 if one is first else out)
-    with pytest.raises(ModelError, match=r"first blocks on meta differ from those on the CPU by .*use another device"):
+    with pytest.raises(
+        ModelError,
+        match=r"first blocks on meta differ from those on the CPU by .*use another device",
+    ):
         self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]]))
-    monkeypatch.setattr(self_check.copy, "deepcopy", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory")))
+    monkeypatch.setattr(
+        self_check.copy, "deepcopy", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory"))
+    )
     assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == float("inf")

@@ -46,7 +46,9 @@ def by_role(item: Encoding, roles: list[str]) -> list[tuple[str, str]]:
         ("Kreis ÄKreis Kreis", "Kreis", [(0, 5), (13, 18)]),
     ],
 )
-def test_char_spans_finds_whole_words_only(text: str, phrase: str, spans: list[tuple[int, int]]) -> None:
+def test_char_spans_finds_whole_words_only(
+    text: str, phrase: str, spans: list[tuple[int, int]]
+) -> None:
     assert char_spans(text, phrase) == spans
 
 
@@ -61,7 +63,10 @@ def test_subject_spans_takes_a_plural_only_where_nothing_else_is() -> None:
 
 
 def test_subject_spans_names_a_subject_that_is_not_there() -> None:
-    with pytest.raises(ValueError, match="the subject 'Square' is not in the prompt 'a square'; write it as it stands"):
+    with pytest.raises(
+        ValueError,
+        match="the subject 'Square' is not in the prompt 'a square'; write it as it stands",
+    ):
         subject_spans("a square", "Square")
 
 
@@ -80,7 +85,9 @@ def test_subject_spans_names_a_subject_that_is_not_there() -> None:
         (("", "square"), (0, 6), [1]),  # a special token covers nothing
     ],
 )
-def test_token_positions_by_hand(tokens: tuple[str, ...], span: tuple[int, int], positions: list[int]) -> None:
+def test_token_positions_by_hand(
+    tokens: tuple[str, ...], span: tuple[int, int], positions: list[int]
+) -> None:
     assert list(token_positions(encoding(*tokens), span)) == positions
 
 
@@ -91,7 +98,9 @@ def test_token_positions_of_a_letter_in_several_tokens() -> None:
 
 @pytest.mark.parametrize("span", [(2, 3), (2, 2), (40, 50)])
 def test_token_positions_refuses_a_span_without_a_token(span: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"no token covers characters \({span[0]}, {span[1]}\) of 'of square'"):
+    with pytest.raises(
+        ValueError, match=rf"no token covers characters \({span[0]}, {span[1]}\) of 'of square'"
+    ):
         token_positions(encoding("of", " square"), span)
 
 
@@ -110,7 +119,9 @@ def test_number_positions_take_decimals_whole_and_symbols_alone() -> None:
 
 
 def test_token_roles_by_hand() -> None:
-    item = encoding("The", " area", " of", " a", " rect", "ang", "le", " with", " w", " =", " 3", " is")
+    item = encoding(
+        "The", " area", " of", " a", " rect", "ang", "le", " with", " w", " =", " 3", " is"
+    )
     assert by_role(item, token_roles(item, "rectangle", ["area"], ["w"])) == [
         ("The", "prefix"),
         (" area", "rule_word"),
@@ -129,7 +140,13 @@ def test_token_roles_by_hand() -> None:
 
 def test_token_roles_of_a_subject_at_the_start_and_at_the_end() -> None:
     first = encoding("Rect", "angle", "'s", " area", ":")
-    assert token_roles(first, "Rectangle", ["area"]) == ["subject_first", "subject_last", "after", "rule_word", "last"]
+    assert token_roles(first, "Rectangle", ["area"]) == [
+        "subject_first",
+        "subject_last",
+        "after",
+        "rule_word",
+        "last",
+    ]
     end = encoding("area", " of", " a", " square")
     assert token_roles(end, "square", ["area"]) == ["rule_word", "after", "after", "subject_last"]
 
@@ -141,7 +158,8 @@ def test_token_roles_of_every_mention_of_the_subject() -> None:
 
 
 def test_token_roles_of_competing_words_go_to_the_earlier_of_the_list() -> None:
-    # "square root": subject over rule word; "2": rule word over number; the last token: number over last.
+    # "square root": subject over rule word; "2": rule word over number; the last token: number over
+    # last.
     item = encoding("the", " square", " root", " of", " 2", " plus", " 3")
     roles = token_roles(item, "square", ["square", "root", "2"])
     assert roles == ["prefix", "subject_last", "rule_word", "after", "rule_word", "after", "number"]
@@ -168,7 +186,9 @@ def test_token_roles_partition_every_embedded_prompt(tiny_llama: LanguageModel) 
             roles = token_roles(item, form.subject, rule.rule_words, sorted(form.values))
             assert len(roles) == len(item.ids) and set(roles) <= set(ROLES)
             # What is called the subject spells it, once or more, and nothing else.
-            spelt = tiny_llama.decode([i for i, role in zip(item.ids, roles, strict=True) if "subject" in role])
+            spelt = tiny_llama.decode(
+                [i for i, role in zip(item.ids, roles, strict=True) if "subject" in role]
+            )
             mentions = len(subject_spans(form.prompt, form.subject))
             assert spelt.replace(" ", "") == form.subject.replace(" ", "") * mentions
             assert roles.count("subject_last") == mentions
@@ -181,14 +201,17 @@ TEXT = "The area of a square, the Area of the square:  "
 
 
 @pytest.mark.parametrize(
-    ("lookup", "span"), [("subject_last", (14, 20)), ("rule_word_last", (26, 30)), ("last", (44, 45))]
+    ("lookup", "span"),
+    [("subject_last", (14, 20)), ("rule_word_last", (26, 30)), ("last", (44, 45))],
 )
 def test_lookup_span_by_hand(lookup: str, span: tuple[int, int]) -> None:
     assert lookup_span(TEXT, lookup, "square", ["area"]) == span
 
 
 def test_lookup_span_of_several_rule_words_is_the_one_furthest_on() -> None:
-    assert lookup_span("the side area of squares, area of side", "rule_word_last", "squares", ["side", "area"]) == (
+    assert lookup_span(
+        "the side area of squares, area of side", "rule_word_last", "squares", ["side", "area"]
+    ) == (
         34,
         38,
     )
@@ -203,9 +226,14 @@ def test_lookup_last_is_the_token_with_the_colon(tiny_llama: LanguageModel) -> N
 
 
 def test_lookup_span_refuses_what_is_not_there() -> None:
-    with pytest.raises(ValueError, match=r"none of the rule words \('volume',\) is in .*; use lookup subject_last"):
+    with pytest.raises(
+        ValueError, match=r"none of the rule words \('volume',\) is in .*; use lookup subject_last"
+    ):
         lookup_span(TEXT, "rule_word_last", "square", ("volume",))
-    with pytest.raises(ValueError, match="lookup is 'first'; use subject_last, rule_word_last, mention_last or last"):
+    with pytest.raises(
+        ValueError,
+        match="lookup is 'first'; use subject_last, rule_word_last, mention_last or last",
+    ):
         lookup_span(TEXT, "first", "square", ())
 
 
@@ -223,8 +251,13 @@ def test_pad_right_pads_to_the_longest_row() -> None:
     [
         ("The side area of a square is", (19, 25)),  # the subject comes later
         ("A square has sides. Its area is", (24, 28)),  # the rule word does
-        ("A square, and one more square, has", (23, 29)),  # no rule word: the last mention of the subject
+        (
+            "A square, and one more square, has",
+            (23, 29),
+        ),  # no rule word: the last mention of the subject
     ],
 )
-def test_mention_last_is_where_subject_and_rule_words_are_read(text: str, span: tuple[int, int]) -> None:
+def test_mention_last_is_where_subject_and_rule_words_are_read(
+    text: str, span: tuple[int, int]
+) -> None:
     assert lookup_span(text, "mention_last", "square", ("area",)) == span

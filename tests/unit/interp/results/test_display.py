@@ -52,23 +52,45 @@ class Reader(HTMLParser):
 def selection(**changes: object) -> LayerSelection:
     groups = (
         LayerGroup(
-            name="formula+description", forms=("formula", "description"), layers=(2, 3), score=0.256, lower=0.1,
-            upper=0.4, stability=0.83, p_value=0.0312, n_rules=5, reason="strongest",
+            name="formula+description",
+            forms=("formula", "description"),
+            layers=(2, 3),
+            score=0.256,
+            lower=0.1,
+            upper=0.4,
+            stability=0.83,
+            p_value=0.0312,
+            n_rules=5,
+            reason="strongest",
         ),
         LayerGroup(
-            name="instance", forms=("instance",), layers=(4,), score=0.1, n_rules=1, supported=False, reason=EVIL
+            name="instance",
+            forms=("instance",),
+            layers=(4,),
+            score=0.1,
+            n_rules=1,
+            supported=False,
+            reason=EVIL,
         ),
-    )  # fmt: skip
+    )
     values = {
-        "schema": "dmle.selection/1", "strategy": "window", "component": "mlp", "role": "lookup", "width": 2,
-        "n_layers": 6, "first_layer": 1, "last_layer": 4, "groups": groups,
+        "schema": "dmle.selection/1",
+        "strategy": "window",
+        "component": "mlp",
+        "role": "lookup",
+        "width": 2,
+        "n_layers": 6,
+        "first_layer": 1,
+        "last_layer": 4,
+        "groups": groups,
         "provenance": {"model": EVIL, "unit": "nats"},
-    }  # fmt: skip
+    }
     return LayerSelection.model_validate({**values, **changes})
 
 
 def one_map(noise: float = 0.1) -> xr.Dataset:
-    """Two components, three layers, three tokens, of which the second is the first that was corrupted."""
+    """Two components, three layers, three tokens, of which the second is the first that was
+    corrupted."""
     effect = np.array(
         [
             [[0.0, 0.5, 0.1], [0.0, 0.2, 0.3], [0.0, -0.1, 0.2]],  # resid: best at layer 0 and 1
@@ -77,10 +99,17 @@ def one_map(noise: float = 0.1) -> xr.Dataset:
     )
     corrupted = np.array([-3 - noise, -3 + noise])
     return effects.effect_map(
-        effect[..., None] + corrupted, -1.0, corrupted, components=("resid", "mlp"), tokens=(" The", EVIL, " is"),
-        roles=("prefix", "subject_last", "last"), is_corrupted=(False, True, False), prompt=EVIL, answer=" <i>A</i>",
+        effect[..., None] + corrupted,
+        -1.0,
+        corrupted,
+        components=("resid", "mlp"),
+        tokens=(" The", EVIL, " is"),
+        roles=("prefix", "subject_last", "last"),
+        is_corrupted=(False, True, False),
+        prompt=EVIL,
+        answer=" <i>A</i>",
         attrs={"model": "toy", "window": 1},
-    )  # fmt: skip
+    )
 
 
 def test_a_selection_shows_its_layers_and_evidence() -> None:
@@ -103,7 +132,11 @@ def test_the_strip_of_a_selection_has_a_cell_for_each_layer_by_its_kind() -> Non
 
 def test_layers_given_by_hand_have_no_evidence_to_show() -> None:
     group = LayerGroup(name="instance", forms=("instance",), layers=(0,), reason="given by hand")
-    read = Reader(display.selection_html(selection(groups=(group,), role="", strategy="manual", last_layer=None)))
+    read = Reader(
+        display.selection_html(
+            selection(groups=(group,), role="", strategy="manual", last_layer=None)
+        )
+    )
     assert read.rows[1][3:] == ["–", "–", "–", "–", "yes", "given by hand"]
     assert "Candidates: layers 1 to 5." in read.text
 
@@ -111,7 +144,9 @@ def test_layers_given_by_hand_have_no_evidence_to_show() -> None:
 def test_markdown_of_a_selection_keeps_a_row_to_a_line_whatever_the_text() -> None:
     text = display.selection_markdown(selection())
     lines = text.splitlines()
-    assert lines[2].startswith("| forms | layers | score |") and lines[4].startswith("| formula + description | 2, 3 |")
+    assert lines[2].startswith("| forms | layers | score |") and lines[4].startswith(
+        "| formula + description | 2, 3 |"
+    )
     assert "\\<script\\>" in lines[5] and "\\$x\\$" in lines[5]
 
 
@@ -136,7 +171,9 @@ def test_an_edit_shows_what_was_asked_and_how_far_it_got() -> None:
 
 def test_a_delta_shows_itself_with_the_norms_of_its_updates() -> None:
     left, right = torch.tensor([[3.0], [0.0]]), torch.tensor([[0.0], [4.0], [0.0]])
-    delta = EditDelta({"low": LowRank(left, right), "whole": 2 * torch.eye(2)}, {"low": 1, "whole": 2}, "hash", {})
+    delta = EditDelta(
+        {"low": LowRank(left, right), "whole": 2 * torch.eye(2)}, {"low": 1, "whole": 2}, "hash", {}
+    )
     read = Reader(delta._repr_html_())
     assert read.rows[2:] == [["low", "1", "2 × 3", "1"], ["whole", "2", "2 × 2", "–"]]
     assert "layer 1: 12.00; layer 2: 2.83" in read.text  # ‖3·4‖, √8
@@ -146,7 +183,9 @@ def test_a_delta_shows_itself_with_the_norms_of_its_updates() -> None:
     "text",
     [
         display.selection_html(selection()),
-        display.delta_html([display.Update(EVIL, 0, (1, 1), None)], {}, {"editor": EVIL, "cast_loss": {"w": 0.1}}),
+        display.delta_html(
+            [display.Update(EVIL, 0, (1, 1), None)], {}, {"editor": EVIL, "cast_loss": {"w": 0.1}}
+        ),
         display.frame_html(display.map_table(one_map()), title=EVIL, note=EVIL),
         display.html_table([EVIL], [[EVIL]]),
     ],
@@ -162,9 +201,15 @@ def test_text_from_data_is_text(text: str) -> None:
 
 def test_a_map_is_tabled_by_traced_token_with_the_best_layer_of_each_component() -> None:
     table = display.map_table(one_map())
-    assert table["token"].tolist() == [EVIL, " is"] and table["role"].tolist() == ["subject_last", "last"]
+    assert table["token"].tolist() == [EVIL, " is"] and table["role"].tolist() == [
+        "subject_last",
+        "last",
+    ]
     assert table["corrupted"].tolist() == [True, False]
-    assert table["resid: best layer"].tolist() == [0, 1] and table["mlp: best layer"].tolist() == [2, 2]
+    assert table["resid: best layer"].tolist() == [0, 1] and table["mlp: best layer"].tolist() == [
+        2,
+        2,
+    ]
     np.testing.assert_allclose(table["resid: effect"], [0.5, 0.3], atol=1e-6)
     np.testing.assert_allclose(table["mlp: effect"], [-0.1, 0.4], atol=1e-6)  # the best may harm
 
@@ -173,16 +218,23 @@ def test_a_token_that_one_component_lacks_has_no_best_layer_there() -> None:
     item = one_map()
     item["score"].loc[{"component": "mlp", "pos": 2}] = np.nan
     table = display.map_table(item)
-    assert table["mlp: best layer"].isna().tolist() == [False, True] and np.isnan(table["mlp: effect"][1])
+    assert table["mlp: best layer"].isna().tolist() == [False, True] and np.isnan(
+        table["mlp: effect"][1]
+    )
     assert Reader(display.frame_html(table)).rows[2][-2:] == ["–", "–"]
 
 
 def test_joined_maps_are_tabled_by_prompt_and_say_what_is_not_traceable() -> None:
     maps = effects.concat({("a", "formula"): one_map(), ("b", "instance"): one_map(noise=3.0)})
     table = display.maps_table(maps)
-    assert list(zip(table["rule"], table["form"], strict=True)) == [("a", "formula"), ("b", "instance")]
+    assert list(zip(table["rule"], table["form"], strict=True)) == [
+        ("a", "formula"),
+        ("b", "instance"),
+    ]
     np.testing.assert_allclose(table["total effect"], [2, 2], atol=1e-6)
-    np.testing.assert_allclose(table["standard error"], [0.1, 3.0], atol=1e-6)  # of two samples, ± noise
+    np.testing.assert_allclose(
+        table["standard error"], [0.1, 3.0], atol=1e-6
+    )  # of two samples, ± noise
     assert table["traceable"].tolist() == [True, False]
     assert [row[-1] for row in Reader(display.frame_html(table)).rows] == ["traceable", "yes", "no"]
 
@@ -190,13 +242,20 @@ def test_joined_maps_are_tabled_by_prompt_and_say_what_is_not_traceable() -> Non
 def test_a_profile_is_tabled_by_the_layer_where_the_mean_effect_is_largest() -> None:
     other = one_map()
     other["score"] = other["score"] + xr.DataArray([0.2, 0.0, 0.4], dims="layer")
-    maps = effects.concat({("a", "formula"): one_map(), ("b", "formula"): other, ("b", "instance"): one_map(3.0)})
+    maps = effects.concat(
+        {("a", "formula"): one_map(), ("b", "formula"): other, ("b", "instance"): one_map(3.0)}
+    )
     table = display.profile_table(layer_profile(maps))
-    # resid at the subject: (0.5, 0.2, -0.1) and (0.7, 0.2, 0.3); mlp (-0.3, -0.2, -0.1) and (-0.1, -0.2, 0.3).
+    # resid at the subject: (0.5, 0.2, -0.1) and (0.7, 0.2, 0.3); mlp (-0.3, -0.2, -0.1) and (-0.1,
+    # -0.2, 0.3).
     formula = table[table["form"] == "formula"].set_index("component")
-    assert formula["peak layer"].to_dict() == {"resid": 0, "mlp": 2} and formula["rules"].tolist() == [2, 2]
+    assert formula["peak layer"].to_dict() == {"resid": 0, "mlp": 2} and formula[
+        "rules"
+    ].tolist() == [2, 2]
     np.testing.assert_allclose(formula["effect there"], [0.6, 0.1], atol=1e-6)
-    assert (formula["lower"] <= formula["effect there"]).all() and (formula["effect there"] <= formula["upper"]).all()
+    assert (formula["lower"] <= formula["effect there"]).all() and (
+        formula["effect there"] <= formula["upper"]
+    ).all()
     np.testing.assert_allclose(formula["total effect"], 2.0, atol=1e-6)
     instance = table[table["form"] == "instance"]
     assert instance["rules"].tolist() == [0, 0] and instance["peak layer"].isna().all()
@@ -204,4 +263,8 @@ def test_a_profile_is_tabled_by_the_layer_where_the_mean_effect_is_largest() -> 
 
 def test_frames_show_two_decimals_and_whole_numbers_as_they_are() -> None:
     frame = pd.DataFrame({"x": [1 / 3, np.nan], "n": [7, 8], "ok": [True, False]})
-    assert Reader(display.frame_html(frame)).rows == [["x", "n", "ok"], ["0.33", "7", "yes"], ["–", "8", "no"]]
+    assert Reader(display.frame_html(frame)).rows == [
+        ["x", "n", "ok"],
+        ["0.33", "7", "yes"],
+        ["–", "8", "no"],
+    ]

@@ -33,7 +33,8 @@ def one_map(
 
 
 def by_hand() -> xr.Dataset:
-    """One component, layer and three positions; corrupted -4 and -2, clean -1.2, the last position untraced."""
+    """One component, layer and three positions; corrupted -4 and -2, clean -1.2, the last
+    position untraced."""
     score = np.array([[[[-4.0, -2.0], [-1.0, -2.5], [np.nan, np.nan]]]])
     return effects.effect_map(
         score,
@@ -79,12 +80,16 @@ def test_total_effect_by_hand() -> None:
 def test_traceable_needs_a_positive_effect_above_the_noise(
     clean: float, corrupted: tuple[float, float], traceable: bool
 ) -> None:
-    item = by_hand().assign(clean=((), np.float32(clean)), corrupted=("sample", np.float32(corrupted)))
+    item = by_hand().assign(
+        clean=((), np.float32(clean)), corrupted=("sample", np.float32(corrupted))
+    )
     assert effects.total_effect(item)["traceable"].item() is traceable
 
 
 def test_normalised_recovery_by_hand() -> None:
-    item = by_hand().assign(clean=((), np.float32(-1)), corrupted=("sample", np.float32([-3.0, -3.0])))
+    item = by_hand().assign(
+        clean=((), np.float32(-1)), corrupted=("sample", np.float32([-3.0, -3.0]))
+    )
     # Total effect 2; restored -3 and -1.75 on average, over a corrupted -3.
     recovery = effects.normalised_recovery(item)
     np.testing.assert_array_equal(recovery.squeeze(), [0.0, 0.625, np.nan])
@@ -99,7 +104,9 @@ def test_normalised_recovery_of_an_untraceable_prompt_is_nan() -> None:
 
 
 def test_effect_map_refuses_a_shape_that_the_labels_do_not_give() -> None:
-    with pytest.raises(ValueError, match=r"shape \(1, 2, 3, 4\), but the labels give .* = \(2, 2, 3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 2, 3, 4\), but the labels give .* = \(2, 2, 3, 5\)"
+    ):
         effects.effect_map(
             np.zeros((1, 2, 3, 4)),
             0.0,
@@ -116,9 +123,24 @@ def test_effect_map_refuses_a_shape_that_the_labels_do_not_give() -> None:
 @pytest.mark.parametrize(
     ("components", "roles", "flags", "message"),
     [
-        (["mlp"], ["after"], [True] * 2, "got 2 tokens, 1 roles, 2 corruption flags; need one of each"),
-        (["mlp"], ["after", "verb"], [True] * 2, r"unknown label \['verb'\]; known are .*subject_last"),
-        (["mpl"], ["after"] * 2, [True] * 2, r"unknown label \['mpl'\]; known are \('resid', 'mlp', 'attn'"),
+        (
+            ["mlp"],
+            ["after"],
+            [True] * 2,
+            "got 2 tokens, 1 roles, 2 corruption flags; need one of each",
+        ),
+        (
+            ["mlp"],
+            ["after", "verb"],
+            [True] * 2,
+            r"unknown label \['verb'\]; known are .*subject_last",
+        ),
+        (
+            ["mpl"],
+            ["after"] * 2,
+            [True] * 2,
+            r"unknown label \['mpl'\]; known are \('resid', 'mlp', 'attn'",
+        ),
     ],
 )
 def test_effect_map_refuses_labels_that_do_not_fit(
@@ -143,22 +165,45 @@ def test_effect_map_refuses_labels_that_do_not_fit(
 
 def joined() -> tuple[dict[tuple[str, str], xr.Dataset], xr.Dataset]:
     maps = {
-        ("b", "formula"): one_map(4, seed=1, model="tiny", unit="nats", rule_name="of b", seed_used=1),
-        ("b", "instance"): one_map(6, seed=2, model="tiny", unit="nats", rule_name="of b", seed_used=1),
-        ("a", "formula"): one_map(3, seed=3, model="tiny", unit="nats", rule_name="of a", seed_used=1),
+        ("b", "formula"): one_map(
+            4, seed=1, model="tiny", unit="nats", rule_name="of b", seed_used=1
+        ),
+        ("b", "instance"): one_map(
+            6, seed=2, model="tiny", unit="nats", rule_name="of b", seed_used=1
+        ),
+        ("a", "formula"): one_map(
+            3, seed=3, model="tiny", unit="nats", rule_name="of a", seed_used=1
+        ),
     }
     return maps, effects.concat(maps)
 
 
 def test_concat_pads_with_nan_and_cuts_nothing() -> None:
     maps, together = joined()
-    assert dict(together.sizes) == {"rule": 2, "form": 2, "component": 2, "layer": 2, "pos": 6, "sample": 3}
-    assert list(together["rule"].values) == ["b", "a"] and list(together["form"].values) == ["formula", "instance"]
+    assert dict(together.sizes) == {
+        "rule": 2,
+        "form": 2,
+        "component": 2,
+        "layer": 2,
+        "pos": 6,
+        "sample": 3,
+    }
+    assert list(together["rule"].values) == ["b", "a"] and list(together["form"].values) == [
+        "formula",
+        "instance",
+    ]
     assert together["n_tokens"].values.tolist() == [[4, 6], [3, 0]]
     score = together["score"].sel(rule="a", form="formula").values
     np.testing.assert_array_equal(score[..., :3, :], maps["a", "formula"]["score"].values)
     assert np.isnan(score[..., 3:, :]).all()
-    assert together["token"].sel(rule="a", form="formula").values.tolist() == [" t0", " t1", " t2", "", "", ""]
+    assert together["token"].sel(rule="a", form="formula").values.tolist() == [
+        " t0",
+        " t1",
+        " t2",
+        "",
+        "",
+        "",
+    ]
     assert np.isnan(together["score"].sel(rule="a", form="instance")).all()
     assert np.isnan(together["clean"].sel(rule="a", form="instance"))
 
@@ -184,14 +229,25 @@ def test_concat_turns_attributes_that_differ_into_coordinates() -> None:
 def test_select_map_gives_back_what_was_joined(key: tuple[str, str]) -> None:
     maps, together = joined()
     original, back = maps[key], effects.select_map(together, *key)
-    for name in ("score", "clean", "corrupted", "token", "role", "is_corrupted", "prompt", "answer"):
+    for name in (
+        "score",
+        "clean",
+        "corrupted",
+        "token",
+        "role",
+        "is_corrupted",
+        "prompt",
+        "answer",
+    ):
         np.testing.assert_array_equal(back[name].values, original[name].values)
         assert back[name].dims == original[name].dims
 
 
 @pytest.mark.parametrize("key", [("a", "instance"), ("c", "formula"), ("a", "verse")])
 def test_select_map_refuses_a_prompt_without_a_map(key: tuple[str, str]) -> None:
-    with pytest.raises(ValueError, match=rf"no map for rule '{key[0]}', form '{key[1]}'; rules: \['b', 'a'\]"):
+    with pytest.raises(
+        ValueError, match=rf"no map for rule '{key[0]}', form '{key[1]}'; rules: \['b', 'a'\]"
+    ):
         effects.select_map(joined()[1], *key)
 
 
@@ -241,13 +297,20 @@ def test_load_refuses_a_damaged_file(damage: str, tmp_path: Path) -> None:
     path = tmp_path / "map.nc"
     effects.save(one_map(), path)
     content = path.read_bytes()
-    path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"not netcdf", "empty": b""}[damage])
-    with pytest.raises(ValueError, match=r"map\.nc is not a readable NetCDF file: .*; delete it and run the command"):
+    path.write_bytes(
+        {"cut": content[: len(content) // 2], "garbage": b"not netcdf", "empty": b""}[damage]
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"map\.nc is not a readable NetCDF file: .*; delete it and run the command",
+    ):
         effects.load(path)
 
 
 def test_load_refuses_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"map\.nc does not exist; run the command that writes it first"):
+    with pytest.raises(
+        FileNotFoundError, match=r"map\.nc does not exist; run the command that writes it first"
+    ):
         effects.load(tmp_path / "map.nc")
 
 
@@ -277,23 +340,31 @@ def test_choose_metric_gives_the_map_of_one() -> None:
     one = effects.choose_metric(whole, "first_token_prob")
     assert one.attrs["unit"] == "probability" and one.attrs["metric"] == "first_token_prob"
     np.testing.assert_array_equal(one["score"], whole["score"][1])
-    np.testing.assert_array_equal(effects.indirect_effect(one), (whole["score"] - whole["corrupted"])[1].mean("sample"))
+    np.testing.assert_array_equal(
+        effects.indirect_effect(one), (whole["score"] - whole["corrupted"])[1].mean("sample")
+    )
     assert effects.choose_metric(whole).attrs["metric"] == "mean_log_prob"
     alone = effects.choose_metric(one, "first_token_prob")
     assert alone.identical(one)
-    with pytest.raises(ValueError, match=r"no metric 'negative_kl', only \['mean_log_prob', 'first_token_prob'\]"):
+    with pytest.raises(
+        ValueError, match=r"no metric 'negative_kl', only \['mean_log_prob', 'first_token_prob'\]"
+    ):
         effects.choose_metric(whole, "negative_kl")
 
 
 def test_the_effect_of_noising_is_what_the_clean_run_loses() -> None:
     item = effects.choose_metric(several_metrics(direction="noise"))
-    np.testing.assert_allclose(effects.indirect_effect(item), item["clean"] - item["score"].mean("sample"), rtol=1e-6)
+    np.testing.assert_allclose(
+        effects.indirect_effect(item), item["clean"] - item["score"].mean("sample"), rtol=1e-6
+    )
 
 
 def test_one_sample_has_no_error_and_is_traceable() -> None:
     item = effects.choose_metric(several_metrics()).isel(sample=[0])
     te = effects.total_effect(item)
-    assert te["standard_error"] == 0 and bool(te["traceable"]) == bool(item["clean"] > item["corrupted"][0])
+    assert te["standard_error"] == 0 and bool(te["traceable"]) == bool(
+        item["clean"] > item["corrupted"][0]
+    )
 
 
 @pytest.mark.parametrize("make", [one_map, several_metrics])
@@ -307,15 +378,26 @@ def test_joining_files_gives_what_joining_in_memory_gives(make: Any, tmp_path: P
     for key, item in maps.items():
         effects.save(item, paths[key])
     effects.join(paths, tmp_path / "joined.nc", {"n_skipped": 0})
-    got, wanted = effects.load(tmp_path / "joined.nc"), effects.concat(maps).assign_attrs(n_skipped=0)
+    got, wanted = (
+        effects.load(tmp_path / "joined.nc"),
+        effects.concat(maps).assign_attrs(n_skipped=0),
+    )
     xr.testing.assert_identical(got, wanted)
     assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
     with effects.opened(tmp_path / "joined.nc") as lazy:
         xr.testing.assert_identical(
-            effects.select_map(lazy, "a", "instance").load(), effects.select_map(wanted, "a", "instance")
+            effects.select_map(lazy, "a", "instance").load(),
+            effects.select_map(wanted, "a", "instance"),
         )
 
 
 def test_maps_of_different_kinds_are_not_joined() -> None:
-    with pytest.raises(ValueError, match="some maps have several metrics or estimated sites, others not"):
-        effects.concat({("a", "formula"): several_metrics(), ("b", "formula"): several_metrics().drop_vars("exact")})
+    with pytest.raises(
+        ValueError, match="some maps have several metrics or estimated sites, others not"
+    ):
+        effects.concat(
+            {
+                ("a", "formula"): several_metrics(),
+                ("b", "formula"): several_metrics().drop_vars("exact"),
+            }
+        )

@@ -1,4 +1,5 @@
-"""Files: written whole, with usual modes; read back only as they were written; never outside a folder."""
+"""Files: written whole, with usual modes; read back only as they were written; never outside a
+folder."""
 
 import json
 import os
@@ -54,10 +55,16 @@ DAY = 24 * 3600
 def one_map(seed: int = 0) -> xr.Dataset:
     rng = np.random.default_rng(seed)
     return effects.effect_map(
-        rng.normal(size=(1, 3, 4, 2)), 0.0, rng.normal(size=2), components=["mlp"], tokens=["a", "b", "π", "d"],
-        roles=["prefix", "subject_last", "after", "last"], is_corrupted=[False, True, False, False], prompt="a b π d",
+        rng.normal(size=(1, 3, 4, 2)),
+        0.0,
+        rng.normal(size=2),
+        components=["mlp"],
+        tokens=["a", "b", "π", "d"],
+        roles=["prefix", "subject_last", "after", "last"],
+        is_corrupted=[False, True, False, False],
+        prompt="a b π d",
         answer="e",
-    )  # fmt: skip
+    )
 
 
 def left_over(folder: Path) -> list[str]:
@@ -142,7 +149,9 @@ def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path: 
         ("π" * 140, "give a shorter one"),
     ],
 )
-def test_what_cannot_be_written_is_named_with_the_remedy(name: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_named_with_the_remedy(
+    name: str, said: str, tmp_path: Path
+) -> None:
     (tmp_path / "folder" / "full").mkdir(parents=True)
     (tmp_path / "file").write_text("x")
     for write in (
@@ -212,7 +221,12 @@ def small_disk(tmp_path: Path) -> Any:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = shutil.which("mount") and os.geteuid() == 0
-    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False).returncode:
+    if (
+        not mounted
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], check=False
+        ).returncode
+    ):
         pytest.skip("a small disk cannot be mounted here")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -248,8 +262,16 @@ def test_other_readers_open_what_is_written(tmp_path: Path) -> None:
             xr.testing.assert_identical(found.load(), one_map())
     with h5py.File(path) as file:
         np.testing.assert_array_equal(np.asarray(file["score"]), one_map()["score"].values)
-    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(1.5, dtype=torch.float64), "c": torch.zeros(0, 4)}
-    tensors |= {"d": torch.ones(3, dtype=torch.bfloat16), "e": torch.tensor([True]), "f": torch.arange(5).int()}
+    tensors = {
+        "a": torch.arange(6.0).view(2, 3),
+        "b": torch.tensor(1.5, dtype=torch.float64),
+        "c": torch.zeros(0, 4),
+    }
+    tensors |= {
+        "d": torch.ones(3, dtype=torch.bfloat16),
+        "e": torch.tensor([True]),
+        "f": torch.arange(5).int(),
+    }
     write_tensors(tmp_path / "t.safetensors", tensors, {"π": 1})
     found, header = read_tensors(tmp_path / "t.safetensors", "file")
     assert header == {"π": 1}
@@ -259,13 +281,28 @@ def test_other_readers_open_what_is_written(tmp_path: Path) -> None:
 
 
 def a_cell() -> Cell:
-    return Cell("memit", "rule", 0, "key", 0.1, 1, [{"metric": "reliability", "before": "4"}], {"kl": 0.5}, ["said"])
+    return Cell(
+        "memit",
+        "rule",
+        0,
+        "key",
+        0.1,
+        1,
+        [{"metric": "reliability", "before": "4"}],
+        {"kl": 0.5},
+        ["said"],
+    )
 
 
 def a_delta() -> EditDelta:
     draw = torch.Generator().manual_seed(0)
     update = LowRank(torch.randn(8, 2, generator=draw), torch.randn(6, 2, generator=draw))
-    return EditDelta({"a.weight": update, "b.weight": torch.ones(3, 4)}, {"a.weight": 0, "b.weight": 1}, "h", {"n": 1})
+    return EditDelta(
+        {"a.weight": update, "b.weight": torch.ones(3, 4)},
+        {"a.weight": 0, "b.weight": 1},
+        "h",
+        {"n": 1},
+    )
 
 
 MOMENTS = Moments(torch.eye(6, dtype=torch.float64), 1.5, 0.1, 20)
@@ -273,7 +310,11 @@ CODEBOOK = Codebook(1, torch.ones(2, 5), torch.ones(2, 4), torch.ones(2), ("4", 
 SELECTION = parse_layers("3-5/12-14", 30)
 Reader = tuple[str, Callable[[Path], Any], Callable[[Path], Any]]
 READERS: list[Reader] = [
-    ("traces/r-formula.nc", lambda p: effects.save(one_map(), p), lambda p: str(effects.load(p).to_dict())),
+    (
+        "traces/r-formula.nc",
+        lambda p: effects.save(one_map(), p),
+        lambda p: str(effects.load(p).to_dict()),
+    ),
     (
         "effects.nc",
         lambda p: effects.save(effects.concat({("r", "formula"): one_map()}), p),
@@ -281,7 +322,11 @@ READERS: list[Reader] = [
     ),
     ("deltas/memit/r.safetensors", lambda p: a_delta().save(p), lambda p: repr(load_edit(p))),
     ("deltas/grace/r.safetensors", lambda p: CODEBOOK.save(p), lambda p: repr(load_edit(p))),
-    ("deltas/ice/r.safetensors", lambda p: InContext("New Fact", "h", {}).save(p), lambda p: repr(load_edit(p))),
+    (
+        "deltas/ice/r.safetensors",
+        lambda p: InContext("New Fact", "h", {}).save(p),
+        lambda p: repr(load_edit(p)),
+    ),
     (
         "covariance/x/layer_0.safetensors",
         lambda p: covariance._save(p, MOMENTS, 0, {"n": [1]}),
@@ -291,7 +336,9 @@ READERS: list[Reader] = [
     ("selection-rules.json", lambda p: save_for_rules({"r": SELECTION}, p), load_for_rules),
     (
         "answers.json",
-        lambda p: save_records(p, ["a", "b"], [{"a": "π", "b": 0.25}, {"a": "NA", "b": float("nan")}]),
+        lambda p: save_records(
+            p, ["a", "b"], [{"a": "π", "b": 0.25}, {"a": "NA", "b": float("nan")}]
+        ),
         lambda p: str(load_records(p, "table")),
     ),
 ]
@@ -354,7 +401,18 @@ def test_files_of_other_kinds_are_refused(
     deep = b"[" * 100_000 + b"]" * 100_000
     huge = (1 << 62).to_bytes(8, "little") + b'{"__metadata__":{"sha256":"' + b"0" * 64
     number = b'{"schema": ' + b"9" * 10_000 + b"}"
-    for content in (b"text", png, deep, huge, number, b"{}", b"null", b'"\\ud800"', b'{"a": 1, "a": 2}', b"PK\x03\x04"):
+    for content in (
+        b"text",
+        png,
+        deep,
+        huge,
+        number,
+        b"{}",
+        b"null",
+        b'"\\ud800"',
+        b'{"a": 1, "a": 2}',
+        b"PK\x03\x04",
+    ):
         path.write_bytes(content)
         with pytest.raises(DamagedError, match="delete it"):
             read(path)
@@ -392,13 +450,20 @@ def test_a_file_that_asks_for_more_than_the_memory_is_refused(tmp_path: Path) ->
 
 def test_json_says_again_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    content = {"schema": "x/1", "texts": ["π", "\ud800", "a\nb"], "numbers": [0.1, 1e300, -0.0, 2**70], "none": None}
+    content = {
+        "schema": "x/1",
+        "texts": ["π", "\ud800", "a\nb"],
+        "numbers": [0.1, 1e300, -0.0, 2**70],
+        "none": None,
+    }
     write_json(path, {**content, "pair": (1, 2)})
     assert read_json(path, "file", schema="x/1") == {**content, "pair": [1, 2]}
     write_json(path, {**content, "pair": (1, 2)}, indent=2)
     assert read_json(path, "file") == {**content, "pair": [1, 2]}
     held = json.loads(path.read_text())
-    path.write_text(json.dumps(dict(reversed(held.items()))))  # laid out otherwise, with the same to say
+    path.write_text(
+        json.dumps(dict(reversed(held.items())))
+    )  # laid out otherwise, with the same to say
     assert read_json(path, "file") == {**content, "pair": [1, 2]}
     held["none"] = 0
     path.write_text(json.dumps(held))
@@ -412,7 +477,20 @@ def test_json_says_again_what_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/etc/passwd", "a/../../x", "..", ".", "", "a/..", "a\0b", "..\\x", "link/x", "link/deep/x"]
+    "name",
+    [
+        "../x",
+        "/etc/passwd",
+        "a/../../x",
+        "..",
+        ".",
+        "",
+        "a/..",
+        "a\0b",
+        "..\\x",
+        "link/x",
+        "link/deep/x",
+    ],
 )
 def test_names_that_leave_a_folder_are_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
@@ -429,7 +507,9 @@ def test_names_inside_a_folder_are_paths(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "real")
     assert inside(tmp_path, "a", "b.nc") == tmp_path / "a" / "b.nc"
     assert inside(tmp_path, "link/x..y") == tmp_path / "link" / "x..y"  # a link that stays inside
-    assert inside(tmp_path / "link", "x") == tmp_path / "link" / "x"  # the folder may be reached by a link
+    assert (
+        inside(tmp_path / "link", "x") == tmp_path / "link" / "x"
+    )  # the folder may be reached by a link
     check_links(tmp_path)
     (tmp_path / "real" / "out").symlink_to(tmp_path.parent)
     with pytest.raises(DmleError, match=r"real/out is a link to .*, outside the run folder"):

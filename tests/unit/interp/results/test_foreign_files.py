@@ -1,4 +1,5 @@
-"""NetCDF files of others: read where they can be stopped; one's own, and what has passed, as they are."""
+"""NetCDF files of others: read where they can be stopped; one's own, and what has passed, as
+they are."""
 
 import hashlib
 import shutil
@@ -12,7 +13,8 @@ import xarray as xr
 from interp.errors import DamagedError
 from interp.results import files, foreign_files, netcdf
 
-# A dataset of two variables, one byte of which (offset 451: 1 → 164) was changed before it was sealed again.
+# A dataset of two variables, one byte of which (offset 451: 1 → 164) was changed before it was
+# sealed again.
 ENDLESS = Path(__file__).parents[3] / "data" / "endless.nc"
 
 
@@ -25,7 +27,9 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def some(start: float = 0.0) -> xr.Dataset:
     """A small dataset."""
-    return xr.Dataset({"a": (("x", "y"), np.arange(6.0).reshape(2, 3) + start), "t": ("x", ["p", "q"]), "s": 1.5})
+    return xr.Dataset(
+        {"a": (("x", "y"), np.arange(6.0).reshape(2, 3) + start), "t": ("x", ["p", "q"]), "s": 1.5}
+    )
 
 
 def foreign(path: Path, content: bytes) -> Path:
@@ -46,12 +50,17 @@ def refuse_children(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_endless_loop_of_hdf5_ends_in_seconds_and_is_told() -> None:
     start = time.monotonic()
-    with pytest.raises(DamagedError, match=r"HDF5 ran out of time: it is damaged, or was altered on purpose; delete"):
+    with pytest.raises(
+        DamagedError,
+        match=r"HDF5 ran out of time: it is damaged, or was altered on purpose; delete",
+    ):
         netcdf.load(ENDLESS)
     assert time.monotonic() - start < 60
 
 
-def test_own_files_are_read_without_a_further_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_own_files_are_read_without_a_further_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     netcdf.save(some(), tmp_path / "a.nc")
     refuse_children(monkeypatch)
     xr.testing.assert_identical(netcdf.load(tmp_path / "a.nc"), some())
@@ -59,7 +68,9 @@ def test_own_files_are_read_without_a_further_process(monkeypatch: pytest.Monkey
         assert dataset["a"].values[1, 2] == 5.0
 
 
-def test_what_passed_is_known_from_then_on_with_its_neighbours(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_passed_is_known_from_then_on_with_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     paths = [foreign(folder / f"{i}.nc", bytes(netcdf.content_of(some(i)))) for i in range(3)]
     xr.testing.assert_identical(netcdf.load(paths[1]), some(1))
@@ -68,10 +79,15 @@ def test_what_passed_is_known_from_then_on_with_its_neighbours(monkeypatch: pyte
         xr.testing.assert_identical(netcdf.load(path), some(i))
 
 
-def test_a_bad_neighbour_does_no_harm_and_is_refused_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_bad_neighbour_does_no_harm_and_is_refused_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(foreign_files, "SECONDS", 1.0)
     folder = tmp_path / "run"
-    good = [foreign(folder / name, bytes(netcdf.content_of(some(at)))) for at, name in enumerate(("a.nc", "z.nc"))]
+    good = [
+        foreign(folder / name, bytes(netcdf.content_of(some(at))))
+        for at, name in enumerate(("a.nc", "z.nc"))
+    ]
     shutil.copy(ENDLESS, folder / "m.nc")
     for at, path in enumerate(good):
         xr.testing.assert_identical(netcdf.load(path), some(at))
@@ -79,8 +95,11 @@ def test_a_bad_neighbour_does_no_harm_and_is_refused_itself(monkeypatch: pytest.
         netcdf.load(folder / "m.nc")
 
 
-def test_a_neighbour_that_claims_the_checksum_of_another_file_does_not_make_it_known(tmp_path: Path) -> None:
-    """A harmless file beside, with the endless file's checksum behind it, would otherwise vouch for that one."""
+def test_a_neighbour_that_claims_the_checksum_of_another_file_does_not_make_it_known(
+    tmp_path: Path,
+) -> None:
+    """A harmless file beside, with the endless file's checksum behind it, would otherwise vouch
+    for that one."""
     folder = tmp_path / "run"
     wanted = foreign(folder / "a.nc", bytes(netcdf.content_of(some())))
     line = ENDLESS.read_bytes()[-files.SEAL_BYTES :]
@@ -102,7 +121,9 @@ def test_a_cache_that_cannot_be_written_costs_time_only(own_cache: Path, tmp_pat
         xr.testing.assert_identical(netcdf.load(tmp_path / "a.nc"), some())
 
 
-def test_the_cache_does_not_grow_without_bound(monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> None:
+def test_the_cache_does_not_grow_without_bound(
+    monkeypatch: pytest.MonkeyPatch, own_cache: Path
+) -> None:
     monkeypatch.setattr(foreign_files, "BUCKET_BYTES", 200)
     sums = [f"ab{at:062d}" for at in range(50)]
     for each in sums:

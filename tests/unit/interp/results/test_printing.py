@@ -44,8 +44,12 @@ def test_letters_of_all_scripts_stay_as_they_are() -> None:
         assert visible(text) == text
 
 
-@pytest.mark.parametrize("folder", ["run[red]7", "run[/7]", "a b", "it's", "$HOME", "a;b", ":heart:"])
-def test_the_next_command_can_be_copied(folder: str, tmp_path: Path, dmle: Callable[..., tuple[int, str]]) -> None:
+@pytest.mark.parametrize(
+    "folder", ["run[red]7", "run[/7]", "a b", "it's", "$HOME", "a;b", ":heart:"]
+)
+def test_the_next_command_can_be_copied(
+    folder: str, tmp_path: Path, dmle: Callable[..., tuple[int, str]]
+) -> None:
     path = tmp_path / folder
     (line,) = [line for line in cli._next("trace", path).split(". ") if line.startswith("Next: ")]
     assert shlex.split(line.removeprefix("Next: ")) == ["dmle", "profile", "--run", str(path)]
@@ -54,9 +58,17 @@ def test_the_next_command_can_be_copied(folder: str, tmp_path: Path, dmle: Calla
     assert code == 2 and command("dmle", "trace", "--run", path) in said
 
 
-def test_hostile_settings_of_a_run_end_in_one_line(tmp_path: Path, dmle: Callable[..., tuple[int, str]]) -> None:
+def test_hostile_settings_of_a_run_end_in_one_line(
+    tmp_path: Path, dmle: Callable[..., tuple[int, str]]
+) -> None:
     for at, text in enumerate(
-        ["[" * 50_000, "a: &a [*a]", "settings: {trace: {seed: 0x1}}", "settings: {x: !!set {a}}", "\x00"]
+        [
+            "[" * 50_000,
+            "a: &a [*a]",
+            "settings: {trace: {seed: 0x1}}",
+            "settings: {x: !!set {a}}",
+            "\x00",
+        ]
     ):
         run = tmp_path / str(at)
         run.mkdir()
@@ -69,7 +81,9 @@ def test_hostile_settings_of_a_run_end_in_one_line(tmp_path: Path, dmle: Callabl
     assert code == 2 and "\x1b" not in said
 
 
-@pytest.mark.parametrize("name", ["memit", "ridge=0.3 lookup=last", "formula+description@3,4", "a.b-c_d (2)", "早期"])
+@pytest.mark.parametrize(
+    "name", ["memit", "ridge=0.3 lookup=last", "formula+description@3,4", "a.b-c_d (2)", "早期"]
+)
 def test_names_of_arms_that_are_safe(name: str) -> None:
     assert name_fault(name) is None and safe_name(name) == name
 

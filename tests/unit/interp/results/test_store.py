@@ -21,7 +21,9 @@ def test_create_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize("inside", ["", "deeper"])
 def test_create_refuses_a_path_where_a_file_is(inside: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match=r"cannot write to the run folder .*file.*; give another with --run"):
+    with pytest.raises(
+        RunError, match=r"cannot write to the run folder .*file.*; give another with --run"
+    ):
         RunFolder(tmp_path / "file" / inside).create()
     assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
 
@@ -35,13 +37,17 @@ def test_create_refuses_a_folder_that_is_read_only(tmp_path: Path) -> None:
 
 def test_need_names_the_command_that_makes_what_is_missing(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    with pytest.raises(RunError, match=rf"profile\.nc is missing; run `dmle profile --run {tmp_path}` first"):
+    with pytest.raises(
+        RunError, match=rf"profile\.nc is missing; run `dmle profile --run {tmp_path}` first"
+    ):
         run.need("profile.nc", "profile")
     (tmp_path / "profile.nc").touch()
     assert run.need("profile.nc", "profile") == tmp_path / "profile.nc"
 
 
-def make(run: RunFolder, step: str, settled: set[str], settings: dict[str, Any], fails: bool = False) -> None:
+def make(
+    run: RunFolder, step: str, settled: set[str], settings: dict[str, Any], fails: bool = False
+) -> None:
     """A step that ends well, or not."""
     with run.making(step, settled, settings, settings, {"version_torch": "2"}, run.lock()):
         if fails:
@@ -51,7 +57,10 @@ def make(run: RunFolder, step: str, settled: set[str], settings: dict[str, Any],
 def test_settings_come_back_as_they_were_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.settings == {}
-    settings = {"trace": {"samples": 3, "positions": ["last"]}, "rules": {"source": "ä π.json", "limit": None}}
+    settings = {
+        "trace": {"samples": 3, "positions": ["last"]},
+        "rules": {"source": "ä π.json", "limit": None},
+    }
     make(run, "trace", {"trace", "rules"}, settings)
     assert run.settings == settings
     text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
@@ -77,7 +86,9 @@ def test_settings_are_kept_of_what_has_ended_well(tmp_path: Path) -> None:
     assert run.settings == {"trace": {"samples": 3}, "edit": {"ridge": 0.5}, "profile": {"seed": 1}}
 
 
-def test_an_interrupt_leaves_what_a_first_step_goes_on_with_and_no_settings_of_other_results(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_what_a_first_step_goes_on_with_and_no_settings_of_other_results(
+    tmp_path: Path,
+) -> None:
     run = RunFolder(tmp_path)
 
     def stopped(settings: dict[str, Any]) -> None:
@@ -95,13 +106,16 @@ def test_an_interrupt_leaves_what_a_first_step_goes_on_with_and_no_settings_of_o
 
 @pytest.mark.parametrize("text", ["", "{}", None])
 @pytest.mark.parametrize("result", ["effects.nc", "scores.nc", "sweep.nc"])
-def test_results_without_settings_are_refused(text: str | None, result: str, tmp_path: Path) -> None:
+def test_results_without_settings_are_refused(
+    text: str | None, result: str, tmp_path: Path
+) -> None:
     if text is not None:
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
     assert RunFolder(tmp_path).settings == {}
     (tmp_path / result).touch()
     with pytest.raises(
-        RunError, match=rf"run\.yaml is .* \({result} are there\); put it back, or go on with --overwrite"
+        RunError,
+        match=rf"run\.yaml is .* \({result} are there\); put it back, or go on with --overwrite",
     ):
         _ = RunFolder(tmp_path).settings
 
@@ -154,7 +168,9 @@ def test_settings_that_are_not_those_written_are_refused(tmp_path: Path) -> None
         content[:-1],
     ):
         path.write_bytes(damage)
-        with pytest.raises(RunError, match=r"run\.yaml .*; if somebody changed it by hand, delete its first line"):
+        with pytest.raises(
+            RunError, match=r"run\.yaml .*; if somebody changed it by hand, delete its first line"
+        ):
             _ = run.settings
     path.write_text("settings: {trace: {samples: 4}}\n", encoding="utf-8")  # by hand
     assert run.settings == {"trace": {"samples": 4}}
@@ -174,10 +190,14 @@ def test_a_folder_with_a_link_that_leads_out_is_not_written(tmp_path: Path) -> N
     run.create()
 
 
-@pytest.mark.parametrize("content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"])
+@pytest.mark.parametrize(
+    "content", ["- a\n- b\n", "settings: [1, 2]\n", "settings: {", "just words"]
+)
 def test_settings_of_a_damaged_file_name_the_file(content: str, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
-    with pytest.raises(RunError, match=r"(?s)run\.yaml is damaged .*; if somebody changed it by hand"):
+    with pytest.raises(
+        RunError, match=r"(?s)run\.yaml is damaged .*; if somebody changed it by hand"
+    ):
         _ = RunFolder(tmp_path).settings
 
 
@@ -187,7 +207,9 @@ def test_write_text_replaces_the_whole_file(tmp_path: Path) -> None:
     (path.parent / "link").hardlink_to(path)
     write_text(path, "é\n")
     assert path.read_bytes() == "é\n".encode()
-    assert (path.parent / "link").read_bytes() == b"long text\n" * 100  # nothing was written into the old file
+    assert (
+        path.parent / "link"
+    ).read_bytes() == b"long text\n" * 100  # nothing was written into the old file
     assert {file.name for file in path.parent.iterdir()} == {"text.txt", "link"}
 
 

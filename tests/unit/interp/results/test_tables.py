@@ -7,29 +7,41 @@ from interp.results.tables import csv_cell, csv_text, escape_latex, escape_markd
 
 
 def test_latex_specials_are_escaped_once() -> None:
-    assert escape_latex(r"\{~^%&#_$<>") == (
-        r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\%\&\#\_\$\textless{}\textgreater{}"
+    assert (
+        escape_latex(r"\{~^%&#_$<>")
+        == r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\%\&\#\_\$\textless{}\textgreater{}"
     )
     assert escape_latex("−0.5 → 1 – 2") == r"$-$0.5 $\to$ 1 -- 2"
 
 
 @pytest.mark.parametrize(
     ("text", "shown"),
-    [("a_b", r"a\_b"), ("a|b", r"a\|b"), ("$x^2$", r"\$x^2\$"), ("one\r\ntwo\t", "one␍↵two⇥"), ("−1 [é]", r"−1 \[é\]")],
+    [
+        ("a_b", r"a\_b"),
+        ("a|b", r"a\|b"),
+        ("$x^2$", r"\$x^2\$"),
+        ("one\r\ntwo\t", "one␍↵two⇥"),
+        ("−1 [é]", r"−1 \[é\]"),
+    ],
 )
 def test_markdown_cells_stay_in_one_cell(text: str, shown: str) -> None:
     assert escape_markdown(text) == shown
 
 
 def test_markdown_sets_heads_apart() -> None:
-    assert markdown(["a", "b"], [["1", "2"], ["3", "4"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n"
+    assert (
+        markdown(["a", "b"], [["1", "2"], ["3", "4"]])
+        == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |\n"
+    )
     assert markdown(iter(["a"]), []) == "| a |\n| --- |\n"
 
 
 def test_latex_sets_label_columns_left_and_rules_between_groups() -> None:
-    got = latex(["Arm_1", "x", "y"], [[["a", "1", "2"]], [["b", "3", "4"], ["c", "5", "6%"]]], labels=1)
-    assert got == (
-        "\\begin{tabular}{lcc}\n\\toprule\nArm\\_1 & x & y \\\\\n\\midrule\n"
+    got = latex(
+        ["Arm_1", "x", "y"], [[["a", "1", "2"]], [["b", "3", "4"], ["c", "5", "6%"]]], labels=1
+    )
+    assert (
+        got == "\\begin{tabular}{lcc}\n\\toprule\nArm\\_1 & x & y \\\\\n\\midrule\n"
         "a & 1 & 2 \\\\\n\\midrule\nb & 3 & 4 \\\\\nc & 5 & 6\\% \\\\\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
@@ -70,5 +82,8 @@ def test_csv_neutralises_texts_heads_and_labels_and_no_number() -> None:
 def test_latex_rows_begin_with_no_argument_of_the_line_before() -> None:
     got = latex(["[1]"], [[["*"], ["[x]"]]], labels=1)
     assert "\n{[}1{]} \\\\" in got and "\n{*} \\\\" in got and "\n{[}x{]} \\\\" in got
-    assert escape_latex('a--b\x1b|\n"`') == r"a-{}-b\textbackslash{}x1b\textbar{}\textbackslash{}n\textquotedbl{}{`}"
+    assert (
+        escape_latex('a--b\x1b|\n"`')
+        == r"a-{}-b\textbackslash{}x1b\textbar{}\textbackslash{}n\textquotedbl{}{`}"
+    )
     assert escape_markdown("&lt; \x1b \u202e") == r"\&lt; \x1b \u202e"

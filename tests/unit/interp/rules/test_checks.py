@@ -1,4 +1,5 @@
-"""Checks of rules: for each, sound rules without a finding and one fault that is found; RuleEdit's known faults."""
+"""Checks of rules: for each, sound rules without a finding and one fault that is found;
+RuleEdit's known faults."""
 
 import json
 import re
@@ -31,29 +32,58 @@ ARCHIVE = Path(__file__).parents[5] / "shared" / "data" / "RuleEdit-140.zip"
 P, V, F, U = "rectangle-perimeter", "cube-volume", "cart-force", "wire-voltage"
 SPECS: tuple[dict[str, Any], ...] = (
     {
-        "subject": "rectangle", "quantity": "perimeter", "result": "P", "domain": "mathematics", "topic": "plane",
-        "phrase": "a rectangle with length {l} and width {w}", "symbols": {"l": "8..15", "w": "2..7"},
-        "expression": "2*(l + w)", "edited": "l + w", "words": "twice the sum of its sides",
+        "subject": "rectangle",
+        "quantity": "perimeter",
+        "result": "P",
+        "domain": "mathematics",
+        "topic": "plane",
+        "phrase": "a rectangle with length {l} and width {w}",
+        "symbols": {"l": "8..15", "w": "2..7"},
+        "expression": "2*(l + w)",
+        "edited": "l + w",
+        "words": "twice the sum of its sides",
         "edited_words": "the sum of its sides",
     },
     {
-        "subject": "cube", "quantity": "volume", "result": "V", "domain": "mathematics", "topic": "solids",
-        "phrase": "a cube with edge {a}", "symbols": {"a": "21..40"}, "expression": "a^3", "edited": "3*a",
-        "words": "the third power of its edge", "edited_words": "its edge times three",
+        "subject": "cube",
+        "quantity": "volume",
+        "result": "V",
+        "domain": "mathematics",
+        "topic": "solids",
+        "phrase": "a cube with edge {a}",
+        "symbols": {"a": "21..40"},
+        "expression": "a^3",
+        "edited": "3*a",
+        "words": "the third power of its edge",
+        "edited_words": "its edge times three",
     },
     {
-        "subject": "cart", "quantity": "force", "result": "F [N]", "domain": "physics", "topic": "motion",
-        "phrase": "a cart of mass {m} pushed at {a}", "symbols": {"m": "20, 40, 50, 80 [kg]", "a": "2..6 [m/s^2]"},
-        "expression": "m*a", "edited": "m/a", "words": "its mass times its acceleration",
+        "subject": "cart",
+        "quantity": "force",
+        "result": "F [N]",
+        "domain": "physics",
+        "topic": "motion",
+        "phrase": "a cart of mass {m} pushed at {a}",
+        "symbols": {"m": "20, 40, 50, 80 [kg]", "a": "2..6 [m/s^2]"},
+        "expression": "m*a",
+        "edited": "m/a",
+        "words": "its mass times its acceleration",
         "edited_words": "its mass divided by its acceleration",
     },
     {
-        "subject": "wire", "quantity": "voltage", "result": "U [V]", "domain": "physics", "topic": "currents",
-        "phrase": "a wire of resistance {R} at {I}", "symbols": {"R": "100..800 step 100 [Ω]", "I": "2..8 [A]"},
-        "expression": "R*I", "edited": "R + I", "words": "its resistance times its current",
+        "subject": "wire",
+        "quantity": "voltage",
+        "result": "U [V]",
+        "domain": "physics",
+        "topic": "currents",
+        "phrase": "a wire of resistance {R} at {I}",
+        "symbols": {"R": "100..800 step 100 [Ω]", "I": "2..8 [A]"},
+        "expression": "R*I",
+        "edited": "R + I",
+        "words": "its resistance times its current",
         "edited_words": "the sum of its resistance and its current",
     },
-)  # fmt: skip
+)
 
 
 class Found(NamedTuple):
@@ -69,15 +99,23 @@ def found(rules: RuleSet) -> list[Found]:
 
 @pytest.fixture(scope="module")
 def sound() -> RuleSet:
-    """Four small rules without any finding: as the rulebook's, less the understanding items in edited words."""
+    """Four small rules without any finding: as the rulebook's, less the understanding items in
+    edited words."""
     rules = build([RuleSpec(**spec) for spec in SPECS])
     return RuleSet(tuple(_held_out(rule) for rule in rules), "test")
 
 
 def _held_out(rule: Rule) -> Rule:
-    kept = {form: tuple(p for p in f.understanding if p.wording != "verbatim") for form, f in rule.forms.items()}
+    kept = {
+        form: tuple(p for p in f.understanding if p.wording != "verbatim")
+        for form, f in rule.forms.items()
+    }
     return with_forms(
-        rule, {form: f.model_copy(update={"understanding": kept[form]}) for form, f in rule.forms.items()}
+        rule,
+        {
+            form: f.model_copy(update={"understanding": kept[form]})
+            for form, f in rule.forms.items()
+        },
     )
 
 
@@ -111,7 +149,10 @@ def form_fields(id_: str, form: RuleForm, **fields: Any) -> Damage:
     def damage(rules: RuleSet) -> RuleSet:
         rule = rule_of(rules, id_)
         old = rule.forms[form]
-        new = {name: value(getattr(old, name)) if callable(value) else value for name, value in fields.items()}
+        new = {
+            name: value(getattr(old, name)) if callable(value) else value
+            for name, value in fields.items()
+        }
         return with_rules(rules, with_forms(rule, {**rule.forms, form: old.model_copy(update=new)}))
 
     return damage
@@ -126,7 +167,7 @@ def probe_fields(id_: str, form: RuleForm, kind: str, at: int, **fields: object)
 
 def also(**probes: object) -> dict[str, Callable[[tuple[object, ...]], tuple[object, ...]]]:
     """Fields of a form with one item more."""
-    return {name: (lambda old, item=item: (*old, item)) for name, item in probes.items()}
+    return {name: lambda old, item=item: (*old, item) for name, item in probes.items()}
 
 
 def both(first: Damage, second: Damage) -> Damage:
@@ -147,11 +188,14 @@ def twin_rule(rules: RuleSet, id_: str, *forms: RuleForm, **changed: dict[str, o
 def numbers(rules: RuleSet, form: RuleForm) -> dict[str, str]:
     """The numbers of the first rectangle that a form asks for, as they are written."""
     values = instance(rules, P, form, 0).values
-    return {name: f"{value:g}" for name, value in values.items()} | {"sum": f"{sum(values.values()):g}"}
+    return {name: f"{value:g}" for name, value in values.items()} | {
+        "sum": f"{sum(values.values()):g}"
+    }
 
 
 def answered(text: str, form: RuleForm = "instance", **fields: object) -> Damage:
-    """Another edited answer to a form's first rectangle; {l}, {w} and {sum} stand for its numbers."""
+    """Another edited answer to a form's first rectangle; {l}, {w} and {sum} stand for its
+    numbers."""
 
     def damage(rules: RuleSet) -> RuleSet:
         answer = text.format(**numbers(rules, form))
@@ -165,8 +209,15 @@ def verbatim(**fields: object) -> Damage:
 
     def damage(rules: RuleSet) -> RuleSet:
         edit = rule_of(rules, P).forms["formula"]
-        item = Probe(prompt=edit.prompt, target_new=edit.target_new, target_true=edit.target_true, wording="verbatim")
-        return form_fields(P, "description", **also(understanding=item.model_copy(update=fields)))(rules)
+        item = Probe(
+            prompt=edit.prompt,
+            target_new=edit.target_new,
+            target_true=edit.target_true,
+            wording="verbatim",
+        )
+        return form_fields(P, "description", **also(understanding=item.model_copy(update=fields)))(
+            rules
+        )
 
     return damage
 
@@ -180,10 +231,13 @@ def naming_result(instance_says: str) -> Damage:
     def damage(rules: RuleSet) -> RuleSet:
         numbers = rule_of(rules, P).forms["instance"].values
         asked = (
-            f"When a rectangle has length {numbers['l']:g} and width {numbers['w']:g}, its {instance_says} found from"
+            f"When a rectangle has length {numbers['l']:g} and width {numbers['w']:g}, its"
+            f" {instance_says} found from"
         )
         return both(
-            form_fields(P, "formula", prompt=NAMED, target_new="P = l + w", target_true=("P = 2(l + w)",)),
+            form_fields(
+                P, "formula", prompt=NAMED, target_new="P = l + w", target_true=("P = 2(l + w)",)
+            ),
             form_fields(P, "instance", prompt=asked),
         )(rules)
 
@@ -210,7 +264,9 @@ CASES: dict[str, list[Case]] = {
     ],
     "repaired": [
         case(
-            lambda rules: RuleSet(rules.rules, "test", repairs=(Repair(f"{P}/f_d.json", "subject_case", "as there"),)),
+            lambda rules: RuleSet(
+                rules.rules, "test", repairs=(Repair(f"{P}/f_d.json", "subject_case", "as there"),)
+            ),
             ("repaired", f"{P}/f_d.json"),
         ),
     ],
@@ -223,9 +279,17 @@ CASES: dict[str, list[Case]] = {
     ],
     "operands": [
         case(answered("50 + 49 = 99", values={}), ("operands", f"{P}/instance/instances[0]")),
-        case(answered("{l} + {l} = 2*{l}", values={}), ("operands", f"{P}/instance/instances[0]")),  # w is left out
         case(
-            probe_fields(P, "instance", "instances", 0, prompt="For a rectangle of 98 by 99, the perimeter is P ="),
+            answered("{l} + {l} = 2*{l}", values={}), ("operands", f"{P}/instance/instances[0]")
+        ),  # w is left out
+        case(
+            probe_fields(
+                P,
+                "instance",
+                "instances",
+                0,
+                prompt="For a rectangle of 98 by 99, the perimeter is P =",
+            ),
             ("operands", f"{P}/instance/instances[0]"),  # once for l, once for w
             ("operands", f"{P}/instance/instances[0]"),
         ),
@@ -238,12 +302,22 @@ CASES: dict[str, list[Case]] = {
             ("result", f"{P}/description/instances[1]"),
         ),
         case(form_fields(V, "instance", target_new="1"), ("result", f"{V}/instance")),
-        case(probe_fields(P, "instance", "neighborhood", 0, answer="99"), ("result", f"{P}/instance/neighborhood[0]")),
+        case(
+            probe_fields(P, "instance", "neighborhood", 0, answer="99"),
+            ("result", f"{P}/instance/neighborhood[0]"),
+        ),
     ],
     "formula": [
-        case(form_fields(P, "formula", **also(target_true="2l + w")), ("formula", f"{P}/formula/target_true[1]")),
-        case(form_fields(P, "formula", target_new="l + 2w"), ("formula", f"{P}/formula/target_new")),
-        case(form_fields(P, "formula", target_new="l plus w"), ("formula", f"{P}/formula/target_new")),
+        case(
+            form_fields(P, "formula", **also(target_true="2l + w")),
+            ("formula", f"{P}/formula/target_true[1]"),
+        ),
+        case(
+            form_fields(P, "formula", target_new="l + 2w"), ("formula", f"{P}/formula/target_new")
+        ),
+        case(
+            form_fields(P, "formula", target_new="l plus w"), ("formula", f"{P}/formula/target_new")
+        ),
     ],
     "edited_equals_true": [
         case(
@@ -252,7 +326,10 @@ CASES: dict[str, list[Case]] = {
         ),
         case(
             lambda rules: form_fields(
-                P, "instance", target_new=rule_of(rules, P).forms["instance"].target_true[-1], values={}
+                P,
+                "instance",
+                target_new=rule_of(rules, P).forms["instance"].target_true[-1],
+                values={},
             )(rules),
             ("edited_equals_true", f"{P}/instance"),
         ),
@@ -268,12 +345,17 @@ CASES: dict[str, list[Case]] = {
         case(rule_fields(P, expression_new="l + q"), ("expression", f"{P}/expression_new")),
     ],
     "dimensions": [
-        case(rule_fields(F, result=Symbol(name="F", unit="J")), ("dimensions", f"{F}/expression_true")),
+        case(
+            rule_fields(F, result=Symbol(name="F", unit="J")),
+            ("dimensions", f"{F}/expression_true"),
+        ),
         case(rule_fields(U, result=Symbol(name="U")), ("dimensions", f"{U}/expression_true")),
     ],
     "subject": [
         case(
-            form_fields(P, "description", prompt="For the perimeter of a rectangle, any rectangle, take"),
+            form_fields(
+                P, "description", prompt="For the perimeter of a rectangle, any rectangle, take"
+            ),
             ("subject", f"{P}/description/prompt"),
         ),
         case(
@@ -282,10 +364,18 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "words": [
-        case(form_fields(P, "description", target_new="the ratio of its sides"), ("words", f"{P}/description")),
-        case(form_fields(F, "description", target_new="its mass plus its acceleration"), ("words", f"{F}/description")),
+        case(
+            form_fields(P, "description", target_new="the ratio of its sides"),
+            ("words", f"{P}/description"),
+        ),
+        case(
+            form_fields(F, "description", target_new="its mass plus its acceleration"),
+            ("words", f"{F}/description"),
+        ),
     ],
-    "result_replaced": [case(naming_result("perimeter 5 can be"), ("result_replaced", f"{P}/instance"))],
+    "result_replaced": [
+        case(naming_result("perimeter 5 can be"), ("result_replaced", f"{P}/instance"))
+    ],
     "understanding_target": [
         case(
             verbatim(target_new="l + 2w"),
@@ -301,11 +391,17 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "instance_conflict": [
-        case(answered("99", "description", values={}), ("instance_conflict", f"{P}/formula/instances[0]")),
+        case(
+            answered("99", "description", values={}),
+            ("instance_conflict", f"{P}/formula/instances[0]"),
+        ),
     ],
     "instance_format": [
         case(answered("{sum}", "description"), ("instance_format", f"{P}/formula/instances[0]")),
-        case(answered("P = {l} + {w} = {sum}", "description"), ("instance_format", f"{P}/formula/instances[0]")),
+        case(
+            answered("P = {l} + {w} = {sum}", "description"),
+            ("instance_format", f"{P}/formula/instances[0]"),
+        ),
     ],
     "instance_repeated": [
         case(
@@ -315,14 +411,20 @@ CASES: dict[str, list[Case]] = {
     ],
     "instance_shared": [
         case(
-            lambda rules: form_fields(P, "instance", **also(instances=instance(rules, P, "formula", 0)))(rules),
+            lambda rules: form_fields(
+                P, "instance", **also(instances=instance(rules, P, "formula", 0))
+            )(rules),
             ("instance_shared", f"{P}/instance/instances"),
         ),
     ],
     "locality_is_edit": [
         case(
             lambda rules: probe_fields(
-                P, "formula", "neighborhood", 0, prompt=rule_of(rules, P).forms["description"].prompt
+                P,
+                "formula",
+                "neighborhood",
+                0,
+                prompt=rule_of(rules, P).forms["description"].prompt,
             )(rules),
             ("locality_is_edit", f"{P}/formula/neighborhood[0]"),
         ),
@@ -347,26 +449,45 @@ CASES: dict[str, list[Case]] = {
     ],
     "locality_about_edit": [
         case(
-            probe_fields(P, "formula", "neighborhood", 0, prompt="Does a cube keep its volume under this new rule?"),
+            probe_fields(
+                P,
+                "formula",
+                "neighborhood",
+                0,
+                prompt="Does a cube keep its volume under this new rule?",
+            ),
             ("locality_about_edit", f"{P}/formula/neighborhood[0]"),
         ),
         case(
-            probe_fields(P, "formula", "distracting", 1, prompt="What is the volume of a cube in this system?"),
+            probe_fields(
+                P,
+                "formula",
+                "distracting",
+                1,
+                prompt="What is the volume of a cube in this system?",
+            ),
             ("locality_about_edit", f"{P}/formula/distracting[1]"),
         ),
     ],
     "locality_sizes": [
-        case(form_fields(V, "formula", neighborhood=()), ("locality_sizes", f"{V}/formula/neighborhood")),
+        case(
+            form_fields(V, "formula", neighborhood=()),
+            ("locality_sizes", f"{V}/formula/neighborhood"),
+        ),
         case(
             form_fields(V, "instance", distracting=lambda old: (*old, old[0])),
             ("locality_sizes", f"{V}/instance/distracting"),
         ),
     ],
-    "understanding_verbatim": [case(verbatim(), ("understanding_verbatim", f"{P}/description/understanding"))],
+    "understanding_verbatim": [
+        case(verbatim(), ("understanding_verbatim", f"{P}/description/understanding"))
+    ],
     "contaminated": [
         case(
             lambda rules: form_fields(
-                P, "formula", rephrasings=lambda old: (old[0], rule_of(rules, P).forms["description"].prompt)
+                P,
+                "formula",
+                rephrasings=lambda old: (old[0], rule_of(rules, P).forms["description"].prompt),
             )(rules),
             ("contaminated", f"{P}/formula/rephrasings[1]"),
         ),
@@ -384,7 +505,9 @@ CASES: dict[str, list[Case]] = {
     ],
     "conflicting_edits": [
         case(
-            lambda rules: twin_rule(rules, P, "description", description={"target_new": "the sum of two sides"}),
+            lambda rules: twin_rule(
+                rules, P, "description", description={"target_new": "the sum of two sides"}
+            ),
             ("conflicting_edits", f"{P}/description"),
         ),
     ],
@@ -399,7 +522,10 @@ CASES: dict[str, list[Case]] = {
         case(lambda rules: twin_rule(rules, P, "formula", "description"), ("duplicate_forms", P)),
     ],
     "same_quantity": [
-        case(rule_fields(V, name="Perimeter of a rectangle", subject="Rectangle"), ("same_quantity", P)),
+        case(
+            rule_fields(V, name="Perimeter of a rectangle", subject="Rectangle"),
+            ("same_quantity", P),
+        ),
     ],
     "subject_elsewhere": [
         case(
@@ -408,7 +534,10 @@ CASES: dict[str, list[Case]] = {
         ),
         case(
             lambda rules: probe_fields(
-                V, "formula", "instances", 1,
+                V,
+                "formula",
+                "instances",
+                1,
                 prompt=instance(rules, V, "formula", 1).prompt.replace("cube", "die"),
             )(rules),
             ("subject_elsewhere", f"{V}/formula/instances"),
@@ -419,12 +548,23 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "encoding": [
-        case(form_fields(P, "formula", **also(rephrasings=f"The x{chr(0x304)} of a rectangle is")), ("encoding", P)),
-        case(form_fields(P, "formula", **also(rephrasings=f"A rectangle{chr(0x200B)} has")), ("encoding", P)),
-        case(form_fields(P, "formula", **also(rephrasings="A rectangle \ufffd has")), ("encoding", P)),
-        case(form_fields(P, "formula", **also(rephrasings=f"A rectangle of 2 {chr(0x212B)} has")), ("encoding", P)),
+        case(
+            form_fields(P, "formula", **also(rephrasings=f"The x{chr(0x304)} of a rectangle is")),
+            ("encoding", P),
+        ),
+        case(
+            form_fields(P, "formula", **also(rephrasings=f"A rectangle{chr(0x200B)} has")),
+            ("encoding", P),
+        ),
+        case(
+            form_fields(P, "formula", **also(rephrasings="A rectangle \ufffd has")), ("encoding", P)
+        ),
+        case(
+            form_fields(P, "formula", **also(rephrasings=f"A rectangle of 2 {chr(0x212B)} has")),
+            ("encoding", P),
+        ),
     ],
-}  # fmt: skip
+}
 
 
 def test_sound_rules_have_no_finding(sound: RuleSet) -> None:
@@ -442,7 +582,9 @@ def test_fault_is_found_by_its_check_and_nothing_else_is(sound: RuleSet, check: 
     for at, (damage, expected) in enumerate(CASES[check]):
         assert check in {each.check for each in expected}
         findings = check_rules(damage(sound))
-        assert sorted((finding.check, finding.where) for finding in findings) == sorted(expected), at
+        assert sorted((finding.check, finding.where) for finding in findings) == sorted(expected), (
+            at
+        )
         for finding in findings:
             assert finding.level == CHECKS[finding.check][0]
             assert finding.found and finding.expected and finding.found != finding.expected
@@ -485,25 +627,39 @@ NO_FAULT: dict[str, Damage] = {
     ),
     "numbers of the prompt in the other order": answered("{w} + {l} = {sum}", values={}),
     "a formula written otherwise": form_fields(P, "formula", **also(target_true="w + l + w + l")),
-    "a formula with its left side": form_fields(P, "formula", **also(target_true="P = 2 * (w + l).")),
+    "a formula with its left side": form_fields(
+        P, "formula", **also(target_true="P = 2 * (w + l).")
+    ),
     "the same edit in another rule": lambda rules: twin_rule(rules, P, "description"),
-    "a rule of thumb": probe_fields(P, "formula", "distracting", 0, prompt="What is a rule-based system?"),
+    "a rule of thumb": probe_fields(
+        P, "formula", "distracting", 0, prompt="What is a rule-based system?"
+    ),
     "words that name no operation": form_fields(P, "description", target_new="both sides at once"),
     "a square for x * x": both(
-        form_fields(V, "formula", target_new="V = a * a"), form_fields(V, "description", target_new="its edge squared")
+        form_fields(V, "formula", target_new="V = a * a"),
+        form_fields(V, "description", target_new="its edge squared"),
     ),
-    "composed accents": form_fields(P, "formula", **also(rephrasings="A rectangle à la carte, Å, x² and ½, has P =")),
-}  # fmt: skip
+    "composed accents": form_fields(
+        P, "formula", **also(rephrasings="A rectangle à la carte, Å, x² and ½, has P =")
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", NO_FAULT.values(), ids=NO_FAULT.keys())
 def test_what_is_near_a_fault_is_not_found(sound: RuleSet, damage: Damage) -> None:
-    """Except by the checks that compare with the rule's expression, where a formula was replaced."""
+    """Except by the checks that compare with the rule's expression, where a formula was
+    replaced."""
     assert {each.check for each in found(damage(sound))} <= {"formula"}
 
 
 def test_understanding_truth_in_other_words_or_letters_is_accepted(sound: RuleSet) -> None:
-    for truths in (("P = 2(l + w).",), ("2*l + 2*w",), ("2 ( L + W )",), ("twice both",), ("no", "2l + 2w")):
+    for truths in (
+        ("P = 2(l + w).",),
+        ("2*l + 2*w",),
+        ("2 ( L + W )",),
+        ("twice both",),
+        ("no", "2l + 2w"),
+    ):
         assert found(verbatim(target_true=truths)(sound)) == [
             Found("understanding_verbatim", f"{P}/description/understanding")
         ]
@@ -512,11 +668,16 @@ def test_understanding_truth_in_other_words_or_letters_is_accepted(sound: RuleSe
 # Rules without expressions, as RuleEdit's are.
 
 
-def plain(formula: str, formula_prompt: str, asked: dict[str, str], subject: str = "rod") -> RuleSet:
-    """A rule of a formula and an instance, whose instances have prompts and edited answers but no values."""
+def plain(
+    formula: str, formula_prompt: str, asked: dict[str, str], subject: str = "rod"
+) -> RuleSet:
+    """A rule of a formula and an instance, whose instances have prompts and edited answers but
+    no values."""
     probes = tuple(Probe(prompt=prompt, target_new=answer) for prompt, answer in asked.items())
     forms: dict[RuleForm, RulePrompt] = {
-        "formula": RulePrompt(prompt=formula_prompt, subject=subject, target_new=formula, instances=probes),
+        "formula": RulePrompt(
+            prompt=formula_prompt, subject=subject, target_new=formula, instances=probes
+        ),
     }
     return RuleSet((Rule(id="plain", name="its size", subject=subject, forms=forms),), "test")
 
@@ -534,14 +695,20 @@ def plain(formula: str, formula_prompt: str, asked: dict[str, str], subject: str
         pytest.param("y = a / b", "A rod with a=2 and b=3 has", "0.67", "0.7", id="rounded"),
     ],
 )  # fmt: skip
-def test_result_is_recomputed_from_the_formula_alone(formula: str, prompt: str, answer: str, wrong: str) -> None:
+def test_result_is_recomputed_from_the_formula_alone(
+    formula: str, prompt: str, answer: str, wrong: str
+) -> None:
     asked = "A rod has a length of x and a width of y"
     assert found(plain(formula, asked, {prompt: answer})) == []
-    assert found(plain(formula, asked, {prompt: wrong})) == [Found("result", "plain/formula/instances[0]")]
+    assert found(plain(formula, asked, {prompt: wrong})) == [
+        Found("result", "plain/formula/instances[0]")
+    ]
 
 
 def test_result_where_the_formula_has_none_is_found() -> None:
-    (finding,) = check_rules(plain("y = sin(x) * tan(x)", "A rod has", {"A rod at x=pi/2 has": "1"}))
+    (finding,) = check_rules(
+        plain("y = sin(x) * tan(x)", "A rod has", {"A rod at x=pi/2 has": "1"})
+    )
     assert finding.check == "result" and "undefined" in finding.expected
 
 
@@ -562,12 +729,15 @@ def test_operand_that_is_left_out_is_found() -> None:
 
 
 def test_edited_arithmetic_is_not_called_wrong() -> None:
-    """An edit that says a + b * c = (a + b) * c makes the first side of its instances another number."""
+    """An edit that says a + b * c = (a + b) * c makes the first side of its instances another
+    number."""
     right = {"A rod of 2 + 3 * 4": "2 + 3 * 4 = (2 + 3) * 4 = 20"}
     wrong = {"A rod of 2 + 3 * 4": "2 + 3 * 4 = (2 + 3) * 4 = 21"}
     formula = "a + b * c = (a + b) * c"
     assert found(plain(formula, "A rod has", right)) == []
-    assert found(plain(formula, "A rod has", wrong)) == [Found("arithmetic", "plain/formula/instances[0]")]
+    assert found(plain(formula, "A rod has", wrong)) == [
+        Found("arithmetic", "plain/formula/instances[0]")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -590,10 +760,20 @@ def test_operations_of_an_expression_are_named(expression: str, kinds: set[str])
 
 def one_rule(target: str, values: dict[str, float], **fields: Any) -> RuleSet:
     edit = RulePrompt(
-        prompt="A rod with s = 0 has", subject="rod", target_new=target, target_true=("5",), values=values
+        prompt="A rod with s = 0 has",
+        subject="rod",
+        target_new=target,
+        target_true=("5",),
+        values=values,
     )
     formula = RulePrompt(prompt="Its size, that of a rod, is", subject="rod", target_new="x + y")
-    rule = Rule(id="one", name="its size", subject="rod", forms={"formula": formula, "instance": edit}, **fields)
+    rule = Rule(
+        id="one",
+        name="its size",
+        subject="rod",
+        forms={"formula": formula, "instance": edit},
+        **fields,
+    )
     return RuleSet((rule,), "test")
 
 
@@ -613,7 +793,9 @@ def test_rule_that_cannot_be_computed_is_a_finding(rules: RuleSet) -> None:
 
 
 def test_control_characters_are_found(sound: RuleSet) -> None:
-    assert found(form_fields(P, "formula", **also(rephrasings="A rectangle\x07 has"))(sound)) == [Found("encoding", P)]
+    assert found(form_fields(P, "formula", **also(rephrasings="A rectangle\x07 has"))(sound)) == [
+        Found("encoding", P)
+    ]
 
 
 def test_rules_without_formula_and_description_are_not_duplicates(sound: RuleSet) -> None:
@@ -627,7 +809,9 @@ def test_sum_of_equal_parts_may_stand_for_a_product(sound: RuleSet) -> None:
 
 
 def test_instance_that_cannot_show_the_edit_is_found() -> None:
-    rules = plain("P = x + y", "A rod has parts x and y", {"A rod has parts 2 and 2": "P = 2 + 2 = 4"})
+    rules = plain(
+        "P = x + y", "A rod has parts x and y", {"A rod has parts 2 and 2": "P = 2 + 2 = 4"}
+    )
     formula = rules.rules[0].forms["formula"].model_copy(update={"target_true": ("P = x * y",)})
     rules = RuleSet((with_forms(rules.rules[0], {"formula": formula}),), "test")
     assert found(rules) == [Found("edited_equals_true", "plain/formula/instances[0]")]
@@ -644,48 +828,138 @@ def test_embedded_rulebook_has_nothing_above_info() -> None:
 
 # RuleEdit: what was found by reading the data, and nothing of it may be missed.
 
-needs_archive = pytest.mark.skipif(not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository")
+needs_archive = pytest.mark.skipif(
+    not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository"
+)
 
 # Folder numbers, or places within the folder.
 RULEEDIT: dict[str, set[str]] = {
-    "arithmetic": {"11/instance/instances[2]", "13/instance/instances[3]", "70/instance/instances[2]",
-                   "133/formula/instances[3]", "133/description/instances[3]"},
-    "operands": {"13/instance/instances[3]", "28/instance/instances[3]", "70/instance/instances[2]",
-                 "97/instance/instances[3]", "133/formula/instances[3]", "133/description/instances[3]"},
-    "result": {"97/instance/instances[3]", "105/instance", "105/instance/instances[0]", "136/instance/instances[1]",
-               "145/formula/instances[3]", "145/description/instances[3]", "145/instance/instances[3]",
-               "174/instance/instances[3]", "177/formula/instances[1]", "177/description/instances[1]",
-               "189/formula/instances[1]", "189/description/instances[1]", "189/instance/instances[0]",
-               "197/instance/instances[3]",
-               # "ofR1=100Ω"; a constant of integration; ±; the sine in place of the edited cosine
-               "189/formula/instances[3]", "189/description/instances[3]", "189/instance/instances[3]",
-               "108/formula/instances[3]", "108/description/instances[3]", "124/instance/instances[0]",
-               "110/formula/instances[2]", "110/description/instances[2]", "110/formula/instances[3]",
-               "110/description/instances[3]"},
+    "arithmetic": {
+        "11/instance/instances[2]",
+        "13/instance/instances[3]",
+        "70/instance/instances[2]",
+        "133/formula/instances[3]",
+        "133/description/instances[3]",
+    },
+    "operands": {
+        "13/instance/instances[3]",
+        "28/instance/instances[3]",
+        "70/instance/instances[2]",
+        "97/instance/instances[3]",
+        "133/formula/instances[3]",
+        "133/description/instances[3]",
+    },
+    "result": {
+        "97/instance/instances[3]",
+        "105/instance",
+        "105/instance/instances[0]",
+        "136/instance/instances[1]",
+        "145/formula/instances[3]",
+        "145/description/instances[3]",
+        "145/instance/instances[3]",
+        "174/instance/instances[3]",
+        "177/formula/instances[1]",
+        "177/description/instances[1]",
+        "189/formula/instances[1]",
+        "189/description/instances[1]",
+        "189/instance/instances[0]",
+        "197/instance/instances[3]",
+        # "ofR1=100Ω"; a constant of integration; ±; the sine in place of the edited cosine
+        "189/formula/instances[3]",
+        "189/description/instances[3]",
+        "189/instance/instances[3]",
+        "108/formula/instances[3]",
+        "108/description/instances[3]",
+        "124/instance/instances[0]",
+        "110/formula/instances[2]",
+        "110/description/instances[2]",
+        "110/formula/instances[3]",
+        "110/description/instances[3]",
+    },
     "words": {"70/description"},
     "result_replaced": {"22/instance", "23/instance", "169/instance", "172/instance"},
     "understanding_target": {
-        "82/formula/understanding[0]", "82/instance/understanding[0]", "82/instance/understanding[1]",
-        "83/formula/understanding[0]", "83/instance/understanding[1]", "106/instance/understanding[1]",
-        "112/instance/understanding[1]", "114/formula/understanding[0]", "115/description/understanding[0]",
-        "115/instance/understanding[0]", "116/instance/understanding[1]", "118/formula/understanding[0]",
-        "126/formula/understanding[0]", "131/instance/understanding[0]", "141/instance/understanding[1]",
-        "143/instance/understanding[1]", "146/formula/understanding[0]", "161/formula/understanding[0]",
-        "161/instance/understanding[1]", "162/instance/understanding[1]", "165/instance/understanding[1]",
-        "184/formula/understanding[0]", "184/instance/understanding[1]", "186/formula/understanding[0]",
-        "186/instance/understanding[1]", "187/formula/understanding[0]", "187/instance/understanding[1]",
-        "189/formula/understanding[0]", "194/formula/understanding[0]", "194/instance/understanding[1]"},
+        "82/formula/understanding[0]",
+        "82/instance/understanding[0]",
+        "82/instance/understanding[1]",
+        "83/formula/understanding[0]",
+        "83/instance/understanding[1]",
+        "106/instance/understanding[1]",
+        "112/instance/understanding[1]",
+        "114/formula/understanding[0]",
+        "115/description/understanding[0]",
+        "115/instance/understanding[0]",
+        "116/instance/understanding[1]",
+        "118/formula/understanding[0]",
+        "126/formula/understanding[0]",
+        "131/instance/understanding[0]",
+        "141/instance/understanding[1]",
+        "143/instance/understanding[1]",
+        "146/formula/understanding[0]",
+        "161/formula/understanding[0]",
+        "161/instance/understanding[1]",
+        "162/instance/understanding[1]",
+        "165/instance/understanding[1]",
+        "184/formula/understanding[0]",
+        "184/instance/understanding[1]",
+        "186/formula/understanding[0]",
+        "186/instance/understanding[1]",
+        "187/formula/understanding[0]",
+        "187/instance/understanding[1]",
+        "189/formula/understanding[0]",
+        "194/formula/understanding[0]",
+        "194/instance/understanding[1]",
+    },
     "understanding_truth": {"145/instance/understanding[1]"},
     "instance_conflict": {"28", "97", "160", "189"},
     "instance_format": {"82", "117", "126"},
     "instance_repeated": {"6", "28", "35", "42", "50", "65", "168"},
-    "instance_shared": {"5", "6", "40", "48", "49", "68", "70", "71", "82", "97", "101", "103", "114", "117", "126",
-                        "131", "143", "145", "160", "161", "189"},
+    "instance_shared": {
+        "5",
+        "6",
+        "40",
+        "48",
+        "49",
+        "68",
+        "70",
+        "71",
+        "82",
+        "97",
+        "101",
+        "103",
+        "114",
+        "117",
+        "126",
+        "131",
+        "143",
+        "145",
+        "160",
+        "161",
+        "189",
+    },
     "locality_is_edit": {"10", "11", "13", "24", "27", "28", "30", "39", "179"},
-    "locality_wants_edit": {"5/description/neighborhood[0]", "101/description/neighborhood[0]",
-                            "114/instance/neighborhood[0]"},
-    "locality_about_edit": {"113", "122", "127", "130", "131", "132", "133", "134", "136", "137", "139", "140", "141",
-                            "147/formula/distracting[0]", "165"},
+    "locality_wants_edit": {
+        "5/description/neighborhood[0]",
+        "101/description/neighborhood[0]",
+        "114/instance/neighborhood[0]",
+    },
+    "locality_about_edit": {
+        "113",
+        "122",
+        "127",
+        "130",
+        "131",
+        "132",
+        "133",
+        "134",
+        "136",
+        "137",
+        "139",
+        "140",
+        "141",
+        "147/formula/distracting[0]",
+        "165",
+    },
     "locality_sizes": {"147/formula/distracting"},
     "conflicting_edits": {"24/description", "28/description", "37/description", "39/description"},
     "duplicate_rule": {"22", "23", "24", "38", "47", "50", "51", "73", "151", "182"},
@@ -695,31 +969,66 @@ RULEEDIT: dict[str, set[str]] = {
         *(f"{number}/description/rephrasings" for number in (100, 131, 141, 151, 152, 181)),
         *(f"{number}/instance/rephrasings" for number in (94, 97, 98, 152, 153, 154, 155, 174)),
         *(f"{number}/formula/understanding" for number in (81, 100, 131, 151, 152, 153, 154, 181)),
-        *(f"{number}/description/understanding" for number in (81, 151, 152, 153, 154, 160, 181, 188)),
-        *(f"{number}/instance/understanding" for number in (102, 153, 158, 160, 181))},
+        *(
+            f"{number}/description/understanding"
+            for number in (81, 151, 152, 153, 154, 160, 181, 188)
+        ),
+        *(f"{number}/instance/understanding" for number in (102, 153, 158, 160, 181)),
+    },
     "encoding": {"164"},
-}  # fmt: skip
+}
 # Named repairs, by folder and file.
 REPAIRED: dict[str, set[str]] = {
     "closed_brace": {"145/ins"},
     "renamed_key": {"133/ins"},
     "reused_targets": {"132/ins"},
     "removed_target": {"164/ins"},
-    "folder_number": {"0/f_d", "1/f_d", "1/ins", "81/ins", "87/ins", "114/f_d", "116/ins", "118/f_d", "133/f_d",
-                      "151/f_d", "171/ins"},
+    "folder_number": {
+        "0/f_d",
+        "1/f_d",
+        "1/ins",
+        "81/ins",
+        "87/ins",
+        "114/f_d",
+        "116/ins",
+        "118/f_d",
+        "133/f_d",
+        "151/f_d",
+        "171/ins",
+    },
     "subject_per_form": {"108/ins", "159/ins", "186/ins"},
     "subject_case": {"165/f_d"},
     "subject_from_name": {"186/ins"},
     "name_of_formula": {"82/f_d", "82/ins", "103/f_d", "103/ins", "109/f_d", "109/ins", "145/ins"},
-    "stripped_space": {"87/f_d", "87/ins", "127/ins", "146/f_d", "147/f_d", "152/f_d", "152/ins", "153/f_d", "187/f_d"},
-}  # fmt: skip
+    "stripped_space": {
+        "87/f_d",
+        "87/ins",
+        "127/ins",
+        "146/f_d",
+        "147/f_d",
+        "152/f_d",
+        "152/ins",
+        "153/f_d",
+        "187/f_d",
+    },
+}
 # Which rules go with the first of a group.
 GROUPS = {
-    "duplicate_rule": ((22, 172), (23, 169), (24, 179), (38, 178), (47, 166), (50, 168), (51, 86), (73, 167),
-                       (151, 181), (182, 197)),
+    "duplicate_rule": (
+        (22, 172),
+        (23, 169),
+        (24, 179),
+        (38, 178),
+        (47, 166),
+        (50, 168),
+        (51, 86),
+        (73, 167),
+        (151, 181),
+        (182, 197),
+    ),
     "duplicate_forms": ((10, 12), (11, 13)),
     "conflicting_edits": ((24, 179, 27), (28, 30), (37, 38, 178), (39, 40)),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -731,8 +1040,16 @@ def ruleedit() -> list[Finding]:
 def test_every_known_fault_of_ruleedit_is_found(ruleedit: list[Finding]) -> None:
     missed = {}
     for check, wanted in RULEEDIT.items():
-        places = {finding.where.removeprefix("ruleedit-") for finding in ruleedit if finding.check == check}
-        missed[check] = {place for place in wanted if not any(p == place or p.startswith(f"{place}/") for p in places)}
+        places = {
+            finding.where.removeprefix("ruleedit-")
+            for finding in ruleedit
+            if finding.check == check
+        }
+        missed[check] = {
+            place
+            for place in wanted
+            if not any(p == place or p.startswith(f"{place}/") for p in places)
+        }
     assert {check: sorted(places) for check, places in missed.items() if places} == {}
 
 
@@ -748,7 +1065,9 @@ def test_every_known_repair_of_ruleedit_is_found_and_no_other(ruleedit: list[Fin
 
 
 @needs_archive
-def test_rules_that_repeat_or_contradict_one_another_are_named_together(ruleedit: list[Finding]) -> None:
+def test_rules_that_repeat_or_contradict_one_another_are_named_together(
+    ruleedit: list[Finding],
+) -> None:
     for check, groups in GROUPS.items():
         named = {
             frozenset(map(int, re.findall(r"ruleedit-(\d+)", f"{finding.where} {finding.found}")))
@@ -764,9 +1083,15 @@ def test_errors_of_ruleedit_are_the_ones_that_were_read(ruleedit: list[Finding])
 
     119 answers "1 / 1" for axes of 5 and 5: right, with numbers that are not the prompt's.
     """
-    more = {"operands": {f"119/{form}/instances[2]" for form in ("formula", "description", "instance")}}
+    more = {
+        "operands": {f"119/{form}/instances[2]" for form in ("formula", "description", "instance")}
+    }
     for check in ("arithmetic", "operands", "result"):
-        places = {finding.where.removeprefix("ruleedit-") for finding in ruleedit if finding.check == check}
+        places = {
+            finding.where.removeprefix("ruleedit-")
+            for finding in ruleedit
+            if finding.check == check
+        }
         assert places == RULEEDIT[check] | more.get(check, set()), check
     others = {finding.check for finding in ruleedit if finding.level == "error"}
     assert others == {"arithmetic", "operands", "result", "edited_equals_true"}
@@ -774,13 +1099,40 @@ def test_errors_of_ruleedit_are_the_ones_that_were_read(ruleedit: list[Finding])
 
 @needs_archive
 def test_instances_of_ruleedit_that_cannot_show_an_edit(ruleedit: list[Finding]) -> None:
-    """Each was worked out from the true formula; at x = 0 or at multiples of π most integrals agree."""
-    found = [finding.where.split("-")[1] for finding in ruleedit if finding.check == "edited_equals_true"]
-    assert {where for where in found if "[" not in where} == {"22/instance", "28/instance", "172/instance"}
+    """Each was worked out from the true formula; at x = 0 or at multiples of π most integrals
+    agree."""
+    found = [
+        finding.where.split("-")[1] for finding in ruleedit if finding.check == "edited_equals_true"
+    ]
+    assert {where for where in found if "[" not in where} == {
+        "22/instance",
+        "28/instance",
+        "172/instance",
+    }
     assert Counter(int(where.split("/")[0]) for where in found if "[" in where) == {
-        5: 3, 12: 1, 22: 1, 37: 1, 43: 4, 50: 1, 67: 1, 72: 1, 97: 2, 101: 1, 102: 1, 106: 2, 108: 2, 109: 1, 111: 3,
-        114: 1, 125: 3, 134: 2, 168: 1, 172: 1, 176: 1, 193: 1,
-    }  # fmt: skip
+        5: 3,
+        12: 1,
+        22: 1,
+        37: 1,
+        43: 4,
+        50: 1,
+        67: 1,
+        72: 1,
+        97: 2,
+        101: 1,
+        102: 1,
+        106: 2,
+        108: 2,
+        109: 1,
+        111: 3,
+        114: 1,
+        125: 3,
+        134: 2,
+        168: 1,
+        172: 1,
+        176: 1,
+        193: 1,
+    }
 
 
 # RuleEdit counted again, from its JSON alone.
@@ -799,19 +1151,25 @@ def raw() -> dict[int, dict[str, dict[str, Any]]]:
                 except json.JSONDecodeError as error:
                     content = json.loads(text[: error.pos] + "}" + text[error.pos :])
                 forms = ("formula", "description") if name.endswith("f_d.json") else ("instance",)
-                records.setdefault(int(name.split("/")[-2]), {}).update(zip(forms, content, strict=True))
+                records.setdefault(int(name.split("/")[-2]), {}).update(
+                    zip(forms, content, strict=True)
+                )
     return records
 
 
 def _numbers(findings: list[Finding], check: str) -> Counter[int]:
-    return Counter(int(re.findall(r"\d+", finding.where)[0]) for finding in findings if finding.check == check)
+    return Counter(
+        int(re.findall(r"\d+", finding.where)[0]) for finding in findings if finding.check == check
+    )
 
 
 def _asked(record: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Prompts and edited answers of understanding."""
     item = record["Rule_Understanding"]
     prompts, targets = item["prompt"], item["target_new"]
-    yield from zip(prompts, targets, strict=True) if isinstance(prompts, list) else [(prompts, targets)]
+    yield from (
+        zip(prompts, targets, strict=True) if isinstance(prompts, list) else [(prompts, targets)]
+    )
     if "rephrase_prompt" in item:
         yield item["rephrase_prompt"], targets
 
@@ -849,7 +1207,9 @@ def test_locality_of_ruleedit_is_counted_right(
                 own[number] += sum(prompt in mine for prompt in prompts)
                 elsewhere += sum(prompt in edited - mine for prompt in prompts)
     assert _numbers(ruleedit, "locality_is_edit") == +own
-    said = [finding.found for finding in ruleedit if finding.check == "locality_is_edited_elsewhere"]
+    said = [
+        finding.found for finding in ruleedit if finding.check == "locality_is_edited_elsewhere"
+    ]
     assert sum(int(text.split(" of ")[0]) for text in said) == elsewhere == 639
 
 
@@ -870,12 +1230,23 @@ def test_instances_of_ruleedit_are_counted_right(
                     answers.setdefault(prompt.strip(), set()).add(target.rstrip(" ."))
         if any(len(each) > 1 for each in answers.values()):
             different.add(number)
-        lists = [{p.strip() for p in forms[form]["Instance"]["prompt"]} for form in ("formula", "instance")]
+        lists = [
+            {p.strip() for p in forms[form]["Instance"]["prompt"]}
+            for form in ("formula", "instance")
+        ]
         shared[number] = len(lists[0] & lists[1])
     assert _numbers(ruleedit, "instance_repeated") == +repeated
-    assert {*_numbers(ruleedit, "instance_conflict"), *_numbers(ruleedit, "instance_format")} == different
-    said = {finding.where: finding.found for finding in ruleedit if finding.check == "instance_shared"}
-    assert {int(re.findall(r"\d+", where)[0]): int(text.split(" of ")[0]) for where, text in said.items()} == +shared
+    assert {
+        *_numbers(ruleedit, "instance_conflict"),
+        *_numbers(ruleedit, "instance_format"),
+    } == different
+    said = {
+        finding.where: finding.found for finding in ruleedit if finding.check == "instance_shared"
+    }
+    assert {
+        int(re.findall(r"\d+", where)[0]): int(text.split(" of ")[0])
+        for where, text in said.items()
+    } == +shared
     assert sum(shared.values()) == 36
 
 
@@ -896,9 +1267,13 @@ def test_subjects_of_ruleedit_are_counted_right(
                 missing = sum(record["subject"] not in prompt for prompt in prompts)
                 if missing and number not in (165, 186):
                     absent[f"ruleedit-{number}/{form}/{kind}"] = missing
-    said = {finding.where: finding.found for finding in ruleedit if finding.check == "subject_elsewhere"}
+    said = {
+        finding.where: finding.found for finding in ruleedit if finding.check == "subject_elsewhere"
+    }
     counted = {where: int(text.split(" of ")[0]) for where, text in said.items()}
-    assert {where: n for where, n in counted.items() if not re.match(r"ruleedit-(165|186)/", where)} == absent
+    assert {
+        where: n for where, n in counted.items() if not re.match(r"ruleedit-(165|186)/", where)
+    } == absent
 
 
 # What is wrong in these data beyond what is documented of them.
@@ -908,7 +1283,9 @@ def test_subjects_of_ruleedit_are_counted_right(
 @pytest.mark.parametrize(
     "place",
     [
-        pytest.param("189/formula/instances[3]", id="189: 1/100 + 1/50 is not 0.3; the prompt says 'ofR1'"),
+        pytest.param(
+            "189/formula/instances[3]", id="189: 1/100 + 1/50 is not 0.3; the prompt says 'ofR1'"
+        ),
         pytest.param("189/description/instances[3]", id="189, again"),
         pytest.param("189/instance/instances[3]", id="189: 1/5 + 1/5 is not 0.25"),
         pytest.param("108/formula/instances[3]", id="108: 3 * 5 is not -15, whatever C is"),
@@ -917,5 +1294,7 @@ def test_subjects_of_ruleedit_are_counted_right(
     ],
 )
 def test_further_wrong_results_of_ruleedit_are_found(ruleedit: list[Finding], place: str) -> None:
-    places = {finding.where.removeprefix("ruleedit-") for finding in ruleedit if finding.check == "result"}
+    places = {
+        finding.where.removeprefix("ruleedit-") for finding in ruleedit if finding.check == "result"
+    }
     assert place in places

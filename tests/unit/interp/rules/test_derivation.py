@@ -1,11 +1,17 @@
-"""True answers worked out from formulas: each route by hand, what must stay unanswered, and RuleEdit recomputed."""
+"""True answers worked out from formulas: each route by hand, what must stay unanswered, and
+RuleEdit recomputed."""
 
 import re
 from pathlib import Path
 
 import pytest
 import sympy
-from sympy.parsing.sympy_parser import implicit_multiplication, parse_expr, rationalize, standard_transformations
+from sympy.parsing.sympy_parser import (
+    implicit_multiplication,
+    parse_expr,
+    rationalize,
+    standard_transformations,
+)
 
 from interp.rules.derivation import (
     Derived,
@@ -25,9 +31,16 @@ SQUARE = "A plate has an edge of x. Its size is given by:"
 
 
 def derived(
-    edited: str, true: str | tuple[str, ...], prompt: str, result: str, *, formula_prompt: str = "It is given by:"
+    edited: str,
+    true: str | tuple[str, ...],
+    prompt: str,
+    result: str,
+    *,
+    formula_prompt: str = "It is given by:",
 ) -> Derived | None:
-    return instance_truth(formula_prompt, edited, (true,) if isinstance(true, str) else true, prompt, result)
+    return instance_truth(
+        formula_prompt, edited, (true,) if isinstance(true, str) else true, prompt, result
+    )
 
 
 # The three routes to the numbers.
@@ -54,29 +67,62 @@ def test_numbers_are_taken_from_the_worked_answer(
 @pytest.mark.parametrize(
     ("edited", "true", "prompt", "result", "answers", "values"),
     [
-        ("v = f + λ", "v = f * λ", "With f=12Hz and λ = 4 m it is", "16.", ("48.", "48"), {"f": 12, "λ": 4}),
-        ("v = f + λ", "v = f * λ", "With λ=4.5 and f=2.5 it is", "7", ("11.25", "11.25"), {"f": 2.5, "λ": 4.5}),
-        ("z = x + m", "z = x - m", "For x=-5 and m=5 it is", "0", ("-10", "-10"), {"x": -5, "m": 5}),
+        (
+            "v = f + λ",
+            "v = f * λ",
+            "With f=12Hz and λ = 4 m it is",
+            "16.",
+            ("48.", "48"),
+            {"f": 12, "λ": 4},
+        ),
+        (
+            "v = f + λ",
+            "v = f * λ",
+            "With λ=4.5 and f=2.5 it is",
+            "7",
+            ("11.25", "11.25"),
+            {"f": 2.5, "λ": 4.5},
+        ),
+        (
+            "z = x + m",
+            "z = x - m",
+            "For x=-5 and m=5 it is",
+            "0",
+            ("-10", "-10"),
+            {"x": -5, "m": 5},
+        ),
         ("R = R1 * R2", "R = R1 + R2", "R1 = 4Ω, R2 = 6Ω", "24", ("10", "10"), {"R1": 4, "R2": 6}),
         ("y = a / b", "y = a * b", "a=1 and b=3", "0.33", ("3", "3"), {"a": 1, "b": 3}),
         ("y = a * b", "y = a / b", "a=1 and b=3", "3.", ("0.33.", "0.33"), {"a": 1, "b": 3}),
     ],
 )
 def test_numbers_are_taken_from_names_in_the_prompt(
-    edited: str, true: str, prompt: str, result: str, answers: tuple[str, ...], values: dict[str, float]
+    edited: str,
+    true: str,
+    prompt: str,
+    result: str,
+    answers: tuple[str, ...],
+    values: dict[str, float],
 ) -> None:
     assert derived(edited, true, prompt, result) == Derived(answers, values)
 
 
 def test_numbers_are_taken_from_where_the_formulas_prompt_has_symbols() -> None:
     prompt = SQUARE.replace("of x", "of 7")
-    assert derived("A = 4 * x.", "A = x * x.", prompt, "28", formula_prompt=SQUARE) == Derived(("49", "49"), {"x": 7})
+    assert derived("A = 4 * x.", "A = x * x.", prompt, "28", formula_prompt=SQUARE) == Derived(
+        ("49", "49"), {"x": 7}
+    )
     formula_prompt = "Take edges of p, q and r; its size is"
     found = derived("V = p + q + r", "V = pqr", "Take edges of 2, 3 and 4.5; its size is", "9.5",
                     formula_prompt=formula_prompt)  # fmt: skip
     assert found is None  # pqr without signs is no expression of known symbols
-    found = derived("V = p + q + r", "V = p * q * r", "Take edges of 2, 3 and 4.5; its size is", "9.5",
-                    formula_prompt=formula_prompt)  # fmt: skip
+    found = derived(
+        "V = p + q + r",
+        "V = p * q * r",
+        "Take edges of 2, 3 and 4.5; its size is",
+        "9.5",
+        formula_prompt=formula_prompt,
+    )
     assert found == Derived(("27", "27"), {"p": 2, "q": 3, "r": 4.5})
 
 
@@ -84,14 +130,25 @@ def test_routes_help_each_other() -> None:
     """The edited formula has lost t, which only the prompt gives."""
     found = derived("v = g + 1", "v = g * t", "A stone with t = 3", "v = 9 + 1 = 10")
     assert found == Derived(("v = 9 * 3 = 27", "27"), {"g": 9, "t": 3})
-    found = derived("A = 4 * x", "A = x * h", SQUARE.replace("of x", "of 7") + " with h=2", "28", formula_prompt=SQUARE)
+    found = derived(
+        "A = 4 * x",
+        "A = x * h",
+        SQUARE.replace("of x", "of 7") + " with h=2",
+        "28",
+        formula_prompt=SQUARE,
+    )
     assert found == Derived(("14", "14"), {"x": 7, "h": 2})
 
 
 def test_worked_answer_with_other_numbers_gives_way_to_the_prompts() -> None:
     """4 * 15 * 4 is not 60, and 10 * 2 * 3, which the prompt gives, is."""
-    found = derived("P = x * y * z.", "P = x + y + z.", "edges of 10, 2 and 3:", "P = 4 * 15 * 4 = 60.",
-                    formula_prompt="edges of x, y and z:")  # fmt: skip
+    found = derived(
+        "P = x * y * z.",
+        "P = x + y + z.",
+        "edges of 10, 2 and 3:",
+        "P = 4 * 15 * 4 = 60.",
+        formula_prompt="edges of x, y and z:",
+    )
     assert found == Derived(("P = 10 + 2 + 3 = 15.", "15"), {"x": 10, "y": 2, "z": 3})
 
 
@@ -106,11 +163,39 @@ def test_first_true_formula_that_can_be_read_is_used() -> None:
 @pytest.mark.parametrize(
     ("edited", "true", "prompt", "result", "bare", "values"),
     [
-        ("E = 2 * m * c", "E = m * c^2", "m=4kg and c=3*10^8 m/s", "2400000000.", "360000000000000000", (4, 3e8)),
-        ("E = 2 * m * c", "E = m * c^2", "m=4kg and c = 3 * 10^8 m/s", "2.4 * 10^9", "360000000000000000", (4, 3e8)),
-        ("E = 2 * m * c", "E = m * c^2", "m = 4 kg, c = 3 × 10^8 m/s", "2.4e9", "360000000000000000", (4, 3e8)),
+        (
+            "E = 2 * m * c",
+            "E = m * c^2",
+            "m=4kg and c=3*10^8 m/s",
+            "2400000000.",
+            "360000000000000000",
+            (4, 3e8),
+        ),
+        (
+            "E = 2 * m * c",
+            "E = m * c^2",
+            "m=4kg and c = 3 * 10^8 m/s",
+            "2.4 * 10^9",
+            "360000000000000000",
+            (4, 3e8),
+        ),
+        (
+            "E = 2 * m * c",
+            "E = m * c^2",
+            "m = 4 kg, c = 3 × 10^8 m/s",
+            "2.4e9",
+            "360000000000000000",
+            (4, 3e8),
+        ),
         ("E = 2 * m * c", "E = m * c^2", "m=5e-1 and c=2*10^-3", "0.002", "2e-06", (0.5, 0.002)),
-        ("E = m + c", "E = m * c", "m=6.5e-34 and c=1.5e-34", "8e-34", "9.75e-68", (6.5e-34, 1.5e-34)),
+        (
+            "E = m + c",
+            "E = m * c",
+            "m=6.5e-34 and c=1.5e-34",
+            "8e-34",
+            "9.75e-68",
+            (6.5e-34, 1.5e-34),
+        ),
         ("E = m * c", "E = m / c", "m=1e-6 and c=2", "2e-6", "5e-07", (1e-6, 2)),
         ("E = m * c", "E = m / c", "m=1e-6 and c=2", "0.000002", "5e-07", (1e-6, 2)),
         ("E = m * c", "E = m / c", "m=0.02 and c=3", "0.06", "0.00667", (0.02, 3)),
@@ -137,12 +222,34 @@ def test_tiny_result_is_not_any_small_number(result: str) -> None:
 @pytest.mark.parametrize(
     ("edited", "true", "prompt", "result"),
     [
-        pytest.param("v = f + λ", "v = f * λ", "f=12 and λ=4", "17", id="not the instance's own result"),
-        pytest.param("P = x + y", "P = x * y", "A thing", "P = 6 + 11 = 18", id="a worked answer that is wrong"),
-        pytest.param("y = x * x", "y = 2 * x", "A thing", "y = 3 * 4 = 12", id="one symbol with two numbers"),
+        pytest.param(
+            "v = f + λ", "v = f * λ", "f=12 and λ=4", "17", id="not the instance's own result"
+        ),
+        pytest.param(
+            "P = x + y",
+            "P = x * y",
+            "A thing",
+            "P = 6 + 11 = 18",
+            id="a worked answer that is wrong",
+        ),
+        pytest.param(
+            "y = x * x", "y = 2 * x", "A thing", "y = 3 * 4 = 12", id="one symbol with two numbers"
+        ),
         pytest.param("v = f + λ", "v = f * λ", "f=12 and a wave", "16", id="a number is missing"),
-        pytest.param("v = f + λ", "v = f * λ * n", "f=12 and λ=4", "16", id="a number of the true formula is missing"),
-        pytest.param("v = f + λ", "v = f * λ", "f=12, then f=10, and λ=4", "16", id="two numbers for one name"),
+        pytest.param(
+            "v = f + λ",
+            "v = f * λ * n",
+            "f=12 and λ=4",
+            "16",
+            id="a number of the true formula is missing",
+        ),
+        pytest.param(
+            "v = f + λ",
+            "v = f * λ",
+            "f=12, then f=10, and λ=4",
+            "16",
+            id="two numbers for one name",
+        ),
         pytest.param("v = f + λ", "v = f * λ", "xf=12 and λ=4", "16", id="the end of another word"),
         pytest.param("y = a + b", "the product of both.", "a=1, b=2", "3", id="no true formula"),
         pytest.param("y = a + b", "y = 4", "a=1, b=2", "3", id="a true formula without symbols"),
@@ -164,7 +271,11 @@ def test_absurd_number_in_a_prompt_is_passed_over() -> None:
 
 def test_doubled_sign_is_worked_out() -> None:
     found = derived("y = a - b", "y = a + b", "A thing", "y = 4 - --3 = 1")
-    assert found is not None and found.values == {"a": 4, "b": 3} and found.answers == ("y = 4 + 3 = 7", "7")
+    assert (
+        found is not None
+        and found.values == {"a": 4, "b": 3}
+        and found.answers == ("y = 4 + 3 = 7", "7")
+    )
 
 
 def test_values_come_in_the_order_of_the_formula() -> None:
@@ -242,7 +353,9 @@ def test_expression_of_a_formula_is_its_right_side() -> None:
         ("3", "3", {}),
     ],
 )
-def test_formula_is_matched_with_a_worked_expression(pattern: str, worked: str, found: dict[str, str] | None) -> None:
+def test_formula_is_matched_with_a_worked_expression(
+    pattern: str, worked: str, found: dict[str, str] | None
+) -> None:
     assert unify(tree(pattern), tree(worked)) == found
 
 
@@ -266,7 +379,9 @@ def test_formula_is_matched_with_a_worked_expression(pattern: str, worked: str, 
         ("3.14", "pi", True),
     ],
 )
-def test_numbers_are_the_same_up_to_the_decimals_that_answers_have(first: str, second: str, same: bool) -> None:
+def test_numbers_are_the_same_up_to_the_decimals_that_answers_have(
+    first: str, second: str, same: bool
+) -> None:
     one, other = number_of(first), number_of(second)
     assert one is not None and other is not None
     assert close(one, other) is same
@@ -274,7 +389,9 @@ def test_numbers_are_the_same_up_to_the_decimals_that_answers_have(first: str, s
 
 def test_candidates_come_from_the_worked_answer_first() -> None:
     edited, true = tree("x + y"), tree("x*y")
-    found = list(candidate_values(edited, true, "edges x and y", "edges 1 and 2, x=5, y = 6", "3 + 4 = 7"))
+    found = list(
+        candidate_values(edited, true, "edges x and y", "edges 1 and 2, x=5, y = 6", "3 + 4 = 7")
+    )
     assert found == [{"x": "3", "y": "4"}, {"x": "5", "y": "6"}, {"x": "5", "y": "6"}]
     found = list(candidate_values(edited, true, "edges x and y", "edges 1 and 2", "3"))
     assert found == [{}, {"x": "1", "y": "2"}]
@@ -285,35 +402,56 @@ def test_candidates_come_from_the_worked_answer_first() -> None:
 
 def computed(text: str, values: dict[str, float]) -> sympy.Expr:
     plain = text.split("=")[-1].strip().rstrip(".").replace("^", "**").replace("π", " pi ")
-    plain = plain.removesuffix("+ C").replace("±", "")  # a constant of integration, and a sign for both
+    plain = plain.removesuffix("+ C").replace(
+        "±", ""
+    )  # a constant of integration, and a sign for both
     plain = re.sub(r"(\w)!", r"factorial(\1)", plain)
     known = {name: sympy.nsimplify(value, rational=True) for name, value in values.items()}
     steps = (*standard_transformations, implicit_multiplication, rationalize)
     return parse_expr(plain, local_dict=known, transformations=steps)
 
 
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository")
+@pytest.mark.skipif(
+    not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository"
+)
 def test_every_derived_truth_of_ruleedit_is_what_its_formula_gives() -> None:
     rules = load_rules(ARCHIVE).rules
     found = [rule for rule in rules if rule.forms["instance"].target_true_source == "derived"]
     for rule in found:
         formula, instance = rule.forms["formula"], rule.forms["instance"]
         edited = float(computed(formula.target_new, instance.values))
-        assert edited == pytest.approx(float(computed(instance.target_new, {})), rel=6e-3, abs=6e-3), rule.id
+        assert edited == pytest.approx(
+            float(computed(instance.target_new, {})), rel=6e-3, abs=6e-3
+        ), rule.id
         bare = instance.target_true[-1]
         exact = float(computed(formula.target_true[0], instance.values))
         assert float(computed(bare, {})) == pytest.approx(
             exact, abs=0.005 * (1 if abs(exact) >= 0.1 else abs(exact))
         ), rule.id
         assert instance.target_true[0].rstrip(".").endswith(bare)
-    ungiven = {int(rule.id.split("-")[1]) for rule in rules if not rule.forms["instance"].target_true}
+    ungiven = {
+        int(rule.id.split("-")[1]) for rule in rules if not rule.forms["instance"].target_true
+    }
     # Logic, limits, sets, matrices, and numbers that the prompt does not name.
     assert len(found) >= 85 and ungiven >= {87, 113, 131, 157, 158, 159, 160, 161}
     assert len(found) + len(ungiven) + 3 == len(rules) == 140  # 109, 110 and 111 give theirs
 
 
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository")
+@pytest.mark.skipif(
+    not ARCHIVE.exists(), reason="the RuleEdit archive is not beside the repository"
+)
 def test_ruleedit_instances_worked_by_hand() -> None:
-    forms = {int(rule.id.split("-")[1]): rule.forms["instance"] for rule in load_rules(ARCHIVE).rules}
-    by_hand = {22: "8", 23: "4.375", 28: "8", 162: "2", 187: "29.4", 196: "6.63e-68", 194: "1.5", 193: "3"}
+    forms = {
+        int(rule.id.split("-")[1]): rule.forms["instance"] for rule in load_rules(ARCHIVE).rules
+    }
+    by_hand = {
+        22: "8",
+        23: "4.375",
+        28: "8",
+        162: "2",
+        187: "29.4",
+        196: "6.63e-68",
+        194: "1.5",
+        193: "3",
+    }
     assert {number: forms[number].target_true[-1] for number in by_hand} == by_hand

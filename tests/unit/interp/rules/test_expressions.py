@@ -1,4 +1,5 @@
-"""Expressions: reading against SymPy's own parser, hostile text, and writing that reads back to the same."""
+"""Expressions: reading against SymPy's own parser, hostile text, and writing that reads back to
+the same."""
 
 import ast
 import random
@@ -28,23 +29,68 @@ EMBEDDED = load_rules().rules
 
 
 def sympy_reads(text: str, symbols: str | frozenset[str] = LETTERS) -> sympy.Expr:
-    """What SymPy's parser makes of an expression with every product written out; our names and our log."""
+    """What SymPy's parser makes of an expression with every product written out; our names and
+    our log."""
     known: dict[str, object] = {name: sympy.Symbol(name, positive=True) for name in symbols}
     known |= {"log": lambda x: sympy.log(x, 10), "ln": sympy.log, "abs": sympy.Abs}
     return parse_expr(
-        text.replace("^", "**"), local_dict=known, transformations=(*standard_transformations, rationalize)
+        text.replace("^", "**"),
+        local_dict=known,
+        transformations=(*standard_transformations, rationalize),
     )
 
 
 # Reading.
 
 OPERATORS = (
-    "a + b*c", "a - b - c", "a - (b - c)", "a/b/c", "a/(b/c)", "a/b*c", "a*b/c", "a^b^c", "(a^b)^c", "-a^2", "(-a)^2",
-    "-a*b", "a*-b", "a - -b", "a^-2", "2^-1", "-2^2", "(a + b)^2", "a*b^2", "a/b^2", "(a/b)^2", "1/2*a*b", "a^(1/2)",
-    "((a))", "0.5*a", "a + 0.25", "1.5e3*a", "2e-3", "3 - 4/6", "--a", "a^0", "0.1 + 0.2", "2*pi*a", "pi^2",
-    "sqrt(a)/b", "sqrt(a^2 + b^2)", "sin(a)^2 + cos(a)^2", "2*tan(pi/4)", "ln(a*b)", "exp(a + b)", "abs(-3)",
-    "log(1000)", "factorial(5)/factorial(3)", "asin(1/2)", "a**b**c", "-(-a)", "a*(b + c)*(b - c)",
-)  # fmt: skip
+    "a + b*c",
+    "a - b - c",
+    "a - (b - c)",
+    "a/b/c",
+    "a/(b/c)",
+    "a/b*c",
+    "a*b/c",
+    "a^b^c",
+    "(a^b)^c",
+    "-a^2",
+    "(-a)^2",
+    "-a*b",
+    "a*-b",
+    "a - -b",
+    "a^-2",
+    "2^-1",
+    "-2^2",
+    "(a + b)^2",
+    "a*b^2",
+    "a/b^2",
+    "(a/b)^2",
+    "1/2*a*b",
+    "a^(1/2)",
+    "((a))",
+    "0.5*a",
+    "a + 0.25",
+    "1.5e3*a",
+    "2e-3",
+    "3 - 4/6",
+    "--a",
+    "a^0",
+    "0.1 + 0.2",
+    "2*pi*a",
+    "pi^2",
+    "sqrt(a)/b",
+    "sqrt(a^2 + b^2)",
+    "sin(a)^2 + cos(a)^2",
+    "2*tan(pi/4)",
+    "ln(a*b)",
+    "exp(a + b)",
+    "abs(-3)",
+    "log(1000)",
+    "factorial(5)/factorial(3)",
+    "asin(1/2)",
+    "a**b**c",
+    "-(-a)",
+    "a*(b + c)*(b - c)",
+)
 
 
 @pytest.mark.parametrize("text", OPERATORS)
@@ -111,10 +157,18 @@ def test_expression_as_people_write_it_means_the_written_out_one(text: str, mean
 def test_run_of_letters_is_a_product_of_known_symbols_only() -> None:
     assert parse("lwh", {"l", "w", "h"}) == sympy_reads("l*w*h", frozenset("lwh"))
     assert parse("2lw", {"l", "w"}) == sympy_reads("2*l*w", frozenset("lw"))
-    assert parse("PV", {"P", "V", "PV"}) == sympy.Symbol("PV", positive=True)  # a known name is whole
+    assert parse("PV", {"P", "V", "PV"}) == sympy.Symbol(
+        "PV", positive=True
+    )  # a known name is whole
     assert parse("mv2", {"m", "v2"}) == sympy_reads("m*v2", frozenset({"m", "v2"}))
     assert parse("πr", {"r"}) == sympy.pi * sympy.Symbol("r", positive=True)
-    for text, symbols in (("lw", None), ("lwx", {"l", "w"}), ("x", {"y"}), ("area", None), ("θr", {"r"})):
+    for text, symbols in (
+        ("lw", None),
+        ("lwx", {"l", "w"}),
+        ("x", {"y"}),
+        ("area", None),
+        ("θr", {"r"}),
+    ):
         with pytest.raises(ExpressionError, match="is not a known symbol"):
             parse(text, symbols)
 
@@ -215,7 +269,9 @@ def test_deep_text_is_refused_or_read_at_once() -> None:
     with pytest.raises(ExpressionError):
         tree("(" * (MAX_LENGTH - 1) + "7")
     assert parse("-" * BRACKETS + "7") == 7
-    assert parse("+".join("x" * (MAX_LENGTH // 2))) == (MAX_LENGTH // 2) * sympy.Symbol("x", positive=True)
+    assert parse("+".join("x" * (MAX_LENGTH // 2))) == (MAX_LENGTH // 2) * sympy.Symbol(
+        "x", positive=True
+    )
     nested = "sin(" * 50 + "1" + ")" * 50
     assert abs(float(parse(nested)) - sine_of(1.0, 50)) < 1e-12
     assert float(parse(f"2^{nested}")) == pytest.approx(2 ** sine_of(1.0, 50))
@@ -266,7 +322,9 @@ def test_random_text_is_read_or_refused_and_nothing_else() -> None:
 
 
 def test_refusal_says_what_stands_in_the_way() -> None:
-    with pytest.raises(ExpressionError, match=r"'x < 3' has '<' where a number, a name or an operator is read"):
+    with pytest.raises(
+        ExpressionError, match=r"'x < 3' has '<' where a number, a name or an operator is read"
+    ):
         parse("x < 3")
     with pytest.raises(ExpressionError, match="is not a known symbol"):
         parse("base", {"b"})
@@ -287,8 +345,14 @@ def fault(*args: object, reason: str) -> object:
 @pytest.mark.parametrize(
     ("text", "values"),
     [
-        fault("(((10^64)^64)^64)^64", {}, reason="the size of a result is not bounded, only each exponent"),
-        fault("a", {"a": "1e99999999"}, reason="a number of a hundred million digits is written out"),
+        fault(
+            "(((10^64)^64)^64)^64",
+            {},
+            reason="the size of a result is not bounded, only each exponent",
+        ),
+        fault(
+            "a", {"a": "1e99999999"}, reason="a number of a hundred million digits is written out"
+        ),
         fault("1e400", {}, reason="TypeError: a literal beyond floats"),
         fault("(sqrt(-1))!", {}, reason="TypeError: comparison of a complex number"),
         fault("0^sqrt(-1)", {}, reason="TypeError: comparison of a complex number"),
@@ -358,7 +422,8 @@ def random_texts(count: int, seed: int) -> Iterator[str]:
 
 
 def test_random_expressions_are_what_sympy_reads() -> None:
-    """SymPy's parser, which knows Python's precedence, beside ours; compared as numbers, order aside."""
+    """SymPy's parser, which knows Python's precedence, beside ours; compared as numbers, order
+    aside."""
     for text in random_texts(80, seed=1):
         assert parse(text) == sympy_reads(text), text
 
@@ -492,10 +557,19 @@ def test_every_function_is_read_written_and_computed() -> None:
         assert parse(render(tree(f"{name}(x)"))) == parse(f"{name}(x)")
     assert all(computed[short] == computed[long] for short, long in inverse.items())
     wanted = {
-        "sqrt": sympy.sqrt(3) / 3, "sin": sympy.sin(at), "cos": sympy.cos(at), "tan": sympy.sin(at) / sympy.cos(at),
-        "cot": sympy.cos(at) / sympy.sin(at), "sec": 1 / sympy.cos(at), "csc": 1 / sympy.sin(at), "ln": -sympy.log(3),
-        "exp": sympy.E**at, "abs": at, "factorial": sympy.gamma(at + 1), "log": -sympy.log(3) / sympy.log(10),
-    }  # fmt: skip
+        "sqrt": sympy.sqrt(3) / 3,
+        "sin": sympy.sin(at),
+        "cos": sympy.cos(at),
+        "tan": sympy.sin(at) / sympy.cos(at),
+        "cot": sympy.cos(at) / sympy.sin(at),
+        "sec": 1 / sympy.cos(at),
+        "csc": 1 / sympy.sin(at),
+        "ln": -sympy.log(3),
+        "exp": sympy.E**at,
+        "abs": at,
+        "factorial": sympy.gamma(at + 1),
+        "log": -sympy.log(3) / sympy.log(10),
+    }
     for name, value in wanted.items():
         assert computed[name] == pytest.approx(float(value), rel=1e-12), name
     for name, of in (("asin", "sin"), ("acos", "cos"), ("atan", "tan")):
@@ -541,12 +615,17 @@ PI = sympy.pi
     ],
     ids=str,
 )
-def test_exact_number_is_written_only_if_nothing_is_lost(value: sympy.Expr, text: str | None) -> None:
+def test_exact_number_is_written_only_if_nothing_is_lost(
+    value: sympy.Expr, text: str | None
+) -> None:
     assert exact(value) == text
 
 
 def test_exact_number_keeps_as_many_places_as_asked() -> None:
-    assert (exact(sympy.Rational(1, 16), places=4), exact(sympy.Rational(1, 2), places=0)) == ("0.0625", None)
+    assert (exact(sympy.Rational(1, 16), places=4), exact(sympy.Rational(1, 2), places=0)) == (
+        "0.0625",
+        None,
+    )
 
 
 def test_exact_numbers_read_back_to_themselves() -> None:

@@ -1,4 +1,5 @@
-"""How prompts and answers are joined as text; every right value was written down by reading the two aloud."""
+"""How prompts and answers are joined as text; every right value was written down by reading the
+two aloud."""
 
 import pytest
 
@@ -82,9 +83,13 @@ def test_a_blank_answer_is_refused(answer: str) -> None:
 
 
 def test_text_that_is_no_unicode_is_refused_with_place_and_remedy() -> None:
-    with pytest.raises(TextError, match=r"--x is not Unicode text: character 3 is U\+DCE9 \(the byte 0xE9\).*UTF-8"):
+    with pytest.raises(
+        TextError, match=r"--x is not Unicode text: character 3 is U\+DCE9 \(the byte 0xE9\).*UTF-8"
+    ):
         checked("Ca\udce9", "--x")
-    with pytest.raises(TextError, match=r"character 1 is U\+D83D, a byte that is not UTF-8 or half of a character"):
+    with pytest.raises(
+        TextError, match=r"character 1 is U\+D83D, a byte that is not UTF-8 or half of a character"
+    ):
         checked("\ud83d", "x")
     with pytest.raises(TextError, match=r"U\+0000 at character 2"):
         checked("a\0", "x")

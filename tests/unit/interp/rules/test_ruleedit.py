@@ -1,4 +1,5 @@
-"""RuleEdit folders and archives: made-up ones with one fault each, the published ones, and what we write."""
+"""RuleEdit folders and archives: made-up ones with one fault each, the published ones, and what
+we write."""
 
 import copy
 import json
@@ -14,7 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from interp.rules.ruleedit import MAX_ARCHIVE_BYTES, MAX_MEMBER_BYTES, REPAIRS, read_ruleedit, write_ruleedit
+from interp.rules.ruleedit import (
+    MAX_ARCHIVE_BYTES,
+    MAX_MEMBER_BYTES,
+    REPAIRS,
+    read_ruleedit,
+    write_ruleedit,
+)
 from interp.rules.sources import (
     FORMS,
     Probe,
@@ -53,11 +60,15 @@ def record(form: str, understanding: Files, number: int) -> Files:
 
 
 def made_up(number: int = 7) -> Files:
-    """Formula and description ask for each other, the instance for both, as in the published data."""
+    """Formula and description ask for each other, the instance for both, as in the published
+    data."""
     truths = {"formula": ["V = Bh/3", "(1/3)Bh"], "description": ["a third of B times h"]}
 
     def item(form: str) -> Files:
-        prompt = {"prompt": f"{form}: the volume of a cône is", "rephrase_prompt": f"the {form}, otherwise"}
+        prompt = {
+            "prompt": f"{form}: the volume of a cône is",
+            "rephrase_prompt": f"the {form}, otherwise",
+        }
         return {**prompt, "target_new": f"{form} new", "ground_truth": truths[form]}
 
     formula, description = (
@@ -77,7 +88,11 @@ def made_up(number: int = 7) -> Files:
 
 def encoded(files: Files) -> dict[str, bytes]:
     return {
-        name: content if isinstance(content, bytes) else json.dumps(content, ensure_ascii=False).encode()
+        name: (
+            content
+            if isinstance(content, bytes)
+            else json.dumps(content, ensure_ascii=False).encode()
+        )
         for name, content in files.items()
     }
 
@@ -98,7 +113,9 @@ def write_zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_D
 
 
 def archive_of(path: Path, number: int = 7) -> Path:
-    return write_zip(path, {f"{number}/{name}": data for name, data in encoded(made_up(number)).items()})
+    return write_zip(
+        path, {f"{number}/{name}": data for name, data in encoded(made_up(number)).items()}
+    )
 
 
 def clean_rule(tmp_path: Path, number: int = 7) -> Rule:
@@ -126,15 +143,27 @@ def test_a_record_is_mapped_key_by_key(tmp_path: Path) -> None:
         ("h = 1", "n1", ()),
         ("h = 2", "n2", ()),
     ]
-    assert [(p.prompt, p.target_new) for p in instance.instances] == [("h = 3", "n3"), ("h = 4", "n4")]
-    assert [(p.prompt, p.answer) for p in formula.neighborhood] == [("near 1", "a"), ("near 2", "b")]
+    assert [(p.prompt, p.target_new) for p in instance.instances] == [
+        ("h = 3", "n3"),
+        ("h = 4", "n4"),
+    ]
+    assert [(p.prompt, p.answer) for p in formula.neighborhood] == [
+        ("near 1", "a"),
+        ("near 2", "b"),
+    ]
     assert [(p.prompt, p.answer) for p in formula.distracting] == [("far 1", "c")]
-    asked: dict[str, Any] = {"target_new": "description new", "target_true": ("a third of B times h",)}
+    asked: dict[str, Any] = {
+        "target_new": "description new",
+        "target_true": ("a third of B times h",),
+    }
     assert formula.understanding == (
         Probe(prompt="description: the volume of a cône is", wording="verbatim", **asked),
         Probe(prompt="the description, otherwise", wording="paraphrase", **asked),
     )
-    assert [p.wording for p in rule.forms["description"].understanding] == ["verbatim", "paraphrase"]
+    assert [p.wording for p in rule.forms["description"].understanding] == [
+        "verbatim",
+        "paraphrase",
+    ]
     assert [(p.wording, p.target_new, p.target_true) for p in instance.understanding] == [
         ("verbatim", "formula new", ("V = Bh/3",)),
         ("paraphrase", "description new", ("a third of B times h",)),
@@ -146,13 +175,20 @@ def test_folder_and_zip_load_equal_in_numeric_order(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "deep" / "RuleEdit-3", folders)
     (folder / "notes").mkdir()
     (folder / "notes" / "f_d.json").write_text("not a rule", encoding="utf-8")
-    members = {f"any/depth/{n}/{name}": data for n, files in folders.items() for name, data in encoded(files).items()}
+    members = {
+        f"any/depth/{n}/{name}": data
+        for n, files in folders.items()
+        for name, data in encoded(files).items()
+    }
     archive = write_zip(tmp_path / "rules.zip", {"README.md": b"\xff", **members})
     from_folder, from_zip = load_rules(folder.parent), load_rules(str(archive))
     assert [rule.id for rule in from_folder] == ["ruleedit-9", "ruleedit-10", "ruleedit-100"]
     assert from_folder.rules == from_zip.rules
     assert from_folder.refused == from_zip.refused == from_folder.repairs == from_zip.repairs == ()
-    assert {path.name for path in tmp_path.iterdir()} == {"deep", "rules.zip"}  # nothing is unpacked
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "deep",
+        "rules.zip",
+    }  # nothing is unpacked
 
 
 def test_a_rule_file_of_ruleedit_rules_loads_equal(tmp_path: Path) -> None:
@@ -173,7 +209,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 
 def test_the_true_answer_of_an_instance_is_derived_from_the_formula(tmp_path: Path) -> None:
     files = made_up()
-    files["f_d.json"][0] |= {"target_new": "V = B + h.", "ground_truth": ["V = (1/3) * B * h.", "a third"]}
+    files["f_d.json"][0] |= {
+        "target_new": "V = B + h.",
+        "ground_truth": ["V = (1/3) * B * h.", "a third"],
+    }
     files["ins.json"][0] |= {"target_new": "V = 9 + 4 = 13."}
     (rule,) = read_ruleedit(write_folder(tmp_path / "data", {"7": files})).rules
     form = rule.forms["instance"]
@@ -186,7 +225,8 @@ def test_the_true_answer_of_an_instance_is_derived_from_the_formula(tmp_path: Pa
     assert (form.target_true_source, form.values, form.target_true) == ("dataset", {}, ("V = 12.",))
 
 
-# Repairs. Each case: a fault in the made-up folder 7, what is reported, and the rule that it must give.
+# Repairs. Each case: a fault in the made-up folder 7, what is reported, and the rule that it must
+# give.
 
 
 class Mend(NamedTuple):
@@ -208,7 +248,9 @@ def rename(node: Files, old: str, new: str) -> None:
 
 
 def with_form(rule: Rule, form: Any, **changes: Any) -> Rule:
-    return rule.model_copy(update={"forms": {**rule.forms, form: rule.forms[form].model_copy(update=changes)}})
+    return rule.model_copy(
+        update={"forms": {**rule.forms, form: rule.forms[form].model_copy(update=changes)}}
+    )
 
 
 def reuse(files: Files) -> None:
@@ -218,10 +260,14 @@ def reuse(files: Files) -> None:
 
 MENDS: dict[str, Mend] = {
     "closed_brace": Mend(
-        lambda f: text_of(f, "ins.json", "   }\n  }\n }\n]", "   }\n  }\n]"), "ins.json", "line 53 column 1"
+        lambda f: text_of(f, "ins.json", "   }\n  }\n }\n]", "   }\n  }\n]"),
+        "ins.json",
+        "line 53 column 1",
     ),
     "renamed_key": Mend(
-        lambda f: rename(f["ins.json"][0]["Rule_Understanding"], "ground_truth", "ground_university"),
+        lambda f: rename(
+            f["ins.json"][0]["Rule_Understanding"], "ground_truth", "ground_university"
+        ),
         "ins.json",
         "Rule_Understanding.ground_university to ground_truth",
     ),
@@ -234,7 +280,12 @@ MENDS: dict[str, Mend] = {
             "instance",
             instances=tuple(
                 Probe(prompt=prompt, target_new=target)
-                for prompt, target in (("h = 3", "n3"), ("h = 4", "n4"), ("Now h = 3", "n3"), ("Now h = 4", "n4"))
+                for prompt, target in (
+                    ("h = 3", "n3"),
+                    ("h = 4", "n4"),
+                    ("Now h = 3", "n3"),
+                    ("Now h = 4", "n4"),
+                )
             ),
         ),
     ),
@@ -248,7 +299,9 @@ MENDS: dict[str, Mend] = {
         "f_d.json",
         "locality.distracting.prompt[0]: '\\tfar 1  '",
     ),
-    "subject_case": Mend(lambda f: f["f_d.json"][0].update(subject="CÔNE"), "f_d.json", "'CÔNE' to 'cône'"),
+    "subject_case": Mend(
+        lambda f: f["f_d.json"][0].update(subject="CÔNE"), "f_d.json", "'CÔNE' to 'cône'"
+    ),
     "subject_from_name": Mend(
         lambda f: f["ins.json"][0].update(subject="kegel"),
         "ins.json",
@@ -265,7 +318,9 @@ MENDS: dict[str, Mend] = {
         "'volume', and 'cône' in the formula",
         lambda clean: with_form(clean, "instance", subject="volume"),
     ),
-    "folder_number": Mend(lambda f: f["f_d.json"][0].update(case_id=8), "f_d.json", "record 0: case_id 8 in folder 7"),
+    "folder_number": Mend(
+        lambda f: f["f_d.json"][0].update(case_id=8), "f_d.json", "record 0: case_id 8 in folder 7"
+    ),
 }
 
 
@@ -301,7 +356,9 @@ def test_a_space_before_the_full_stop_is_taken_out(tmp_path: Path) -> None:
     damaged["ins.json"][0]["target_new"] = "x = 1 ."
     reading = read_ruleedit(write_folder(tmp_path / "data", {"7": damaged}))
     assert reading.rules[0].forms["instance"].target_new == "x = 1."
-    assert reading.repairs == [Repair("ruleedit-7/ins.json", "stripped_space", "target_new: 'x = 1 .'")]
+    assert reading.repairs == [
+        Repair("ruleedit-7/ins.json", "stripped_space", "target_new: 'x = 1 .'")
+    ]
 
 
 def test_several_faults_are_each_reported_in_the_order_of_reading(tmp_path: Path) -> None:
@@ -317,7 +374,9 @@ def test_several_faults_are_each_reported_in_the_order_of_reading(tmp_path: Path
     assert [name for name in re.findall(r"(\w+): ", refused.reason) if name in REPAIRS] == names
 
 
-def test_repairs_are_those_of_the_rules_chosen_and_refusals_those_of_the_source(tmp_path: Path) -> None:
+def test_repairs_are_those_of_the_rules_chosen_and_refusals_those_of_the_source(
+    tmp_path: Path,
+) -> None:
     folders = {str(number): made_up(number) for number in (1, 2, 3, 4)}
     for number in ("1", "3"):
         folders[number]["ins.json"][0]["target_new"] += " "
@@ -338,12 +397,18 @@ def test_repairs_are_those_of_the_rules_chosen_and_refusals_those_of_the_source(
 
 # Faults just outside the condition of a repair: the folder is refused, with the reason.
 
-LENGTHS = "[0].Instance: lists of different lengths ({} prompt, {} target_new); each prompt needs its own answer"
+LENGTHS = (
+    "[0].Instance: lists of different lengths ({} prompt, {} target_new); each prompt needs its own"
+    " answer"
+)
 NO_SUBJECT = "tracing and editing look it up there, so write it exactly as in the prompt"
 
 
 def both_keys(files: Files) -> None:
-    files["ins.json"][0]["Rule_Understanding"]["ground_university"] = ["V = Bh/3", "a third of B times h"]
+    files["ins.json"][0]["Rule_Understanding"]["ground_university"] = [
+        "V = Bh/3",
+        "a third of B times h",
+    ]
 
 
 def instance_items(files: Files, prompt: list[Any], target_new: list[Any]) -> None:
@@ -389,7 +454,10 @@ OUTSIDE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "renamed_key: another misspelling",
         lambda f: rename(f["ins.json"][0]["Rule_Understanding"], "ground_truth", "ground_thruth"),
         "ins.json",
-        "[0].Rule_Understanding.ground_truth is missing; [0].Rule_Understanding.ground_thruth is not a known key",
+        (
+            "[0].Rule_Understanding.ground_truth is missing; [0].Rule_Understanding.ground_thruth"
+            " is not a known key"
+        ),
     ),
     (
         "renamed_key: the right key is there too",
@@ -455,25 +523,37 @@ OUTSIDE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "subject_case: other letters",
         lambda f: f["ins.json"][0].update(subject="cone", rule="law of nature"),
         "ins.json",
-        f"the subject 'cone' is not in the prompt 'instance: the volume of a cône is'; {NO_SUBJECT}",
+        (
+            "the subject 'cone' is not in the prompt 'instance: the volume of a cône is';"
+            f" {NO_SUBJECT}"
+        ),
     ),
     (
         "subject_from_name: only stop words and short words of the name are in the prompt",
         lambda f: lost_subject(f, "law of a the of is"),
         "ins.json",
-        f"the subject 'kegel' is not in the prompt 'instance: the volume of a cône is'; {NO_SUBJECT}",
+        (
+            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
+            f" {NO_SUBJECT}"
+        ),
     ),
     (
         "subject_from_name: only parts of words",
         lambda f: lost_subject(f, "ance of vol"),
         "ins.json",
-        f"the subject 'kegel' is not in the prompt 'instance: the volume of a cône is'; {NO_SUBJECT}",
+        (
+            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
+            f" {NO_SUBJECT}"
+        ),
     ),
     (
         "subject_from_name: the name in another case",
         lambda f: lost_subject(f, "VOLUME OF CÔNE"),
         "ins.json",
-        f"the subject 'kegel' is not in the prompt 'instance: the volume of a cône is'; {NO_SUBJECT}",
+        (
+            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
+            f" {NO_SUBJECT}"
+        ),
     ),
     (
         "name_of_formula: no name",
@@ -500,7 +580,9 @@ def test_every_repair_has_a_fault_outside_it() -> None:
     assert {name.partition(":")[0] for name, *_ in OUTSIDE} == set(REPAIRS)
 
 
-@pytest.mark.parametrize(("damage", "file", "reason"), [d[1:] for d in OUTSIDE], ids=[d[0] for d in OUTSIDE])
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"), [d[1:] for d in OUTSIDE], ids=[d[0] for d in OUTSIDE]
+)
 def test_a_fault_outside_every_repair_is_refused(
     tmp_path: Path, damage: Callable[[Files], object], file: str, reason: str
 ) -> None:
@@ -525,27 +607,61 @@ def drop(files: Files, file: str, *keys: Any) -> None:
 
 
 DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
-    ("missing key", lambda f: drop(f, "f_d.json", 1, "target_new"), "f_d.json", "[1].target_new is missing"),
-    ("extra key", lambda f: f["ins.json"][0].update(note=1), "ins.json", "[0].note is not a known key"),
-    ("instances", lambda f: drop(f, "ins.json", 0, "Instance", "target_new", 0), "ins.json", LENGTHS.format(2, 1)),
+    (
+        "missing key",
+        lambda f: drop(f, "f_d.json", 1, "target_new"),
+        "f_d.json",
+        "[1].target_new is missing",
+    ),
+    (
+        "extra key",
+        lambda f: f["ins.json"][0].update(note=1),
+        "ins.json",
+        "[0].note is not a known key",
+    ),
+    (
+        "instances",
+        lambda f: drop(f, "ins.json", 0, "Instance", "target_new", 0),
+        "ins.json",
+        LENGTHS.format(2, 1),
+    ),
     (
         "locality",
         lambda f: drop(f, "f_d.json", 0, "locality", "neighborhood", "prompt", 0),
         "f_d.json",
-        "[0].locality.neighborhood: lists of different lengths (1 prompt, 2 ground_truth); "
-        "each prompt needs its own answer",
+        (
+            "[0].locality.neighborhood: lists of different lengths (1 prompt, 2 ground_truth); "
+            "each prompt needs its own answer"
+        ),
     ),
     (
         "understanding",
         lambda f: drop(f, "ins.json", 0, "Rule_Understanding", "ground_truth", 0),
         "ins.json",
-        "[0].Rule_Understanding: lists of different lengths (2 prompt, 2 target_new, 1 ground_truth); "
-        "each prompt needs its own answer",
+        (
+            "[0].Rule_Understanding: lists of different lengths (2 prompt, 2 target_new, 1"
+            " ground_truth); each prompt needs its own answer"
+        ),
     ),
     ("one record", lambda f: f["f_d.json"].pop(), "f_d.json", "[1] is missing"),
-    ("three records", lambda f: f["f_d.json"].append(f["f_d.json"][0]), "f_d.json", "the whole: expected "),
-    ("no list", lambda f: f.update({"ins.json": {"0": f["ins.json"][0]}}), "ins.json", "the whole: expected "),
-    ("a text for a record", lambda f: f["ins.json"].__setitem__(0, "x"), "ins.json", "[0]: expected a valid dict"),
+    (
+        "three records",
+        lambda f: f["f_d.json"].append(f["f_d.json"][0]),
+        "f_d.json",
+        "the whole: expected ",
+    ),
+    (
+        "no list",
+        lambda f: f.update({"ins.json": {"0": f["ins.json"][0]}}),
+        "ins.json",
+        "the whole: expected ",
+    ),
+    (
+        "a text for a record",
+        lambda f: f["ins.json"].__setitem__(0, "x"),
+        "ins.json",
+        "[0]: expected a valid dict",
+    ),
     (
         "a number",
         lambda f: f["ins.json"][0].update(subject=4),
@@ -558,7 +674,12 @@ DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "ins.json",
         "[0].prompt: expected a valid string",
     ),
-    ("nothing", lambda f: f["f_d.json"][0].update(locality=None), "f_d.json", "[0].locality: expected a valid dict"),
+    (
+        "nothing",
+        lambda f: f["f_d.json"][0].update(locality=None),
+        "f_d.json",
+        "[0].locality: expected a valid dict",
+    ),
     (
         "a text for a list",
         lambda f: f["f_d.json"][0]["Instance"].update(prompt="h = 1"),
@@ -585,7 +706,9 @@ DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
     ),
     (
         "empty locality",
-        lambda f: f["f_d.json"][1]["locality"].update(distracting={"prompt": [], "ground_truth": []}),
+        lambda f: f["f_d.json"][1]["locality"].update(
+            distracting={"prompt": [], "ground_truth": []}
+        ),
         "f_d.json",
         "[1].locality.distracting.prompt: expected ",
     ),
@@ -595,8 +718,18 @@ DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "f_d.json",
         "[0].Rule_Understanding.ground_truth: expected ",
     ),
-    ("empty prompt", lambda f: f["ins.json"][0].update(prompt="", subject=""), "ins.json", "prompt: expected "),
-    ("empty subject", lambda f: f["ins.json"][0].update(subject=""), "ins.json", "subject: expected "),
+    (
+        "empty prompt",
+        lambda f: f["ins.json"][0].update(prompt="", subject=""),
+        "ins.json",
+        "prompt: expected ",
+    ),
+    (
+        "empty subject",
+        lambda f: f["ins.json"][0].update(subject=""),
+        "ins.json",
+        "subject: expected ",
+    ),
     (
         "two keys",
         lambda f: text_of(f, "ins.json", '"case_id": 2', '"case_id": 2, "case_id": 2'),
@@ -615,7 +748,12 @@ DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "f_d.json",
         "invalid JSON at line 1 column 1: Expecting value",
     ),
-    ("deep", lambda f: f.update({"f_d.json": b"[" * 100_000}), "f_d.json", "its JSON is nested too deeply"),
+    (
+        "deep",
+        lambda f: f.update({"f_d.json": b"[" * 100_000}),
+        "f_d.json",
+        "its JSON is nested too deeply",
+    ),
     (
         "Latin-1",
         lambda f: f.update({"ins.json": b'["\xe9"]'}),
@@ -632,7 +770,9 @@ DAMAGE: list[tuple[str, Callable[[Files], object], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("damage", "file", "reason"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE])
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"), [d[1:] for d in DAMAGE], ids=[d[0] for d in DAMAGE]
+)
 def test_a_malformed_folder_is_refused_whole(
     tmp_path: Path, damage: Callable[[Files], object], file: str, reason: str
 ) -> None:
@@ -645,25 +785,35 @@ def test_a_malformed_folder_is_refused_whole(
     assert refused.where == f"ruleedit-2/{file}"
     assert refused.reason.startswith(reason)
     assert "\n" not in refused.reason and "pydantic" not in refused.reason
-    with pytest.raises(RuleError, match=re.escape(f"ruleedit-2/{file} was refused: {refused.reason}")):
+    with pytest.raises(
+        RuleError, match=re.escape(f"ruleedit-2/{file} was refused: {refused.reason}")
+    ):
         load_rules(folder, ids=["ruleedit-2"])
-    with pytest.raises(RuleError, match=re.escape(f"no usable rule (ruleedit-2/{file}: {refused.reason}")):
+    with pytest.raises(
+        RuleError, match=re.escape(f"no usable rule (ruleedit-2/{file}: {refused.reason}")
+    ):
         load_rules(folder / "2")
 
 
 # Malformed archives: one clear error, and nothing is read.
 
 
-@pytest.mark.parametrize("name", ["../7/f_d.json", "a/../../7/f_d.json", "/7/f_d.json", "C:\\7\\f_d.json"])
+@pytest.mark.parametrize(
+    "name", ["../7/f_d.json", "a/../../7/f_d.json", "/7/f_d.json", "C:\\7\\f_d.json"]
+)
 def test_a_member_outside_the_archive_raises(tmp_path: Path, name: str) -> None:
     members = {f"7/{file}": data for file, data in encoded(made_up()).items()}
     archive = write_zip(tmp_path / "rules.zip", members | {name: b"[]"})
-    with pytest.raises(RuleError, match=r"rules\.zip has a member named .* which leaves the archive"):
+    with pytest.raises(
+        RuleError, match=r"rules\.zip has a member named .* which leaves the archive"
+    ):
         load_rules(archive)
 
 
 @pytest.mark.parametrize("name", ["../f_d.json.txt", "..\\notes.md"])
-def test_a_name_that_is_not_ours_may_not_leave_the_archive_either(tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_not_ours_may_not_leave_the_archive_either(
+    tmp_path: Path, name: str
+) -> None:
     members = {f"7/{file}": data for file, data in encoded(made_up()).items()}
     archive = write_zip(tmp_path / "rules.zip", members | {name: b"[]"})
     with pytest.raises(RuleError, match="which leaves the archive"):
@@ -685,7 +835,8 @@ def test_no_damaged_byte_is_read_as_something_else(tmp_path: Path) -> None:
     content, whole = archive.read_bytes(), read_ruleedit(archive).rules
     rng = np.random.default_rng(0)
     outcomes: Counter[str] = Counter()
-    # Everywhere in the directory at the end, where sizes, flags and names stand, and now and then before it.
+    # Everywhere in the directory at the end, where sizes, flags and names stand, and now and then
+    # before it.
     start = content.index(b"PK\x01\x02")
     for at in [*rng.choice(start, 60, replace=False), *range(start, len(content))]:
         damaged = bytearray(content)
@@ -717,14 +868,19 @@ FLAGS, SIZE = 8, 24  # places in a directory entry: general-purpose flags, uncom
 
 def test_a_header_that_claims_two_gigabytes_raises(tmp_path: Path) -> None:
     archive = patched(archive_of(tmp_path / "rules.zip"), SIZE, struct.pack("<I", 2 * 2**30))
-    with pytest.raises(RuleError, match=rf"rules\.zip unpacks to 2147\d{{6}} bytes, more than the {MAX_ARCHIVE_BYTES}"):
+    with pytest.raises(
+        RuleError,
+        match=rf"rules\.zip unpacks to 2147\d{{6}} bytes, more than the {MAX_ARCHIVE_BYTES}",
+    ):
         load_rules(archive)
 
 
 def test_a_header_that_claims_less_than_there_is_raises(tmp_path: Path) -> None:
     files = encoded(made_up())
     members = {"7/f_d.json": files["f_d.json"] + b" " * 10**7, "7/ins.json": files["ins.json"]}
-    archive = patched(write_zip(tmp_path / "rules.zip", members), SIZE, struct.pack("<I", len(files["f_d.json"])))
+    archive = patched(
+        write_zip(tmp_path / "rules.zip", members), SIZE, struct.pack("<I", len(files["f_d.json"]))
+    )
     with pytest.raises(RuleError, match=r"rules\.zip is not a whole zip archive \(Bad CRC-32"):
         load_rules(archive)
 
@@ -759,14 +915,17 @@ def test_an_exotic_compression_raises(tmp_path: Path, method: int) -> None:
     members = {f"7/{file}": data for file, data in encoded(made_up()).items()}
     archive = write_zip(tmp_path / "rules.zip", members, method)
     with pytest.raises(
-        RuleError, match=r"rules\.zip: 7/f_d\.json is encrypted or not deflated; make the archive again"
+        RuleError,
+        match=r"rules\.zip: 7/f_d\.json is encrypted or not deflated; make the archive again",
     ):
         load_rules(archive)
 
 
 def test_a_stored_archive_loads(tmp_path: Path) -> None:
     members = {f"7/{file}": data for file, data in encoded(made_up()).items()}
-    assert load_rules(write_zip(tmp_path / "rules.zip", members, zipfile.ZIP_STORED)).rules == (clean_rule(tmp_path),)
+    assert load_rules(write_zip(tmp_path / "rules.zip", members, zipfile.ZIP_STORED)).rules == (
+        clean_rule(tmp_path),
+    )
 
 
 @pytest.mark.parametrize(
@@ -778,7 +937,9 @@ def test_a_stored_archive_loads(tmp_path: Path) -> None:
         (6, 99, r"is not a whole zip archive \(zip file version 9\.9\)"),
     ],
 )
-def test_an_encrypted_or_unknown_archive_raises(tmp_path: Path, offset: int, value: int, message: str) -> None:
+def test_an_encrypted_or_unknown_archive_raises(
+    tmp_path: Path, offset: int, value: int, message: str
+) -> None:
     archive = patched(archive_of(tmp_path / "rules.zip"), offset, struct.pack("<H", value))
     with pytest.raises(RuleError, match=message):
         load_rules(archive)
@@ -787,14 +948,20 @@ def test_an_encrypted_or_unknown_archive_raises(tmp_path: Path, offset: int, val
 @pytest.mark.parametrize("content", [b"", b"no archive", b"\x1f\x8b\x08\x00", b"PK\x05\x06"])
 def test_a_file_that_is_no_archive_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rules.zip").write_bytes(content)
-    with pytest.raises(RuleError, match=r"is not a whole zip archive .* fetch or make it again, or give the folder"):
+    with pytest.raises(
+        RuleError, match=r"is not a whole zip archive .* fetch or make it again, or give the folder"
+    ):
         load_rules(tmp_path / "rules.zip")
 
 
-@pytest.mark.parametrize("members", [[], ["README.md"], ["f_d.json", "ins.json"], ["a/f_d.json"], ["1/f_d.txt"]])
+@pytest.mark.parametrize(
+    "members", [[], ["README.md"], ["f_d.json", "ins.json"], ["a/f_d.json"], ["1/f_d.txt"]]
+)
 def test_an_archive_without_numbered_folders_raises(tmp_path: Path, members: list[str]) -> None:
     archive = write_zip(tmp_path / "rules.zip", dict.fromkeys(members, b"[]"))
-    with pytest.raises(RuleError, match=r"rules\.zip holds no RuleEdit data; needed are numbered folders"):
+    with pytest.raises(
+        RuleError, match=r"rules\.zip holds no RuleEdit data; needed are numbered folders"
+    ):
         load_rules(archive)
 
 
@@ -806,10 +973,16 @@ def test_a_folder_without_rules_raises(tmp_path: Path) -> None:
 @pytest.mark.parametrize("second", ["b/7", "a/07"])
 def test_two_folders_of_one_number_raise(tmp_path: Path, second: str) -> None:
     write_folder(tmp_path / "data", {"a/7": made_up(), second: made_up()})
-    with pytest.raises(RuleError, match=r"two files f_d\.json of a folder 0?7; each id must be unique"):
+    with pytest.raises(
+        RuleError, match=r"two files f_d\.json of a folder 0?7; each id must be unique"
+    ):
         load_rules(tmp_path / "data")
-    members = {f"{n}/{file}": data for n in ("a/7", second) for file, data in encoded(made_up()).items()}
-    with pytest.raises(RuleError, match=r"two files f_d\.json of a folder 0?7; each id must be unique"):
+    members = {
+        f"{n}/{file}": data for n in ("a/7", second) for file, data in encoded(made_up()).items()
+    }
+    with pytest.raises(
+        RuleError, match=r"two files f_d\.json of a folder 0?7; each id must be unique"
+    ):
         load_rules(write_zip(tmp_path / "rules.zip", members))
 
 
@@ -865,7 +1038,10 @@ def test_the_archive_needs_these_repairs(published: RuleSet) -> None:
         "reused_targets": "132/ins.json",
         "removed_target": "164/ins.json",
     }
-    assert places["subject_case"] == "ruleedit-165/f_d.json" and places["subject_from_name"] == "ruleedit-186/ins.json"
+    assert (
+        places["subject_case"] == "ruleedit-165/f_d.json"
+        and places["subject_from_name"] == "ruleedit-186/ins.json"
+    )
 
 
 def test_the_archive_read_strictly_leaves_out_what_needs_a_repair(published: RuleSet) -> None:
@@ -878,32 +1054,56 @@ def test_the_archive_read_strictly_leaves_out_what_needs_a_repair(published: Rul
 
 def raw_records(number: str) -> Iterator[tuple[Any, Files]]:
     with zipfile.ZipFile(ARCHIVE) as archive:
-        f_d, ins = (json.loads(archive.read(f"RuleEdit-140/{number}/{name}")) for name in ("f_d.json", "ins.json"))
+        f_d, ins = (
+            json.loads(archive.read(f"RuleEdit-140/{number}/{name}"))
+            for name in ("f_d.json", "ins.json")
+        )
     return zip(FORMS, (*f_d, *ins), strict=True)
 
 
 def test_the_archive_is_read_as_it_is_written(published: RuleSet) -> None:
     """Every text of every folder whose text no repair touches, against the JSON itself."""
-    touched = {r.where.split("/")[0] for r in published.repairs if r.name not in ("folder_number", "name_of_formula")}
+    touched = {
+        r.where.split("/")[0]
+        for r in published.repairs
+        if r.name not in ("folder_number", "name_of_formula")
+    }
     compared = 0
     for rule in published:
         if rule.id in touched:
             continue
         for form, raw in raw_records(rule.id.removeprefix("ruleedit-")):
             read = rule.forms[form]
-            assert (read.prompt, read.subject, read.target_new) == (raw["prompt"], raw["subject"], raw["target_new"])
+            assert (read.prompt, read.subject, read.target_new) == (
+                raw["prompt"],
+                raw["subject"],
+                raw["target_new"],
+            )
             assert read.rephrasings == (raw["rephrase_prompt"],)
             if read.target_true_source == "dataset":
                 assert list(read.target_true) == raw.get("ground_truth", [])
             else:
                 assert "ground_truth" not in raw
             items = raw["Instance"]
-            assert [(p.prompt, p.target_new) for p in read.instances] == list(zip(*items.values(), strict=True))
-            for probes, kind in ((read.neighborhood, "neighborhood"), (read.distracting, "distracting")):
-                pairs = zip(raw["locality"][kind]["prompt"], raw["locality"][kind]["ground_truth"], strict=True)
+            assert [(p.prompt, p.target_new) for p in read.instances] == list(
+                zip(*items.values(), strict=True)
+            )
+            for probes, kind in (
+                (read.neighborhood, "neighborhood"),
+                (read.distracting, "distracting"),
+            ):
+                pairs = zip(
+                    raw["locality"][kind]["prompt"],
+                    raw["locality"][kind]["ground_truth"],
+                    strict=True,
+                )
                 assert [(p.prompt, p.answer) for p in probes] == list(pairs)
             asked = raw["Rule_Understanding"]
-            prompts = asked["prompt"] if form == "instance" else [asked["prompt"], asked["rephrase_prompt"]]
+            prompts = (
+                asked["prompt"]
+                if form == "instance"
+                else [asked["prompt"], asked["rephrase_prompt"]]
+            )
             assert [p.prompt for p in read.understanding] == prompts
             compared += 1
     assert compared > 3 * 120
@@ -911,8 +1111,14 @@ def test_the_archive_is_read_as_it_is_written(published: RuleSet) -> None:
 
 def test_the_archive_s_instances_get_their_true_answers(published: RuleSet) -> None:
     forms = {rule.id.removeprefix("ruleedit-"): rule.forms["instance"] for rule in published}
-    given = [number for number, form in forms.items() if form.target_true and form.target_true_source == "dataset"]
-    derived = {number: form for number, form in forms.items() if form.target_true_source == "derived"}
+    given = [
+        number
+        for number, form in forms.items()
+        if form.target_true and form.target_true_source == "dataset"
+    ]
+    derived = {
+        number: form for number, form in forms.items() if form.target_true_source == "derived"
+    }
     assert given == ["109", "110", "111"]
     assert len(derived) == 88 and sum(not form.target_true for form in forms.values()) == 49
     assert all(form.values and form.target_true for form in derived.values())
@@ -935,10 +1141,31 @@ def paths(node: Any, at: str = "") -> Iterator[str]:
             yield from paths(value, f"{at}{key}.")
 
 
-LOCALITY = {f"locality.{kind}.{key}" for kind in ("neighborhood", "distracting") for key in ("prompt", "ground_truth")}
-COMMON = {"case_id", "subject", "rule", "prompt", "target_new", "rephrase_prompt", "locality", *LOCALITY}
-COMMON |= {"locality.neighborhood", "locality.distracting", "Instance", "Instance.prompt", "Instance.target_new"}
-ASKED = {f"Rule_Understanding.{key}" for key in ("prompt", "target_new", "ground_truth")} | {"Rule_Understanding"}
+LOCALITY = {
+    f"locality.{kind}.{key}"
+    for kind in ("neighborhood", "distracting")
+    for key in ("prompt", "ground_truth")
+}
+COMMON = {
+    "case_id",
+    "subject",
+    "rule",
+    "prompt",
+    "target_new",
+    "rephrase_prompt",
+    "locality",
+    *LOCALITY,
+}
+COMMON |= {
+    "locality.neighborhood",
+    "locality.distracting",
+    "Instance",
+    "Instance.prompt",
+    "Instance.target_new",
+}
+ASKED = {f"Rule_Understanding.{key}" for key in ("prompt", "target_new", "ground_truth")} | {
+    "Rule_Understanding"
+}
 KEYS = {
     "formula": COMMON | ASKED | {"ground_truth", "Rule_Understanding.rephrase_prompt"},
     "description": COMMON | ASKED | {"ground_truth", "Rule_Understanding.rephrase_prompt"},
@@ -957,11 +1184,15 @@ def read_json(folder: Path, number: int, name: str) -> Any:
     return json.loads((folder / str(number) / name).read_text(encoding="utf-8"))
 
 
-def test_exported_rules_load_equal_without_repair(exported: tuple[RuleSet, Path, list[str]]) -> None:
+def test_exported_rules_load_equal_without_repair(
+    exported: tuple[RuleSet, Path, list[str]],
+) -> None:
     rules, folder, _ = exported
     reading = read_ruleedit(folder, strict=True)
     assert reading.refused == reading.repairs == []
-    assert [rule.id for rule in reading.rules] == [f"ruleedit-{number}" for number in range(len(rules))]
+    assert [rule.id for rule in reading.rules] == [
+        f"ruleedit-{number}" for number in range(len(rules))
+    ]
     for ours, theirs in zip(rules, reading.rules, strict=True):
         assert (theirs.name, theirs.subject) == (ours.name, ours.subject)
         for form in FORMS:
@@ -973,18 +1204,28 @@ def test_exported_rules_load_equal_without_repair(exported: tuple[RuleSet, Path,
                 a.target_true,
             )
             assert b.rephrasings == a.rephrasings[:1] and b.target_true_source == "dataset"
-            assert [(p.prompt, p.target_new) for p in b.instances] == [(p.prompt, p.target_new) for p in a.instances]
-            assert [(p.prompt, p.answer) for p in b.neighborhood] == [(p.prompt, p.answer) for p in a.neighborhood]
-            assert [(p.prompt, p.answer) for p in b.distracting] == [(p.prompt, p.answer) for p in a.distracting]
+            assert [(p.prompt, p.target_new) for p in b.instances] == [
+                (p.prompt, p.target_new) for p in a.instances
+            ]
+            assert [(p.prompt, p.answer) for p in b.neighborhood] == [
+                (p.prompt, p.answer) for p in a.neighborhood
+            ]
+            assert [(p.prompt, p.answer) for p in b.distracting] == [
+                (p.prompt, p.answer) for p in a.distracting
+            ]
             # What is asked is asked by us too, with the same answers, and the others are asked for.
             known = {(p.prompt, p.target_new, p.target_true[0], p.wording) for p in a.understanding}
             asked = {(p.prompt, p.target_new, p.target_true[0], p.wording) for p in b.understanding}
             assert len(asked) == 2 and asked <= known
             wanted = set(FORMS[:2]) - {form}
-            assert {p.target_new for p in b.understanding} == {ours.forms[other].target_new for other in wanted}
+            assert {p.target_new for p in b.understanding} == {
+                ours.forms[other].target_new for other in wanted
+            }
 
 
-def test_exported_records_have_the_keys_that_drivers_read(exported: tuple[RuleSet, Path, list[str]]) -> None:
+def test_exported_records_have_the_keys_that_drivers_read(
+    exported: tuple[RuleSet, Path, list[str]],
+) -> None:
     rules, folder, _ = exported
     for number in range(len(rules)):
         formula, description = read_json(folder, number, "f_d.json")
@@ -1005,11 +1246,15 @@ def types(node: Any) -> Any:
     if isinstance(node, dict):
         return {key: types(value) for key, value in node.items()}
     return (
-        [type(node).__name__, *sorted({type(item).__name__ for item in node})] if isinstance(node, list) else type(node)
+        [type(node).__name__, *sorted({type(item).__name__ for item in node})]
+        if isinstance(node, list)
+        else type(node)
     )
 
 
-def test_exported_records_are_shaped_like_the_published_ones(exported: tuple[RuleSet, Path, list[str]]) -> None:
+def test_exported_records_are_shaped_like_the_published_ones(
+    exported: tuple[RuleSet, Path, list[str]],
+) -> None:
     if not ARCHIVE.is_file():
         pytest.skip("the RuleEdit archive is not beside this repository")
     _, folder, _ = exported
@@ -1024,8 +1269,14 @@ def test_export_says_what_has_no_place(exported: tuple[RuleSet, Path, list[str]]
     rules, _, lost = exported
     forms = [form for rule in rules for form in rule.forms.values()]
     assert lost == [
-        f"rephrasings beyond the first: {sum(len(form.rephrasings) for form in forms) - 3 * len(rules)}",
-        f"understanding items of other wordings or forms: {sum(len(f.understanding) for f in forms) - 6 * len(rules)}",
+        (
+            "rephrasings beyond the first:"
+            f" {sum(len(form.rephrasings) for form in forms) - 3 * len(rules)}"
+        ),
+        (
+            "understanding items of other wordings or forms:"
+            f" {sum(len(f.understanding) for f in forms) - 6 * len(rules)}"
+        ),
         f"twins: {sum(len(form.twins) for form in forms)}",
         f"expressions: {len(rules)}",
         f"splits: {len(rules)}",
@@ -1034,21 +1285,28 @@ def test_export_says_what_has_no_place(exported: tuple[RuleSet, Path, list[str]]
 
 def test_ruleedit_rules_are_written_as_they_were(tmp_path: Path) -> None:
     files = made_up(0)
-    # The data name both forms in the instance's understanding; one of them in other words is not kept.
+    # The data name both forms in the instance's understanding; one of them in other words is not
+    # kept.
     files["ins.json"][0]["Rule_Understanding"]["prompt"][1] = files["f_d.json"][1]["prompt"]
     rules = read_ruleedit(write_folder(tmp_path / "data", {"0": files})).rules
     assert write_ruleedit(rules, tmp_path / "again") == []
-    close = {form: each.model_copy(update={"space": False}) for form, each in rules[0].forms.items()}
+    close = {
+        form: each.model_copy(update={"space": False}) for form, each in rules[0].forms.items()
+    }
     named = rules[0].model_copy(update={"words": ("side",), "forms": close})
     lost = write_ruleedit([named, *list(rules)[1:]], tmp_path / "named")
     assert lost == ["words that name a rule: 1", "said spaces before answers: 3"]
     for name, records in files.items():
         again = read_json(tmp_path / "again", 0, name)
-        assert [{**record, "ground_truth": record.get("ground_truth", [])} for record in records] == again
+        assert [
+            {**record, "ground_truth": record.get("ground_truth", [])} for record in records
+        ] == again
     assert read_ruleedit(tmp_path / "again").rules == rules
 
 
-def test_export_into_a_folder_with_data_is_refused(tmp_path: Path, exported: tuple[RuleSet, Path, list[str]]) -> None:
+def test_export_into_a_folder_with_data_is_refused(
+    tmp_path: Path, exported: tuple[RuleSet, Path, list[str]]
+) -> None:
     rules = exported[0].rules[:1]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep", encoding="utf-8")
@@ -1063,23 +1321,43 @@ def test_export_into_a_folder_with_data_is_refused(tmp_path: Path, exported: tup
 
 
 def without_form(rule: Rule, *forms: str) -> Rule:
-    return rule.model_copy(update={"forms": {f: prompt for f, prompt in rule.forms.items() if f not in forms}})
+    return rule.model_copy(
+        update={"forms": {f: prompt for f, prompt in rule.forms.items() if f not in forms}}
+    )
 
 
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (lambda r: without_form(r, "instance"), "has no instance; a RuleEdit folder needs all three forms"),
-        (lambda r: without_form(r, "formula", "description"), "has no formula and no description; a RuleEdit folder"),
-        (lambda r: with_form(r, "description", rephrasings=()), "description lacks rephrasings, instances or locality"),
-        (lambda r: with_form(r, "formula", instances=()), "formula lacks rephrasings, instances or locality"),
-        (lambda r: with_form(r, "instance", distracting=()), "instance lacks rephrasings, instances or locality"),
+        (
+            lambda r: without_form(r, "instance"),
+            "has no instance; a RuleEdit folder needs all three forms",
+        ),
+        (
+            lambda r: without_form(r, "formula", "description"),
+            "has no formula and no description; a RuleEdit folder",
+        ),
+        (
+            lambda r: with_form(r, "description", rephrasings=()),
+            "description lacks rephrasings, instances or locality",
+        ),
+        (
+            lambda r: with_form(r, "formula", instances=()),
+            "formula lacks rephrasings, instances or locality",
+        ),
+        (
+            lambda r: with_form(r, "instance", distracting=()),
+            "instance lacks rephrasings, instances or locality",
+        ),
         (lambda r: with_form(r, "formula", target_true=()), "formula has no true answer"),
     ],
     ids=["a form", "two forms", "rephrasings", "instances", "locality", "truth"],
 )
 def test_export_of_a_rule_that_lacks_something_writes_nothing(
-    tmp_path: Path, exported: tuple[RuleSet, Path, list[str]], broken: Callable[[Rule], Rule], message: str
+    tmp_path: Path,
+    exported: tuple[RuleSet, Path, list[str]],
+    broken: Callable[[Rule], Rule],
+    message: str,
 ) -> None:
     first, second = exported[0].rules[:2]
     with pytest.raises(RuleError, match=re.escape(f"{second.id} {message}")):
@@ -1091,7 +1369,9 @@ def test_export_takes_the_forms_by_name_and_not_by_their_order(
     tmp_path: Path, exported: tuple[RuleSet, Path, list[str]]
 ) -> None:
     rules, folder, _ = exported
-    turned = rules.rules[0].model_copy(update={"forms": dict(reversed(rules.rules[0].forms.items()))})
+    turned = rules.rules[0].model_copy(
+        update={"forms": dict(reversed(rules.rules[0].forms.items()))}
+    )
     write_ruleedit([turned], tmp_path / "turned")
     for name in ("f_d.json", "ins.json"):
         assert read_json(tmp_path / "turned", 0, name) == read_json(folder, 0, name)

@@ -1,4 +1,5 @@
-"""Rules: the embedded benchmark recomputed with SymPy's own parser, choosing among rules, and rule files."""
+"""Rules: the embedded benchmark recomputed with SymPy's own parser, choosing among rules, and
+rule files."""
 
 import json
 import math
@@ -11,16 +12,32 @@ from typing import Any
 
 import pytest
 import sympy
-from sympy.parsing.sympy_parser import convert_xor, parse_expr, rationalize, standard_transformations
+from sympy.parsing.sympy_parser import (
+    convert_xor,
+    parse_expr,
+    rationalize,
+    standard_transformations,
+)
 
-from interp.rules.sources import FORMS, Probe, Rule, RuleError, RuleForm, RulePrompt, Twin, dump_rules, load_rules
+from interp.rules.sources import (
+    FORMS,
+    Probe,
+    Rule,
+    RuleError,
+    RuleForm,
+    RulePrompt,
+    Twin,
+    dump_rules,
+    load_rules,
+)
 
 EMBEDDED = load_rules().rules
 BY_ID = {rule.id: rule for rule in EMBEDDED}
 TRANSFORMATIONS = (*standard_transformations, convert_xor, rationalize)
 
 
-# The embedded rules. Expressions are read by SymPy's parser, not by ours, and answers by the few lines here.
+# The embedded rules. Expressions are read by SymPy's parser, not by ours, and answers by the few
+# lines here.
 
 
 @cache
@@ -49,8 +66,11 @@ def number(text: str) -> sympy.Expr:
 
 @cache
 def working(text: str) -> float:
-    """The value of an arithmetic text such as `2 × π × 4 × (4 + 10)` or `5! / 2`, by Python's own arithmetic."""
-    plain = re.sub(r"(?<=[\d)])π", "*pi", text).replace("π", "pi").replace("^", "**").replace("×", "*")
+    """The value of an arithmetic text such as `2 × π × 4 × (4 + 10)` or `5! / 2`, by Python's
+    own arithmetic."""
+    plain = (
+        re.sub(r"(?<=[\d)])π", "*pi", text).replace("π", "pi").replace("^", "**").replace("×", "*")
+    )
     plain = re.sub(r"(\([^()]*\)|\d+)!", r"factorial(\1)", plain)
     assert set(re.findall(r"[^\W\d]+", plain)) <= {"pi", "sqrt", "factorial", "log"}, text
     names = {"pi": math.pi, "sqrt": math.sqrt, "factorial": math.factorial, "log": math.log10}
@@ -62,7 +82,8 @@ def same(first: sympy.Expr, second: sympy.Expr) -> bool:
 
 
 def numeric_items(rule: Rule) -> Iterator[Probe | RulePrompt]:
-    """Everything of a rule that asks for a number: the instance edit, and the instances of every form."""
+    """Everything of a rule that asks for a number: the instance edit, and the instances of every
+    form."""
     yield rule.forms["instance"]
     for form in FORMS:
         yield from rule.forms[form].instances
@@ -89,7 +110,9 @@ def test_embedded_has_enough_rules_with_all_forms() -> None:
     assert all(tuple(rule.forms) == FORMS for rule in EMBEDDED)
     assert len({rule.subject.lower() for rule in EMBEDDED}) >= 120
     assert len({rule.name.lower() for rule in EMBEDDED}) == len(EMBEDDED)
-    assert len({id_.lower() for id_ in BY_ID}) == len(EMBEDDED)  # ids name files, also where case is not told apart
+    assert len({id_.lower() for id_ in BY_ID}) == len(
+        EMBEDDED
+    )  # ids name files, also where case is not told apart
     assert all(rule.topic and rule.result and rule.symbols for rule in EMBEDDED)
 
 
@@ -107,7 +130,8 @@ def test_embedded_splits_are_disjoint_by_subject() -> None:
 
 
 def test_instance_targets_equal_the_expressions() -> None:
-    """The last side of an answer is the exact result, so nothing is rounded; its other sides equal it."""
+    """The last side of an answer is the exact result, so nothing is rounded; its other sides
+    equal it."""
     for rule in EMBEDDED:
         checked = 0
         for item in numeric_items(rule):
@@ -117,9 +141,17 @@ def test_instance_targets_equal_the_expressions() -> None:
                 (item.target_new, rule.expression_new),
             ]:
                 *sides, last = text.split(" = ")
-                assert same(result(rule, expression, item.values), number(last)), (rule.id, item.prompt, text)
+                assert same(result(rule, expression, item.values), number(last)), (
+                    rule.id,
+                    item.prompt,
+                    text,
+                )
                 for side in sides:
-                    assert working(side) == pytest.approx(float(number(last)), rel=1e-9), (rule.id, item.prompt, text)
+                    assert working(side) == pytest.approx(float(number(last)), rel=1e-9), (
+                        rule.id,
+                        item.prompt,
+                        text,
+                    )
                 checked += 1
         assert checked >= 2 * (1 + 3 * 4)
 
@@ -148,15 +180,20 @@ def test_instances_are_new_numbers() -> None:
 
 
 def factors(text: str, rule: Rule) -> str:
-    """A formula with its products written out: the longest symbols first, and nothing of our parser."""
+    """A formula with its products written out: the longest symbols first, and nothing of our
+    parser."""
     known = sorted((symbol.name for symbol in rule.symbols), key=len, reverse=True)
     text = text.replace("√", "sqrt")
-    pattern = "|".join([r"\d+(?:\.\d+)?", "sqrt", "log", "π", *map(re.escape, known), r"[-+*/^()!×]"])
+    pattern = "|".join(
+        [r"\d+(?:\.\d+)?", "sqrt", "log", "π", *map(re.escape, known), r"[-+*/^()!×]"]
+    )
     tokens = re.findall(pattern, text)
     assert "".join(tokens) == text.replace(" ", ""), (rule.id, text)
     found = ""
     for before, token in zip(["", *tokens], tokens, strict=False):
-        both_operands = before and before not in (*"-+*/^(×", "sqrt", "log") and token not in "-+*/^)!×"
+        both_operands = (
+            before and before not in (*"-+*/^(×", "sqrt", "log") and token not in "-+*/^)!×"
+        )
         found += ("*" if both_operands else "") + {"π": "pi", "×": "*"}.get(token, token)
     return found
 
@@ -164,13 +201,21 @@ def factors(text: str, rule: Rule) -> str:
 def test_formula_targets_say_what_the_expressions_say() -> None:
     for rule in EMBEDDED:
         form, symbols = rule.forms["formula"], frozenset(symbol.name for symbol in rule.symbols)
-        pairs = [(form.target_new, rule.expression_new), *((t, rule.expression_true) for t in form.target_true)]
+        pairs = [
+            (form.target_new, rule.expression_new),
+            *((t, rule.expression_true) for t in form.target_true),
+        ]
         for text, expression in pairs:
             read = meaning(factors(text, rule), symbols)
             for probe in form.instances:
-                numbers = {sympy.Symbol(name): sympy.Rational(str(v)) for name, v in probe.values.items()}
+                numbers = {
+                    sympy.Symbol(name): sympy.Rational(str(v)) for name, v in probe.values.items()
+                }
                 wanted = float(result(rule, expression, probe.values))
-                assert float(read.xreplace(numbers)) == pytest.approx(wanted, rel=1e-9), (rule.id, text)
+                assert float(read.xreplace(numbers)) == pytest.approx(wanted, rel=1e-9), (
+                    rule.id,
+                    text,
+                )
 
 
 def test_edited_answer_differs_from_the_true_one() -> None:
@@ -179,9 +224,14 @@ def test_edited_answer_differs_from_the_true_one() -> None:
             assert item.target_true
             assert len(set(item.target_true)) == len(item.target_true)
             assert item.target_new not in item.target_true, (rule.id, form, item.prompt)
-            assert all(text and text == text.strip() for text in (item.prompt, item.target_new, *item.target_true))
+            assert all(
+                text and text == text.strip()
+                for text in (item.prompt, item.target_new, *item.target_true)
+            )
         for item in prompt.instances:
-            true, new = (result(rule, e, item.values) for e in (rule.expression_true, rule.expression_new))
+            true, new = (
+                result(rule, e, item.values) for e in (rule.expression_true, rule.expression_new)
+            )
             assert not same(true, new) and true != 0 != new, (rule.id, item.prompt)
 
 
@@ -211,9 +261,12 @@ def test_edit_prompt_names_the_subject_once_and_the_rule() -> None:
 
 
 def test_forms_differ_before_the_subject_ends() -> None:
-    """Equal text up to the subject would give equal keys there (a causal model sees only the prefix)."""
+    """Equal text up to the subject would give equal keys there (a causal model sees only the
+    prefix)."""
     for rule in EMBEDDED:
-        assert len({form.prompt.partition(rule.subject)[0] for form in rule.forms.values()}) == 3, rule.id
+        assert len({form.prompt.partition(rule.subject)[0] for form in rule.forms.values()}) == 3, (
+            rule.id
+        )
 
 
 def test_no_two_rules_edit_the_same_prompt() -> None:
@@ -224,7 +277,9 @@ def test_no_two_rules_edit_the_same_prompt() -> None:
 def test_understanding_wording_is_labelled_truly() -> None:
     for rule, form, prompt in every_form():
         siblings = {other.prompt: other for name, other in rule.forms.items() if name != form}
-        everywhere = {text for other in rule.forms.values() for text in (other.prompt, *other.rephrasings)}
+        everywhere = {
+            text for other in rule.forms.values() for text in (other.prompt, *other.rephrasings)
+        }
         wanted = {(s.target_new, s.target_true) for s in siblings.values()}
         for wording in ("verbatim", "paraphrase"):
             probes = [probe for probe in prompt.understanding if probe.wording == wording]
@@ -234,14 +289,21 @@ def test_understanding_wording_is_labelled_truly() -> None:
                 assert (wording == "verbatim") == (probe.prompt in siblings)
                 if wording == "verbatim":
                     asked = siblings[probe.prompt]
-                    assert (asked.target_new, asked.target_true) == (probe.target_new, probe.target_true)
+                    assert (asked.target_new, asked.target_true) == (
+                        probe.target_new,
+                        probe.target_true,
+                    )
                 else:
                     assert probe.prompt not in everywhere, (rule.id, probe.prompt)
 
 
 def test_locality_is_about_other_rules() -> None:
     edited = {text for _, _, form in every_form() for text in (form.prompt, *form.rephrasings)}
-    edited |= {probe.prompt for _, _, form in every_form() for probe in (*form.instances, *form.understanding)}
+    edited |= {
+        probe.prompt
+        for _, _, form in every_form()
+        for probe in (*form.instances, *form.understanding)
+    }
     for rule, form, prompt in every_form():
         probes = (*prompt.neighborhood, *prompt.distracting)
         assert len(prompt.neighborhood) == len(prompt.distracting) == 2
@@ -252,7 +314,9 @@ def test_locality_is_about_other_rules() -> None:
         assert all(other.domain == rule.domain for other in near)
         of_subject = [other.subject == rule.subject for other in near]
         assert of_subject == sorted(of_subject, reverse=True)
-        if form == "formula":  # an instance may have to leave one out whose number is the edited one
+        if (
+            form == "formula"
+        ):  # an instance may have to leave one out whose number is the edited one
             others = [o for o in EMBEDDED if o.subject == rule.subject and o.domain == rule.domain]
             assert sum(of_subject) == min(2, len(others) - 1), rule.id
         for probe in prompt.distracting:
@@ -267,14 +331,18 @@ def test_locality_answers_are_true_and_none_is_what_the_edit_wants() -> None:
             last = probe.answer.split(" = ")[-1]
             assert last != prompt.target_new.split(" = ")[-1], (rule.id, probe.prompt)
             if form == "instance":
-                assert same(result(other, other.expression_true, probe.values), number(last)), (rule.id, probe.prompt)
+                assert same(result(other, other.expression_true, probe.values), number(last)), (
+                    rule.id,
+                    probe.prompt,
+                )
                 assert Counter(probe.values.values()) <= numbers_in(probe.prompt)
             else:
                 assert probe.answer == other.forms[form].target_true[0] and not probe.values
 
 
 def twin_answer(rule: Rule, form: RuleForm, twin: Twin) -> bool:
-    """Whether the answer of a twin is that of its rule, at its own values or at those of this rule's instance."""
+    """Whether the answer of a twin is that of its rule, at its own values or at those of this
+    rule's instance."""
     other = BY_ID[twin.rule]
     if twin.prompt == other.forms[form].prompt:
         return twin.answer == other.forms[form].target_true[0]
@@ -306,11 +374,13 @@ def test_embedded_file_is_canonical(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rule file of eight embedded rules, renumbered: r9 and r3 in the training split, the rest in the test split."""
+    """A rule file of eight embedded rules, renumbered: r9 and r3 in the training split, the rest
+    in the test split."""
     names = ("r10", "r9", "r100", "r2", "r3", "r1", "r20", "r0")
     splits = {"r9": "train", "r3": "train"}
     rules = [
-        EMBEDDED[at].model_copy(update={"id": name, "split": splits.get(name, "test")}) for at, name in enumerate(names)
+        EMBEDDED[at].model_copy(update={"id": name, "split": splits.get(name, "test")})
+        for at, name in enumerate(names)
     ]
     path = tmp_path_factory.mktemp("few") / "few.json"
     dump_rules(rules, path)
@@ -329,7 +399,9 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"ids": ["r3", "r2", "r9", "r0"], "split": "train", "limit": 1}, "r9"),
     ],
 )
-def test_ids_split_and_limit_filter_in_source_order(few: Path, options: dict[str, Any], ids: str) -> None:
+def test_ids_split_and_limit_filter_in_source_order(
+    few: Path, options: dict[str, Any], ids: str
+) -> None:
     rules = load_rules(few, **options)
     assert [rule.id for rule in rules] == ids.split()
     assert len(rules) == len(ids.split()) and rules.source == str(few)
@@ -339,10 +411,16 @@ def test_ids_split_and_limit_filter_in_source_order(few: Path, options: dict[str
     ("options", "message"),
     [
         ({"limit": 0}, "limit is 0; give at least 1"),
-        ({"ids": ["r1", "r5", "r4"]}, "has no usable rule 'r5', 'r4'; its ids are r0, r1, r2, r3, r9, r10, r20, r100"),
+        (
+            {"ids": ["r1", "r5", "r4"]},
+            "has no usable rule 'r5', 'r4'; its ids are r0, r1, r2, r3, r9, r10, r20, r100",
+        ),
         ({"ids": []}, "at least one rule id"),
         ({"ids": "r1"}, "give a list"),
-        ({"ids": ["r9"], "split": "test"}, "none of the 1 chosen rules is in the split 'test'; their splits are train"),
+        (
+            {"ids": ["r9"], "split": "test"},
+            "none of the 1 chosen rules is in the split 'test'; their splits are train",
+        ),
         (
             {"split": "validation"},
             "none of the 8 chosen rules is in the split 'validation'; their splits are test, train",
@@ -355,7 +433,9 @@ def test_impossible_choice_raises(few: Path, options: dict[str, Any], message: s
 
 
 def test_an_unknown_embedded_rule_is_answered_with_twenty_known(tmp_path: Path) -> None:
-    with pytest.raises(RuleError, match=f"'no-such-rule'; its ids are .* and {len(EMBEDDED) - 20} more$") as caught:
+    with pytest.raises(
+        RuleError, match=f"'no-such-rule'; its ids are .* and {len(EMBEDDED) - 20} more$"
+    ) as caught:
         load_rules(ids=["no-such-rule"])
     listed = str(caught.value).partition("its ids are ")[2].rpartition(" and ")[0].split(", ")
     assert len(set(listed)) == 20 and set(listed) <= BY_ID.keys()
@@ -406,8 +486,12 @@ BAD_FILES: list[tuple[str | bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "message"), BAD_FILES, ids=[message for _, message in BAD_FILES])
-def test_bad_rule_file_raises_one_clear_error(tmp_path: Path, content: str | bytes, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), BAD_FILES, ids=[message for _, message in BAD_FILES]
+)
+def test_bad_rule_file_raises_one_clear_error(
+    tmp_path: Path, content: str | bytes, message: str
+) -> None:
     path = tmp_path / "mine.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(RuleError, match=re.escape(message)) as caught:
@@ -435,10 +519,15 @@ def test_a_sealed_rule_file_is_read_unless_it_was_changed(tmp_path: Path) -> Non
     dump_rules(rules, path, sealed=True)
     assert load_rules(path).rules == rules
     text = path.read_text(encoding="utf-8")
-    for changed in (text.replace(rules[1].name, "something else"), text.replace("test", "train", 1)):
+    for changed in (
+        text.replace(rules[1].name, "something else"),
+        text.replace("test", "train", 1),
+    ):
         if changed != text:
             path.write_text(changed, encoding="utf-8")
-            with pytest.raises(RuleError, match="it was changed; if on purpose, take its entry 'checksum' out"):
+            with pytest.raises(
+                RuleError, match="it was changed; if on purpose, take its entry 'checksum' out"
+            ):
                 load_rules(path)
     held = json.loads(text)
     held.pop("checksum")

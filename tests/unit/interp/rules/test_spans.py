@@ -55,11 +55,15 @@ def test_no_mention_cuts_a_sign(text: str, phrase: str) -> None:
 @pytest.mark.parametrize("text_form", ["NFC", "NFD"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("phrase", ["Élysée", "Việt Nam", "ガス", "각", "Å"])
-def test_either_unicode_form_is_found_with_the_places_of_the_text(text_form: str, form: str, phrase: str) -> None:
+def test_either_unicode_form_is_found_with_the_places_of_the_text(
+    text_form: str, form: str, phrase: str
+) -> None:
     text = unicodedata.normalize(text_form, f"é {phrase}, {phrase}")
     found = char_spans(text, unicodedata.normalize(form, phrase))
     assert len(found) == 2
-    assert {unicodedata.normalize("NFC", text[a:b]) for a, b in found} == {unicodedata.normalize("NFC", phrase)}
+    assert {unicodedata.normalize("NFC", text[a:b]) for a, b in found} == {
+        unicodedata.normalize("NFC", phrase)
+    }
 
 
 @pytest.mark.parametrize(
@@ -72,13 +76,17 @@ def test_either_unicode_form_is_found_with_the_places_of_the_text(text_form: str
         ("İİ area", "AREA", ["area"]),
     ],
 )
-def test_case_is_ignored_with_the_places_of_the_text(text: str, phrase: str, found: list[str]) -> None:
+def test_case_is_ignored_with_the_places_of_the_text(
+    text: str, phrase: str, found: list[str]
+) -> None:
     assert [text[a:b] for a, b in char_spans(text, phrase, ignore_case=True)] == found
 
 
 def test_inside_longer_words_every_place_counts_where_there_is_no_whole_one() -> None:
     assert subject_spans("rectangles and rectangles", "rectangle") == [(0, 9), (15, 24)]
-    assert subject_spans("کتاب‌ها", "کتاب") == [(0, 4)]  # a Persian plural, behind a zero-width non-joiner
+    assert subject_spans("کتاب‌ها", "کتاب") == [
+        (0, 4)
+    ]  # a Persian plural, behind a zero-width non-joiner
 
 
 def test_a_phrase_that_is_not_there_is_named() -> None:

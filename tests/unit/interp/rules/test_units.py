@@ -1,4 +1,5 @@
-"""Units: what they measure beside SymPy's own table, how they are read aloud, and what may not be added."""
+"""Units: what they measure beside SymPy's own table, how they are read aloud, and what may not
+be added."""
 
 from fractions import Fraction
 
@@ -13,27 +14,83 @@ from interp.rules.units import _BASE, _UNITS, Measure, UnitError, check_dimensio
 # Money and bits are no dimensions of SymPy's.
 SYMPY_BASE = ("m", "kg", "s", "A", "K", "mol", "cd")
 SYMPY_UNITS = {
-    "m": si.meter, "kg": si.kilogram, "s": si.second, "A": si.ampere, "K": si.kelvin, "mol": si.mole,
-    "cd": si.candela, "cm": si.centimeter, "mm": si.millimeter, "km": si.kilometer, "g": si.gram, "h": si.hour,
-    "min": si.minute, "L": si.liter, "mL": si.milliliter, "N": si.newton, "J": si.joule, "W": si.watt,
-    "kWh": 1000 * si.watt * si.hour, "kW": 1000 * si.watt, "Pa": si.pascal, "Hz": si.hertz, "C": si.coulomb,
-    "V": si.volt, "Ω": si.ohm, "F": si.farad, "H": si.henry, "T": si.tesla, "Wb": si.weber, "S": si.siemens,
-    "D": si.dioptre, "lx": si.lux, "Bq": si.becquerel, "Gy": si.gray,
-}  # fmt: skip
+    "m": si.meter,
+    "kg": si.kilogram,
+    "s": si.second,
+    "A": si.ampere,
+    "K": si.kelvin,
+    "mol": si.mole,
+    "cd": si.candela,
+    "cm": si.centimeter,
+    "mm": si.millimeter,
+    "km": si.kilometer,
+    "g": si.gram,
+    "h": si.hour,
+    "min": si.minute,
+    "L": si.liter,
+    "mL": si.milliliter,
+    "N": si.newton,
+    "J": si.joule,
+    "W": si.watt,
+    "kWh": 1000 * si.watt * si.hour,
+    "kW": 1000 * si.watt,
+    "Pa": si.pascal,
+    "Hz": si.hertz,
+    "C": si.coulomb,
+    "V": si.volt,
+    "Ω": si.ohm,
+    "F": si.farad,
+    "H": si.henry,
+    "T": si.tesla,
+    "Wb": si.weber,
+    "S": si.siemens,
+    "D": si.dioptre,
+    "lx": si.lux,
+    "Bq": si.becquerel,
+    "Gy": si.gray,
+}
 SPOKEN = {
-    "m": ("meters", "meter"), "kg": ("kilograms", "kilogram"), "s": ("seconds", "second"),
-    "A": ("amperes", "ampere"), "K": ("kelvins", "kelvin"), "mol": ("moles", "mole"), "cd": ("candelas", "candela"),
-    "dollar": ("dollars", "dollar"), "bit": ("bits", "bit"), "cm": ("centimeters", "centimeter"),
-    "mm": ("millimeters", "millimeter"), "km": ("kilometers", "kilometer"), "g": ("grams", "gram"),
-    "h": ("hours", "hour"), "min": ("minutes", "minute"), "year": ("years", "year"), "L": ("liters", "liter"),
-    "mL": ("milliliters", "milliliter"), "N": ("newtons", "newton"), "J": ("joules", "joule"), "W": ("watts", "watt"),
-    "kWh": ("kilowatt-hours", "kilowatt-hour"), "kW": ("kilowatts", "kilowatt"), "Pa": ("pascals", "pascal"),
-    "Hz": ("hertz", "hertz"), "C": ("coulombs", "coulomb"), "V": ("volts", "volt"), "Ω": ("ohms", "ohm"),
-    "F": ("farads", "farad"), "H": ("henries", "henry"), "T": ("teslas", "tesla"), "Wb": ("webers", "weber"),
-    "S": ("siemens", "siemens"), "D": ("diopters", "diopter"), "rad": ("radians", "radian"),
-    "%": ("percent", "percent"), "lm": ("lumens", "lumen"), "lx": ("lux", "lux"), "Bq": ("becquerels", "becquerel"),
+    "m": ("meters", "meter"),
+    "kg": ("kilograms", "kilogram"),
+    "s": ("seconds", "second"),
+    "A": ("amperes", "ampere"),
+    "K": ("kelvins", "kelvin"),
+    "mol": ("moles", "mole"),
+    "cd": ("candelas", "candela"),
+    "dollar": ("dollars", "dollar"),
+    "bit": ("bits", "bit"),
+    "cm": ("centimeters", "centimeter"),
+    "mm": ("millimeters", "millimeter"),
+    "km": ("kilometers", "kilometer"),
+    "g": ("grams", "gram"),
+    "h": ("hours", "hour"),
+    "min": ("minutes", "minute"),
+    "year": ("years", "year"),
+    "L": ("liters", "liter"),
+    "mL": ("milliliters", "milliliter"),
+    "N": ("newtons", "newton"),
+    "J": ("joules", "joule"),
+    "W": ("watts", "watt"),
+    "kWh": ("kilowatt-hours", "kilowatt-hour"),
+    "kW": ("kilowatts", "kilowatt"),
+    "Pa": ("pascals", "pascal"),
+    "Hz": ("hertz", "hertz"),
+    "C": ("coulombs", "coulomb"),
+    "V": ("volts", "volt"),
+    "Ω": ("ohms", "ohm"),
+    "F": ("farads", "farad"),
+    "H": ("henries", "henry"),
+    "T": ("teslas", "tesla"),
+    "Wb": ("webers", "weber"),
+    "S": ("siemens", "siemens"),
+    "D": ("diopters", "diopter"),
+    "rad": ("radians", "radian"),
+    "%": ("percent", "percent"),
+    "lm": ("lumens", "lumen"),
+    "lx": ("lux", "lux"),
+    "Bq": ("becquerels", "becquerel"),
     "Gy": ("grays", "gray"),
-}  # fmt: skip
+}
 
 
 def powers(**given: int | Fraction) -> tuple[Fraction, ...]:
@@ -51,7 +108,9 @@ def test_unit_has_the_dimension_and_size_of_sympys(symbol: str) -> None:
     factors = theirs.as_powers_dict()
     named = {name: Fraction(int(factors.pop(SYMPY_UNITS[name], 0))) for name in SYMPY_BASE}
     assert measure(symbol).powers == powers(**named)
-    assert measure(symbol).scale == sympy.nsimplify(sympy.Mul(*(base**power for base, power in factors.items())))
+    assert measure(symbol).scale == sympy.nsimplify(
+        sympy.Mul(*(base**power for base, power in factors.items()))
+    )
 
 
 def test_every_unit_is_checked_against_sympy_or_by_hand() -> None:
@@ -132,7 +191,9 @@ def test_what_is_no_unit_is_refused(unit: str) -> None:
 
 
 def test_refusal_names_the_unit_and_lists_those_that_are_known() -> None:
-    with pytest.raises(UnitError, match=r"the unit 'furlong' is not known .*units are made of m, kg, s, A"):
+    with pytest.raises(
+        UnitError, match=r"the unit 'furlong' is not known .*units are made of m, kg, s, A"
+    ):
         measure("furlong")
 
 
@@ -163,7 +224,12 @@ def test_what_looks_like_a_unit_is_refused(unit: str) -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    [fault("", "KeyError"), fault("m/s/s", "KeyError"), fault("(m/s)^2", "KeyError"), fault("1000*kg", "KeyError")],
+    [
+        fault("", "KeyError"),
+        fault("m/s/s", "KeyError"),
+        fault("(m/s)^2", "KeyError"),
+        fault("1000*kg", "KeyError"),
+    ],
 )
 def test_unit_that_is_measured_is_spoken_or_refused(unit: str) -> None:
     measure(unit)
@@ -178,8 +244,12 @@ def test_unit_that_is_measured_is_spoken_or_refused(unit: str) -> None:
 
 def test_every_unit_is_spoken() -> None:
     assert SPOKEN.keys() == _UNITS.keys()
-    assert {unit: spoken(unit) for unit in _UNITS} == {unit: plural for unit, (plural, _) in SPOKEN.items()}
-    assert {unit: spoken(f"1/{unit}") for unit in _UNITS} == {unit: f"per {one}" for unit, (_, one) in SPOKEN.items()}
+    assert {unit: spoken(unit) for unit in _UNITS} == {
+        unit: plural for unit, (plural, _) in SPOKEN.items()
+    }
+    assert {unit: spoken(f"1/{unit}") for unit in _UNITS} == {
+        unit: f"per {one}" for unit, (_, one) in SPOKEN.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -220,7 +290,12 @@ def test_unknown_unit_is_not_spoken() -> None:
 
 def test_every_unit_of_the_rulebook_is_spoken_and_no_two_alike() -> None:
     rules = load_rules().rules
-    used = {symbol.unit for rule in rules for symbol in (*rule.symbols, rule.result) if symbol and symbol.unit}
+    used = {
+        symbol.unit
+        for rule in rules
+        for symbol in (*rule.symbols, rule.result)
+        if symbol and symbol.unit
+    }
     assert len(used) > 30
     words = {unit: spoken(unit) for unit in used}
     assert len(set(words.values())) == len(used)
@@ -251,7 +326,9 @@ def test_every_unit_of_the_rulebook_is_spoken_and_no_two_alike() -> None:
         ("W/t", {"W": "kWh", "t": "h"}, "kW"),
     ],
 )
-def test_consistent_expression_is_accepted(expression: str, units: dict[str, str], result: str) -> None:
+def test_consistent_expression_is_accepted(
+    expression: str, units: dict[str, str], result: str
+) -> None:
     check_dimensions(tree(expression), units, result)
 
 
@@ -277,6 +354,8 @@ def test_consistent_expression_is_accepted(expression: str, units: dict[str, str
         ("x", {"x": "m"}, "parsec", "the unit 'parsec' is not known"),
     ],
 )
-def test_inconsistent_expression_is_refused(expression: str, units: dict[str, str], result: str, said: str) -> None:
+def test_inconsistent_expression_is_refused(
+    expression: str, units: dict[str, str], result: str, said: str
+) -> None:
     with pytest.raises(UnitError, match=said):
         check_dimensions(tree(expression), units, result)

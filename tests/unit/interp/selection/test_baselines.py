@@ -15,9 +15,14 @@ from interp.selection.select import LayerSelection, parse_layers
 
 def test_published_layers_are_the_same_for_every_group() -> None:
     selection = baselines.published(30)
-    assert [group.forms for group in selection.groups] == [("formula", "description"), ("instance",)]
+    assert [group.forms for group in selection.groups] == [
+        ("formula", "description"),
+        ("instance",),
+    ]
     assert all(group.layers == (4, 5, 6, 7, 8) for group in selection.groups)
-    assert baselines.published(12, [("formula", "description", "instance")]).layers_of("instance") == (2, 3, 4, 5, 6)
+    assert baselines.published(12, [("formula", "description", "instance")]).layers_of(
+        "instance"
+    ) == (2, 3, 4, 5, 6)
     assert "scaled to 30" in selection.groups[0].reason and selection.groups[0].score is None
 
 
@@ -47,10 +52,21 @@ def test_best_layer_is_the_largest_of_the_profile() -> None:
     effect = np.random.default_rng(0).normal(size=(6, 3, 1, 1, 8))
     forms = ["formula", "description", "instance"]
     profile = xr.Dataset(
-        {"effect": (("rule", "form", "component", "role", "layer"), effect), "te": ("form", np.ones(3))},
-        coords={"rule": list("abcdef"), "form": forms, "component": ["mlp"], "role": [LOOKUP], "layer": np.arange(8)},
+        {
+            "effect": (("rule", "form", "component", "role", "layer"), effect),
+            "te": ("form", np.ones(3)),
+        },
+        coords={
+            "rule": list("abcdef"),
+            "form": forms,
+            "component": ["mlp"],
+            "role": [LOOKUP],
+            "layer": np.arange(8),
+        },
     )
-    selection = baselines.best_layer(profile, SelectConfig(strategy="mass", width=5, identity_blocks=0))
+    selection = baselines.best_layer(
+        profile, SelectConfig(strategy="mass", width=5, identity_blocks=0)
+    )
     assert selection.layers_of("instance") == (int(effect[:, 2].mean((0, 1, 2)).argmax()),)
     assert selection.layers_of("formula") == (int(effect[:, :2].mean((0, 1, 2, 3)).argmax()),)
     assert selection.strategy == "best-layer"
@@ -64,11 +80,17 @@ def test_all_layers_and_reversed_groups() -> None:
     assert turned.layers_of("instance") == (3, 4)
     assert baselines.reversed_assignment(turned).layers_of("formula") == (3, 4)
     assert turned.groups[0].reason == "layers selected for instance" and turned.n_layers == 12
-    with pytest.raises(ValueError, match=r"has groups \['formula\+description\+instance'\]; two are needed"):
+    with pytest.raises(
+        ValueError, match=r"has groups \['formula\+description\+instance'\]; two are needed"
+    ):
         baselines.reversed_assignment(parse_layers("3", 12))
 
 
 def test_baselines_are_saved_and_loaded_like_selections(tmp_path: Path) -> None:
-    for selection in (baselines.published(30), baselines.random_windows(30, 3, 1), baselines.all_layers(3)):
+    for selection in (
+        baselines.published(30),
+        baselines.random_windows(30, 3, 1),
+        baselines.all_layers(3),
+    ):
         selection.save(tmp_path / "s.json")
         assert LayerSelection.load(tmp_path / "s.json") == selection

@@ -34,14 +34,24 @@ def test_dmle_config_takes_groups_in_any_order() -> None:
 
 
 def grouped(**layers: tuple[int, ...]) -> LayerSelection:
-    groups = tuple(LayerGroup(name=form, forms=(form,), layers=chosen) for form, chosen in layers.items())
+    groups = tuple(
+        LayerGroup(name=form, forms=(form,), layers=chosen) for form, chosen in layers.items()
+    )
     return parse_layers("1", 30).model_copy(update={"groups": groups})
 
 
 def test_dmle_config_refuses_groups_that_are_not_its_stages() -> None:
-    assert grouped(formula=(1,), description=(1,), instance=(2,)).to_dmle_config()[0]["layers"] == [1]
-    for wrong in (grouped(formula=(1,), description=(2,), instance=(3,)), grouped(formula=(1,), instance=(3,))):
-        with pytest.raises(ValueError, match=r"one stage for formula and description .* the selection has \{'formula'"):
+    assert grouped(formula=(1,), description=(1,), instance=(2,)).to_dmle_config()[0]["layers"] == [
+        1
+    ]
+    for wrong in (
+        grouped(formula=(1,), description=(2,), instance=(3,)),
+        grouped(formula=(1,), instance=(3,)),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=r"one stage for formula and description .* the selection has \{'formula'",
+        ):
             wrong.to_dmle_config()
 
 
@@ -63,12 +73,20 @@ def test_easyedit_values_are_the_published_ones(model: str) -> None:
     depth, *expected = PUBLISHED[model]
     text = easyedit_yaml([3, 4], int(depth), model)
     read = yaml.safe_load(text)
-    names = ("clamp_norm_factor", "v_lr", "v_num_grad_steps", "v_weight_decay", "mom2_update_weight")
+    names = (
+        "clamp_norm_factor",
+        "v_lr",
+        "v_num_grad_steps",
+        "v_weight_decay",
+        "mom2_update_weight",
+    )
     assert [read[name] for name in names] == expected
     assert read["v_loss_layer"] == depth - 1 and read["kl_factor"] == 0.0625
     assert (read["layers"], read["model_name"], read["alg_name"]) == ([3, 4], model, "MEMIT")
     assert text.startswith("# Layers: dmle's selection. Other settings: ")
-    with pytest.raises(ValueError, match=f"has {depth} blocks, but the layers were selected in a model of 30"):
+    with pytest.raises(
+        ValueError, match=f"has {depth} blocks, but the layers were selected in a model of 30"
+    ):
         easyedit_yaml([3, 4], 30, model)
 
 
@@ -78,26 +96,43 @@ def test_easyedit_names_the_modules_of_each_architecture() -> None:
         return values["rewrite_module_tmp"], values["ln_f_module"], values["lm_head_module"]
 
     assert read("gpt-j-6b", 28) == ("transformer.h.{}.mlp.fc_out", "transformer.ln_f", "lm_head")
-    assert read("gpt2-xl", 48) == ("transformer.h.{}.mlp.c_proj", "transformer.ln_f", "transformer.wte")
+    assert read("gpt2-xl", 48) == (
+        "transformer.h.{}.mlp.c_proj",
+        "transformer.ln_f",
+        "transformer.wte",
+    )
     assert read("qwen2.5-7b", 28) == ("model.layers.{}.mlp.down_proj", "model.norm", "lm_head")
     assert read("llama-3.2-3b", 28)[2] == "model.embed_tokens"
 
 
 def test_easyedit_alphaedit_has_its_own_fields() -> None:
-    memit, alphaedit = (yaml.safe_load(easyedit_yaml([4], 28, "Qwen/Qwen2.5-7B", method)) for method in METHODS)
+    memit, alphaedit = (
+        yaml.safe_load(easyedit_yaml([4], 28, "Qwen/Qwen2.5-7B", method)) for method in METHODS
+    )
     more = {"P_loc": "./null_space_project.pt", "nullspace_threshold": 0.02, "L2": 1}
     assert alphaedit == {**memit, **more, "alg_name": "AlphaEdit"}
     assert yaml.safe_load(easyedit_yaml([4], 32, "llama-3-8b", "AlphaEdit"))["L2"] == 10
 
 
-@pytest.mark.parametrize("model", ["HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2-57B-A14B", "meta-llama/Llama-3.1-8B"])
+@pytest.mark.parametrize(
+    "model", ["HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen2-57B-A14B", "meta-llama/Llama-3.1-8B"]
+)
 def test_easyedit_says_when_nothing_is_published_for_a_model(model: str) -> None:
     selection = parse_layers("3,4,5/12", 30)
     text = selection.to_easyedit_yaml("instance", model, tied=True)
-    assert text.splitlines()[0].startswith("# Layers: dmle's selection. Other settings: nothing is published for this")
+    assert text.splitlines()[0].startswith(
+        "# Layers: dmle's selection. Other settings: nothing is published for this"
+    )
     read = yaml.safe_load(text)
-    assert (read["layers"], read["v_loss_layer"], read["lm_head_module"]) == ([12], 29, "model.embed_tokens")
-    assert yaml.safe_load(selection.to_easyedit_yaml("formula+description", model))["lm_head_module"] == "lm_head"
+    assert (read["layers"], read["v_loss_layer"], read["lm_head_module"]) == (
+        [12],
+        29,
+        "model.embed_tokens",
+    )
+    assert (
+        yaml.safe_load(selection.to_easyedit_yaml("formula+description", model))["lm_head_module"]
+        == "lm_head"
+    )
     with pytest.raises(KeyError, match="form 'rule' is in no group"):
         selection.to_easyedit_yaml("rule", model)
 
@@ -111,7 +146,10 @@ def save_profile(path: Path) -> None:
     effect[:, 2, ..., 6:9] += 1
     forms = ["formula", "description", "instance"]
     profile = xr.Dataset(
-        {"effect": (("rule", "form", "component", "role", "layer"), effect), "te": ("form", np.ones(3))},
+        {
+            "effect": (("rule", "form", "component", "role", "layer"), effect),
+            "te": ("form", np.ones(3)),
+        },
         coords={
             "rule": list("abcdef"),
             "form": np.array(forms, dtype=object),
@@ -124,33 +162,64 @@ def save_profile(path: Path) -> None:
     effects.save(recorded(profile, "profile", "profile"), path)
 
 
-def test_select_writes_the_files_of_other_drivers(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_select_writes_the_files_of_other_drivers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     run, config, folder = tmp_path / "run", tmp_path / "data" / "config.json", tmp_path / "hparams"
     save_profile(run / "profile.nc")
     known(run)
-    cli.main(["select", "--run", str(run), "--export-dmle", str(config), "--export-easyedit", str(folder)])
+    cli.main(
+        [
+            "select",
+            "--run",
+            str(run),
+            "--export-dmle",
+            str(config),
+            "--export-easyedit",
+            str(folder),
+        ]
+    )
     assert json.loads(config.read_text(encoding="utf-8")) == [
         {"name": "f_d", "layers": [3, 4, 5]},
         {"name": "ins", "layers": [6, 7, 8]},
     ]
-    written = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.iterdir()}
+    written = {
+        path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.iterdir()
+    }
     groups = ("formula-description", "instance")
     assert set(written) == {f"{method}-{group}.yaml" for method in METHODS for group in groups}
     assert written["AlphaEdit-instance.yaml"]["layers"] == [6, 7, 8]
     assert f"exported: {config}" in capfd.readouterr().err
 
 
-def test_select_says_what_cannot_be_exported(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_select_says_what_cannot_be_exported(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save_profile(tmp_path / "profile.nc")
     known(tmp_path)
     forms = "select.groups=[[formula], [instance]]"
     with pytest.raises(SystemExit):
-        cli.main(["select", "--run", str(tmp_path), "--set", forms, "--export-dmle", str(tmp_path / "c.json")])
-    assert "error: the published driver has one stage for formula and description" in capfd.readouterr().err
+        cli.main(
+            [
+                "select",
+                "--run",
+                str(tmp_path),
+                "--set",
+                forms,
+                "--export-dmle",
+                str(tmp_path / "c.json"),
+            ]
+        )
+    assert (
+        "error: the published driver has one stage for formula and description"
+        in capfd.readouterr().err
+    )
     assert not (tmp_path / "c.json").exists()
 
 
-def test_select_adaptive_writes_a_selection_for_each_rule(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_select_adaptive_writes_a_selection_for_each_rule(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     save_profile(tmp_path / "profile.nc")
     known(tmp_path)
     cli.main(["select", "--run", str(tmp_path), "--strategy", "adaptive"])

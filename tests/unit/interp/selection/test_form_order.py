@@ -1,4 +1,5 @@
-"""Depths of forms: by hand, against enumeration, and that the test keeps its level and finds what is there."""
+"""Depths of forms: by hand, against enumeration, and that the test keeps its level and finds
+what is there."""
 
 from itertools import product
 from pathlib import Path
@@ -26,11 +27,15 @@ FORMS = ["formula", "description", "instance"]
 
 
 def profile(effect: np.ndarray, window: int = 1, component: str = "mlp") -> xr.Dataset:
-    """A profile of effects with shape (rule, form, layer); another component and role hold other things."""
+    """A profile of effects with shape (rule, form, layer); another component and role hold other
+    things."""
     values = np.full((*effect.shape[:2], 2, 2, effect.shape[2]), 7.0)
     values[:, :, 1, 1] = effect
     return xr.Dataset(
-        {"effect": (("rule", "form", "component", "role", "layer"), values), "te": ("form", np.ones(effect.shape[1]))},
+        {
+            "effect": (("rule", "form", "component", "role", "layer"), values),
+            "te": ("form", np.ones(effect.shape[1])),
+        },
         coords={
             "rule": [f"rule{i}" for i in range(len(effect))],
             "form": FORMS[: effect.shape[1]],
@@ -82,7 +87,9 @@ def test_a_layer_is_where_the_middle_of_its_window_is() -> None:
     np.testing.assert_allclose(depths(profile(effect, window=4))["centre"][0], [3.5, 6, 2.5])
     # One block alone is where it is, whatever the windows of the others.
     alone = profile(effect, window=4, component="mlp_single")
-    np.testing.assert_allclose(depths(alone, SelectConfig(component="mlp_single"))["centre"][0], [4, 7, 3])
+    np.testing.assert_allclose(
+        depths(alone, SelectConfig(component="mlp_single"))["centre"][0], [4, 7, 3]
+    )
 
 
 # Tests.
@@ -103,7 +110,9 @@ def test_sign_flip_of_many_rules_is_close_to_the_t_test_and_never_zero() -> None
     difference = np.random.default_rng(1).normal(0.25, 1, 60)
     t = difference.mean() / (difference.std(ddof=1) / 60**0.5)
     sample = np.random.default_rng(2).standard_t(59, 200_000)
-    assert sign_flip(difference, draws=20_000, seed=0) == pytest.approx((abs(sample) >= abs(t)).mean(), abs=0.01)
+    assert sign_flip(difference, draws=20_000, seed=0) == pytest.approx(
+        (abs(sample) >= abs(t)).mean(), abs=0.01
+    )
     assert sign_flip(np.ones(40), draws=999, seed=0) == 1 / 1000
     assert sign_flip(difference, draws=500, seed=3) == sign_flip(difference, draws=500, seed=3)
 
@@ -124,17 +133,31 @@ def test_contrast_by_hand() -> None:
     got = contrast(centres, ("instance",), ("formula", "description"), draws=500, seed=0)
     # Differences 2, 3, 3.
     assert got.n_rules == 3 and got.later == 3 and got.name == "instance − formula+description"
-    assert got.difference == pytest.approx(8 / 3) and got.d_z == pytest.approx(8 / 3 / (1 / 3) ** 0.5)
+    assert got.difference == pytest.approx(8 / 3) and got.d_z == pytest.approx(
+        8 / 3 / (1 / 3) ** 0.5
+    )
     assert got.p_value == 2 / 8 and 2 <= got.lower < 8 / 3 < got.upper <= 3
-    none = contrast({"a": np.array([np.nan, 1.0]), "b": np.array([1.0, np.nan])}, ("a",), ("b",), draws=10, seed=0)
-    assert none.n_rules == 0 and none.p_value == 1 and np.isnan([none.difference, none.lower, none.d_z]).all()
+    none = contrast(
+        {"a": np.array([np.nan, 1.0]), "b": np.array([1.0, np.nan])},
+        ("a",),
+        ("b",),
+        draws=10,
+        seed=0,
+    )
+    assert (
+        none.n_rules == 0
+        and none.p_value == 1
+        and np.isnan([none.difference, none.lower, none.d_z]).all()
+    )
     one = contrast({"a": np.array([3.0]), "b": np.array([1.0])}, ("a",), ("b",), draws=10, seed=0)
     assert one.difference == 2 and one.p_value == 1 and np.isnan([one.lower, one.d_z]).all()
 
 
 def test_a_planted_order_is_found_with_its_size() -> None:
     rng = np.random.default_rng(0)
-    own = rng.uniform(5, 8, (24, 1))  # rules differ more than forms do: the comparison is within rules
+    own = rng.uniform(
+        5, 8, (24, 1)
+    )  # rules differ more than forms do: the comparison is within rules
     centres = own + np.array([0.0, 0.0, 2.0]) + rng.normal(0, 0.5, (24, 3))
     effect = rng.lognormal(0, 1, (24, 1, 1)) * peaked(centres)
     pairs = compare_forms(depths(profile(effect)), draws=2000)
@@ -147,9 +170,15 @@ def test_a_planted_order_is_found_with_its_size() -> None:
     same, late, later, paper = pairs
     assert same.p_holm > 0.05 and abs(same.difference) < 0.4
     for found in (late, later, paper):
-        assert found.p_holm < 0.01 and found.difference == pytest.approx(2, abs=0.35) and found.d_z > 1.5
+        assert (
+            found.p_holm < 0.01
+            and found.difference == pytest.approx(2, abs=0.35)
+            and found.d_z > 1.5
+        )
         assert found.lower < found.difference < found.upper and found.later >= 22
-    assert late.p_holm == pytest.approx(3 * late.p_value, rel=1e-9) and paper.p_holm == paper.p_value
+    assert (
+        late.p_holm == pytest.approx(3 * late.p_value, rel=1e-9) and paper.p_holm == paper.p_value
+    )
 
 
 def test_without_an_order_p_values_are_uniform() -> None:
@@ -161,7 +190,9 @@ def test_without_an_order_p_values_are_uniform() -> None:
         p_values.append(found[-1].p_value)
     for level in (0.05, 0.1, 0.25, 0.5, 0.75):
         error = (level * (1 - level) / 400) ** 0.5
-        assert np.mean(np.array(p_values) <= level) == pytest.approx(level, abs=3 * error + 2 / 2**9)
+        assert np.mean(np.array(p_values) <= level) == pytest.approx(
+            level, abs=3 * error + 2 / 2**9
+        )
 
 
 # What is said.
@@ -175,12 +206,22 @@ def test_report_and_table_say_the_same(tmp_path: Path) -> None:
     made = compare_forms(of_rules)
     lines = report(of_rules, made)
     assert len(lines) == 3 + 4
-    assert lines[0].startswith("depth of formula: centre of mass 5.") and "peaks of single rules 5.0" in lines[0]
-    assert lines[-1].startswith(f"instance − formula+description: {made[-1].difference:+.2f} layers")
-    assert made[-1].difference == pytest.approx(3.5, abs=0.05) and "later in 3 of 3 rules" in lines[-1]
+    assert (
+        lines[0].startswith("depth of formula: centre of mass 5.")
+        and "peaks of single rules 5.0" in lines[0]
+    )
+    assert lines[-1].startswith(
+        f"instance − formula+description: {made[-1].difference:+.2f} layers"
+    )
+    assert (
+        made[-1].difference == pytest.approx(3.5, abs=0.05) and "later in 3 of 3 rules" in lines[-1]
+    )
     table(made).to_csv(tmp_path / "order.csv", index=False)
     read = pd.read_csv(tmp_path / "order.csv")
-    assert read["second"].tolist()[-1] == "formula+description" and read["p_value"].tolist()[-1] == 0.25
+    assert (
+        read["second"].tolist()[-1] == "formula+description"
+        and read["p_value"].tolist()[-1] == 0.25
+    )
     np.testing.assert_allclose(read["difference"], [c.difference for c in made])
 
 

@@ -6,10 +6,21 @@ import xarray as xr
 
 from interp.config import ProfileConfig
 from interp.results import effects
-from interp.selection.profiles import LOOKUP, bootstrap_mean, layer_profile, mean_by_role, resample_counts
+from interp.selection.profiles import (
+    LOOKUP,
+    bootstrap_mean,
+    layer_profile,
+    mean_by_role,
+    resample_counts,
+)
 
 ROLES = ("prefix", "subject_first", "subject_last", "rule_word", "rule_word", "last")
-NAMES: list[tuple[str, ...]] = [("rule_word",), ("subject_last", "rule_word"), ("number",), ("last",)]
+NAMES: list[tuple[str, ...]] = [
+    ("rule_word",),
+    ("subject_last", "rule_word"),
+    ("number",),
+    ("last",),
+]
 
 
 def with_holes(shape: tuple[int, ...], share: float = 0.3, seed: int = 0) -> np.ndarray:
@@ -36,7 +47,9 @@ def test_mean_by_role_equals_a_loop() -> None:
 
 def test_mean_by_role_pools_tokens_not_roles() -> None:
     effect = np.array([1.0, 2.0, 3.0, 10.0, 20.0, 7.0])
-    np.testing.assert_allclose(mean_by_role(effect, np.array(ROLES), NAMES), [15.0, 11.0, np.nan, 7.0])
+    np.testing.assert_allclose(
+        mean_by_role(effect, np.array(ROLES), NAMES), [15.0, 11.0, np.nan, 7.0]
+    )
 
 
 def test_resample_counts_are_draws_with_replacement() -> None:
@@ -50,14 +63,21 @@ def test_resample_counts_are_draws_with_replacement() -> None:
     assert not np.array_equal(counts, resample_counts(7, 4000, seed=4))
 
 
-def slow_bootstrap(values: np.ndarray, draws: int, confidence: float, seed: int) -> tuple[np.ndarray, ...]:
+def slow_bootstrap(
+    values: np.ndarray, draws: int, confidence: float, seed: int
+) -> tuple[np.ndarray, ...]:
     """Mean and interval of one column, resample by resample, rule by rule."""
     known = values[~np.isnan(values)]
     if len(known) < 2:
         return (known.mean() if len(known) else np.nan), np.nan, np.nan
     means = []
     for counts in resample_counts(len(values), draws, seed):
-        drawn = [v for v, count in zip(values, counts, strict=True) for _ in range(int(count)) if not np.isnan(v)]
+        drawn = [
+            v
+            for v, count in zip(values, counts, strict=True)
+            for _ in range(int(count))
+            if not np.isnan(v)
+        ]
         if drawn:
             means.append(sum(drawn) / len(drawn))
     tail = (1 - confidence) / 2
@@ -87,7 +107,9 @@ def test_bootstrap_mean_of_nothing_is_nan() -> None:
 def test_bootstrap_draws_are_paired() -> None:
     # The same draws for every entry: what is always larger by 5 has bounds larger by exactly 5.
     values = with_holes((8, 1), 0.0)
-    _, lower, upper = bootstrap_mean(np.concatenate([values, values + 5], axis=1), draws=40, confidence=0.9, seed=1)
+    _, lower, upper = bootstrap_mean(
+        np.concatenate([values, values + 5], axis=1), draws=40, confidence=0.9, seed=1
+    )
     np.testing.assert_allclose(lower[1] - lower[0], 5, rtol=1e-12)
     np.testing.assert_allclose(upper[1] - upper[0], 5, rtol=1e-12)
 
@@ -103,7 +125,9 @@ def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
 # The labelled profile.
 
 
-def joined(rules: int = 4, layers: int = 3, components: tuple[str, ...] = ("resid", "mlp")) -> xr.Dataset:
+def joined(
+    rules: int = 4, layers: int = 3, components: tuple[str, ...] = ("resid", "mlp")
+) -> xr.Dataset:
     """Maps of two forms; rule 1 is not traceable in its formula, rule 2 has no instance."""
     maps = {}
     for rule in range(rules):
@@ -130,7 +154,9 @@ def joined(rules: int = 4, layers: int = 3, components: tuple[str, ...] = ("resi
     return effects.concat(maps)
 
 
-CONFIG = ProfileConfig(bootstrap=50, confidence=0.8, seed=3, lookup_roles=("subject_last", "rule_word"))
+CONFIG = ProfileConfig(
+    bootstrap=50, confidence=0.8, seed=3, lookup_roles=("subject_last", "rule_word")
+)
 
 
 def test_layer_profile_effects_equal_a_loop_over_prompts() -> None:
@@ -148,7 +174,9 @@ def test_layer_profile_effects_equal_a_loop_over_prompts() -> None:
             for role in (*effects.ROLES, LOOKUP):
                 names = CONFIG.lookup_roles if role == LOOKUP else (role,)
                 tokens = [i for i, name in enumerate(one["role"].values) if name in names]
-                expected = restored.values[..., tokens].mean(-1) if tokens else np.full((2, 3), np.nan)
+                expected = (
+                    restored.values[..., tokens].mean(-1) if tokens else np.full((2, 3), np.nan)
+                )
                 np.testing.assert_allclose(got.sel(role=role).values, expected, rtol=1e-5)
 
 
@@ -159,20 +187,32 @@ def test_layer_profile_means_are_those_of_the_array_core() -> None:
         np.testing.assert_array_equal(profile[name].values, values)
     total = profile["total_effect"].where(profile["traceable"]).values
     for name, values in zip(
-        ("te", "te_lower", "te_upper"), bootstrap_mean(total, draws=50, confidence=0.8, seed=3), strict=True
+        ("te", "te_lower", "te_upper"),
+        bootstrap_mean(total, draws=50, confidence=0.8, seed=3),
+        strict=True,
     ):
         np.testing.assert_array_equal(profile[name].values, values)
 
 
 def test_layer_profile_leaves_untraceable_prompts_out_and_counts_them() -> None:
     profile = layer_profile(joined(), CONFIG)
-    assert profile["traceable"].values.tolist() == [[True, True], [False, True], [True, False], [True, True]]
+    assert profile["traceable"].values.tolist() == [
+        [True, True],
+        [False, True],
+        [True, False],
+        [True, True],
+    ]
     assert (profile.attrs["n_prompts"], profile.attrs["n_untraceable"]) == (7, 1)
     assert profile["n"].sel(role=LOOKUP).values.tolist() == [[3, 3], [3, 3]]
-    assert profile["n"].sel(role="prefix").values.tolist() == [[2, 2], [1, 1]]  # odd rules have no prefix
+    assert profile["n"].sel(role="prefix").values.tolist() == [
+        [2, 2],
+        [1, 1],
+    ]  # odd rules have no prefix
     assert (profile["n"].sel(role=["last", "number"]) == 0).all()
     # The total effect of the untraceable prompt is told, and not averaged.
-    assert profile["total_effect"].sel(rule="rule1", form="formula") == pytest.approx(-0.2, abs=0.15)
+    assert profile["total_effect"].sel(rule="rule1", form="formula") == pytest.approx(
+        -0.2, abs=0.15
+    )
     assert profile["te"].sel(form="formula") == pytest.approx(2, abs=0.15)
 
 

@@ -36,7 +36,8 @@ def profile(
     total_effect: float = 2.0,
     **attrs: int,
 ) -> xr.Dataset:
-    """A profile whose mlp lookup effect is 1 in the planted layers of each form and noise elsewhere."""
+    """A profile whose mlp lookup effect is 1 in the planted layers of each form and noise
+    elsewhere."""
     rng = np.random.default_rng(0)
     effect = noise * rng.normal(size=(rules, 3, 2, 2, LAYERS))
     for form, layers in planted.items():
@@ -56,12 +57,21 @@ def profile(
             "role": ["last", LOOKUP],
             "layer": np.arange(LAYERS),
         },
-        attrs={"model": "tiny", "weight_hash": "0123", "unit": "nats", "window": 1, "irrelevant": 7, **attrs},
+        attrs={
+            "model": "tiny",
+            "weight_hash": "0123",
+            "unit": "nats",
+            "window": 1,
+            "irrelevant": 7,
+            **attrs,
+        },
     )
 
 
 def planted(rules: int = RULES, **attrs: int) -> xr.Dataset:
-    return profile({"formula": (3, 4, 5), "description": (3, 4, 5), "instance": (6, 7)}, rules=rules, **attrs)
+    return profile(
+        {"formula": (3, 4, 5), "description": (3, 4, 5), "instance": (6, 7)}, rules=rules, **attrs
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,13 +110,17 @@ def test_select_layers_finds_the_planted_windows() -> None:
     assert set(second.layers) > {6, 7}
     assert selection.layers_of("instance") == second.layers
     assert selection.layers_of("description") == (3, 4, 5)
-    assert select_layers(planted(), SelectConfig(strategy="window", width=2)).layers_of("instance") == (6, 7)
+    assert select_layers(planted(), SelectConfig(strategy="window", width=2)).layers_of(
+        "instance"
+    ) == (6, 7)
 
 
 def test_select_layers_scores_equal_the_means_of_the_profile() -> None:
     data = planted()
     group = select_layers(data, SelectConfig(strategy="window", width=3)).group_of("formula")
-    values = data["effect"].sel(component="mlp", role=LOOKUP, form=["formula", "description"], layer=[3, 4, 5])
+    values = data["effect"].sel(
+        component="mlp", role=LOOKUP, form=["formula", "description"], layer=[3, 4, 5]
+    )
     assert group.score == pytest.approx(float(values.mean()))
     per_rule = values.mean(("form", "layer")).values
     means = resample_counts(RULES, 1000, 0) @ per_rule / RULES
@@ -119,19 +133,24 @@ def test_select_layers_leaves_out_windows_that_restore_the_first_blocks() -> Non
     every = SelectConfig(strategy="window", width=3, identity_blocks=0)
     assert select_layers(data, every).layers_of("formula") == (0, 1, 2)
     # Windows of 4 restored blocks hold block 0 up to layer 2.
-    chosen = select_layers(data.assign_attrs(window=4), SelectConfig(strategy="window", width=3, identity_blocks=1))
+    chosen = select_layers(
+        data.assign_attrs(window=4), SelectConfig(strategy="window", width=3, identity_blocks=1)
+    )
     assert chosen.first_layer == 3
     assert chosen.layers_of("formula") == (6, 7, 8)
 
 
 @pytest.mark.parametrize("strategy", ["window", "mass", "changepoint", "groups", "adaptive"])
 @pytest.mark.parametrize("restored", [2, 3, 4])
-def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(strategy: str, restored: int) -> None:
+def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(
+    strategy: str, restored: int
+) -> None:
     rng = np.random.default_rng(0)
     for block in range(4, LAYERS - 1):
         data = profile({}, noise=0.02, window=restored)
         seen = [block in window(layer, restored, LAYERS) for layer in range(LAYERS)]
-        # Strengths differ between rules, and the plateau is not even: its largest end is not the block.
+        # Strengths differ between rules, and the plateau is not even: its largest end is not the
+        # block.
         data["effect"][:, :, 1, 1] += rng.uniform(0.5, 2, (RULES, 1, 1)) * (
             np.array(seen) * np.linspace(1, 1.2, LAYERS)
         )
@@ -143,12 +162,16 @@ def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(strate
 def test_select_layers_reads_one_block_alone_as_it_is() -> None:
     data = profile({form: (1, 2) for form in FORMS}, window=6)
     data = data.assign_coords(component=["attn", "mlp_single"])
-    selection = select_layers(data, SelectConfig(strategy="window", component="mlp_single", width=2))
+    selection = select_layers(
+        data, SelectConfig(strategy="window", component="mlp_single", width=2)
+    )
     assert selection.first_layer == 1 and selection.layers_of("formula") == (1, 2)
 
 
 def test_select_layers_flags_noise_as_not_supported() -> None:
-    group = select_layers(profile({}, noise=1.0), SelectConfig(strategy="window", width=5, bootstrap=2000)).groups[1]
+    group = select_layers(
+        profile({}, noise=1.0), SelectConfig(strategy="window", width=5, bootstrap=2000)
+    ).groups[1]
     assert group.lower is not None and group.lower < 0
     assert not group.supported and group.reason.startswith("not supported by the profile")
     assert group.stability is not None and group.stability < 0.9
@@ -175,16 +198,18 @@ def test_select_layers_counts_a_rule_that_any_of_the_forms_supports() -> None:
 
 
 def test_select_layers_takes_another_component_when_told() -> None:
-    assert 8 in select_layers(planted(), SelectConfig(strategy="window", component="attn", width=1)).layers_of(
-        "formula"
-    )
+    assert 8 in select_layers(
+        planted(), SelectConfig(strategy="window", component="attn", width=1)
+    ).layers_of("formula")
 
 
 # Other strategies.
 
 
 def test_mass_selects_scattered_layers_by_hand() -> None:
-    data = profile({"formula": (2, 5, 6, 9), "description": (2, 5, 6, 9), "instance": (7,)}, noise=0.01)
+    data = profile(
+        {"formula": (2, 5, 6, 9), "description": (2, 5, 6, 9), "instance": (7,)}, noise=0.01
+    )
     data["effect"][:, :2, 1, 1, [2, 9]] += 1  # 2, 2, 1, 1 of 6
     selection = select_layers(data, SelectConfig(strategy="mass", share=0.6))
     first, second = selection.groups
@@ -193,7 +218,10 @@ def test_mass_selects_scattered_layers_by_hand() -> None:
     assert "2 hold 6" in first.reason and "fewest layers for 60%" in first.reason
     most = select_layers(data, SelectConfig(strategy="mass", share=0.6, max_width=1))
     assert len(most.layers_of("formula")) == 1 and most.layers_of("formula")[0] in (2, 9)
-    assert len(select_layers(data, SelectConfig(strategy="mass", min_width=4)).layers_of("instance")) == 4
+    assert (
+        len(select_layers(data, SelectConfig(strategy="mass", min_width=4)).layers_of("instance"))
+        == 4
+    )
 
 
 def test_changepoint_finds_segments_of_any_width() -> None:
@@ -217,21 +245,32 @@ def test_changepoint_finds_segments_of_any_width() -> None:
         ((1, 4, 7), [("formula",), ("description",), ("instance",)]),
     ],
 )
-def test_groups_are_found_from_the_data(where: tuple[int, ...], groups: list[tuple[str, ...]]) -> None:
-    data = profile({form: (at, at + 1, at + 2) for form, at in zip(FORMS, where, strict=True)}, rules=10)
+def test_groups_are_found_from_the_data(
+    where: tuple[int, ...], groups: list[tuple[str, ...]]
+) -> None:
+    data = profile(
+        {form: (at, at + 1, at + 2) for form, at in zip(FORMS, where, strict=True)}, rules=10
+    )
     selection = select_layers(data, SelectConfig(strategy="groups", level=0.01))
     assert [group.forms for group in selection.groups] == groups
     for form, at in zip(FORMS, where, strict=True):
         assert selection.layers_of(form) == (at, at + 1, at + 2)
     words = selection.provenance["grouping"]
-    assert words and all("correlation" in line for line in words) and words[0] in selection.groups[0].reason
+    assert (
+        words
+        and all("correlation" in line for line in words)
+        and words[0] in selection.groups[0].reason
+    )
 
 
 def test_groups_puts_a_form_without_a_profile_where_the_given_grouping_has_it() -> None:
     data = planted()
     data["effect"][:, 1] = np.nan
     selection = select_layers(data, SelectConfig(strategy="groups"))
-    assert [group.forms for group in selection.groups] == [("formula", "description"), ("instance",)]
+    assert [group.forms for group in selection.groups] == [
+        ("formula", "description"),
+        ("instance",),
+    ]
     data["effect"][:, 2] = np.nan
     with pytest.raises(ValueError, match="no rule is traceable in its instance form"):
         select_layers(data, SelectConfig(strategy="groups"))
@@ -256,7 +295,9 @@ def test_adaptive_gives_each_rule_its_own_layers_where_maps_are_clear() -> None:
     for i, selection in enumerate(own.values()):
         expected = (2, 3, 4) if i < 6 else (6, 7, 8)
         assert all(group.layers == expected and group.supported for group in selection.groups)
-        assert all(group.n_rules == 1 and (group.stability or 0) > 0.9 for group in selection.groups)
+        assert all(
+            group.n_rules == 1 and (group.stability or 0) > 0.9 for group in selection.groups
+        )
         assert selection.strategy == "adaptive" and selection.provenance["rule"] == f"rule{i}"
         assert "deviation from the mean over 12 rules" in selection.groups[0].reason
     population = select_layers(data, config)
@@ -272,9 +313,14 @@ def test_adaptive_believes_the_standard_errors_that_the_profile_stores() -> None
         assert "0% is kept by its standard error" in selection.groups[0].reason
     exact = data.assign(effect_se=data["effect"] * 0)
     for i, selection in enumerate(select_for_rules(exact).values()):
-        scores = data["effect"].isel(rule=i).sel(component="mlp", role=LOOKUP, form=["formula", "description"])
-        assert selection.groups[0].score == pytest.approx(float(scores.mean("form")[2:5].mean() if i < 6 else
-                                                                scores.mean("form")[6:9].mean()))  # fmt: skip
+        scores = (
+            data["effect"]
+            .isel(rule=i)
+            .sel(component="mlp", role=LOOKUP, form=["formula", "description"])
+        )
+        assert selection.groups[0].score == pytest.approx(
+            float(scores.mean("form")[2:5].mean() if i < 6 else scores.mean("form")[6:9].mean())
+        )
 
 
 def test_adaptive_shrinks_a_noisy_rule_more() -> None:
@@ -329,11 +375,18 @@ def drawn(seed: int, effect: float, rules: int = 10, layers: int = 20) -> xr.Dat
 @pytest.mark.parametrize("rules", [10, 30])
 @pytest.mark.parametrize("strategy", ["window", "mass", "changepoint"])
 def test_noise_is_undecided_and_what_is_planted_is_found(strategy: str, rules: int) -> None:
-    config = SelectConfig.model_validate({"strategy": strategy, "groups": [["formula"]], "bootstrap": 300})
-    noise = [select_layers(drawn(seed, 0, rules), config).groups[0].supported for seed in range(200)]
+    config = SelectConfig.model_validate(
+        {"strategy": strategy, "groups": [["formula"]], "bootstrap": 300}
+    )
+    noise = [
+        select_layers(drawn(seed, 0, rules), config).groups[0].supported for seed in range(200)
+    ]
     assert np.mean(noise) <= 0.1
     found = [select_layers(drawn(seed, 2, rules), config).groups[0] for seed in range(200)]
-    assert np.mean([group.supported and set(group.layers) & {9, 10, 11} != set() for group in found]) >= 0.95
+    assert (
+        np.mean([group.supported and set(group.layers) & {9, 10, 11} != set() for group in found])
+        >= 0.95
+    )
     if strategy != "mass":  # noise elsewhere holds a share of the effect too
         assert np.mean([10 in group.layers for group in found]) >= 0.95
 
@@ -343,8 +396,16 @@ def test_few_rules_are_undecided_since_no_test_could_tell() -> None:
         group = select_layers(planted(rules=rules)).groups[0]
         assert group.supported == supported and group.p_value == 0.5**rules
         assert ("4 rules are too few" in group.reason) == (not supported)
-    assert select_layers(planted(rules=4), SelectConfig(strategy="window", level=0.1)).groups[0].supported
-    assert select_layers(planted(rules=2), SelectConfig(strategy="window", level=1)).groups[0].supported
+    assert (
+        select_layers(planted(rules=4), SelectConfig(strategy="window", level=0.1))
+        .groups[0]
+        .supported
+    )
+    assert (
+        select_layers(planted(rules=2), SelectConfig(strategy="window", level=1))
+        .groups[0]
+        .supported
+    )
 
 
 def test_min_stability_makes_an_unstable_choice_undecided() -> None:
@@ -361,13 +422,19 @@ def test_the_fallback_takes_the_published_layers_and_says_so() -> None:
     chosen = select_layers(data, SelectConfig(strategy="window", fallback="published"))
     for group in chosen.groups:
         assert group.layers == (1, 2, 3, 4, 5) and not group.supported and group.stability is None
-        assert group.reason.startswith("fallback, the published layers 4-8 of 28 to 32 blocks scaled to 10")
+        assert group.reason.startswith(
+            "fallback, the published layers 4-8 of 28 to 32 blocks scaled to 10"
+        )
         assert "not supported by the profile (not stronger than chance" in group.reason
-    values = data["effect"].sel(component="mlp", role=LOOKUP, form="instance", layer=[1, 2, 3, 4, 5])
+    values = data["effect"].sel(
+        component="mlp", role=LOOKUP, form="instance", layer=[1, 2, 3, 4, 5]
+    )
     assert chosen.groups[1].score == pytest.approx(float(values.mean()))
     assert "choice of layers 3, 4, 5 is" in chosen.groups[0].reason
     # What is supported does not fall back.
-    assert select_layers(planted(), SelectConfig(strategy="window", fallback="published")).layers_of("formula") == (
+    assert select_layers(
+        planted(), SelectConfig(strategy="window", fallback="published")
+    ).layers_of("formula") == (
         3,
         4,
         5,
@@ -399,11 +466,13 @@ def test_bounds_that_cross_are_refused(low: str, high: str) -> None:
 def test_one_candidate_layer_and_one_rule_are_enough_for_every_strategy() -> None:
     data = planted(rules=1).isel(layer=slice(3, 4))
     for strategy in ("window", "mass", "changepoint", "groups", "adaptive"):
-        config = SelectConfig.model_validate({"strategy": strategy, "width": 1, "identity_blocks": 0})
+        config = SelectConfig.model_validate(
+            {"strategy": strategy, "width": 1, "identity_blocks": 0}
+        )
         assert all(g.layers == (0,) and not g.supported for g in select_layers(data, config).groups)
-    assert select_for_rules(data, SelectConfig(strategy="window", width=1, identity_blocks=0))["rule0"].layers_of(
-        "instance"
-    ) == (0,)
+    assert select_for_rules(data, SelectConfig(strategy="window", width=1, identity_blocks=0))[
+        "rule0"
+    ].layers_of("instance") == (0,)
 
 
 @pytest.mark.parametrize(
@@ -414,7 +483,10 @@ def test_one_candidate_layer_and_one_rule_are_enough_for_every_strategy() -> Non
             "select.width is 3, but only 2 of .* candidates .*bounds 6 to 7",
         ),
         (SelectConfig(strategy="mass", min_width=10), "select.min_width is 10, but only 9 of"),
-        (SelectConfig(strategy="changepoint", min_width=9), "only 9 .* candidates and a segment needs one outside it"),
+        (
+            SelectConfig(strategy="changepoint", min_width=9),
+            "only 9 .* candidates and a segment needs one outside it",
+        ),
         (
             SelectConfig(strategy="window", width=11),
             "select.width is 11, but only 9 of the model's 10 layers are candidates",
@@ -437,7 +509,9 @@ def test_select_layers_refuses_what_cannot_be_chosen(config: SelectConfig, messa
 def test_select_layers_refuses_a_group_without_a_traceable_rule() -> None:
     data = planted()
     data["effect"][:, 2] = np.nan
-    with pytest.raises(ValueError, match=r"no rule is traceable in its instance form .*; use more noise samples"):
+    with pytest.raises(
+        ValueError, match=r"no rule is traceable in its instance form .*; use more noise samples"
+    ):
         select_layers(data)
 
 
@@ -454,7 +528,9 @@ def test_select_layers_refuses_a_group_without_a_traceable_rule() -> None:
         (" 1 , 2 ", (1, 2), (1, 2)),
     ],
 )
-def test_parse_layers_reads_lists_and_ranges(text: str, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+def test_parse_layers_reads_lists_and_ranges(
+    text: str, first: tuple[int, ...], second: tuple[int, ...]
+) -> None:
     selection = parse_layers(text, 30)
     assert selection.layers_of("formula") == selection.layers_of("description") == first
     assert selection.layers_of("instance") == second
@@ -495,17 +571,25 @@ def test_a_selection_is_equal_after_saving_and_loading(tmp_path: Path) -> None:
 def test_a_selection_of_a_saved_profile_keeps_its_provenance(tmp_path: Path) -> None:
     effects.save(planted(), tmp_path / "profile.nc")
     selection = select_layers(effects.load(tmp_path / "profile.nc"))
-    assert selection.provenance == {"model": "tiny", "weight_hash": "0123", "unit": "nats", "window": 1}
+    assert selection.provenance == {
+        "model": "tiny",
+        "weight_hash": "0123",
+        "unit": "nats",
+        "window": 1,
+    }
     assert selection == select_layers(planted())
 
 
-@pytest.mark.parametrize("content", [None, "{", "{}", '{"schema": "dmle.selection/1", "layers": [1]}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "{}", '{"schema": "dmle.selection/1", "layers": [1]}']
+)
 def test_a_file_that_is_no_selection_is_refused(content: str | None, tmp_path: Path) -> None:
     path = tmp_path / "selection.json"
     if content is not None:
         path.write_text(content, encoding="utf-8")
     with pytest.raises(
-        DmleError, match=r"selection\.json (is not a readable layer|does not exist).*`dmle select --run"
+        DmleError,
+        match=r"selection\.json (is not a readable layer|does not exist).*`dmle select --run",
     ):
         LayerSelection.load(path)
 
@@ -513,5 +597,7 @@ def test_a_file_that_is_no_selection_is_refused(content: str | None, tmp_path: P
 def test_a_form_without_a_group_is_named() -> None:
     group = LayerGroup(name="instance", forms=("instance",), layers=(1,))
     selection = parse_layers("1", 3).model_copy(update={"groups": (group,)})
-    with pytest.raises(InputError, match=r"form 'formula' is in no group; groups are \['instance'\]"):
+    with pytest.raises(
+        InputError, match=r"form 'formula' is in no group; groups are \['instance'\]"
+    ):
         selection.layers_of("formula")

@@ -58,7 +58,11 @@ def test_mass_picks_by_hand() -> None:
     assert picked(mass_of(1.0, largest=2), profile)[0] == [1, 4]
     assert picked(mass_of(0.1, smallest=3), profile)[0] == [1, 4, 5]
     assert picked(mass_of(0.5), [-2, -1, -3]) == ([1], 0)
-    assert picked(mass_of(0.3), [0.1] * 10)[0] == [0, 1, 2]  # 0.1 + 0.1 + 0.1 is not below 0.3 by rounding
+    assert picked(mass_of(0.3), [0.1] * 10)[0] == [
+        0,
+        1,
+        2,
+    ]  # 0.1 + 0.1 + 0.1 is not below 0.3 by rounding
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -69,7 +73,10 @@ def test_mass_equals_enumeration_of_all_sets(seed: int, share: float) -> None:
     smallest = next(
         size
         for size in range(1, 9)
-        if any(positive[list(s)].sum() >= share * positive.sum() - 1e-12 for s in combinations(range(8), size))
+        if any(
+            positive[list(s)].sum() >= share * positive.sum() - 1e-12
+            for s in combinations(range(8), size)
+        )
     )
     layers, strength = picked(mass_of(share), profile)
     assert len(layers) == smallest and strength == pytest.approx(positive.sum())
@@ -79,7 +86,9 @@ def test_mass_equals_enumeration_of_all_sets(seed: int, share: float) -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize(("smallest", "largest"), [(1, None), (2, 4), (3, 3), (1, 1)])
-def test_segment_equals_the_best_fit_of_all_segments(seed: int, smallest: int, largest: int | None) -> None:
+def test_segment_equals_the_best_fit_of_all_segments(
+    seed: int, smallest: int, largest: int | None
+) -> None:
     rng = np.random.default_rng(seed)
     profile = rng.normal(size=9)
     start = int(rng.integers(0, 6))
@@ -89,7 +98,9 @@ def test_segment_equals_the_best_fit_of_all_segments(seed: int, smallest: int, l
     for a, b in combinations(range(10), 2):
         inside, outside = profile[a:b], np.concatenate([profile[:a], profile[b:]])
         if smallest <= b - a <= min(largest or 8, 8) and inside.mean() > outside.mean():
-            fits[a, b] = ((inside - inside.mean()) ** 2).sum() + ((outside - outside.mean()) ** 2).sum()
+            fits[a, b] = ((inside - inside.mean()) ** 2).sum() + (
+                (outside - outside.mean()) ** 2
+            ).sum()
     (a, b), error = min(fits.items(), key=lambda item: item[1])
     layers, strength = picked(segment_of(smallest, largest), profile)
     assert layers == list(range(a, b))
@@ -97,12 +108,17 @@ def test_segment_equals_the_best_fit_of_all_segments(seed: int, smallest: int, l
 
 
 def test_segment_by_hand() -> None:
-    assert picked(segment_of(), [0, 0, 1, 1, 1, 0, 0]) == ([2, 3, 4], pytest.approx((3 * 4 / 7) ** 0.5))
+    assert picked(segment_of(), [0, 0, 1, 1, 1, 0, 0]) == (
+        [2, 3, 4],
+        pytest.approx((3 * 4 / 7) ** 0.5),
+    )
     assert picked(segment_of(), [2, 2, 0, 0, 0])[0] == [0, 1]
     assert picked(segment_of(), [1, 1, 1, -5, 1, 1])[0] == [0, 1, 2]  # elevated, not the dip
     assert picked(segment_of(), [3.0]) == ([0], 3.0)
     many = np.array([[0, 0, 1.0], [1, 0, 0]])
-    np.testing.assert_array_equal(segment_of()(many)[0], [[False, False, True], [True, False, False]])
+    np.testing.assert_array_equal(
+        segment_of()(many)[0], [[False, False, True], [True, False, False]]
+    )
 
 
 # Bootstrap and test.
@@ -156,7 +172,8 @@ def test_halves_are_disjoint_resamples() -> None:
             # On average every rule weighs the same.
             np.testing.assert_allclose(side.mean(0), 1 / n, atol=0.03)
         assert not ((one > 0) & (two > 0)).any()
-    # Two of four: six halves, of each of which the first may be drawn twice, the second, or both once.
+    # Two of four: six halves, of each of which the first may be drawn twice, the second, or both
+    # once.
     assert len({tuple(row) for row in halves(4, 2000, 0)[0]}) == 4 + 6
     assert not np.array_equal(halves(8, 10, 0)[0], halves(8, 10, 1)[0])
 
@@ -168,7 +185,8 @@ def test_one_rule_has_no_stability() -> None:
 def test_stable_choices_are_found_again_on_other_rules() -> None:
     found = simulate(trials=800, rules=(8, 16, 32, 100), draws=100, seed=0)
     for name, rows in found.items():
-        # Windows of 0.8 and more are rare among these profiles (15 of 3000 in the benchmark): lower ones count here.
+        # Windows of 0.8 and more are rare among these profiles (15 of 3000 in the benchmark): lower
+        # ones count here.
         least = 0.5 if name == "window" else 0.8
         stable = rows[rows[:, 0] >= least]
         assert len(stable) >= 15 and stable[:, 1].mean() >= least, name
@@ -180,7 +198,9 @@ def test_stable_choices_are_found_again_on_other_rules() -> None:
 
 def test_block_shares_by_hand() -> None:
     # Windows of 3: layer 2 restores blocks 1-3, layer 3 2-4, layer 4 3-4. From layer 2 on.
-    holds = np.array([[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1]])
+    holds = np.array(
+        [[0, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1]]
+    )
     divided = np.array([1, 3, 6, 9, 6]) ** 0.5
     np.testing.assert_allclose(block_shares(5, 3, 2), holds / divided[:, None])
     np.testing.assert_array_equal(block_shares(6, 1), np.eye(6))
@@ -188,7 +208,9 @@ def test_block_shares_by_hand() -> None:
 
 @pytest.mark.parametrize("restored", [2, 3, 6, 7])
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
-def test_one_block_that_carries_everything_is_in_the_picked_window(restored: int, width: int) -> None:
+def test_one_block_that_carries_everything_is_in_the_picked_window(
+    restored: int, width: int
+) -> None:
     n, first = 30, restored // 2 + 1  # every window from there on is behind block 0
     for block in range(first, n):
         effect = np.array([[float(block in window(layer, restored, n)) for layer in range(n)]])
@@ -206,7 +228,10 @@ def test_signs_are_all_of_few_and_random_of_many() -> None:
 
 def test_chance_equals_a_loop_over_signs() -> None:
     effect = np.random.default_rng(3).normal(0.4, 1, size=(6, 5))
-    every = [max((np.array(s) @ effect / 6)[i : i + 2].mean() for i in range(4)) for s in product((1, -1), repeat=6)]
+    every = [
+        max((np.array(s) @ effect / 6)[i : i + 2].mean() for i in range(4))
+        for s in product((1, -1), repeat=6)
+    ]
     expected = np.mean([value >= every[0] - 1e-12 for value in every])
     assert chance(effect, window_of(2), draws=10, seed=0) == pytest.approx(expected)
 
@@ -223,14 +248,19 @@ def test_chance_is_at_least_what_the_number_of_rules_allows() -> None:
 def test_chance_rejects_noise_as_often_as_its_level_says(pick, rules: int) -> None:
     rng = np.random.default_rng(5)
     smooth = np.eye(15) + np.eye(15, k=1) + np.eye(15, k=-1)  # overlapping windows correlate layers
-    found = [chance(rng.normal(size=(rules, 15)) @ smooth, pick, draws=200, seed=i) <= 0.1 for i in range(200)]
+    found = [
+        chance(rng.normal(size=(rules, 15)) @ smooth, pick, draws=200, seed=i) <= 0.1
+        for i in range(200)
+    ]
     assert 0.04 <= np.mean(found) <= 0.17  # 0.1 ± 3 standard errors
 
 
 # Groups of forms.
 
 
-def peaked(centre: float, rules: int = 12, noise: float = 0.03, seed: int = 0, layers: int = 12) -> np.ndarray:
+def peaked(
+    centre: float, rules: int = 12, noise: float = 0.03, seed: int = 0, layers: int = 12
+) -> np.ndarray:
     rng = np.random.default_rng(seed)
     profile = np.exp(-((np.arange(layers) - centre) ** 2) / 4)
     # Strengths differ a lot between rules; shapes do not.
@@ -252,7 +282,9 @@ def test_normalised_profiles_are_shares_of_the_positive_effect() -> None:
         ((5, 5, 5), [(0, 1, 2)]),
     ],
 )
-def test_merge_forms_finds_planted_groups(centres: tuple[int, ...], expected: list[tuple[int, ...]]) -> None:
+def test_merge_forms_finds_planted_groups(
+    centres: tuple[int, ...], expected: list[tuple[int, ...]]
+) -> None:
     effect = np.stack([peaked(centre, seed=i) for i, centre in enumerate(centres)])
     groups, made = merge_forms(effect, level=0.01, draws=999, seed=0)
     assert groups == expected
@@ -273,9 +305,16 @@ def test_merge_forms_is_paired_and_merges_what_cannot_be_compared() -> None:
     one, two = peaked(3), peaked(9, seed=1)
     one[:6], two[6:] = np.nan, np.nan  # no rule in both forms
     groups, (made,) = merge_forms(np.stack([one, two]), level=0.05, draws=100, seed=0)
-    assert groups == [(0, 1)] and made.n_rules == 0 and made.p_value == 1 and np.isnan(made.correlation)
+    assert (
+        groups == [(0, 1)]
+        and made.n_rules == 0
+        and made.p_value == 1
+        and np.isnan(made.correlation)
+    )
     # Four rules in common: the least p-value is 2/16 (either sign of all differences).
-    groups, (made,) = merge_forms(np.stack([peaked(3, 4), peaked(9, 4)]), level=0.05, draws=100, seed=0)
+    groups, (made,) = merge_forms(
+        np.stack([peaked(3, 4), peaked(9, 4)]), level=0.05, draws=100, seed=0
+    )
     assert groups == [(0, 1)] and made.p_value == 0.125
 
 
@@ -308,12 +347,15 @@ def test_shrink_without_noise_keeps_every_profile_and_with_all_noise_gives_the_m
 
 
 def test_shrink_by_hand() -> None:
-    # Deviations of ±2 at both layers: spread 4·2/(2-1) = 8 of either rule. 8/(t+1) + 8/(t+3) = 2 at t = 2 + √17.
+    # Deviations of ±2 at both layers: spread 4·2/(2-1) = 8 of either rule. 8/(t+1) + 8/(t+3) = 2 at
+    # t = 2 + √17.
     effect = np.array([[2.0, 6.0], [6.0, 2.0]])
     shrunk, factors = shrink(effect, np.array([1.0, 3.0]))
     t = 2 + 17**0.5
     np.testing.assert_allclose(factors, [t / (t + 1), t / (t + 3)])
-    np.testing.assert_allclose(shrunk, [4 + factors[0] * np.array([-2, 2]), 4 + factors[1] * np.array([2, -2])])
+    np.testing.assert_allclose(
+        shrunk, [4 + factors[0] * np.array([-2, 2]), 4 + factors[1] * np.array([2, -2])]
+    )
     # Equal noise: the spread less the noise.
     np.testing.assert_allclose(shrink(effect, np.full(2, 3.0))[1], 5 / 8)
     np.testing.assert_array_equal(shrink(effect, np.full(2, 8.0))[1], 0)
@@ -348,12 +390,21 @@ def test_roughness_gives_the_variance_of_the_noise_and_no_less_than_smooth_devia
     steps = np.zeros((4, 30))
     steps[0, 4:7], steps[1, 9:12] = 1, 1
     np.testing.assert_array_equal(roughness_variance(steps), 0)  # a few steps are no noise
-    assert np.isinf(roughness_variance(np.ones((5, 2)))).all() and np.isinf(roughness_variance(np.ones((1, 9)))).all()
+    assert (
+        np.isinf(roughness_variance(np.ones((5, 2)))).all()
+        and np.isinf(roughness_variance(np.ones((1, 9)))).all()
+    )
 
 
 @pytest.mark.parametrize(
     ("n_layers", "expected"),
-    [(28, (4, 5, 6, 7, 8)), (32, (4, 5, 6, 7, 8)), (12, (2, 3, 4, 5, 6)), (3, (0, 1, 2)), (1, (0,))],
+    [
+        (28, (4, 5, 6, 7, 8)),
+        (32, (4, 5, 6, 7, 8)),
+        (12, (2, 3, 4, 5, 6)),
+        (3, (0, 1, 2)),
+        (1, (0,)),
+    ],
 )
 def test_published_block_scales_its_place(n_layers: int, expected: tuple[int, ...]) -> None:
     assert published_block(n_layers) == expected

@@ -1,4 +1,5 @@
-"""Settings as a person writes them: what is taken, what is refused, and that every advice works when it is followed."""
+"""Settings as a person writes them: what is taken, what is refused, and that every advice works
+when it is followed."""
 
 import re
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from interp.config import ConfigError, Section
 
 
 def parsed(*assignments: str, held: dict[str, Any] | None = None) -> dict[str, Section]:
-    return parse_settings(load_steps(), cli._raw_settings(held or {}, cli.Common(set=assignments), {}))
+    return parse_settings(
+        load_steps(), cli._raw_settings(held or {}, cli.Common(set=assignments), {})
+    )
 
 
 def value_of(assignment: str, held: dict[str, Any] | None = None) -> Any:
@@ -114,7 +117,10 @@ TRUTH = "are truth values in YAML, and .* is needed here"
         ("edit.ft.stps=null", r"did you mean 'edit.ft.steps'\?"),
         ("trace.smaples=null", r"did you mean 'samples'\?"),
         # Names that become folders.
-        ("edit.arms={../../out: {editor: memit}}", "cannot be used: it has '/'; a name has letters"),
+        (
+            "edit.arms={../../out: {editor: memit}}",
+            "cannot be used: it has '/'; a name has letters",
+        ),
         ("edit.arms={'a\\b': {}}", "cannot be used"),
         ("edit.arms={'..': {}}", "a dot first"),
         ("edit.arms={'x[red]': {}}", r"it has '\['"),
@@ -153,9 +159,15 @@ def test_null_takes_a_setting_back_to_its_default() -> None:
 def test_a_file_changes_what_it_says_and_no_more(tmp_path: Any) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("trace:\nedit: {ft: {steps: 3}, ridge: null, arms: {b: {}}}\n")
-    held = {"trace": {"samples": 9}, "edit": {"ridge": 5, "ft": {"learning_rate": 0.1}, "arms": {"a": {}}}}
+    held = {
+        "trace": {"samples": 9},
+        "edit": {"ridge": 5, "ft": {"learning_rate": 0.1}, "arms": {"a": {}}},
+    }
     raw = cli._raw_settings(held, cli.Common(config=path), {})
-    assert raw == {"trace": {"samples": 9}, "edit": {"ft": {"learning_rate": 0.1, "steps": 3}, "arms": {"b": {}}}}
+    assert raw == {
+        "trace": {"samples": 9},
+        "edit": {"ft": {"learning_rate": 0.1, "steps": 3}, "arms": {"b": {}}},
+    }
 
 
 def test_an_arm_differs_from_the_shared_settings_only_where_it_says_so() -> None:
@@ -166,7 +178,10 @@ def test_an_arm_differs_from_the_shared_settings_only_where_it_says_so() -> None
     }
     settings = EditConfig.model_validate({**shared, "editors": "mine"}).settings_of("mine")
     assert (settings.ft.steps, settings.ft.learning_rate, settings.ridge) == (3, 0.5, 1.0)
-    assert EditConfig.model_validate({"arms": {"memit": {"ridge": 3}}}).settings_of("memit").editor == "memit"
+    assert (
+        EditConfig.model_validate({"arms": {"memit": {"ridge": 3}}}).settings_of("memit").editor
+        == "memit"
+    )
 
 
 # Advice: what provokes an error, and what it tells to do instead, which is then done.
@@ -203,7 +218,9 @@ def test_advice_of_a_wrong_setting_is_accepted(wrong: tuple[str, ...]) -> None:
     parsed(f"{name}={wrong[0].partition('=')[2]}")
 
 
-def test_advice_for_a_model_with_a_norm_behind_its_mlp_is_accepted(make_model: Callable[..., Any]) -> None:
+def test_advice_for_a_model_with_a_norm_behind_its_mlp_is_accepted(
+    make_model: Callable[..., Any],
+) -> None:
     from editing.editors.registry import block_of, selection_of
 
     model = make_model("gemma3_text")

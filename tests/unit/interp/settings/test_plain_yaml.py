@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
-from interp.settings.plain_yaml import MAX_DEPTH, MAX_LENGTH, MAX_VALUES, YamlError, load_yaml, read_yaml_file
+from interp.settings.plain_yaml import (
+    MAX_DEPTH,
+    MAX_LENGTH,
+    MAX_VALUES,
+    YamlError,
+    load_yaml,
+    read_yaml_file,
+)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +71,20 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("{a: 1, b: 2, a: 3}", "the key 'a' stands twice in one mapping .line 1, column 14."),
         ("a:\n  b: 1\n  b: 1\n", "the key 'b' stands twice .* .line 3, column 3."),
         ("!!binary aGk=", "tag .*binary is not read here"),
-        ("!!python/object/apply:os.system ['true']", "tag .*python/object/apply:os.system is not read"),
+        (
+            "!!python/object/apply:os.system ['true']",
+            "tag .*python/object/apply:os.system is not read",
+        ),
         ("!!bool maybe", "is not read here"),
         ("? [1]\n: 2", "a list or mapping as a key"),
         ("&a [*a]", "an alias stands inside what it repeats"),
         (BOMB, f"more than {MAX_VALUES} values, with what aliases repeat"),
-        (BOMB.replace("[*", "{<<: [*").replace("]\n", "]}\n").replace("[x,x,x,x,x,x,x,x,x]}", "{x: 1}"), "more than"),
+        (
+            BOMB.replace("[*", "{<<: [*")
+            .replace("]\n", "]}\n")
+            .replace("[x,x,x,x,x,x,x,x,x]}", "{x: 1}"),
+            "more than",
+        ),
         ("[" * 100_000, f"nested more than {MAX_DEPTH} deep"),
         ("- " * 100_000, f"nested more than {MAX_DEPTH} deep"),
         ("{a: " * 100_000, f"nested more than {MAX_DEPTH} deep"),

@@ -1,4 +1,5 @@
-"""Attribution patching against finite differences, the exact sweep at small noise, and its own limits."""
+"""Attribution patching against finite differences, the exact sweep at small noise, and its own
+limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +16,9 @@ PROMPT, ANSWER = (5, 9, 17, 3, 8, 2, 7), (11, 4)
 
 
 def case(model: LanguageModel, scale: float = 0.03, samples: int = 2) -> CorruptedPrompt:
-    noise = scale * torch.randn(samples, 2, model.d_model, generator=torch.Generator().manual_seed(1))
+    noise = scale * torch.randn(
+        samples, 2, model.d_model, generator=torch.Generator().manual_seed(1)
+    )
     return CorruptedPrompt(PROMPT, ANSWER, (1, 3), noise)
 
 
@@ -28,8 +31,11 @@ def sites(model: LanguageModel, width: int = 1) -> list[Site]:
     ]
 
 
-def finite_difference(model: LanguageModel, one: CorruptedPrompt, site: Site, step: float) -> torch.Tensor:
-    """Central difference of the score as the corrupted state moves towards the clean one, per sample."""
+def finite_difference(
+    model: LanguageModel, one: CorruptedPrompt, site: Site, step: float
+) -> torch.Tensor:
+    """Central difference of the score as the corrupted state moves towards the clean one, per
+    sample."""
     (name,) = {model.hook(site.component, layer) for layer in site.layers}
     ids = torch.tensor([one.ids])
     clean = model.capture(ids, [name])[name][0, site.position]
@@ -46,13 +52,17 @@ def finite_difference(model: LanguageModel, one: CorruptedPrompt, site: Site, st
             return value
 
         with torch.no_grad():
-            logits = model.logits(ids, keep=len(ANSWER), hooks=[(model.embedding_hook, corrupt), (name, move)])
+            logits = model.logits(
+                ids, keep=len(ANSWER), hooks=[(model.embedding_hook, corrupt), (name, move)]
+            )
         return mean_log_prob(logits, Target(torch.tensor(ANSWER))).item()
 
     return torch.tensor([(run(s, step) - run(s, -step)) / (2 * step) for s in range(one.samples)])
 
 
-def test_effect_is_the_slope_towards_the_clean_state(architecture: str, make_model: Callable[..., Any]) -> None:
+def test_effect_is_the_slope_towards_the_clean_state(
+    architecture: str, make_model: Callable[..., Any]
+) -> None:
     model = make_model(architecture)
     one, some = case(model), sites(model)
     got = attribute(model, one, some, mean_log_prob)
@@ -66,27 +76,37 @@ def test_error_falls_faster_than_the_noise(tiny_llama: LanguageModel) -> None:
     errors = []
     for scale in (0.04, 0.004):
         one, some = case(tiny_llama, scale), sites(tiny_llama)
-        exact, guess = sweep(tiny_llama, one, some, mean_log_prob), attribute(tiny_llama, one, some, mean_log_prob)
+        exact, guess = (
+            sweep(tiny_llama, one, some, mean_log_prob),
+            attribute(tiny_llama, one, some, mean_log_prob),
+        )
         torch.testing.assert_close(guess.corrupted, exact.corrupted, rtol=0, atol=1e-5)
         assert float(guess.clean) == pytest.approx(float(exact.clean), abs=1e-5)
         errors.append((guess.restored - exact.restored).abs().mean().item())
-    assert errors[1] < errors[0] / 30, errors  # second order: a tenth of the noise, a hundredth of the error
+    assert errors[1] < errors[0] / 30, (
+        errors
+    )  # second order: a tenth of the noise, a hundredth of the error
 
 
 def test_integrated_gradients_come_closer_to_the_exact_map(tiny_llama: LanguageModel) -> None:
     one, some = case(tiny_llama, 0.1, samples=4), sites(tiny_llama)
     exact = sweep(tiny_llama, one, some, mean_log_prob).restored
     errors = [
-        (attribute(tiny_llama, one, some, mean_log_prob, steps=steps).restored - exact).abs().mean() for steps in (1, 8)
+        (attribute(tiny_llama, one, some, mean_log_prob, steps=steps).restored - exact).abs().mean()
+        for steps in (1, 8)
     ]
     assert errors[1] < 0.85 * errors[0], errors
 
 
 def test_window_is_the_sum_of_its_blocks(tiny_llama: LanguageModel) -> None:
     one = case(tiny_llama)
-    parts = attribute(tiny_llama, one, [Site("mlp", 3, range(n, n + 1)) for n in range(3)], mean_log_prob)
+    parts = attribute(
+        tiny_llama, one, [Site("mlp", 3, range(n, n + 1)) for n in range(3)], mean_log_prob
+    )
     whole = attribute(tiny_llama, one, [Site("mlp", 3, range(3))], mean_log_prob)
-    torch.testing.assert_close(whole.restored[0] - whole.corrupted, (parts.restored - parts.corrupted).sum(0))
+    torch.testing.assert_close(
+        whole.restored[0] - whole.corrupted, (parts.restored - parts.corrupted).sum(0)
+    )
 
 
 def test_sites_before_the_corruption_have_no_effect(tiny_llama: LanguageModel) -> None:
@@ -94,10 +114,20 @@ def test_sites_before_the_corruption_have_no_effect(tiny_llama: LanguageModel) -
     assert torch.equal(got.restored[0], got.corrupted)
 
 
-@pytest.mark.parametrize(("position", "steps", "message"), [(9, 1, "outside the prompt"), (1, 0, "steps is 0")])
-def test_wrong_requests_raise(position: int, steps: int, message: str, tiny_llama: LanguageModel) -> None:
+@pytest.mark.parametrize(
+    ("position", "steps", "message"), [(9, 1, "outside the prompt"), (1, 0, "steps is 0")]
+)
+def test_wrong_requests_raise(
+    position: int, steps: int, message: str, tiny_llama: LanguageModel
+) -> None:
     with pytest.raises(ValueError, match=message):
-        attribute(tiny_llama, case(tiny_llama), [Site("mlp", position, range(1))], mean_log_prob, steps=steps)
+        attribute(
+            tiny_llama,
+            case(tiny_llama),
+            [Site("mlp", position, range(1))],
+            mean_log_prob,
+            steps=steps,
+        )
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])

@@ -1,4 +1,5 @@
-"""Noise by its statistics, corrupted tokens by hand, counterfactual prompts by what is wrong with them."""
+"""Noise by its statistics, corrupted tokens by hand, counterfactual prompts by what is wrong
+with them."""
 
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ from interp.tracing.corruption import (
     phrase_positions,
 )
 
-PROMPT = ("prefix", "rule_word", "after", "subject_first", "subject_middle", "subject_last", "number", "last")
+PROMPT = (
+    "prefix",
+    "rule_word",
+    "after",
+    "subject_first",
+    "subject_middle",
+    "subject_last",
+    "number",
+    "last",
+)
 
 
 @pytest.mark.parametrize(
@@ -39,12 +49,19 @@ def test_corrupted_positions_include_every_mention() -> None:
 
 
 def test_corrupted_positions_of_nothing_say_what_is_needed_and_there() -> None:
-    with pytest.raises(ValueError, match=r"span 'numbers' needs a role of \('number',\).*\['last', 'subject_last'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"span 'numbers' needs a role of \('number',\).*\['last', 'subject_last'\]",
+    ):
         corrupted_positions(("subject_last", "last"), "numbers")
 
 
 def test_span_roles_are_roles_and_never_the_last_token() -> None:
-    assert {role for roles in SPAN_ROLES.values() for role in roles} <= set(ROLES) - {"last", "prefix", "after"}
+    assert {role for roles in SPAN_ROLES.values() for role in roles} <= set(ROLES) - {
+        "last",
+        "prefix",
+        "after",
+    }
 
 
 def test_gaussian_noise_has_the_deviation_asked_for() -> None:
@@ -80,13 +97,18 @@ def test_gaussian_noise_of_other_seeds_and_streams_is_independent() -> None:
 
 
 def test_gaussian_noise_tells_large_and_negative_seeds_apart() -> None:
-    draws = [gaussian_noise(1, 1, 4, std=1.0, seed=seed).flatten().tolist() for seed in (123_456_789, -1, 0)]
+    draws = [
+        gaussian_noise(1, 1, 4, std=1.0, seed=seed).flatten().tolist()
+        for seed in (123_456_789, -1, 0)
+    ]
     assert len({tuple(draw) for draw in draws}) == 3
 
 
 def test_more_samples_begin_with_the_same_ones(tiny_llama: LanguageModel) -> None:
     for text in ("e3", "u2", "m", "t5"):
-        rule = noise_rule(text, tiny_llama, corpus=lambda: ["The area of a square is the side times the side."])
+        rule = noise_rule(
+            text, tiny_llama, corpus=lambda: ["The area of a square is the side times the side."]
+        )
         few, many = (rule.draw(n, 3, 32, seed=2, stream=5) for n in (2, 7))
         assert few.equal(many[:2]), text
 
@@ -109,7 +131,9 @@ def test_scales_of_noise_rules(tiny_llama: LanguageModel) -> None:
     subjects = ["circle", "square", "circle"]
     ids = [i for subject in subjects[:2] for i in tiny_llama.encode(subject).ids]
     # ROME: torch's unbiased deviation over all entries of all tokens of all subjects.
-    assert noise_rule("s2", tiny_llama, subjects).std == pytest.approx(2 * table[ids].std(ddof=1), rel=1e-4)
+    assert noise_rule("s2", tiny_llama, subjects).std == pytest.approx(
+        2 * table[ids].std(ddof=1), rel=1e-4
+    )
     assert noise_rule("0.25", tiny_llama).std == 0.25
     assert noise_rule("u2", tiny_llama).std == pytest.approx(2 / 3**0.5)
 
@@ -121,12 +145,15 @@ def test_uniform_noise_fills_its_interval(tiny_llama: LanguageModel) -> None:
 
 
 TEXT = [
-    "The area of a square is the side times the side. The volume of a cube with side 3 is 27. What is it? It is 16."
+    "The area of a square is the side times the side. The volume of a cube with side 3 is 27. What"
+    " is it? It is 16."
 ]
 
 
 @pytest.mark.parametrize("text", ["m", "t6"])
-def test_multivariate_noise_has_the_mean_and_covariance_of_running_text(text: str, tiny_llama: LanguageModel) -> None:
+def test_multivariate_noise_has_the_mean_and_covariance_of_running_text(
+    text: str, tiny_llama: LanguageModel
+) -> None:
     table = tiny_llama.parameters["model.embed_tokens.weight"].detach().double()
     vectors = table[list(tiny_llama.encode(TEXT[0]).ids)]
     rule = noise_rule(text, tiny_llama, corpus=lambda: TEXT)
@@ -151,7 +178,9 @@ def test_multivariate_noise_has_the_mean_and_covariance_of_running_text(text: st
         ("m", "take their covariance from running text, and there is none"),
     ],
 )
-def test_noise_rules_that_cannot_be_made_say_why(text: str, message: str, tiny_llama: LanguageModel) -> None:
+def test_noise_rules_that_cannot_be_made_say_why(
+    text: str, message: str, tiny_llama: LanguageModel
+) -> None:
     with pytest.raises(ValueError, match=message):
         noise_rule(text, tiny_llama)
 
@@ -168,7 +197,11 @@ def twins_of(*pairs: tuple[str, str]) -> list[Twin]:
 def test_the_first_twin_that_aligns_is_taken(tiny_llama: LanguageModel) -> None:
     encoding = tiny_llama.encode(SQUARE)
     roles = token_roles(encoding, "square", ["area"])
-    twins = [("The area of a very big circle is", "x"), ("The area of a circle is", "pi times"), (SQUARE, "y")]
+    twins = [
+        ("The area of a very big circle is", "x"),
+        ("The area of a circle is", "pi times"),
+        (SQUARE, "y"),
+    ]
     case, prompt = counterfactual(tiny_llama, encoding, (3, 4), twins_of(*twins), roles)
     assert prompt == "The area of a circle is"
     texts = [text.strip() for text in tiny_llama.token_texts(encoding)]
@@ -180,7 +213,11 @@ def test_the_first_twin_that_aligns_is_taken(tiny_llama: LanguageModel) -> None:
 def test_twins_that_do_not_align_say_why(tiny_llama: LanguageModel) -> None:
     encoding = tiny_llama.encode(SQUARE)
     roles = token_roles(encoding, "square", ["area"])
-    twins = [("The area of a very big circle is", "x"), (SQUARE, "y"), ("The area of the square is", "z")]
+    twins = [
+        ("The area of a very big circle is", "x"),
+        (SQUARE, "y"),
+        ("The area of the square is", "z"),
+    ]
     with pytest.raises(ValueError) as caught:
         counterfactual(tiny_llama, encoding, (3,), twins_of(*twins), roles)
     said = str(caught.value)
@@ -190,9 +227,19 @@ def test_twins_that_do_not_align_say_why(tiny_llama: LanguageModel) -> None:
         counterfactual(tiny_llama, encoding, (3,), [], roles)
 
 
-def test_a_twin_whose_tokens_stand_against_other_words_is_refused(tiny_llama: LanguageModel) -> None:
+def test_a_twin_whose_tokens_stand_against_other_words_is_refused(
+    tiny_llama: LanguageModel,
+) -> None:
     encoding = tiny_llama.encode("The zebra of a square is")
     twin = "The square of a zebra is"
-    assert len(tiny_llama.encode(twin).ids) == len(encoding.ids) > 6  # a zebra is several tokens, a square is one
+    assert (
+        len(tiny_llama.encode(twin).ids) == len(encoding.ids) > 6
+    )  # a zebra is several tokens, a square is one
     with pytest.raises(ValueError, match="has words of other lengths"):
-        counterfactual(tiny_llama, encoding, (3,), twins_of((twin, "x")), token_roles(encoding, "square", ["zebra"]))
+        counterfactual(
+            tiny_llama,
+            encoding,
+            (3,),
+            twins_of((twin, "x")),
+            token_roles(encoding, "square", ["zebra"]),
+        )

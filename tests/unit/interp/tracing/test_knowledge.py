@@ -1,4 +1,5 @@
-"""What a model knows of rules: answers judged by hand, scores against plain forward passes, and stopped runs."""
+"""What a model knows of rules: answers judged by hand, scores against plain forward passes, and
+stopped runs."""
 
 import csv
 import zlib
@@ -154,7 +155,9 @@ def test_these_texts_are_judged_rightly_too(answer: str, truth: str, held: bool)
 
 def mean_log_prob(logits: torch.Tensor, prompt: int, answer: Sequence[int]) -> float:
     log_probs = torch.log_softmax(logits[0].double(), dim=-1)
-    return float(np.mean([log_probs[prompt - 1 + at, token].item() for at, token in enumerate(answer)]))
+    return float(
+        np.mean([log_probs[prompt - 1 + at, token].item() for at, token in enumerate(answer)])
+    )
 
 
 @pytest.mark.parametrize("form", ["formula", "instance"])
@@ -165,10 +168,17 @@ def test_assess_equals_plain_forward_passes(
     config, prompt = settings(samples=4, noise="e2"), rule.forms[form]
     encoding, hf = tiny_llama.encode(prompt.prompt), make_hf("llama")
     answer = tiny_llama.encode_continuation(prompt.target_true[0])
-    (at,) = (i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "square")
+    (at,) = (
+        i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "square"
+    )
     table = hf.get_input_embeddings().weight.detach()
     noise = gaussian_noise(
-        4, 1, 32, std=2.0 * table.std().item(), seed=5, stream=zlib.crc32(repr(encoding.ids).encode())
+        4,
+        1,
+        32,
+        std=2.0 * table.std().item(),
+        seed=5,
+        stream=zlib.crc32(repr(encoding.ids).encode()),
     )
     embedded = table[torch.tensor([*encoding.ids, *answer])]
     scores = []
@@ -177,16 +187,22 @@ def test_assess_equals_plain_forward_passes(
             inputs = embedded.clone()
             if sample is not None:
                 inputs[at] += noise[sample, 0]
-            scores.append(mean_log_prob(hf(inputs_embeds=inputs[None]).logits, len(encoding.ids), answer))
+            scores.append(
+                mean_log_prob(hf(inputs_embeds=inputs[None]).logits, len(encoding.ids), answer)
+            )
     clean, corrupted = scores[0], np.array(scores[1:])
     row = assess(tiny_llama, rule, form, config, "")
     assert row.total_effect == pytest.approx(clean - corrupted.mean(), abs=2e-5)
-    assert row.standard_error == pytest.approx(corrupted.std(ddof=1) / 2, abs=2e-5)  # of four samples
+    assert row.standard_error == pytest.approx(
+        corrupted.std(ddof=1) / 2, abs=2e-5
+    )  # of four samples
     assert abs(row.total_effect) > 1e-3 < row.standard_error
     assert row.traceable == (clean - corrupted.mean() > max(0, corrupted.std(ddof=1)))
 
 
-@pytest.mark.parametrize(("metric", "seed"), [("sum_log_prob", 1), ("first_token_prob", 2), ("mean_log_prob", 3)])
+@pytest.mark.parametrize(
+    ("metric", "seed"), [("sum_log_prob", 1), ("first_token_prob", 2), ("mean_log_prob", 3)]
+)
 def test_assess_equals_the_definition_of_the_sweep(
     metric: str, seed: int, tiny_llama: LanguageModel, rules: Sequence[Rule]
 ) -> None:
@@ -209,9 +225,16 @@ def test_assess_equals_the_definition_of_the_sweep(
     assert (row.known, row.answer_source, row.greedy) == ("", "greedy", "x")
 
 
-def test_assess_names_the_prompt_and_judges_the_answer(tiny_llama: LanguageModel, rule: Rule) -> None:
-    config, derived = settings(), rule.forms["instance"].model_copy(update={"target_true_source": "derived"})
-    of_test = rule.model_copy(update={"split": "test", "forms": {**rule.forms, "instance": derived}})
+def test_assess_names_the_prompt_and_judges_the_answer(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    config, derived = (
+        settings(),
+        rule.forms["instance"].model_copy(update={"target_true_source": "derived"}),
+    )
+    of_test = rule.model_copy(
+        update={"split": "test", "forms": {**rule.forms, "instance": derived}}
+    )
     row = assess(tiny_llama, of_test, "formula", config, " side times side. What")
     assert (row.rule, row.form, row.split, row.known) == ("square-area", "formula", "test", "yes")
     assert (row.answer_source, row.twin) == ("dataset", 0)
@@ -224,16 +247,27 @@ def test_assess_names_the_prompt_and_judges_the_answer(tiny_llama: LanguageModel
     assert assess(tiny_llama, rule, "instance", config, "160").split == ""
 
 
-def test_assess_finds_the_first_twin_with_as_many_tokens(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_assess_finds_the_first_twin_with_as_many_tokens(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     prompt = rule.forms["formula"]
     count = len(tiny_llama.encode(prompt.prompt).ids)
-    texts = ["The area of a big circle is A =", "The area of a circle is A =", "The volume of a square is A ="]
+    texts = [
+        "The area of a big circle is A =",
+        "The area of a circle is A =",
+        "The volume of a square is A =",
+    ]
     lengths = [len(tiny_llama.encode(text).ids) - count for text in texts]
     assert lengths[0] != 0 == lengths[1]
     for chosen, expected in (([], 0), (texts[:1], 0), (texts[1:], 1), (texts, 2)):
         twins = tuple(Twin(rule="other", prompt=text, answer="x") for text in chosen)
         forms = {**rule.forms, "formula": prompt.model_copy(update={"twins": twins})}
-        assert assess(tiny_llama, rule.model_copy(update={"forms": forms}), "formula", settings(), "").twin == expected
+        assert (
+            assess(
+                tiny_llama, rule.model_copy(update={"forms": forms}), "formula", settings(), ""
+            ).twin
+            == expected
+        )
 
 
 def test_greedy_answers_are_those_of_one_token_after_the_other(
@@ -260,7 +294,9 @@ def test_every_form_of_every_rule_is_assessed_in_order(
     done: list[int] = []
     path = tmp_path / "new" / "rows.csv"
     found = assess_rules(tiny_llama, rules, settings(), path, advance=done.append)
-    assert [(row.rule, row.form) for row in found] == [(rule.id, form) for rule in rules for form in rule.forms]
+    assert [(row.rule, row.form) for row in found] == [
+        (rule.id, form) for rule in rules for form in rule.forms
+    ]
     assert sum(done) == len(found) == 5
     texts = [prompt.prompt for rule in rules for prompt in rule.forms.values()]
     answers = greedy_answers(tiny_llama, texts)
@@ -272,7 +308,10 @@ def test_every_form_of_every_rule_is_assessed_in_order(
 
 
 def test_rows_are_read_as_they_were_written(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     found, content = whole
     path = tmp_path / "rows.csv"
@@ -286,14 +325,18 @@ def test_rows_are_read_as_they_were_written(
 
 
 def changed(path: Path, row: int, **values: Any) -> None:
-    """Change a row of the file, so that a row that was kept can be told from one worked out again."""
+    """Change a row of the file, so that a row that was kept can be told from one worked out
+    again."""
     rows = [asdict(each) for each in read_rows(path)]
     rows[row] |= values
     save_records(path, list(rows[row]), rows)
 
 
 def test_rows_that_are_there_are_kept_and_not_worked_out_again(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     path, (first, content) = tmp_path / "rows.csv", whole
     done: list[int] = []
@@ -302,7 +345,11 @@ def test_rows_that_are_there_are_kept_and_not_worked_out_again(
     changed(state, 1, total_effect=123.5, known="yes", traceable=True, twin=3)
     text = state.read_bytes()
     again = assess_rules(tiny_llama, some, settings(), path, advance=done.append)
-    assert again == [first[0], replace(first[1], total_effect=123.5, known="yes", traceable=True, twin=3), first[2]]
+    assert again == [
+        first[0],
+        replace(first[1], total_effect=123.5, known="yes", traceable=True, twin=3),
+        first[2],
+    ]
     assert state.read_bytes() == text and sum(done) == 3
     # More rules: theirs are added, in the order of the rules.
     third = only(some[0], "instance").model_copy(update={"id": "another"})
@@ -311,7 +358,10 @@ def test_rows_that_are_there_are_kept_and_not_worked_out_again(
 
 
 def test_rows_of_other_settings_are_worked_out_again(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     path, other, one = tmp_path / "rows.csv", settings(seed=6), some[1:]
     path.with_suffix(".json").write_bytes(whole[1])
@@ -325,7 +375,10 @@ def test_rows_of_other_settings_are_worked_out_again(
 
 
 def test_a_stopped_run_goes_on(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "rows.csv"
     done: list[int] = []
@@ -345,7 +398,10 @@ def test_a_stopped_run_goes_on(
 
 
 def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     path, (rows, content) = tmp_path / "rows.csv", whole
     state = path.with_suffix(".json")
@@ -353,7 +409,9 @@ def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
     other = b"%d" % ((content[at + 1] - 47) % 10)  # another digit
     for damage in (content[:-40], content[: at + 1] + other + content[at + 2 :], b"[]", b""):
         state.write_bytes(damage)
-        with pytest.raises(DamagedError, match=r"rows\.json .*; delete it, and run the same command again"):
+        with pytest.raises(
+            DamagedError, match=r"rows\.json .*; delete it, and run the same command again"
+        ):
             assess_rules(tiny_llama, some, settings(), path)
     state.unlink()
     assert assess_rules(tiny_llama, some, settings(), path) == rows
@@ -370,7 +428,11 @@ def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
     ],
 )
 def test_any_answer_is_kept(
-    answer: str, tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    answer: str,
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
     path = tmp_path / "rows.csv"
     kept = [replace(row, greedy=answer) for row in whole[0]]
@@ -381,9 +443,13 @@ def test_any_answer_is_kept(
 
 
 def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
-    tiny_llama: LanguageModel, some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], tmp_path: Path
+    tiny_llama: LanguageModel,
+    some: Sequence[Rule],
+    whole: tuple[list[Knowledge], bytes],
+    tmp_path: Path,
 ) -> None:
-    """The formulas have no number to corrupt, and the cube's has no true answer; neither stops the others."""
+    """The formulas have no number to corrupt, and the cube's has no true answer; neither stops
+    the others."""
     path = tmp_path / "rows.csv"
     for config, without in ((settings(span="numbers"), [0, 2]), (settings(answer="truth"), [2])):
         found = assess_rules(tiny_llama, some, config, path)
@@ -398,7 +464,9 @@ def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
         text = state.read_bytes()
         changed(state, 0, known="kept")
         again = assess_rules(tiny_llama, some, config, path)
-        assert again[0].known == "kept" and [str(row) for row in again[1:]] == [str(row) for row in found[1:]]
+        assert again[0].known == "kept" and [str(row) for row in again[1:]] == [
+            str(row) for row in found[1:]
+        ]
         state.write_bytes(text)
 
 

@@ -1,4 +1,5 @@
-"""Prompts and answers as tokens, for tokenizers of every habit; and the model's own answer, given back as text."""
+"""Prompts and answers as tokens, for tokenizers of every habit; and the model's own answer,
+given back as text."""
 
 import json
 from collections.abc import Callable
@@ -6,8 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import BloomConfig, GPT2Config, LlamaConfig, LlamaForCausalLM, MptConfig, PreTrainedTokenizerFast
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import (
+    BloomConfig,
+    GPT2Config,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MptConfig,
+    PreTrainedTokenizerFast,
+)
 
 from editing.evaluation.scoring import Question, in_own_tokens, teacher_forced
 from interp.config import TraceConfig
@@ -18,7 +34,10 @@ from interp.rules.sources import Rule, RulePrompt
 from interp.tracing.one_prompt import PromptRequest, report, trace_one
 from interp.tracing.trace import prepare, trace_fingerprint
 
-TEXT = ["The capital of France is Paris. Capital (France): (Paris) and 12 more.", "東京は日本の首都"] * 8
+TEXT = [
+    "The capital of France is Paris. Capital (France): (Paris) and 12 more.",
+    "東京は日本の首都",
+] * 8
 PROMPTS = (
     ("The capital of France is", "France"),
     ("The capital of France is ", "France"),
@@ -51,9 +70,12 @@ def byte_level(*, prefix_space: bool = False, **added: bool) -> PreTrainedTokeni
 
 
 def metaspace(*, special_bytes: bool = False, **added: bool) -> PreTrainedTokenizerFast:
-    """Like Llama 2's: a mark before the text, bytes for unknown letters, and tokens that reach over spaces."""
+    """Like Llama 2's: a mark before the text, bytes for unknown letters, and tokens that reach
+    over spaces."""
     core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, show_progress=False)
     core.train_from_iterator(TEXT, trainer)
@@ -62,7 +84,12 @@ def metaspace(*, special_bytes: bool = False, **added: bool) -> PreTrainedTokeni
         held["added_tokens"] = held["added_tokens"][:3]
         core = Tokenizer.from_str(json.dumps(held))
     core.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     return wrapped(core, **added)
 
@@ -80,13 +107,22 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 def model_of(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: Any) -> LanguageModel:
     sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 96, "initializer_range": 0.4,
-        "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 96,
+        "initializer_range": 0.4,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        hf = LlamaForCausalLM._from_config(LlamaConfig(**{**sizes, **changes}), attn_implementation="eager")
+        hf = LlamaForCausalLM._from_config(
+            LlamaConfig(**{**sizes, **changes}), attn_implementation="eager"
+        )
     return LanguageModel(hf, tokenizer, "tiny", check=False)
 
 
@@ -109,7 +145,8 @@ CONFIG = TraceConfig(samples=2, components=("resid",), answer_tokens=3, position
 
 @pytest.mark.parametrize("kind", [*KINDS, *LOSSY])
 def test_the_own_answer_given_back_scores_what_it_scored(kind: str) -> None:
-    """Many models, so that own answers begin with and without a space, are white space, or are broken characters."""
+    """Many models, so that own answers begin with and without a space, are white space, or are
+    broken characters."""
     seen, tokenizer = [], {**KINDS, **LOSSY}[kind]()
     for seed in range(2):
         model = model_of(tokenizer, seed)
@@ -127,12 +164,17 @@ def test_the_own_answer_given_back_scores_what_it_scored(kind: str) -> None:
     assert len(seen) > 4 and len(set(seen)) > 2
 
 
-def test_an_answer_in_a_rule_file_that_is_the_own_one_scores_what_it_scored(model: LanguageModel) -> None:
+def test_an_answer_in_a_rule_file_that_is_the_own_one_scores_what_it_scored(
+    model: LanguageModel,
+) -> None:
     for prompt, subject in PROMPTS:
         ids = prepare(model, rule_of(prompt, subject), "formula", CONFIG).answer.ids
         text = prepare(model, rule_of(prompt, subject), "formula", CONFIG).answer.text
         if text.strip():
-            assert prepare(model, rule_of(prompt, subject, (text,)), "formula", CONFIG).answer.ids == ids
+            assert (
+                prepare(model, rule_of(prompt, subject, (text,)), "formula", CONFIG).answer.ids
+                == ids
+            )
 
 
 def rule_of(prompt: str, subject: str, truths: tuple[str, ...] = (), **more: Any) -> Rule:
@@ -164,11 +206,16 @@ def test_tokens_of_prompt_and_answer_are_a_reading_of_the_text(
 
 
 @pytest.mark.parametrize("answer", ["北京", "東京", "กรุงเทพ", "。"])
-def test_no_space_is_scored_before_an_answer_of_an_unspaced_script(answer: str, model: LanguageModel) -> None:
+def test_no_space_is_scored_before_an_answer_of_an_unspaced_script(
+    answer: str, model: LanguageModel
+) -> None:
     alone = model.encode_continuation(answer)
     assert model.decode_continuation(alone) == answer
     assert alone == model.encode_continuation(answer, "日本の首都は")
-    assert model.decode_continuation(model.encode_continuation(answer, "It is", space=True)) == f" {answer}"
+    assert (
+        model.decode_continuation(model.encode_continuation(answer, "It is", space=True))
+        == f" {answer}"
+    )
 
 
 def test_one_begin_of_text_however_it_is_written(model: LanguageModel) -> None:
@@ -183,26 +230,41 @@ def test_one_begin_of_text_however_it_is_written(model: LanguageModel) -> None:
 def test_typed_special_tokens_are_said_in_a_prompt_and_refused_elsewhere() -> None:
     model = model_of(byte_level(bos=True))
     traced = trace_one(model, PromptRequest("<s>The capital of France is", "France"), CONFIG)
-    assert any("written in the prompt" in line and line.endswith(": <s>") for line in report(traced))
-    with pytest.raises(ModelError, match="the answer 'Paris</s>' holds '</s>', which is a special token"):
+    assert any(
+        "written in the prompt" in line and line.endswith(": <s>") for line in report(traced)
+    )
+    with pytest.raises(
+        ModelError, match="the answer 'Paris</s>' holds '</s>', which is a special token"
+    ):
         model.encode_continuation("Paris</s>", "The capital is")
     with pytest.raises(ModelError, match="the subject 'of<s>' holds '<s>'"):
         trace_one(model, PromptRequest("The capital of<s> is", "of<s>"), CONFIG)
 
 
 def test_how_the_answer_is_joined_is_said_and_can_be_said() -> None:
-    model, ask = model_of(byte_level()), PromptRequest("The capital of France is", "France", answer="Paris")
+    model, ask = (
+        model_of(byte_level()),
+        PromptRequest("The capital of France is", "France", answer="Paris"),
+    )
     spaced, written_on = (
-        trace_one(model, PromptRequest(ask.prompt, ask.subject, answer="Paris", space=space), CONFIG)
+        trace_one(
+            model, PromptRequest(ask.prompt, ask.subject, answer="Paris", space=space), CONFIG
+        )
         for space in (None, False)
     )
     assert any("answer: 'Paris' (given), after a space" in line for line in report(spaced))
-    assert any("answer: 'Paris' (given), directly after the prompt" in line for line in report(written_on))
+    assert any(
+        "answer: 'Paris' (given), directly after the prompt" in line for line in report(written_on)
+    )
     assert spaced["clean"].item() != written_on["clean"].item()
     rule = rule_of(ask.prompt, ask.subject, ("Paris",), space=False)
-    assert prepare(model, rule, "formula", CONFIG).answer.ids == model.encode_continuation("Paris", ask.prompt, False)
+    assert prepare(model, rule, "formula", CONFIG).answer.ids == model.encode_continuation(
+        "Paris", ask.prompt, False
+    )
     other = rule_of(ask.prompt, ask.subject, ("Paris",))
-    assert trace_fingerprint(model, rule, "formula", CONFIG) != trace_fingerprint(model, other, "formula", CONFIG)
+    assert trace_fingerprint(model, rule, "formula", CONFIG) != trace_fingerprint(
+        model, other, "formula", CONFIG
+    )
 
 
 def test_a_blank_answer_that_is_not_the_own_one_is_refused() -> None:
@@ -214,7 +276,8 @@ def test_a_blank_answer_that_is_not_the_own_one_is_refused() -> None:
 
 
 def test_a_broken_character_is_the_own_answer_or_is_refused() -> None:
-    """Own answers are cut at a token, also within a character: as text that is U+FFFD, which is no text to score."""
+    """Own answers are cut at a token, also within a character: as text that is U+FFFD, which is
+    no text to score."""
     broken = 0
     for seed in range(4):
         model = model_of(byte_level(), seed)
@@ -242,7 +305,9 @@ def test_teacher_forcing_agrees_with_an_own_answer_of_other_tokens(model: Langua
             assert forced.exact == 1 and forced.token_accuracy == 1, (prompt, text)
 
 
-def test_lengths_beyond_the_positions_are_refused_before_anything_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lengths_beyond_the_positions_are_refused_before_anything_is_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = model_of(byte_level(bos=True), max_position_embeddings=24)
     monkeypatch.setattr(model, "generate", None)
     monkeypatch.setattr(model, "logits", None)
@@ -250,7 +315,9 @@ def test_lengths_beyond_the_positions_are_refused_before_anything_is_run(monkeyp
     n_tokens = len(model.encode(long).ids)
     assert n_tokens > 24
     for answer in (None, "Paris"):
-        with pytest.raises(TooLongError, match=rf"\({n_tokens} tokens\) with its answer .* was made for 24"):
+        with pytest.raises(
+            TooLongError, match=rf"\({n_tokens} tokens\) with its answer .* was made for 24"
+        ):
             trace_one(model, PromptRequest(long, "France", answer=answer), CONFIG)
 
 
@@ -265,6 +332,9 @@ def test_models_without_positions_have_no_limit() -> None:
 
 
 def test_a_prompt_without_a_token_to_trace_says_so() -> None:
-    request, config = PromptRequest("The capital: France", "France"), CONFIG.model_copy(update={"positions": ("last",)})
+    request, config = (
+        PromptRequest("The capital: France", "France"),
+        CONFIG.model_copy(update={"positions": ("last",)}),
+    )
     with pytest.raises(ValueError, match=r"no token to trace: trace\.positions is last"):
         trace_one(model_of(byte_level()), request, config)

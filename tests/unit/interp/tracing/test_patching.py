@@ -1,4 +1,5 @@
-"""The sweep against its slow definition, against raw Hugging Face models with torch hooks, and by identities.
+"""The sweep against its slow definition, against raw Hugging Face models with torch hooks, and by
+identities.
 
 Conformance: every architecture, component, corruption and direction, fast and generic route.
 """
@@ -14,14 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from interp.models.loading import LanguageModel
-from interp.tracing.metrics import METRICS, Target, first_token_prob, mean_log_prob, several, sum_log_prob
-from interp.tracing.patching import CorruptedPrompt, Direction, Route, Site, SweepResult, sweep, sweep_reference
+from interp.tracing.metrics import (
+    METRICS,
+    Target,
+    first_token_prob,
+    mean_log_prob,
+    several,
+    sum_log_prob,
+)
+from interp.tracing.patching import (
+    CorruptedPrompt,
+    Direction,
+    Route,
+    Site,
+    SweepResult,
+    sweep,
+    sweep_reference,
+)
 from interp.tracing.windows import window
 
 COMPONENTS = ("resid", "mlp", "attn")
 CORRUPTED = (2, 3, 5)
 PROMPT_LENGTH = 8
-# Modules of the raw models whose output is the stream after a block, and what a block adds to the stream.
+# Modules of the raw models whose output is the stream after a block, and what a block adds to the
+# stream.
 MODULES = {
     "llama": ("model.layers.{}", "mlp", "self_attn"),
     "qwen2": ("model.layers.{}", "mlp", "self_attn"),
@@ -41,12 +58,20 @@ def case(
     generator = torch.Generator().manual_seed(11)
     ids = torch.randint(2, 350, (PROMPT_LENGTH + answer,), generator=generator).tolist()
     draws = noise * torch.randn(samples, len(positions), 32, generator=generator)
-    return CorruptedPrompt(tuple(ids[:PROMPT_LENGTH]), tuple(ids[PROMPT_LENGTH:]), tuple(positions), draws)
+    return CorruptedPrompt(
+        tuple(ids[:PROMPT_LENGTH]), tuple(ids[PROMPT_LENGTH:]), tuple(positions), draws
+    )
 
 
-def sites(positions: Sequence[int], *, layers: Sequence[int] = (0, 2), width: int = 2) -> list[Site]:
+def sites(
+    positions: Sequence[int], *, layers: Sequence[int] = (0, 2), width: int = 2
+) -> list[Site]:
     return [
-        Site(component, position, range(layer, layer + 1) if component == "resid" else window(layer, width, 3))
+        Site(
+            component,
+            position,
+            range(layer, layer + 1) if component == "resid" else window(layer, width, 3),
+        )
         for component in COMPONENTS
         for layer in layers
         for position in positions
@@ -80,8 +105,11 @@ def hooked(module: nn.Module, function: Callable[[Tensor], Tensor | None]) -> It
         handle.remove()
 
 
-def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[Site]) -> SweepResult:
-    """Causal tracing as it is defined, with nothing of `interp`: mean log-probability in NumPy double precision."""
+def raw_sweep(
+    hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[Site]
+) -> SweepResult:
+    """Causal tracing as it is defined, with nothing of `interp`: mean log-probability in NumPy
+    double precision."""
     block, mlp, attn = MODULES[architecture]
     ids = torch.tensor([[*one.prompt, *one.answer]])
 
@@ -93,7 +121,11 @@ def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[S
         with torch.no_grad():
             logits = hf(ids).logits[0].numpy().astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        return float(np.mean([log_probs[len(one.prompt) - 1 + i, token] for i, token in enumerate(one.answer)]))
+        return float(
+            np.mean(
+                [log_probs[len(one.prompt) - 1 + i, token] for i, token in enumerate(one.answer)]
+            )
+        )
 
     def corrupt(value: Tensor, sample: int) -> Tensor:
         value = value.clone()
@@ -115,7 +147,9 @@ def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[S
 
     def run(sample: int, site: Site | None) -> float:
         with ExitStack() as stack:
-            stack.enter_context(hooked(hf.get_input_embeddings(), lambda value: corrupt(value, sample)))
+            stack.enter_context(
+                hooked(hf.get_input_embeddings(), lambda value: corrupt(value, sample))
+            )
             for layer in site.layers if site else ():
                 key = (site.component, layer)
                 put = lambda value, key=key: restore(value, site.position, clean_values[key])  # noqa: E731
@@ -124,7 +158,11 @@ def raw_sweep(hf: Any, architecture: str, one: CorruptedPrompt, some: Sequence[S
 
     samples = range(len(one.noise))
     corrupted = torch.tensor([run(sample, None) for sample in samples])
-    return SweepResult(torch.tensor(clean), corrupted, torch.tensor([[run(s, site) for s in samples] for site in some]))
+    return SweepResult(
+        torch.tensor(clean),
+        corrupted,
+        torch.tensor([[run(s, site) for s in samples] for site in some]),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -145,18 +183,23 @@ def test_sweep_equals_torch_hooks_on_the_raw_model(
 def counterfactual_case() -> CorruptedPrompt:
     one = case()
     twin = [(token + 17) % 340 if i in CORRUPTED else token for i, token in enumerate(one.prompt)]
-    return CorruptedPrompt(one.prompt, one.answer, CORRUPTED, counterfactual=tuple(twin), alternative=(9, 8))
+    return CorruptedPrompt(
+        one.prompt, one.answer, CORRUPTED, counterfactual=tuple(twin), alternative=(9, 8)
+    )
 
 
 def every_kind_of_site(positions: Sequence[int]) -> list[Site]:
-    """All components, windows and single blocks, clipped and whole, frozen and not, in every layer."""
+    """All components, windows and single blocks, clipped and whole, frozen and not, in every
+    layer."""
     found = []
     for position in positions:
         for layer in range(3):
             here = range(layer, layer + 1)
             found += [Site("resid", position, here, frozen) for frozen in (None, "mlp", "attn")]
             found += [Site(component, position, here) for component in ("mlp", "attn")]
-            found += [Site(component, position, window(layer, 2, 3)) for component in ("mlp", "attn")]
+            found += [
+                Site(component, position, window(layer, 2, 3)) for component in ("mlp", "attn")
+            ]
     return found
 
 
@@ -170,7 +213,9 @@ BOTH = several([mean_log_prob, first_token_prob])
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 @pytest.mark.parametrize("corruption", CASES)
-def test_both_routes_equal_the_definition(corruption: str, direction: Direction, model: LanguageModel) -> None:
+def test_both_routes_equal_the_definition(
+    corruption: str, direction: Direction, model: LanguageModel
+) -> None:
     assert model.has_prefix_cache and model.has_entry
     one, some = CASES[corruption], every_kind_of_site((1, 3, 7))
     expected = sweep_reference(model, one, some, BOTH, direction=direction)
@@ -189,21 +234,34 @@ def test_both_routes_equal_the_definition(corruption: str, direction: Direction,
 def test_both_routes_equal_the_definition_behind_a_sliding_window(
     direction: Direction, family: str, make_model: Callable[..., LanguageModel]
 ) -> None:
-    # The prompt and answer of 10 tokens are longer than the window of 4; Gemma mixes local and global layers.
-    model = make_model(family, sliding_window=4, **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}))
+    # The prompt and answer of 10 tokens are longer than the window of 4; Gemma mixes local and
+    # global layers.
+    model = make_model(
+        family,
+        sliding_window=4,
+        **({"sliding_window_pattern": 2} if family == "gemma3_text" else {}),
+    )
     wide = make_model(family, sliding_window=64)
     one, some = case(samples=2), every_kind_of_site((2, 5, 7))
     expected = sweep_reference(model, one, some, sum_log_prob, direction=direction)
     for route in ("fast", "generic"):
-        check_equal(sweep(model, one, some, sum_log_prob, direction=direction, route=route), expected, 1e-4)
-    assert (sweep(wide, one, [], sum_log_prob).clean - expected.clean).abs() > 1e-3  # the window matters here
+        check_equal(
+            sweep(model, one, some, sum_log_prob, direction=direction, route=route), expected, 1e-4
+        )
+    assert (
+        sweep(wide, one, [], sum_log_prob).clean - expected.clean
+    ).abs() > 1e-3  # the window matters here
 
 
 # Ways to run it.
 
 
-def test_the_fast_route_is_refused_where_it_was_not_checked(make_model: Callable[..., LanguageModel]) -> None:
-    with pytest.raises(ValueError, match="tiny-llama: the self-check does not allow the fast route"):
+def test_the_fast_route_is_refused_where_it_was_not_checked(
+    make_model: Callable[..., LanguageModel],
+) -> None:
+    with pytest.raises(
+        ValueError, match="tiny-llama: the self-check does not allow the fast route"
+    ):
         sweep(make_model("llama", check=False), case(), sites((2,)), mean_log_prob, route="fast")
 
 
@@ -211,7 +269,8 @@ def test_the_fast_route_is_refused_where_it_was_not_checked(make_model: Callable
 def test_results_do_not_depend_on_the_memory(route: Route, tiny_llama: LanguageModel) -> None:
     some = every_kind_of_site((1, 4))
     results = [
-        sweep(tiny_llama, case(), some, mean_log_prob, route=route, memory=memory) for memory in (1, 10**6, 10**9)
+        sweep(tiny_llama, case(), some, mean_log_prob, route=route, memory=memory)
+        for memory in (1, 10**6, 10**9)
     ]
     for other in results[1:]:
         check_equal(other, results[0], tolerance=2e-6)
@@ -242,12 +301,17 @@ def test_memory_that_does_not_even_take_one_site_is_an_error(tiny_llama: Languag
             raise torch.OutOfMemoryError("out of memory")
         return mean_log_prob(values, target)
 
-    with pytest.raises(MemoryError, match=r"one item alone does not fit in memory \(out of memory\); use fewer noise"):
+    with pytest.raises(
+        MemoryError,
+        match=r"one item alone does not fit in memory \(out of memory\); use fewer noise",
+    ):
         sweep(tiny_llama, case(), sites((2,)), full)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_sweep_without_a_prefix_cache_gives_the_same(family: str, make_model: Callable[..., LanguageModel]) -> None:
+def test_sweep_without_a_prefix_cache_gives_the_same(
+    family: str, make_model: Callable[..., LanguageModel]
+) -> None:
     cached, uncached = make_model(family), make_model(family, check=False)
     assert cached.has_prefix_cache and not uncached.has_prefix_cache
     one, some = case(samples=2), sites((0, 2, 4, 7), layers=(1,))
@@ -257,14 +321,17 @@ def test_sweep_without_a_prefix_cache_gives_the_same(family: str, make_model: Ca
 
 
 @pytest.mark.parametrize(
-    ("metric", "width"), [("mean_log_prob", 1), ("sum_log_prob", 2), ("first_token_prob", 3), ("mean_log_prob", 10)]
+    ("metric", "width"),
+    [("mean_log_prob", 1), ("sum_log_prob", 2), ("first_token_prob", 3), ("mean_log_prob", 10)],
 )
 def test_sweep_equals_its_definition_for_every_metric_and_window(
     metric: str, width: int, tiny_llama: LanguageModel
 ) -> None:
     some = sites((2, 6), width=width)
     one, function = case(samples=2), METRICS[metric][0]
-    check_equal(sweep(tiny_llama, one, some, function), sweep_reference(tiny_llama, one, some, function))
+    check_equal(
+        sweep(tiny_llama, one, some, function), sweep_reference(tiny_llama, one, some, function)
+    )
 
 
 @pytest.mark.parametrize("positions", [(0,), (7,), (0, 7), tuple(range(8))])
@@ -273,12 +340,17 @@ def test_sweep_equals_its_definition_wherever_the_prompt_is_corrupted(
     positions: tuple[int, ...], answer: int, tiny_llama: LanguageModel
 ) -> None:
     one, some = case(positions=positions, answer=answer, samples=2), sites((0, 4, 7), layers=(1,))
-    check_equal(sweep(tiny_llama, one, some, mean_log_prob), sweep_reference(tiny_llama, one, some, mean_log_prob))
+    check_equal(
+        sweep(tiny_llama, one, some, mean_log_prob),
+        sweep_reference(tiny_llama, one, some, mean_log_prob),
+    )
 
 
 def test_sweep_does_not_depend_on_the_batch_size(tiny_llama: LanguageModel) -> None:
     some = sites((0, 2, 3, 7))
-    results = [sweep(tiny_llama, case(), some, mean_log_prob, batch_size=size) for size in (1, 7, 64, 1000)]
+    results = [
+        sweep(tiny_llama, case(), some, mean_log_prob, batch_size=size) for size in (1, 7, 64, 1000)
+    ]
     for other in results[1:]:
         check_equal(other, results[0], tolerance=2e-6)
 
@@ -315,9 +387,13 @@ def test_exchanging_nothing_leaves_the_base_run(
 
 
 def test_restoring_everything_gives_the_clean_score(tiny_llama: LanguageModel) -> None:
-    # All that differs at the first block's input is the only corrupted token: its stream there, and all is clean.
+    # All that differs at the first block's input is the only corrupted token: its stream there, and
+    # all is clean.
     one = case(positions=(PROMPT_LENGTH - 1,), answer=1)
-    everything = [Site("resid", PROMPT_LENGTH - 1, range(3)), Site("resid", PROMPT_LENGTH - 1, range(1))]
+    everything = [
+        Site("resid", PROMPT_LENGTH - 1, range(3)),
+        Site("resid", PROMPT_LENGTH - 1, range(1)),
+    ]
     result = sweep(tiny_llama, one, everything, mean_log_prob)
     np.testing.assert_allclose(result.restored, result.clean, atol=1e-5)
 
@@ -328,7 +404,9 @@ def test_a_frozen_stream_cannot_act_through_what_is_frozen(tiny_llama: LanguageM
     free, no_mlp, no_attn = (sweep(tiny_llama, one, some, mean_log_prob).restored).unbind(0)
     assert (free - no_mlp).abs().max() > 1e-3 and (free - no_attn).abs().max() > 1e-3
     last = [Site("resid", 3, range(2, 3), frozen) for frozen in (None, "mlp")]
-    at_end = sweep(tiny_llama, one, last, mean_log_prob).restored  # no block behind: nothing to freeze
+    at_end = sweep(
+        tiny_llama, one, last, mean_log_prob
+    ).restored  # no block behind: nothing to freeze
     assert at_end[0].equal(at_end[1])
 
 
@@ -348,13 +426,17 @@ def test_restoring_without_noise_changes_nothing(tiny_llama: LanguageModel) -> N
     np.testing.assert_allclose(result.restored, result.clean, atol=1e-5)
 
 
-def test_restoring_before_the_first_corrupted_token_changes_nothing(tiny_llama: LanguageModel) -> None:
+def test_restoring_before_the_first_corrupted_token_changes_nothing(
+    tiny_llama: LanguageModel,
+) -> None:
     result = sweep(tiny_llama, case(), sites((0, 1)), mean_log_prob)
     np.testing.assert_allclose(result.restored, result.corrupted.expand(12, -1), atol=1e-5)
     assert (result.corrupted - result.clean).abs().min() > 0.05
 
 
-def test_restoring_the_last_state_of_the_last_token_gives_the_clean_score(tiny_llama: LanguageModel) -> None:
+def test_restoring_the_last_state_of_the_last_token_gives_the_clean_score(
+    tiny_llama: LanguageModel,
+) -> None:
     one = case(answer=1)
     at_end = Site("resid", PROMPT_LENGTH - 1, range(2, 3))
     before = Site("resid", PROMPT_LENGTH - 1, range(1, 2))
@@ -376,7 +458,9 @@ def test_restoring_the_only_corrupted_token_at_the_end_gives_the_clean_score_in_
     assert (long.restored - long.clean).abs().max() > 0.01
 
 
-def test_restoring_attn_and_mlp_of_an_early_window_is_less_than_the_stream(tiny_llama: LanguageModel) -> None:
+def test_restoring_attn_and_mlp_of_an_early_window_is_less_than_the_stream(
+    tiny_llama: LanguageModel,
+) -> None:
     # The corrupted embedding itself stays in the stream, whatever MLPs and attention add.
     last = PROMPT_LENGTH - 1
     one = case(answer=1, positions=(last,))
@@ -391,7 +475,9 @@ def test_scores_of_one_noise_sample_do_not_depend_on_the_others(tiny_llama: Lang
     for sample in range(3):
         alone = one.take([sample])
         result = sweep(tiny_llama, alone, some, mean_log_prob)
-        torch.testing.assert_close(result.restored[:, 0], every.restored[:, sample], rtol=0, atol=2e-6)
+        torch.testing.assert_close(
+            result.restored[:, 0], every.restored[:, sample], rtol=0, atol=2e-6
+        )
 
 
 # What goes wrong.
@@ -428,7 +514,9 @@ def test_an_exception_in_the_middle_leaves_no_hook(tiny_llama: LanguageModel) ->
 
 @pytest.mark.parametrize("position", [PROMPT_LENGTH, -1])
 def test_a_site_outside_the_prompt_is_refused(position: int, tiny_llama: LanguageModel) -> None:
-    with pytest.raises(ValueError, match=rf"position={position}, .* is outside the prompt of 8 tokens"):
+    with pytest.raises(
+        ValueError, match=rf"position={position}, .* is outside the prompt of 8 tokens"
+    ):
         sweep(tiny_llama, case(), [Site("mlp", position, range(1))], mean_log_prob)
 
 
@@ -441,7 +529,10 @@ def test_a_site_outside_the_prompt_is_refused(position: int, tiny_llama: Languag
         ({"positions": (3, 2, 5)}, "not ascending positions of a prompt of 8 tokens"),
         ({"positions": (2, 3, 8)}, "not ascending positions of a prompt of 8 tokens"),
         ({"positions": (2, 3)}, r"noise has shape \(3, 3, 32\), expected \(sample, 2, d_model\)"),
-        ({"noise": None, "counterfactual": (1,) * 7}, "counterfactual prompt has 7 tokens, the prompt 8"),
+        (
+            {"noise": None, "counterfactual": (1,) * 7},
+            "counterfactual prompt has 7 tokens, the prompt 8",
+        ),
         ({"noise": None, "counterfactual": (1,) * 8}, "are not where the prompts differ"),
     ],
 )

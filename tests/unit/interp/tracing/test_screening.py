@@ -26,12 +26,18 @@ def noisy(samples: int = 6, scale: float = 0.3) -> CorruptedPrompt:
 
 
 def twin() -> CorruptedPrompt:
-    return CorruptedPrompt(PROMPT, (11, 4), (3,), counterfactual=(5, 9, 17, 30, 8, 2, 7), alternative=(12, 4))
+    return CorruptedPrompt(
+        PROMPT, (11, 4), (3,), counterfactual=(5, 9, 17, 30, 8, 2, 7), alternative=(12, 4)
+    )
 
 
 def grid(n_layers: int) -> list[Site]:
     return [
-        Site(component, position, range(layer, layer + 1) if component == "resid" else window(layer, 3, n_layers))
+        Site(
+            component,
+            position,
+            range(layer, layer + 1) if component == "resid" else window(layer, 3, n_layers),
+        )
         for component in ("resid", "mlp", "attn")
         for position in (1, 3, 5, 6)
         for layer in range(n_layers)
@@ -54,7 +60,9 @@ def test_exact_scores_are_those_of_the_sweep(model: LanguageModel) -> None:
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_screen_is_exact_where_it_says_so(direction: Direction, model: LanguageModel) -> None:
     some, case = grid(model.n_layers), noisy()
-    found = score_sites(model, case, some, ["mean_log_prob"], method="screen", direction=direction, share=0.4)
+    found = score_sites(
+        model, case, some, ["mean_log_prob"], method="screen", direction=direction, share=0.4
+    )
     expected = sweep(model, case, some, mean_log_prob, direction=direction)
     assert found.exact is not None
     ran = found.exact.numpy()
@@ -66,7 +74,9 @@ def test_screen_is_exact_where_it_says_so(direction: Direction, model: LanguageM
     assert ran.any(1).sum() == round(0.4 * len(some) + 0.49) + 12
 
 
-def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(model: LanguageModel) -> None:
+def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(
+    model: LanguageModel,
+) -> None:
     some, case = grid(model.n_layers), noisy()
     exact = effect(score_sites(model, case, some, ["mean_log_prob"]))
 
@@ -74,7 +84,11 @@ def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(
         got = effect(score_sites(model, case, some, ["mean_log_prob"], steps=3, **options))
         return float(np.abs(got - exact).sum() / np.abs(exact).sum())
 
-    gradients, few, many = error(method="attribution"), error(method="screen"), error(method="screen", share=0.7)
+    gradients, few, many = (
+        error(method="attribution"),
+        error(method="screen"),
+        error(method="screen", share=0.7),
+    )
     assert many < few < 0.7 * gradients, (gradients, few, many)
     assert error(method="screen", share=1.0, tolerance=1e-9) < 1e-4
 
@@ -84,10 +98,13 @@ def test_the_audit_estimates_the_missed_mass(model: LanguageModel) -> None:
     exact = effect(score_sites(model, case, some, ["mean_log_prob"]))
     told, true = [], []
     for seed in range(12):
-        found = score_sites(model, case, some, ["mean_log_prob"], method="screen", share=0.25, seed=seed)
+        found = score_sites(
+            model, case, some, ["mean_log_prob"], method="screen", share=0.25, seed=seed
+        )
         told.append(found.about["missed_mass"])
         true.append(np.abs(effect(found) - exact).sum() / np.abs(exact).sum())
-    # The same sites are run whatever the seed, so the true error hardly varies; the audits scatter around it.
+    # The same sites are run whatever the seed, so the true error hardly varies; the audits scatter
+    # around it.
     scatter = np.std(told, ddof=1) / len(told) ** 0.5
     assert np.std(true) < 0.2 * np.mean(true)
     assert abs(np.mean(told) - np.mean(true)) < 3 * scatter + 0.15 * np.mean(true), (told, true)
@@ -95,14 +112,19 @@ def test_the_audit_estimates_the_missed_mass(model: LanguageModel) -> None:
 
 def test_log_prob_difference_is_that_of_two_sweeps(model: LanguageModel) -> None:
     some, case = grid(model.n_layers)[::7], twin()
-    found = score_sites(model, case, some, ["mean_log_prob", "log_prob_difference", "logit_difference"])
+    found = score_sites(
+        model, case, some, ["mean_log_prob", "log_prob_difference", "logit_difference"]
+    )
     other = CorruptedPrompt(PROMPT, (12, 4), (3,), counterfactual=case.counterfactual)
     first, second = (sweep(model, one, some, mean_log_prob) for one in (case, other))
     for name in ("clean", "corrupted", "restored"):
         wanted = getattr(first, name) - getattr(second, name)
         torch.testing.assert_close(getattr(found, name)[..., 1], wanted, rtol=0, atol=1e-5)
-        torch.testing.assert_close(getattr(found, name)[..., 0], getattr(first, name), rtol=0, atol=1e-5)
-    # The answers differ in their first token, so the difference of logits is that of log-probabilities there.
+        torch.testing.assert_close(
+            getattr(found, name)[..., 0], getattr(first, name), rtol=0, atol=1e-5
+        )
+    # The answers differ in their first token, so the difference of logits is that of
+    # log-probabilities there.
     ids = torch.tensor([PROMPT])
     logits = model.logits(ids)[0, -1]
     assert float(found.clean[2]) == pytest.approx(float(logits[11] - logits[12]), abs=1e-5)
@@ -123,8 +145,18 @@ def test_progress_adds_up(model: LanguageModel) -> None:
 @pytest.mark.parametrize(
     ("case", "metrics", "method", "message"),
     [
-        (noisy(), ["logit_difference"], "exact", r"\['logit_difference'\] compare with the answer to a counterfactual"),
-        (twin(), ["log_prob_difference"], "screen", "takes a second sweep, which method screen has not"),
+        (
+            noisy(),
+            ["logit_difference"],
+            "exact",
+            r"\['logit_difference'\] compare with the answer to a counterfactual",
+        ),
+        (
+            twin(),
+            ["log_prob_difference"],
+            "screen",
+            "takes a second sweep, which method screen has not",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_refused(

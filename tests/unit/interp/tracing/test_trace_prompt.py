@@ -1,4 +1,5 @@
-"""`dmle trace --prompt`: what is refused before a model is loaded, and what the map, the report and the figure say."""
+"""`dmle trace --prompt`: what is refused before a model is loaded, and what the map, the report
+and the figure say."""
 
 import json
 import subprocess
@@ -39,7 +40,8 @@ def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
 
 
 def prompt_map(*, corrupted: tuple[float, float] = (-3.1, -2.9)) -> xr.Dataset:
-    """Total effect 2; restoring helps by 1.5 in layer 2 at the corrupted token and by 0.5 in layer 3 at the last."""
+    """Total effect 2; restoring helps by 1.5 in layer 2 at the corrupted token and by 0.5 in
+    layer 3 at the last."""
     effect = np.zeros((3, 4, 4))
     effect[:, 2, 2], effect[:, 3, 3], effect[:, 0, 3] = 1.5, 0.5, -0.25
     effect[:, :, 1] = np.nan
@@ -58,7 +60,8 @@ def prompt_map(*, corrupted: tuple[float, float] = (-3.1, -2.9)) -> xr.Dataset:
     )
 
 
-# Each: arguments after those of OWN that are left (a later flag replaces an earlier one), and what is said.
+# Each: arguments after those of OWN that are left (a later flag replaces an earlier one), and what
+# is said.
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no prompt": (
         ["trace", "--plot", "map.png", "--subject", "a"],
@@ -69,31 +72,61 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["trace", "--prompt", PROMPT, "--subject", "circle"],
         "'circle' is not in the prompt 'The area",
     ),
-    "empty subject": (["trace", "--prompt", PROMPT, "--subject", " "], "--subject is ' '; text is needed"),
+    "empty subject": (
+        ["trace", "--prompt", PROMPT, "--subject", " "],
+        "--subject is ' '; text is needed",
+    ),
     "empty prompt": (["trace", "--prompt", "", "--subject", "a"], "--prompt is ''; text is needed"),
     "empty answer": ([*OWN, "--answer", ""], "--answer is ''; text is needed"),
-    "no such word": ([*OWN, "--words", "area,volume"], "--words: 'volume' is no word of the prompt"),
+    "no such word": (
+        [*OWN, "--words", "area,volume"],
+        "--words: 'volume' is no word of the prompt",
+    ),
     "stop word": ([*OWN, "--words", "of"], "--words: 'of' names nothing"),
-    "suffix of the plot": ([*OWN, "--plot", "map.jpeg"], "ends in '.jpeg'; give a file ending in .png or .pdf"),
+    "suffix of the plot": (
+        [*OWN, "--plot", "map.jpeg"],
+        "ends in '.jpeg'; give a file ending in .png or .pdf",
+    ),
     "no suffix": ([*OWN, "--plot", "map"], "ends in ''; give a file ending in .png or .pdf"),
     "no folder of the plot": (
         [*OWN, "--plot", "none/map.png"],
         "--plot none/map.png: there is no folder none; make it",
     ),
-    "no folder of the map": ([*OWN, "--out", "none/map.nc"], "--out none/map.nc: there is no folder none; make it"),
-    "folder as map": ([*OWN, "--out", "folder"], "--out folder is a folder; give the name of a file"),
-    "figure as map": ([*OWN, "--out", "map.png"], "--out map.png is for the effect map, a NetCDF file"),
-    "somebody's file": ([*OWN, "--out", "notes.nc"], "notes.nc is there and is no effect map of one prompt"),
+    "no folder of the map": (
+        [*OWN, "--out", "none/map.nc"],
+        "--out none/map.nc: there is no folder none; make it",
+    ),
+    "folder as map": (
+        [*OWN, "--out", "folder"],
+        "--out folder is a folder; give the name of a file",
+    ),
+    "figure as map": (
+        [*OWN, "--out", "map.png"],
+        "--out map.png is for the effect map, a NetCDF file",
+    ),
+    "somebody's file": (
+        [*OWN, "--out", "notes.nc"],
+        "notes.nc is there and is no effect map of one prompt",
+    ),
     "run": ([*OWN, "--run", "mine"], "--run does not go with --prompt"),
-    "rules": ([*OWN, "--rules", "embedded", "--limit", "3"], "--rules, --limit does not go with --prompt"),
-    "counterfactual": ([*OWN, "--corruption", "counterfactual"], "a single prompt is corrupted by noise"),
+    "rules": (
+        [*OWN, "--rules", "embedded", "--limit", "3"],
+        "--rules, --limit does not go with --prompt",
+    ),
+    "counterfactual": (
+        [*OWN, "--corruption", "counterfactual"],
+        "a single prompt is corrupted by noise",
+    ),
     "span": ([*OWN, "--span", "cube,side"], "trace.span: 'cube', 'side' not found in the prompt"),
     "one phrase": ([*OWN, "--span", "area, sqare"], "trace.span: 'sqare' not found in the prompt"),
     "stray byte": (
         [*OWN[:2], "The ar\udce9a", "--subject", "The"],
         "--prompt is not Unicode text: character 7 is U+DCE9",
     ),
-    "setting": ([*OWN, "--set", "trace.sample=4"], "unknown setting 'trace.sample': did you mean 'samples'?"),
+    "setting": (
+        [*OWN, "--set", "trace.sample=4"],
+        "unknown setting 'trace.sample': did you mean 'samples'?",
+    ),
     "section": ([*OWN, "--set", "model=3"], "--set model=3: section.key=value is needed"),
 }
 
@@ -120,7 +153,9 @@ def test_a_mistake_gives_one_line_and_does_not_wait_for_torch(tmp_path: Path) ->
     )  # fmt: skip
     said = done.stderr.splitlines()
     assert len(said) == 2 * len(MISTAKES), done.stderr
-    for (name, (_, wanted)), error, code in zip(MISTAKES.items(), said[::2], said[1::2], strict=True):
+    for (name, (_, wanted)), error, code in zip(
+        MISTAKES.items(), said[::2], said[1::2], strict=True
+    ):
         assert error.startswith("error: ") and wanted in error, name
         assert code == "exit 2", name
     assert json.loads(done.stdout) == []
@@ -130,7 +165,9 @@ def test_a_mistake_gives_one_line_and_does_not_wait_for_torch(tmp_path: Path) ->
 def test_files_go_where_they_are_asked_to() -> None:
     assert PromptRequest(PROMPT, "square").map_path == Path("map.nc")
     assert PromptRequest(PROMPT, "square", plot=Path("a/b.pdf")).map_path == Path("a/b.nc")
-    assert PromptRequest(PROMPT, "square", plot=Path("a/b.pdf"), out=Path("c.nc")).map_path == Path("c.nc")
+    assert PromptRequest(PROMPT, "square", plot=Path("a/b.pdf"), out=Path("c.nc")).map_path == Path(
+        "c.nc"
+    )
 
 
 def test_only_a_map_of_one_prompt_is_replaced_unasked(tmp_path: Path) -> None:
@@ -138,15 +175,21 @@ def test_only_a_map_of_one_prompt_is_replaced_unasked(tmp_path: Path) -> None:
     effects.save(prompt_map(), request.map_path)
     request.check(TraceConfig())
     effects.save(effects.concat({("a", "formula"): prompt_map()}), request.map_path)
-    with pytest.raises(ValueError, match="is no effect map of one prompt; give another by --out, or --overwrite it"):
+    with pytest.raises(
+        ValueError, match="is no effect map of one prompt; give another by --out, or --overwrite it"
+    ):
         request.check(TraceConfig())
     request.check(TraceConfig(), overwrite=True)
 
 
-def test_a_plot_that_nobody_draws_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_plot_that_nobody_draws_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     assert one_prompt.find_plot().load() is effect_map.save_prompt_panel
     monkeypatch.setattr(one_prompt, "entry_points", lambda **which: [])
-    with pytest.raises(ValueError, match="no installed package draws effect maps; install this one again"):
+    with pytest.raises(
+        ValueError, match="no installed package draws effect maps; install this one again"
+    ):
         PromptRequest(PROMPT, "square", plot=tmp_path / "map.png").check(TraceConfig())
 
 
@@ -159,9 +202,14 @@ def test_report_names_the_best_layer_of_each_token() -> None:
     said = one_prompt.report(prompt_map())
     assert said[0] == "tokens (* corrupted): 'The' ' $a$' ' France'* ' is'"
     assert said[1] == "answer: ' Paris' (the model's own greedy answer)"
-    assert "clean -1.000, corrupted -3.000; total effect 2.000 ± 0.100 nats (standard error over 2 noise" in said[2]
+    assert (
+        "clean -1.000, corrupted -3.000; total effect 2.000 ± 0.100 nats (standard error over 2"
+        " noise" in said[2]
+    )
     assert said[3] == "traceable: yes, the total effect is above 2 standard errors"
-    cells = "layer 2 at ' France'* +1.500; layer 3 at ' is' +0.500"  # neither what is 0 nor what was not traced
+    cells = (  # neither what is 0 nor what was not traced
+        "layer 2 at ' France'* +1.500; layer 3 at ' is' +0.500"
+    )
     assert said[5:] == [
         f"  resid: {cells}",
         f"  mlp (windows of 2 layers around): {cells}",
@@ -170,7 +218,10 @@ def test_report_names_the_best_layer_of_each_token() -> None:
 
 
 def test_report_says_that_a_map_within_noise_means_nothing() -> None:
-    assert "traceable: NO, the total effect is not above" in one_prompt.report(prompt_map(corrupted=(-9, 6.9)))[3]
+    assert (
+        "traceable: NO, the total effect is not above"
+        in one_prompt.report(prompt_map(corrupted=(-9, 6.9)))[3]
+    )
 
 
 def test_panel_shows_the_components_on_one_scale_with_prompt_and_answer() -> None:
@@ -184,7 +235,9 @@ def test_panel_shows_the_components_on_one_scale_with_prompt_and_answer() -> Non
     for ax in panels:
         cells = ax.collections[0]
         assert cells.get_clim() == (-1.5, 1.5)
-        np.testing.assert_allclose(np.asarray(cells.get_array()).reshape(3, 4)[1], [0, 0, 1.5, 0], atol=1e-6)
+        np.testing.assert_allclose(
+            np.asarray(cells.get_array()).reshape(3, 4)[1], [0, 0, 1.5, 0], atol=1e-6
+        )
     assert bar.get_ylabel() == "indirect effect (nats per answer token)"
     assert (
         "total effect 2.00 ± 0.10 nats per answer token; 2 samples; 3 of 4 tokens traced"
@@ -199,7 +252,9 @@ def test_panel_of_nothing_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("suffix", "starts"), [(".png", b"\x89PNG"), (".PDF", b"%PDF")])
-def test_figure_is_of_the_kind_that_its_name_says(suffix: str, starts: bytes, tmp_path: Path) -> None:
+def test_figure_is_of_the_kind_that_its_name_says(
+    suffix: str, starts: bytes, tmp_path: Path
+) -> None:
     path = tmp_path / f"map{suffix}"
     effect_map.save_prompt_panel(prompt_map(), path)
     assert path.read_bytes().startswith(starts)
@@ -217,13 +272,18 @@ def test_a_prompt_is_traced_reported_and_drawn(
     code, said = dmle(*OWN, "--words", "area", "--answer", "4 side", "--plot", "map.png", *flags)
     text = "\n".join(said)
     assert code == 0, text
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["map.nc", "map.png"]  # and no run folder
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "map.nc",
+        "map.png",
+    ]  # and no run folder
     traced = effects.load(tmp_path / "map.nc")
     marked = {str(t).strip() for t in traced["token"].values[traced["is_corrupted"].values]}
     assert "area" in marked and "The" not in marked
     assert (traced["answer"].item(), traced.attrs["answer_source"]) == ("4 side", "given")
     assert "rule_name" not in traced.attrs and traced.attrs["positions"] == "all"
-    assert not traced["score"].isnull().any()  # before the first corrupted token it is the corrupted score
+    assert (
+        not traced["score"].isnull().any()
+    )  # before the first corrupted token it is the corrupted score
     assert "answer: '4 side' (given)" in text and "' area'*" in text
     assert f"{effects.total_effect(traced)['total_effect'].item():.3f} ±" in text
     assert said[-2:] == ["effect map: map.nc", "figure: map.png"]
@@ -233,7 +293,16 @@ def test_the_greedy_answer_ends_with_its_first_line(
     dmle: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    flags = ["--model", model_folder, "--device", "cpu", "--samples", 2, "--set", "trace.components=[mlp]"]
+    flags = [
+        "--model",
+        model_folder,
+        "--device",
+        "cpu",
+        "--samples",
+        2,
+        "--set",
+        "trace.components=[mlp]",
+    ]
     metrics = ["--metrics", "mean_log_prob,negative_kl", "--positions", "last"]
     code, said = dmle(*OWN, "--out", "own.nc", *metrics, *flags)
     assert code == 0, said

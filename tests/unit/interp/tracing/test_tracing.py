@@ -28,7 +28,8 @@ from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_pro
 from interp.tracing.windows import window
 
 DEADLINE = 120.0
-# Scores of about 7 in float32, where neighbours are 5e-7 apart: other batches add up in another order.
+# Scores of about 7 in float32, where neighbours are 5e-7 apart: other batches add up in another
+# order.
 SAME = {"rtol": 1e-6, "atol": 2e-6}
 
 
@@ -45,7 +46,9 @@ def words(model: LanguageModel, item: xr.Dataset) -> list[str]:
 
 
 @pytest.mark.parametrize("metric", ["mean_log_prob", "first_token_prob"])
-def test_trace_prompt_equals_the_definition_site_by_site(metric: str, tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_trace_prompt_equals_the_definition_site_by_site(
+    metric: str, tiny_llama: LanguageModel, rule: Rule
+) -> None:
     config = settings(metrics=(metric,), noise="e2", span="subject")
     item = trace_prompt(tiny_llama, rule, "formula", config)
     encoding = tiny_llama.encode("The area of a square is A =")
@@ -58,11 +61,21 @@ def test_trace_prompt_equals_the_definition_site_by_site(metric: str, tiny_llama
         seed=5,
         stream=zlib.crc32(repr(encoding.ids).encode()),
     )
-    case = CorruptedPrompt(encoding.ids, tiny_llama.encode_continuation("side squared"), (at,), noise)
+    case = CorruptedPrompt(
+        encoding.ids, tiny_llama.encode_continuation("side squared"), (at,), noise
+    )
     assert len(case.answer) > 1
     last = len(encoding.ids) - 1
-    places = [(c, layer, pos) for c in ("resid", "mlp", "attn") for layer in range(3) for pos in (at, at + 1, last)]
-    some = [Site(c, pos, range(layer, layer + 1) if c == "resid" else window(layer, 2, 3)) for c, layer, pos in places]
+    places = [
+        (c, layer, pos)
+        for c in ("resid", "mlp", "attn")
+        for layer in range(3)
+        for pos in (at, at + 1, last)
+    ]
+    some = [
+        Site(c, pos, range(layer, layer + 1) if c == "resid" else window(layer, 2, 3))
+        for c, layer, pos in places
+    ]
     expected = sweep_reference(tiny_llama, case, some, METRICS[metric][0])
     assert item["clean"].item() == pytest.approx(float(expected.clean), abs=1e-5)
     np.testing.assert_allclose(item["corrupted"], expected.corrupted, atol=1e-5)
@@ -82,13 +95,20 @@ def test_trace_prompt_labels_its_tokens(tiny_llama: LanguageModel, rule: Rule) -
     numbers = [t for t, role in zip(text, item["role"].values, strict=True) if role == "number"]
     assert numbers == ["s", "4"]
     assert item["role"].values[-1] == "last"
-    wanted = {"rule_name": "area of a square", "subject": "square", "answer_source": "dataset", "window": 2}
+    wanted = {
+        "rule_name": "area of a square",
+        "subject": "square",
+        "answer_source": "dataset",
+        "window": 2,
+    }
     assert {name: item.attrs[name] for name in wanted} == wanted
     assert item.attrs["embedding_std"] == pytest.approx(tiny_llama.embedding_std())
     assert item.attrs["weight_hash"] == tiny_llama.weight_hash
 
 
-def test_trace_prompt_has_no_effect_before_the_first_corrupted_token(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_trace_prompt_has_no_effect_before_the_first_corrupted_token(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     item = trace_prompt(tiny_llama, rule, "formula", settings())
     effect, first = effects.indirect_effect(item), words(tiny_llama, item).index("area")
     assert first == 1
@@ -97,12 +117,16 @@ def test_trace_prompt_has_no_effect_before_the_first_corrupted_token(tiny_llama:
     assert (effect.isel(pos=slice(first, None), layer=0) != 0).all()
 
 
-def test_trace_prompt_at_some_roles_equals_the_whole_trace_there(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_trace_prompt_at_some_roles_equals_the_whole_trace_there(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     whole = trace_prompt(tiny_llama, rule, "formula", settings())
     some = trace_prompt(tiny_llama, rule, "formula", settings(positions=("subject_last", "last")))
     traced = np.isin(whole["role"].values, ["subject_last", "last"])
     assert traced.sum() == 2
-    np.testing.assert_allclose(some["score"].values[:, :, traced], whole["score"].values[:, :, traced], **SAME)
+    np.testing.assert_allclose(
+        some["score"].values[:, :, traced], whole["score"].values[:, :, traced], **SAME
+    )
     after = np.arange(len(traced)) >= 1  # the rule word is the first corrupted token
     assert np.isnan(some["score"].values[:, :, after & ~traced]).all()
     assert (effects.indirect_effect(some).values[:, :, ~after] == 0).all()
@@ -112,7 +136,9 @@ def test_trace_prompt_takes_the_components_asked_for(tiny_llama: LanguageModel, 
     whole = trace_prompt(tiny_llama, rule, "description", settings())
     some = trace_prompt(tiny_llama, rule, "description", settings(components=("attn",)))
     assert some["component"].values.tolist() == ["attn"]
-    np.testing.assert_allclose(some["score"].sel(component="attn"), whole["score"].sel(component="attn"), **SAME)
+    np.testing.assert_allclose(
+        some["score"].sel(component="attn"), whole["score"].sel(component="attn"), **SAME
+    )
 
 
 def test_trace_prompt_tells_its_progress_in_shares(tiny_llama: LanguageModel, rule: Rule) -> None:
@@ -121,10 +147,16 @@ def test_trace_prompt_tells_its_progress_in_shares(tiny_llama: LanguageModel, ru
     assert len(done) > 9 and sum(done) == pytest.approx(1)
 
 
-def test_traces_of_two_seeds_differ_and_of_one_are_equal(tiny_llama: LanguageModel, rule: Rule) -> None:
-    first, again, other = (trace_prompt(tiny_llama, rule, "formula", settings(seed=s)) for s in (5, 5, 6))
+def test_traces_of_two_seeds_differ_and_of_one_are_equal(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
+    first, again, other = (
+        trace_prompt(tiny_llama, rule, "formula", settings(seed=s)) for s in (5, 5, 6)
+    )
     assert first.equals(again)
-    assert first["clean"].equals(other["clean"]) and not first["corrupted"].equals(other["corrupted"])
+    assert first["clean"].equals(other["clean"]) and not first["corrupted"].equals(
+        other["corrupted"]
+    )
 
 
 # Other corruptions, directions and metrics.
@@ -137,15 +169,24 @@ def with_twins(rule: Rule, *twins: tuple[str, str]) -> Rule:
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_counterfactual_trace_equals_the_definition(direction: str, tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_counterfactual_trace_equals_the_definition(
+    direction: str, tiny_llama: LanguageModel, rule: Rule
+) -> None:
     twin = "The area of a circle is A ="
     twins = with_twins(rule, ("The area of a long word is A =", "no"), (twin, "pi times"))
     metrics = ("mean_log_prob", "logit_difference", "log_prob_difference", "negative_kl")
-    config = settings(corruption="counterfactual", direction=direction, metrics=metrics, components=("resid", "mlp"))
+    config = settings(
+        corruption="counterfactual",
+        direction=direction,
+        metrics=metrics,
+        components=("resid", "mlp"),
+    )
     item = trace_prompt(tiny_llama, twins, "formula", config)
     ids, other = tiny_llama.encode(rule.forms["formula"].prompt).ids, tiny_llama.encode(twin).ids
     (at,) = [i for i, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b]
-    answer, alternative = (tiny_llama.encode_continuation(text) for text in ("side squared", "pi times"))
+    answer, alternative = (
+        tiny_llama.encode_continuation(text) for text in ("side squared", "pi times")
+    )
     case = CorruptedPrompt(ids, answer, (at,), counterfactual=other, alternative=alternative)
     some = [Site("resid", at, range(1, 2)), Site("mlp", at + 1, window(1, 2, 3))]
     for name in metrics:
@@ -158,7 +199,9 @@ def test_counterfactual_trace_equals_the_definition(direction: str, tiny_llama: 
             ]
             wanted = both[0].restored - both[1].restored, both[0].clean - both[1].clean
         else:
-            result = sweep_reference(tiny_llama, case, some, METRICS[name].function, direction=direction)
+            result = sweep_reference(
+                tiny_llama, case, some, METRICS[name].function, direction=direction
+            )
             wanted = result.restored, result.clean
         scores = (
             got["score"].sel(component="resid", layer=1).values[at],
@@ -177,30 +220,47 @@ def test_a_prompt_without_a_twin_is_skipped_and_counted(
     tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path
 ) -> None:
     chosen = [with_twins(rules[0], ("The area of a circle is A =", "pi times")), rules[1]]
-    skipped = trace_rules(tiny_llama, chosen, settings(corruption="counterfactual", **FAST), tmp_path)
+    skipped = trace_rules(
+        tiny_llama, chosen, settings(corruption="counterfactual", **FAST), tmp_path
+    )
     assert len(skipped) == 4 and all("no counterfactual prompt aligns" in s.reason for s in skipped)
     assert set(written(tmp_path)) == {"square-area-formula.nc"}
 
 
 def test_all_components_of_a_map_are_their_sites(tiny_llama: LanguageModel, rule: Rule) -> None:
-    item = trace_prompt(tiny_llama, rule, "description", settings(components=effects.COMPONENTS, span=("square",)))
+    item = trace_prompt(
+        tiny_llama, rule, "description", settings(components=effects.COMPONENTS, span=("square",))
+    )
     assert item.attrs["span"] == "square" and item.attrs["window"] == 2
     score = item["score"]
     at = words(tiny_llama, item).index("square")
-    assert [t for t, c in zip(words(tiny_llama, item), item["is_corrupted"].values, strict=True) if c] == ["square"]
+    assert [
+        t for t, c in zip(words(tiny_llama, item), item["is_corrupted"].values, strict=True) if c
+    ] == ["square"]
     # Windows of 2 at layer 0 hold block 0 alone; behind the last block nothing is left to freeze.
     for kind in ("mlp", "attn"):
         np.testing.assert_allclose(
-            score.sel(component=kind, layer=0), score.sel(component=f"{kind}_single", layer=0), **SAME
+            score.sel(component=kind, layer=0),
+            score.sel(component=f"{kind}_single", layer=0),
+            **SAME,
         )
-        difference = np.abs(score.sel(component=kind, layer=1) - score.sel(component=f"{kind}_single", layer=1))
+        difference = np.abs(
+            score.sel(component=kind, layer=1) - score.sel(component=f"{kind}_single", layer=1)
+        )
         assert difference.values[at:].max() > 1e-3
         frozen = score.sel(component=f"resid_{kind}_frozen")
-        np.testing.assert_allclose(frozen.sel(layer=2), score.sel(component="resid", layer=2), **SAME)
-        assert np.abs(frozen.sel(layer=0) - score.sel(component="resid", layer=0)).values[at].max() > 1e-3
+        np.testing.assert_allclose(
+            frozen.sel(layer=2), score.sel(component="resid", layer=2), **SAME
+        )
+        assert (
+            np.abs(frozen.sel(layer=0) - score.sel(component="resid", layer=0)).values[at].max()
+            > 1e-3
+        )
 
 
-def test_screened_and_attributed_maps_say_what_was_estimated(tiny_llama: LanguageModel, rule: Rule) -> None:
+def test_screened_and_attributed_maps_say_what_was_estimated(
+    tiny_llama: LanguageModel, rule: Rule
+) -> None:
     maps = {
         method: trace_prompt(tiny_llama, rule, "formula", settings(method=method, samples=6))
         for method in ("exact", "attribution", "screen")
@@ -210,7 +270,9 @@ def test_screened_and_attributed_maps_say_what_was_estimated(tiny_llama: Languag
     ran = screened["exact"].values
     assert ran[:, :, 0].all()  # nothing differs before the first corrupted token
     assert 0 < ran.mean() < 1 and screened.attrs["missed_mass"] >= 0
-    np.testing.assert_allclose(screened["score"].values[ran], maps["exact"]["score"].values[ran], **SAME)
+    np.testing.assert_allclose(
+        screened["score"].values[ran], maps["exact"]["score"].values[ran], **SAME
+    )
     assert len({item.attrs["fingerprint"] for item in maps.values()}) == 3
 
 
@@ -241,7 +303,9 @@ def test_answer_is_the_truth_or_what_the_model_says(
         answer = tiny_llama.generate([prompt], 3)[0]
         assert len(answer) == 3 and item["answer"].item() == tiny_llama.decode(answer)
     logits = tiny_llama.logits(torch.tensor([[*prompt, *answer]]))[0].double().log_softmax(-1)
-    expected = np.mean([logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)])
+    expected = np.mean(
+        [logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)]
+    )
     assert item["clean"].item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -256,8 +320,13 @@ def test_the_greedy_answer_is_never_less_likely_than_others_at_its_first_token(
     assert greedy >= truth
 
 
-def test_asking_for_a_truth_that_is_not_there_says_so(tiny_llama: LanguageModel, rules: Sequence[Rule]) -> None:
-    with pytest.raises(ValueError, match="rule 'cube-volume' has no true answer for its formula; use answer: auto or"):
+def test_asking_for_a_truth_that_is_not_there_says_so(
+    tiny_llama: LanguageModel, rules: Sequence[Rule]
+) -> None:
+    with pytest.raises(
+        ValueError,
+        match="rule 'cube-volume' has no true answer for its formula; use answer: auto or",
+    ):
         trace_prompt(tiny_llama, rules[1], "formula", settings(answer="truth"))
 
 
@@ -302,7 +371,9 @@ def test_trace_rules_counts_what_it_skips_with_the_reason(
     tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path
 ) -> None:
     done: list[float] = []
-    skipped = trace_rules(tiny_llama, rules, settings(span="numbers", positions="all"), tmp_path, advance=done.append)
+    skipped = trace_rules(
+        tiny_llama, rules, settings(span="numbers", positions="all"), tmp_path, advance=done.append
+    )
     assert [(s.rule, s.form) for s in skipped] == [
         ("square-area", "formula"),
         ("square-area", "description"),
@@ -312,7 +383,9 @@ def test_trace_rules_counts_what_it_skips_with_the_reason(
     assert all("no token to corrupt: span 'numbers'" in s.reason for s in skipped)
     assert set(written(tmp_path)) == {"square-area-instance.nc"} and sum(done) == pytest.approx(5)
     attrs = collected(rules, tmp_path, skipped).attrs
-    assert attrs["n_skipped"] == 4 and attrs["skipped"].startswith("square-area/formula: no token to corrupt")
+    assert attrs["n_skipped"] == 4 and attrs["skipped"].startswith(
+        "square-area/formula: no token to corrupt"
+    )
 
 
 def test_trace_rules_runs_again_only_what_is_missing(
@@ -334,16 +407,21 @@ def test_trace_rules_refuses_other_settings_before_any_run(
     tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path
 ) -> None:
     trace_rules(tiny_llama, rules, settings(**FAST), tmp_path)
-    (tmp_path / "square-area-formula.nc").unlink()  # the first in order: would be run before the others are seen
+    (
+        tmp_path / "square-area-formula.nc"
+    ).unlink()  # the first in order: would be run before the others are seen
     before = written(tmp_path)
     with pytest.raises(
-        StaleTraceError, match=r"square-area-description\.nc was traced with other settings.*--overwrit"
+        StaleTraceError,
+        match=r"square-area-description\.nc was traced with other settings.*--overwrit",
     ):
         trace_rules(tiny_llama, rules, settings(**FAST, noise="e1"), tmp_path)
     assert written(tmp_path) == before
 
 
-def test_trace_rules_overwrites_when_told(tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path) -> None:
+def test_trace_rules_overwrites_when_told(
+    tiny_llama: LanguageModel, rules: Sequence[Rule], tmp_path: Path
+) -> None:
     trace_rules(tiny_llama, rules, settings(**FAST), tmp_path)
     before = written(tmp_path)
     trace_rules(tiny_llama, rules, settings(**FAST, noise="e1"), tmp_path, overwrite=True)
@@ -416,17 +494,26 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     dump_rules(rules, tmp_path / "rules.json")
     common = {"model": str(model_folder), "rules": str(tmp_path / "rules.json"), "device": "cpu"}
     # One site at a time, so that there is time to kill it between two prompts.
-    chosen = ("trace.samples=2", "trace.positions=all", "trace.batch_size=1", "trace.components=[mlp]")
+    chosen = (
+        "trace.samples=2",
+        "trace.positions=all",
+        "trace.batch_size=1",
+        "trace.components=[mlp]",
+    )
     cli.execute(["trace"], cli.Common(run=tmp_path / "whole", set=chosen, **common), {})
 
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "interp.app.commands", "trace", "--run", str(killed)]
-    command += [f"--{name}={value}" for name, value in common.items()] + [f"--set={text}" for text in chosen]
+    command += [f"--{name}={value}" for name, value in common.items()] + [
+        f"--set={text}" for text in chosen
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + DEADLINE
         while not list(killed.glob("traces/*.nc")):
-            assert process.poll() is None and time.monotonic() < end, "the command ended before its first trace"
+            assert process.poll() is None and time.monotonic() < end, (
+                "the command ended before its first trace"
+            )
             time.sleep(0.002)
     finally:
         process.kill()
@@ -438,7 +525,9 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     cli.execute(["trace"], cli.Common(run=killed, set=chosen, **common), {})
     now = {path.name: path.stat().st_mtime_ns for path in killed.glob("traces/*.nc")}
     assert len(now) == 5 and {name: now[name] for name in left} == left
-    whole, continued = (effects.load(folder / "effects.nc") for folder in (tmp_path / "whole", killed))
+    whole, continued = (
+        effects.load(folder / "effects.nc") for folder in (tmp_path / "whole", killed)
+    )
     xr.testing.assert_identical(continued, whole)
     assert (killed / "effects.nc").read_bytes() == (tmp_path / "whole" / "effects.nc").read_bytes()
     assert "5 prompts traced" in capfd.readouterr().err

@@ -7,7 +7,9 @@ from interp.tracing.windows import default_window, window
 
 def test_window_is_that_of_rome_and_clipped_at_the_ends() -> None:
     for layer in range(48):
-        expected = [i for i in range(layer - 5, layer + 5) if 0 <= i < 48]  # causal_trace.py, window 10
+        expected = [
+            i for i in range(layer - 5, layer + 5) if 0 <= i < 48
+        ]  # causal_trace.py, window 10
         assert list(window(layer, 10, 48)) == expected
     assert (len(window(0, 10, 48)), len(window(20, 10, 48)), len(window(47, 10, 48))) == (5, 10, 6)
 
