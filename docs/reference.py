@@ -33,7 +33,7 @@ def fill(page: str, source: str) -> str:
 
 def cli_reference() -> str:
     """Every command with its options, from the same application that `dmle` runs."""
-    text = cli._app().generate_docs("markdown", heading_level=1)
+    text = cli.application().generate_docs("markdown", heading_level=1)
     return text[text.index("## dmle ") :]
 
 

@@ -53,6 +53,9 @@ class Resources:
     """Layers that `layers: auto` stands for."""
     training_rules: Sequence[Rule] = ()
     """Rules that IKE may demonstrate with."""
+    layers: LayerSelection | tuple[int, ...] | None = None
+    """Where the editor writes (DMLE: a selection), whatever its settings say: found once, before
+    the first edit (see `editing.studies.arms.resolve`)."""
 
 
 def edit(
@@ -106,22 +109,24 @@ def _edit(
     if name in CLOSED_FORM:
         covariances, contexts = _need(resources.covariances, name), resources.contexts
         if name == "dmle":
-            selection = selection_of(settings, model.n_layers, resources.selection)
+            selection = resources.layers
+            if not isinstance(selection, LayerSelection):
+                selection = selection_of(settings, model.n_layers, resources.selection)
             return dmle.edit(
                 model, requests, selection, covariances, contexts, settings, earlier=earlier
             )
-        block = block_of(settings, model.n_layers)
+        block = _block(model, settings, resources)
         if name == "rome":
             return rome.edit(model, requests, block[0], covariances, contexts, settings)
         module = {"memit": memit, "alphaedit": alphaedit, "emmet": emmet}[name]
         others = Others(earlier=earlier)
         return module.edit(model, requests, block, covariances, contexts, settings, others=others)
     if name == "ft":
-        return finetune.edit(model, requests, block_of(settings, model.n_layers), settings)
+        return finetune.edit(model, requests, _block(model, settings, resources), settings)
     if name == "lora":
-        return lora.edit(model, requests, block_of(settings, model.n_layers), settings)
+        return lora.edit(model, requests, _block(model, settings, resources), settings)
     if name == "grace":
-        return grace.edit(model, requests, block_of(settings, model.n_layers)[0], settings)
+        return grace.edit(model, requests, _block(model, settings, resources)[0], settings)
     if name == "ice":
         return in_context.ice(model, requests, settings)
     return in_context.ike(model, requests, settings, resources.training_rules)
@@ -177,6 +182,11 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
             f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer"
         )
     return block
+
+
+def _block(model: LanguageModel, settings: EditorSettings, resources: Resources) -> tuple[int, ...]:
+    known = resources.layers
+    return known if isinstance(known, tuple) else block_of(settings, model.n_layers)
 
 
 def layers_of(

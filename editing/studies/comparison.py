@@ -1,334 +1,172 @@
-"""Many arms × many rules × seeds, with equal requests for all; one file per cell.
+"""Arms compared: every rule edited with every arm, scored, and set beside a reference.
 
-An arm is a named `EditorSettings`. A cell edits one rule alone on the unedited model with one arm
-and one seed, and scores it at once; its file holds every raw answer, or the error, if the arm
-failed: a failure is counted and is no score of zero. A cell whose settings, rule, model or layers
-have changed is run again, and no other.
+For example, in a notebook:
 
-Several processes may work on one folder: each takes rules that no other is at, comes back to those
-at the end, and has all cells then. Rules come one after the other with all their arms, so that the
-unedited model's pass over a rule is shared by them.
+    config = EditConfig(editors=("memit", "ft"))
+    arms = make_arms(model, config, rules, statistics=lambda layers: measure(model, layers))
+    comparison = compare(model, rules, arms, Path("runs/mine/cells"))
+    comparison.scores.sel(metric="reliability", mode="exact")
+    comparison.tables()["exact"]["comparison"].markdown
 """
 
-import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from filelock import BaseFileLock, FileLock, Timeout
-from pydantic import TypeAdapter, ValidationError
+import xarray as xr
 
-from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.registry import CLOSED_FORM, Resources, edit, remarks
-from editing.edits.protocol import Edit, EditError
-from editing.edits.requests import of_forms, requests_of
-from editing.evaluation import side_effects
-from editing.evaluation.evaluate import evaluate_edit, unedited
-from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteError
+from editing.config import CompareConfig, EvaluateConfig
+from editing.evaluation.evaluate import edit_scores
+from editing.evaluation.side_effects import Probes, probes_of
+from editing.studies.arms import Arm
+from editing.studies.cells import Cell, run_cells
+from editing.studies.paired import comparison_table, pair_table, pairs
+from interp.models import corpus
 from interp.models.loading import LanguageModel
-from interp.results.files import inside, read_json, write_json
-from interp.results.provenance import fingerprint
-from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.results.tables import Table
+from interp.rules.sources import Rule, load_rules
 
-SCHEMA = "dmle.cell/1"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to edit, as it is compared."""
-
-    name: str
-    settings: EditorSettings
-    resources: Mapping[int, Resources]
-    """Of each seed."""
-    layers: Mapping[str, Sequence[int]]
-    """Layers it writes, for the record and to know whether a cell is of the same."""
-    rules: frozenset[str]
-    """Rules it is run on."""
-    forms: tuple[RuleForm, ...] = FORMS
-    """Forms that it edits, and is scored on. Arms that are compared have the same."""
+MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
+"""Modes that get a table."""
+BYSTANDER_TEXTS = 2
+BYSTANDER_TOKENS = 20
+"""Tokens of each free generation of the fluency scores."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One arm's edit of one rule with one seed: raw answers, or what went wrong."""
+class Comparison:
+    """What a comparison found.
 
-    arm: str
-    rule: str
-    seed: int
-    key: str
-    seconds: float
-    requests: int
-    """How many the arm was given."""
-    answers: Sequence[Mapping[str, Any]]
-    side_effects: Mapping[str, float]
-    remarks: Sequence[str]
-    error: str = ""
+    Attributes:
+        arms: Names of the arms.
+        rules: The rules.
+        cells: One for each arm, rule and seed.
+        scores: EditScores (`editing.evaluation.evaluate`), means over the seeds; ``failed`` counts
+            the edits of each arm that have none.
+        config: How the arms are compared.
+    """
+
+    arms: tuple[str, ...]
+    rules: tuple[Rule, ...]
+    cells: tuple[Cell, ...]
+    scores: xr.Dataset
+    config: CompareConfig
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """Every raw answer, with its seed."""
+        return [{**row, "seed": cell.seed} for cell in self.cells for row in cell.answers]
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Edits that failed, by arm."""
+        return Counter(cell.arm for cell in self.cells if cell.error)
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """The first error of each arm, with its rule."""
+        first: dict[str, str] = {}
+        for cell in self.cells:
+            if cell.error:
+                first.setdefault(cell.arm, f"{cell.rule}: {cell.error}")
+        return first
+
+    def tables(self) -> dict[str, dict[str, Table]]:
+        """Tables by mode and kind: ``comparison`` of the arms for each mode with scores, and
+        ``pairs`` where the reference and another arm have scores.
+        """
+        options = {"resamples": self.config.resamples, "confidence": self.config.confidence}
+        reference = self.config.reference or self.arms[0]
+        made: dict[str, dict[str, Table]] = {}
+        for mode in MODES:
+            items = self.scores["n_items"].sel(mode=mode)
+            if not items.any():
+                continue
+            table = comparison_table(self.scores, mode, self.failed, **options)
+            made[mode] = {"comparison": table}
+            scored = items.sum(["rule", "form", "metric", "phase"])
+            if scored.sel(editor=reference) and int((scored > 0).sum()) > 1:
+                differences = pairs(self.scores, mode, reference, **options)
+                made[mode]["pairs"] = pair_table(differences, mode)
+        return made
 
 
-_CELL = TypeAdapter(Cell)
-
-
-def cell_key(
-    model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any
-) -> str:
-    """What a cell's result depends on."""
-    resources, closed = arm.resources[seed], arm.settings.editor in CLOSED_FORM
-    return fingerprint(
-        weights=model.weight_hash,
-        layers={name: list(layers) for name, layers in arm.layers.items()},
-        settings=arm.settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
-        seed=seed,
-        rule=rule.model_dump(mode="json"),
-        forms=list(arm.forms),
-        contexts=list(resources.contexts) if closed else [],
-        covariance=resources.covariances.origin if closed and resources.covariances else None,
-        demonstrations=(
-            [each.id for each in resources.training_rules] if arm.settings.editor == "ike" else []
-        ),
-        evaluate=evaluate.model_dump(exclude={"batch_size"}),
-        probes=probes,
-    )
-
-
-def run_cells(
+def compare(
     model: LanguageModel,
     rules: Sequence[Rule],
     arms: Sequence[Arm],
-    config: EvaluateConfig,
     folder: Path,
     *,
-    probes: side_effects.Probes | None = None,
+    config: CompareConfig | None = None,
+    evaluate: EvaluateConfig | None = None,
     advance: Callable[[int], object] = lambda n: None,
-) -> list[Cell]:
-    """Run every cell that is missing or out of date; wait for those that another process is at.
+) -> Comparison:
+    """Edit every rule alone with every arm and seed, score each edit, and compare the arms.
 
     Args:
         model: The unedited model; unedited again on return.
-        rules: Rules.
-        arms: Arms, each with the rules it is run on.
-        config: Scoring.
-        folder: Where cells are kept.
-        probes: Prompts and texts on which side effects and fluency are measured.
-        advance: Called with the number of cells that are done, also before or by another process.
+        rules: The rules.
+        arms: The arms (`editing.studies.arms.make_arms`), each with the rules it is run on.
+        folder: Where cells are kept: what is there of these settings is not run again.
+        config: How the arms are compared.
+        evaluate: How edits are scored.
+        advance: Called with the number of cells that are done.
 
-    Returns:
-        All cells, rule by rule in the order of the arms and their seeds, none of other settings.
+    Raises:
+        DmleError: The rules do not fit the model. A failure of one arm is counted instead.
     """
-    worker = _Worker(model, config, folder, probes, advance)
-    about = asdict(probes) if probes else None
-    plans = {
-        rule.id: [
-            _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
-            for arm in arms
-            if rule.id in arm.rules
-            for seed in arm.resources
-        ]
-        for rule in rules
-    }
-    done: dict[str, list[Cell]] = {}
-    for blocking in (False, True):
-        for rule in rules:
-            if (
-                rule.id not in done
-                and (cells := worker.cells(rule, plans[rule.id], blocking=blocking)) is not None
-            ):
-                done[rule.id] = cells
-    return [cell for rule in rules for cell in done[rule.id]]
+    config, evaluate = config or CompareConfig(), evaluate or EvaluateConfig()
+    probes = bystanders(rules, config.bystanders)
+    cells = run_cells(model, rules, arms, evaluate, folder, probes=probes, advance=advance)
+    names, ids = [arm.name for arm in arms], [rule.id for rule in rules]
+    scores = edit_scores([row for cell in cells for row in cell.answers], names, ids, model)
+    failed = Counter(cell.arm for cell in cells if cell.error)
+    scores["failed"] = ("editor", [failed[name] for name in names])
+    scores.attrs["seeds"] = list(config.seeds)
+    return Comparison(tuple(names), tuple(rules), tuple(cells), scores, config)
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """A cell as it is wanted."""
+def bystanders(rules: Sequence[Rule], n: int) -> Probes | None:
+    """What side effects are measured on: validation rules of the embedded rulebook that are not
+    edited, and plain text.
 
-    arm: Arm
-    seed: int
-    key: str
-
-
-class _Worker:
-    """What one process does in a folder of cells."""
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        config: EvaluateConfig,
-        folder: Path,
-        probes: side_effects.Probes | None,
-        advance: Callable[[int], object],
-    ) -> None:
-        self.model, self.config, self.folder = model, config, folder
-        self.probes, self.advance = probes, advance
-        self.before: side_effects.Answers | None = None
-
-    def cells(self, rule: Rule, plan: Sequence[_Planned], *, blocking: bool) -> list[Cell] | None:
-        """All cells of a rule, those that are missing run now; None if another process is at it
-        and nobody waits.
-        """
-        held = [self._held(rule, one) for one in plan]
-        if None in held:
-            lock = self._lock(rule)
-            try:
-                lock.acquire(blocking=blocking)
-            except Timeout:
-                return None
-            try:
-                return self._run(rule, plan)
-            finally:
-                lock.release()
-        self.advance(len(plan))
-        return [cell for cell in held if cell is not None]
-
-    def _run(self, rule: Rule, plan: Sequence[_Planned]) -> list[Cell]:
-        """With the rule's lock. Another process may have been faster before it was free: cells
-        are read again.
-        """
-        floor, cells = None, []
-        for one in plan:
-            cell = self._held(rule, one)
-            if cell is None:
-                if self.probes and self.before is None:
-                    self.before = side_effects.ask(
-                        self.model, self.probes, batch_size=self.config.batch_size
-                    )
-                if floor is None:
-                    floor = unedited(self.model, rule, self.config)
-                cell = _cell(
-                    self.model,
-                    one.arm,
-                    one.seed,
-                    one.key,
-                    rule,
-                    floor,
-                    self.config,
-                    self.probes,
-                    self.before,
-                )
-                _write(self.folder, cell)
-            cells.append(cell)
-            self.advance(1)
-        return cells
-
-    def _held(self, rule: Rule, one: _Planned) -> Cell | None:
-        return _done(self.folder, one.arm.name, rule.id, one.seed, one.key)
-
-    def _lock(self, rule: Rule) -> BaseFileLock:
-        path = self.folder / "locks" / f"{rule.id}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return FileLock(path)
-
-
-def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> None:
-    """Delete cells of other arms, rules and seeds."""
-    kept = {
-        cell_path(folder, arm.name, rule.id, seed)
-        for arm in arms
-        for rule in rules
-        for seed in arm.resources
-        if rule.id in arm.rules
-    }
-    for path in folder.glob("*/*.json"):
-        if path not in kept:
-            path.unlink()
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
-
-
-def _cell(
-    model: LanguageModel,
-    arm: Arm,
-    seed: int,
-    key: str,
-    rule: Rule,
-    floor: Any,
-    config: EvaluateConfig,
-    probes: side_effects.Probes | None,
-    side_before: side_effects.Answers | None,
-) -> Cell:
-    started = time.process_time()
-    settings = arm.settings.model_copy(update={"seed": seed})
-    requests, made = [], None
-    try:
-        requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
-        made = edit(model, requests, settings, arm.resources[seed])
-        seconds = time.process_time() - started
-        answers = evaluate_edit(model, arm.name, rule, made, floor.of(arm.forms), config)
-    except (DmleError, torch.linalg.LinAlgError) as error:
-        # A failure of this arm is a result; Ctrl-C and errors of the system are not.
-        spent = time.process_time() - started
-        return Cell(
-            arm.name,
-            rule.id,
-            seed,
-            key,
-            spent,
-            len(requests),
-            (),
-            {},
-            (),
-            f"{type(error).__name__}: {error}",
-        )
-    said = remarks(made.about)
-    try:
-        side = _side(model, made, probes, side_before, config)
-    except NotFiniteError as error:
-        # What the edit did to other prompts is no number, so what was measured on its own is none
-        # to compare.
-        return Cell(
-            arm.name,
-            rule.id,
-            seed,
-            key,
-            seconds,
-            len(requests),
-            (),
-            {},
-            (),
-            f"{type(error).__name__}: {error}",
-        )
-    except EditError as error:
-        # Too long for the model behind what an in-context edit puts before it: the scores hold
-        # without.
-        side, said = {}, [*said, f"no side effects: {error}"]
-    return Cell(arm.name, rule.id, seed, key, seconds, len(requests), answers, side, said)
-
-
-def _side(
-    model: LanguageModel,
-    made: Edit,
-    probes: side_effects.Probes | None,
-    before: side_effects.Answers | None,
-    config: EvaluateConfig,
-) -> dict[str, float]:
-    if probes is None or before is None:
-        return {}
-    with made.edited(model) as view:
-        return side_effects.compare(
-            before, side_effects.ask(view, probes, batch_size=config.batch_size)
-        )
-
-
-def read_cell(path: Path) -> Cell | None:
-    """One cell; None if there is none, or none of this schema (a damaged one is run again)."""
-    try:
-        return _CELL.validate_python(read_json(path, "cell", schema=SCHEMA).get("cell"))
-    except (MissingFileError, DamagedError, ValidationError):
+    Args:
+        rules: The rules that are edited.
+        n: How many others; 0 measures none.
+    """
+    if not n:
         return None
+    edited = {rule.id for rule in rules}
+    others = [
+        rule for rule in load_rules("embedded", split="validation").rules if rule.id not in edited
+    ]
+    _, texts = corpus.paragraphs()
+    # From the end: the statistics of the keys are measured from the beginning.
+    probes = probes_of(others[:: max(1, len(others) // n)][:n], texts[-BYSTANDER_TEXTS:])
+    return replace(probes, answer_tokens=BYSTANDER_TOKENS)
 
 
-def cell_path(folder: Path, arm: str, rule: str, seed: int) -> Path:
-    """File of one cell."""
-    return inside(folder, arm, f"{rule}@{seed}.json")
+def side_effect_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Cost, error and side effects of each cell."""
+    return [
+        {
+            "arm": cell.arm,
+            "rule": cell.rule,
+            "seed": cell.seed,
+            "cpu_seconds": round(cell.seconds, 3),
+            "requests": cell.requests,
+            "error": cell.error,
+            **cell.side_effects,
+        }
+        for cell in cells
+    ]
 
 
-def _done(folder: Path, arm: str, rule: str, seed: int, key: str) -> Cell | None:
-    cell = read_cell(cell_path(folder, arm, rule, seed))
-    return cell if cell is not None and cell.key == key else None
-
-
-def _write(folder: Path, cell: Cell) -> None:
-    write_json(
-        cell_path(folder, cell.arm, cell.rule, cell.seed), {"schema": SCHEMA, "cell": asdict(cell)}
-    )
+def answers_of(
+    answers: Sequence[Mapping[str, Any]], arm: str, rule: str, seed: int
+) -> list[Mapping[str, Any]]:
+    """The answers to the questions of one rule, edited by one arm with one seed."""
+    wanted = (arm, rule, seed)
+    return [row for row in answers if (row["editor"], row["rule"], row["seed"]) == wanted]

@@ -18,7 +18,8 @@ Both are larger where an edit should be cleaner or easier. Neither knows where t
 that is what tracing is for.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,10 +31,56 @@ from editing.closed_form.precision import together, triangular
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel, NamedHook
 from interp.models.tokens import pad_right, token_positions
+from interp.results import effects
+from interp.results.provenance import fingerprint
 from interp.rules.sources import FORMS, Rule
 from interp.selection.select import EVIDENCE_SCHEMA
 
 MEASURES = ("separability", "reach")
+
+
+def measure_evidence(
+    model: LanguageModel,
+    rules: Sequence[Rule],
+    lookup: str,
+    statistics: Covariances,
+    folder: Path,
+    *,
+    only: bool = False,
+    advance: Callable[[int], object] = lambda n: None,
+) -> xr.Dataset:
+    """The measures of some rules: the content of `evidence.nc`.
+
+    Args:
+        model: The unedited model.
+        rules: The rules.
+        lookup: The token whose key is looked up.
+        statistics: Of all blocks.
+        folder: One file per rule is kept here: what is there is not measured again.
+        only: Delete all other files there.
+        advance: Called with the number of rules that are done.
+
+    Raises:
+        DmleError: A prompt has no place for the lookup.
+    """
+    attrs = {"model": model.name, "weight_hash": model.weight_hash, "lookup": lookup}
+    folder.mkdir(exist_ok=True)
+    measured: dict[str, np.ndarray] = {}
+    paths: set[Path] = set()
+    for rule in rules:
+        of = {"rule": rule.model_dump(mode="json"), "attrs": attrs, "origin": statistics.origin}
+        path = folder / f"{fingerprint(**of)}.nc"
+        paths.add(path)
+        if not path.is_file():
+            values = evidence_of(model, rule, lookup, statistics)
+            effects.save(evidence_dataset({rule.id: values}, attrs), path)
+        data = effects.load(path).to_dataarray("measure").isel(rule=0)
+        measured[rule.id] = data.transpose("measure", "form", "layer").values
+        advance(1)
+    for path in folder.glob("*.nc") if only else ():
+        if path not in paths:
+            path.unlink()
+    return evidence_dataset(measured, attrs)
 
 
 def evidence_of(

@@ -2,20 +2,24 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from interp.errors import DmleError
+from interp.app.command_line import Stopped
 from interp.results.files import write_text
-from interp.results.printing import command, one_line, say, shown_by, visible
-from interp.rules.sources import RuleError, RuleSet, counted, dump_rules, load_rules
+from interp.results.printing import command, say, shown_by, visible
+from interp.rules.sources import RuleSet, counted, dump_rules, load_rules
 
-FOUND, FAILED = 1, 2
+if TYPE_CHECKING:
+    from interp.rules.checks import Finding
+
+FOUND = 1
 
 app = App(name="rules", help="Check, build, export and measure rules.")
 
@@ -48,44 +52,47 @@ def check(
 
         dmle rules check RuleEdit-200.zip --json > findings.json
     """
-    from interp.rules.checks import CHECKS, check_rules, counts
+    from interp.rules.checks import check_rules
 
-    rules = _load(source, strict=strict)
+    rules = load_rules(source, strict=strict)
     findings = check_rules(rules)
     above = [finding for finding in findings if finding.level != "info"]
     if as_json:
-        found = json.dumps(
-            [finding._asdict() for finding in findings], ensure_ascii=False, indent=1
-        )
-        # Where the stream has no character for something, JSON's own escape stands.
-        plain = (
-            found
-            if shown_by(sys.stdout, found) == found
-            else json.dumps(json.loads(found), indent=1)
-        )
-        sys.stdout.write(plain + "\n")
+        _print_json(findings)
     else:
-        listed = findings if info else above
-        for finding in listed:
-            said = (
-                f"{finding.level:7} {finding.check:22} {finding.where}: {finding.found} (expected:"
-                f" {finding.expected})"
-            )
-            say(said, to_stdout=True)
-        summary = Table(
-            "level",
-            "check",
-            "findings",
-            "meaning",
-            title=Text(visible(f"{source}: {len(rules)} rules")),
-        )
-        for (level, name), count in counts(findings).items():
-            summary.add_row(level, name, str(count), CHECKS[name][1])
-        Console(highlight=False, markup=False, emoji=False).print(summary)
-        if rules.repairs:
-            say(f"repairs: {counted(rules.repairs)}", to_stdout=True)
+        _print_findings(findings if info else above)
+        _print_summary(source, rules, findings)
         say(f"{len(above)} findings above info", to_stdout=True)
     sys.exit(FOUND if above else 0)
+
+
+def _print_json(findings: "Sequence[Finding]") -> None:
+    records = [finding._asdict() for finding in findings]
+    text = json.dumps(records, ensure_ascii=False, indent=1)
+    # Where the stream has no character for something, JSON's own escape stands.
+    if shown_by(sys.stdout, text) != text:
+        text = json.dumps(records, indent=1)
+    sys.stdout.write(text + "\n")
+
+
+def _print_findings(findings: "Sequence[Finding]") -> None:
+    for each in findings:
+        line = (
+            f"{each.level:7} {each.check:22} {each.where}: {each.found} (expected: {each.expected})"
+        )
+        say(line, to_stdout=True)
+
+
+def _print_summary(source: str, rules: RuleSet, findings: "Sequence[Finding]") -> None:
+    from interp.rules.checks import CHECKS, counts
+
+    title = Text(visible(f"{source}: {len(rules)} rules"))
+    summary = Table("level", "check", "findings", "meaning", title=title)
+    for (level, name), count in counts(findings).items():
+        summary.add_row(level, name, str(count), CHECKS[name][1])
+    Console(highlight=False, markup=False, emoji=False).print(summary)
+    if rules.repairs:
+        say(f"repairs: {counted(rules.repairs)}", to_stdout=True)
 
 
 @app.command
@@ -104,11 +111,8 @@ def build(
     """
     from interp.rules.rulebook.build import build_files
 
-    try:
-        rules = build_files(specs or None)
-        dump_rules(rules, out)
-    except (RuleError, OSError) as error:
-        _fail(error)
+    rules = build_files(specs or None)
+    dump_rules(rules, out)
     say(f"{len(rules)} rules in {out}. Next: {command('dmle', 'rules', 'check', out)}")
 
 
@@ -128,11 +132,8 @@ def export(
     """
     from interp.rules.ruleedit import write_ruleedit
 
-    rules = _load(source)
-    try:
-        lost = write_ruleedit(rules, folder)
-    except (RuleError, OSError) as error:
-        _fail(error)
+    rules = load_rules(source)
+    lost = write_ruleedit(rules, folder)
     say(f"{len(rules)} folders in {folder}")
     for line in lost:
         say(f"no place in RuleEdit for {line}")
@@ -160,6 +161,18 @@ def stats(
 
         dmle rules stats embedded RuleEdit-200.zip --out docs/rulebook-stats.md
     """
+    read = [(source, load_rules(source)) for source in sources]
+    try:
+        _write_stats(read, out, model, samples)
+    except KeyboardInterrupt as stop:
+        raise Stopped("stopped; run the same command again to continue") from stop
+    say(f"table: {out}")
+
+
+def _write_stats(
+    sources: Sequence[tuple[str, RuleSet]], out: Path, name: str, samples: int
+) -> None:
+    """Measure rules of each source, with a file of rows beside the table for each."""
     from tqdm import tqdm
 
     from interp.config import TraceConfig
@@ -167,42 +180,18 @@ def stats(
     from interp.tracing.knowledge import GREEDY_TOKENS, assess_rules, table
     from interp.tracing.trace import prompts
 
-    read = [(source, _load(source)) for source in sources]
-    try:
-        language_model, config = load(model), TraceConfig(samples=samples)
-        found = []
-        for source, rules in read:
-            name = "embedded" if source == "embedded" else Path(source).stem
-            rows = out.with_name(f"{out.stem}-{name}.csv")
-            with tqdm(total=len(prompts(rules.rules)), desc=visible(name), unit="prompt") as bar:
-                found.append(
-                    (
-                        name,
-                        assess_rules(language_model, rules.rules, config, rows, advance=bar.update),
-                    )
-                )
-        write_text(
-            out,
-            f"{table(found)}\n{language_model.name}, {samples} samples of noise {config.noise} on"
-            f" {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true"
-            " result. Traceable: total effect (nats per answer token) above two standard errors."
-            " Twin aligns: one of the prompt's counterfactual twins has as many tokens.\n",
-        )
-    except (DmleError, OSError) as error:
-        _fail(error)
-    except KeyboardInterrupt:
-        say("stopped; run the same command again to continue")
-        sys.exit(130)
-    say(f"table: {out}")
-
-
-def _load(source: str, *, strict: bool = False) -> RuleSet:
-    try:
-        return load_rules(source, strict=strict)
-    except RuleError as error:
-        _fail(error)
-
-
-def _fail(error: BaseException) -> NoReturn:
-    say(f"error: {one_line(error)}", style="red")
-    sys.exit(FAILED)
+    model, config = load(name), TraceConfig(samples=samples)
+    assessed = []
+    for source, rules in sources:
+        title = "embedded" if source == "embedded" else Path(source).stem
+        path = out.with_name(f"{out.stem}-{title}.csv")
+        with tqdm(total=len(prompts(rules.rules)), desc=visible(title), unit="prompt") as bar:
+            rows = assess_rules(model, rules.rules, config, path, advance=bar.update)
+        assessed.append((title, rows))
+    write_text(
+        out,
+        f"{table(assessed)}\n{model.name}, {samples} samples of noise {config.noise} on"
+        f" {config.span}. Known: the greedy answer of {GREEDY_TOKENS} tokens holds the true"
+        " result. Traceable: total effect (nats per answer token) above two standard errors."
+        " Twin aligns: one of the prompt's counterfactual twins has as many tokens.\n",
+    )

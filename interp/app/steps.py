@@ -1,8 +1,9 @@
-"""Steps of the chain: what each reads, does and says. Packages register theirs as entry points
-`dmle.steps`.
+"""Steps that fill a run folder: what each reads, does and says. Packages register theirs as entry
+points `dmle.steps`.
 
 A step declares the settings it reads (by section) and a function from a `Context` to a short
 report. Nothing here loads a model: `Context.model` does, once, when a step first asks for it.
+`interp.app.run` runs steps; the commands `dmle STEP` are entry points `dmle.commands`.
 """
 
 from collections import Counter
@@ -11,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
 
 from interp.config import ConfigError, ModelConfig, RulesConfig, Section, nearest, parse_section
 from interp.errors import InputError
@@ -35,7 +38,9 @@ class Context:
     given: Mapping[str, Any] = field(default_factory=dict)
     """Settings that were given for this run, by section; all others are defaults."""
     options: Sequence[tuple[str, str]] = ()
-    """The command's own flags for settings, for the command lines that errors advise."""
+    """Flags that give these settings, for the command lines that errors advise."""
+    progress: Callable[..., Any] = tqdm
+    """Makes a progress bar, with the arguments and methods of `tqdm.tqdm`."""
 
     def settings(self, section: type[S]) -> S:
         """The checked settings of a section, by its class."""
@@ -93,8 +98,6 @@ class Step:
     name: str
     run: Callable[[Context], str]
     """Does the work and returns a few lines that say what was done and where it is."""
-    command: Callable[..., None]
-    """The command-line function; its docstring is the help text."""
     sections: Mapping[str, type[Section]] = field(default_factory=dict)
     needs_model: bool = False
     check: Callable[[Context], object] = lambda context: None
@@ -135,6 +138,18 @@ def parse_settings(steps: Mapping[str, Step], raw: Mapping[str, Any]) -> dict[st
         if name not in known:
             raise ConfigError(f"unknown section {name!r}: {nearest(name, list(known))}")
     return {name: parse_section(name, cls, raw.get(name)) for name, cls in known.items()}
+
+
+def checked_steps(names: Sequence[str]) -> list[Step]:
+    """Registered steps by name.
+
+    Raises:
+        InputError: There is no such step.
+    """
+    steps = load_steps()
+    if wrong := [name for name in names if name not in steps]:
+        raise InputError(f"there is no step {wrong[0]!r}: {nearest(wrong[0], list(steps))}")
+    return [steps[name] for name in names]
 
 
 def _place(name: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Tracing a prompt of one's own: what `dmle trace --prompt` checks, runs and says. Torch is
+"""Tracing a prompt of one's own: what `dmle trace-prompt` checks, runs and says. Torch is
 imported late.
 
 A prompt is traced as a rule of one form whose name is the given rule words; it needs no rulebook
@@ -130,8 +130,8 @@ class PromptRequest:
         if config.corruption == "counterfactual":
             raise DmleError(
                 "trace.corruption is counterfactual, which takes another rule's prompt from a"
-                " rulebook; a single prompt is corrupted by noise: leave --corruption out, or trace"
-                " rules instead of --prompt"
+                " rulebook; a single prompt is corrupted by noise: leave trace.corruption out, or"
+                " trace rules with `dmle trace`"
             )
         if not isinstance(config.span, str):
             check_phrases(self.prompt, config.span)

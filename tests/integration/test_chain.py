@@ -14,17 +14,17 @@ import pytest
 import torch
 import yaml
 
-from editing.app.commands import edit, evaluate
 from editing.closed_form.covariance import Covariances
 from editing.config import EditConfig
 from editing.editors import memit
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
 from editing.evaluation.evaluate import COLUMNS, items_of
-from interp.app.commands import Common, execute
+from interp.app.run import Run
 from interp.app.steps import CHAIN
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
+from interp.results.run_folder import RunError
 from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.select import LayerSelection
 
@@ -223,9 +223,7 @@ def test_running_the_steps_again_redoes_no_trace_no_statistic_and_no_edit(
     assert len(kept) >= 6 + 3 + 2
     before = {path: path.stat().st_mtime_ns for path in kept}
     scores = effects.load(folder / "scores.nc")
-    execute(
-        CHAIN[: CHAIN.index("figures")], Common(run=folder), {}
-    )  # settings come from the folder
+    Run(folder)(*CHAIN[: CHAIN.index("figures")])  # settings come from the folder
     assert {path: path.stat().st_mtime_ns for path in kept} == before
     np.testing.assert_array_equal(
         effects.load(folder / "scores.nc")["score"].values, scores["score"].values
@@ -239,20 +237,21 @@ def test_another_setting_of_the_edit_redoes_the_edits_alone(
     shutil.copytree(finished[0], folder)
     deltas = sorted((folder / "deltas").rglob("*.safetensors"))
     before = {path: path.stat().st_mtime_ns for path in [*deltas, *(folder / "traces").iterdir()]}
-    edit(editors="memit", common=Common(run=folder, set=("edit.ridge=0.2",)))
+    Run(folder, settings={"edit.editors": "memit", "edit": {"ridge": 0.2}})("edit")
     redone = {path for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert redone == {folder / "deltas" / "memit" / "square-3.safetensors"}
 
 
 def test_evaluate_without_deltas_names_the_command_to_run(
-    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        evaluate(common=Common(run=tmp_path / "new", config=inputs / "config.yaml"))
-    assert stopped.value.code == 2
-    said = capsys.readouterr().err
+    run = Run(tmp_path / "new", config=inputs / "config.yaml", progress=None)
+    with pytest.raises(RunError) as raised:
+        run("evaluate")
+    said = str(raised.value)
     assert "deltas is missing" in said and f"run `dmle edit --run {tmp_path / 'new'}` first" in said
     assert not (tmp_path / "new" / "scores.nc").exists()
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_edit_of_the_embedded_model_reverts_bit_for_bit(smol: LanguageModel) -> None:

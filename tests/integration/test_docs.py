@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
 """Beginnings of the commands that are run, on the README's own rule."""
 ONLY_PARSED = {
-    "trace": (
-        "loads a model, for minutes; a prompt of one's own is run by tests/integration and the"
-        " command's tests"
-    ),
+    "trace": "loads a model, for minutes",
+    "trace-prompt": "loads a model; the command's tests run some",
     "edit": "loads a model, for minutes",
     "evaluate": "loads a model, for minutes",
     "compare": "loads a model, for hours",
@@ -79,18 +78,14 @@ def inline_settings() -> list[tuple[str, str]]:
 
 def help_lines() -> list[tuple[str, list[str]]]:
     """Command and words of each example in the help texts."""
+    from importlib.metadata import entry_points
+
     from interp.app import commands as cli
     from interp.app.rules_commands import build, check, export, stats
-    from interp.app.steps import load_steps
 
-    functions = [step.command for step in load_steps().values()] + [
-        cli.run,
-        cli.setup,
-        build,
-        check,
-        export,
-        stats,
-    ]
+    functions = [cli.trace, cli.trace_prompt, cli.profile, cli.select, cli.run, cli.setup]
+    functions += [point.load() for point in entry_points(group="dmle.commands")]
+    functions += [build, check, export, stats]
     lines = []
     for function in functions:
         for line in (inspect.getdoc(function) or "").splitlines():
@@ -116,6 +111,10 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
         assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
 
 
+class Reached(Exception):
+    """The command has its settings, and would begin to work."""
+
+
 def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any] | None:
     """The checked settings of a command line, its flags included; None for commands without
     settings.
@@ -123,24 +122,27 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     The command's own function is called up to where the work would begin.
     """
     from interp.app import commands as cli
-    from interp.app.steps import load_steps, parse_settings
+    from interp.app.run import Run
+    from interp.tracing.one_prompt import PromptRequest
 
     reached: list[dict[str, Any]] = []
 
-    def execute(names: Any, common: Any, flags: Any) -> None:
-        raw = cli._raw_settings({}, common or cli.Common(), flags() if callable(flags) else flags)
-        reached.append(dict(parse_settings(load_steps(), raw)))
+    def check(run: Run, *names: str) -> None:
+        reached.append(dict(run.context.sections))
+        raise Reached
 
-    command, bound, _ = cli._app().parse_args(words, exit_on_error=False, print_error=False)
-    if (
-        command is cli.setup
-        or command.__module__ == "interp.app.rules_commands"
-        or bound.arguments.get("prompt")
-    ):
+    def check_prompt(request: PromptRequest, config: Any, *, overwrite: bool = False) -> None:
+        request._check_text(config)
+        reached.append({"trace": config})
+        raise Reached
+
+    command, bound, _ = cli.application().parse_args(words, exit_on_error=False, print_error=False)
+    if command is cli.setup or command.__module__ == "interp.app.rules_commands":
         return None
-    monkeypatch.setattr(sys.modules[command.__module__], "execute", execute)
-    monkeypatch.setattr(cli, "_export", lambda *files: None)
-    command(*bound.args, **bound.kwargs)
+    monkeypatch.setattr(Run, "check", check)
+    monkeypatch.setattr(PromptRequest, "check", check_prompt)
+    with pytest.raises(Reached):
+        command(*bound.args, **bound.kwargs)
     (settings,) = reached
     return settings
 
@@ -161,23 +163,24 @@ def test_every_command_line_parses_with_valid_settings(
 
 @pytest.mark.parametrize(("page", "assignment"), inline_settings())
 def test_every_setting_in_the_text_is_valid(page: str, assignment: str) -> None:
-    from interp.app import commands as cli
+    from interp.app.run import raw_settings
     from interp.app.steps import load_steps, parse_settings
+    from interp.settings.assignments import read_assignment
 
-    parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=(assignment,)), {}))
+    parse_settings(load_steps(), raw_settings({}, settings=[read_assignment(assignment)]))
 
 
-def test_a_wrong_line_would_be_found() -> None:
+def test_a_wrong_line_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from cyclopts import CycloptsError
 
-    from interp.app import commands as cli
-    from interp.app.steps import load_steps, parse_settings
     from interp.config import ConfigError
 
     with pytest.raises(CycloptsError):
-        cli._app().parse_args(["trace", "--sample", "4"], exit_on_error=False, print_error=False)
+        settings_of(["trace", "--sample", "4"], monkeypatch)
     with pytest.raises(ConfigError, match=r"unknown setting 'trace\.sample'"):
-        parse_settings(load_steps(), cli._raw_settings({}, cli.Common(set=("trace.sample=4",)), {}))
+        settings_of(["trace", "--set", "trace.sample=4"], monkeypatch)
+    with pytest.raises(ConfigError, match=r"cannot read the configuration none\.yaml"):
+        settings_of(["tune", "--config", "none.yaml"], monkeypatch)
 
 
 def test_rule_of_the_readme_is_built_and_checked_as_it_says(
@@ -249,7 +252,7 @@ def test_every_python_block_has_a_test_that_runs_it() -> None:
 
 
 def test_references_name_every_setting_and_every_option() -> None:
-    from interp.app import commands as cli
+    from interp.app.command_line import Common, TraceOptions
 
     made = runpy.run_path(str(ROOT / "docs" / "reference.py"))
     text = made["configuration_reference"]()
@@ -261,9 +264,9 @@ def test_references_name_every_setting_and_every_option() -> None:
         "| `steps` | `int` | `25` | Gradient evaluations of the target search;" in text
     )  # inherited by edit
     said = made["cli_reference"]()
-    for option in inspect.signature(cli.trace).parameters:
-        assert option == "common" or f"--{option.replace('_', '-')}" in said
-    for command in ("trace", "figures", "rules check"):
+    for option in fields(TraceOptions) + fields(Common):
+        assert f"--{option.name}" in said
+    for command in ("trace", "trace-prompt", "figures", "rules check"):
         assert f"## dmle {command}\n" in said
 
 

@@ -49,8 +49,8 @@ def _step(name: str, after: str | None = None, more: str = "", weight: float = 1
 COMMANDS = (
     _step("trace"),
     Command(
-        "trace --prompt",
-        "trace --prompt 'The area of a square is' --subject square --out=run/map.nc"
+        "trace-prompt",
+        "trace-prompt 'The area of a square is' --subject square --out=run/map.nc"
         " --plot=run/map.png --model={model} --samples=2 --set trace.answer_tokens=2",
     ),
     _step("profile", "trace"),
@@ -135,7 +135,7 @@ def content(name: str, path: Path) -> Any:
     if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv"):
         return pd.read_csv(path).drop(columns="cpu_seconds").to_csv()
     if path.suffix == ".json" and name.startswith(("run/cells/", "run/sweep/")):
-        from editing.studies.comparison import read_cell
+        from editing.studies.cells import read_cell
 
         cell = read_cell(path)
         return "unreadable" if cell is None else replace(cell, seconds=0.0)

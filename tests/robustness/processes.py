@@ -259,7 +259,7 @@ def _import_late() -> None:
     from editing.edits import delta
     from editing.evaluation import evaluate as evaluation
     from editing.evaluation import side_effects
-    from editing.studies import comparison, evidence, paired, sweep
+    from editing.studies import comparison_files, evidence, paired, regret, tuning
     from figures import paper, report
     from interp.results import effects
     from interp.rules.rulebook import build
@@ -269,7 +269,18 @@ def _import_late() -> None:
     from interp.tracing import trace as tracing
 
     assert all(
-        (comparison, covariance, delta, editors, evaluation, evidence, paired, side_effects, sweep)
+        (
+            comparison_files,
+            covariance,
+            delta,
+            editors,
+            evaluation,
+            evidence,
+            paired,
+            regret,
+            side_effects,
+            tuning,
+        )
     )
     assert all(
         (

@@ -335,7 +335,7 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 
 
 def _json(states: States) -> list[FileReader]:
-    from editing.studies.comparison import read_cell
+    from editing.studies.cells import read_cell
     from figures.paper import read_answers
     from interp.selection.select import LayerSelection, load_for_rules
     from interp.tracing.knowledge import read_rows
@@ -450,7 +450,7 @@ def _sources(states: States, root: Path) -> list[FileReader]:
 
 
 def _settings(states: States) -> list[FileReader]:
-    from interp.app.commands import Common, _raw_settings
+    from interp.app.run import raw_settings
     from interp.app.steps import load_steps, parse_settings
     from interp.results.run_folder import RunFolder
 
@@ -459,10 +459,10 @@ def _settings(states: States) -> list[FileReader]:
     texts: tuple[Damager, ...] = (mutate.damaged, mutate.changed_yaml)
 
     def read_run(root: Path) -> Any:
-        return parse_settings(steps, _raw_settings(RunFolder(root).settings, Common(), {}))
+        return parse_settings(steps, raw_settings(RunFolder(root).settings))
 
     def read_config(root: Path) -> Any:
-        return parse_settings(steps, _raw_settings({}, Common(config=root / "config.yaml"), {}))
+        return parse_settings(steps, raw_settings({}, config=root / "config.yaml"))
 
     return [
         FileReader("run.yaml", _alone(states, kept), "run.yaml", read_run, texts, strict=False),

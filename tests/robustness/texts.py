@@ -231,17 +231,18 @@ def _layers(text: str) -> None:
 
 
 def _set(text: str) -> None:
-    from interp.app.commands import Common, _raw_settings
+    from interp.app.run import raw_settings
     from interp.app.steps import parse_settings
+    from interp.settings.assignments import read_assignment
 
-    parse_settings(_steps(), _raw_settings({}, Common(set=(text,)), {}))
+    parse_settings(_steps(), raw_settings({}, settings=[read_assignment(text)]))
 
 
 def _tree(tree: dict[str, Any]) -> None:
-    from interp.app.commands import Common, _raw_settings
+    from interp.app.run import raw_settings
     from interp.app.steps import parse_settings
 
-    parse_settings(_steps(), _raw_settings(tree, Common(), {}))
+    parse_settings(_steps(), raw_settings(tree))
 
 
 def _mentions(given: tuple[str, str, str]) -> None:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from editing.app.sweep_commands import regret_dataset
-from figures import cli, manifest, paper
+from editing.studies.regret import regret_dataset
+from figures import app, manifest, paper
 from interp.app.steps import Context
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
@@ -124,13 +124,13 @@ def test_unreadable_manifest_draws_everything(run: Path, caplog: pytest.LogCaptu
 
 
 def test_the_step_says_what_it_drew(run: Path) -> None:
-    first = cli.FIGURES.run(Context(RunFolder(run), {}))
+    first = app.FIGURES.run(Context(RunFolder(run), {}))
     n = len(list((run / "figures").glob("*.p*"))) + len(list((run / "tables").iterdir()))
     assert first.startswith(f"{n} files drawn, 0 are current: ")
-    assert cli.FIGURES.run(Context(RunFolder(run), {})).startswith(
+    assert app.FIGURES.run(Context(RunFolder(run), {})).startswith(
         f"nothing to draw: all {n} are current; --overwrite"
     )
-    assert cli.FIGURES.run(Context(RunFolder(run), {}, overwrite=True)).startswith(
+    assert app.FIGURES.run(Context(RunFolder(run), {}, overwrite=True)).startswith(
         f"{n} files drawn"
     )
 

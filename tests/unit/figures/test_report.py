@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from figures.app import REPORT
 from figures.report import (
     ANSWER_COLUMNS,
     LIMIT,
@@ -24,7 +25,6 @@ from figures.report import (
     standard_error,
     t_quantile,
 )  # fmt: skip
-from figures.report_cli import REPORT
 from interp.app.steps import Context
 from interp.errors import DamagedError
 from interp.results import effects as effects_schema

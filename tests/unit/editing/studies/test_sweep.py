@@ -13,10 +13,11 @@ import pytest
 import xarray as xr
 import yaml
 
-from editing.app.sweep_commands import choices, regret_rows, regret_table
 from editing.config import SweepConfig
-from editing.studies import sweep
+from editing.studies import layer_sweep, regret_measures
+from editing.studies.regret import choices, regret
 from interp.config import SelectConfig
+from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
@@ -29,7 +30,7 @@ SCORES = np.array([[0.2, 0.6, 0.4], [0.4, 0.8, 0.9], [0.3, 0.7, 0.2]])
 
 
 def test_regret_by_hand() -> None:
-    found = sweep.regret_of(SCORES, SCORES[:, 2], resamples=100)
+    found = regret_measures.regret_of(SCORES, SCORES[:, 2], resamples=100)
     assert (found.score, found.oracle) == (pytest.approx(0.5), pytest.approx(0.7))
     assert found.regret == pytest.approx((0.2 - 0.1 + 0.5) / 3)
     assert (found.rank, found.n_windows, found.n_rules) == (2, 3, 3)
@@ -37,12 +38,12 @@ def test_regret_by_hand() -> None:
 
 
 def test_the_oracle_has_no_regret_and_rank_one() -> None:
-    found = sweep.regret_of(SCORES, SCORES[:, 1])
+    found = regret_measures.regret_of(SCORES, SCORES[:, 1])
     assert (found.regret, found.lower, found.upper, found.rank) == (0, 0, 0, 1)
 
 
 def test_layers_outside_the_sweep_may_beat_the_oracle() -> None:
-    found = sweep.regret_of(SCORES, np.ones(3))
+    found = regret_measures.regret_of(SCORES, np.ones(3))
     assert found.regret == pytest.approx(-0.3)
     assert found.rank == 1
 
@@ -50,51 +51,48 @@ def test_layers_outside_the_sweep_may_beat_the_oracle() -> None:
 def test_rules_with_missing_cells_are_left_out_and_counted() -> None:
     scores = SCORES.copy()
     scores[1, 0] = np.nan
-    found = sweep.regret_of(scores, SCORES[:, 2])
+    found = regret_measures.regret_of(scores, SCORES[:, 2])
     assert found.n_rules == 2
     assert found.oracle == pytest.approx(0.65)
     with pytest.raises(ValueError, match="no rule has a score at every window"):
-        sweep.regret_of(scores[1:2], SCORES[1:2, 2])
+        regret_measures.regret_of(scores[1:2], SCORES[1:2, 2])
 
 
 def test_one_rule_has_no_interval() -> None:
-    assert np.isnan(sweep.regret_of(SCORES[:1], SCORES[:1, 0]).lower)
+    assert np.isnan(regret_measures.regret_of(SCORES[:1], SCORES[:1, 0]).lower)
 
 
 def test_a_window_chosen_on_other_rules_is_scored_on_the_one_left_out() -> None:
     # Without rule 0 the best is window 1 (0.75 to 0.55); without 1 also (0.65); without 2 window 1
     # (0.7) as well.
-    assert sweep.left_out(SCORES) == pytest.approx(SCORES[:, 1])
+    assert regret_measures.left_out(SCORES) == pytest.approx(SCORES[:, 1])
     # Now rule 2 alone carries window 0: for itself the others' choice counts, window 2.
     scores = np.array([[0.0, 0.1, 0.5], [0.1, 0.2, 0.6], [9.0, 0.0, 0.0]])
-    assert sweep.left_out(scores).tolist() == [0.0, 0.1, 0.0]
-    assert np.isnan(sweep.left_out(scores[:1])).all()
+    assert regret_measures.left_out(scores).tolist() == [0.0, 0.1, 0.0]
+    assert np.isnan(regret_measures.left_out(scores[:1])).all()
 
 
 def test_rank_correlation_is_spearmans() -> None:
     rng = np.random.default_rng(0)
     profile, scores = rng.normal(size=9).round(1), rng.normal(size=(6, 9)).round(1)
-    value, lower, upper = sweep.rank_correlation(
+    value, lower, upper = regret_measures.rank_correlation(
         profile, scores, resamples=500, confidence=0.9, seed=1
     )
     expected = pd.Series(profile).rank().corr(pd.Series(scores.mean(0)).rank())
     assert value == pytest.approx(expected)
     assert -1 <= lower < upper <= 1
+    options = {"resamples": 50, "confidence": 0.9, "seed": 1}
     ordered = np.arange(9) + np.zeros((6, 1))
-    assert sweep.rank_correlation(
-        np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1
-    ) == pytest.approx((1, 1, 1))
-    assert sweep.rank_correlation(-np.arange(9.0), ordered, resamples=50, confidence=0.9, seed=1)[
-        0
-    ] == pytest.approx(-1)
-    assert np.isnan(
-        sweep.rank_correlation(profile[:2], scores[:, :2], resamples=50, confidence=0.9, seed=1)
-    ).all()
+    rising, falling = np.arange(9.0), -np.arange(9.0)
+    correlation = regret_measures.rank_correlation
+    assert correlation(rising, ordered, **options) == pytest.approx((1, 1, 1))
+    assert correlation(falling, ordered, **options)[0] == pytest.approx(-1)
+    assert np.isnan(correlation(profile[:2], scores[:, :2], **options)).all()
 
 
 @pytest.mark.parametrize(("n", "width", "step"), [(30, 3, 2), (7, 3, 4), (3, 3, 1), (12, 1, 5)])
 def test_windows_cover_the_model_from_end_to_end(n: int, width: int, step: int) -> None:
-    found = sweep.windows(n, width, step)
+    found = layer_sweep.windows(n, width, step)
     assert found[0][0] == 0 and found[-1][-1] == n - 1
     assert all(span == tuple(range(span[0], span[0] + width)) for span in found)
     gaps = [b[0] - a[0] for a, b in pairwise(found)]
@@ -103,7 +101,7 @@ def test_windows_cover_the_model_from_end_to_end(n: int, width: int, step: int) 
 
 def test_a_model_that_is_too_shallow_is_refused() -> None:
     with pytest.raises(ValueError, match=r"sweep.width is 4, but the model has 3 layers"):
-        sweep.windows(3, 4, 1)
+        layer_sweep.windows(3, 4, 1)
 
 
 def test_success_is_a_mean_of_means_and_nan_where_a_metric_failed() -> None:
@@ -122,7 +120,7 @@ def test_success_is_a_mean_of_means_and_nan_where_a_metric_failed() -> None:
         ["pre", "post"],
     )
     scores = xr.Dataset({"score": (dims, score)}, coords=dict(zip(dims, names, strict=True)))
-    found = sweep.success(scores, ["formula", "description"], ["m", "n"], "token_accuracy")
+    found = layer_sweep.success(scores, ["formula", "description"], ["m", "n"], "token_accuracy")
     assert found.values == pytest.approx(np.array([[0.5, 0.5], [np.nan, 0.5]]), nan_ok=True)
 
 
@@ -161,7 +159,7 @@ def test_strategies_are_scored_at_their_layers() -> None:
     assert chosen["window", "instance"] == (5, 6)
     assert chosen["reversed", "instance"] == (2, 3)
     assert chosen["all", "instance"] == tuple(range(8))
-    spans = sweep.windows(8, 2, 1)
+    spans = layer_sweep.windows(8, 2, 1)
     rules = [f"e{i}" for i in range(4)]
     rows, by_group = [], {}
     for group, peak in (("formula+description", 2), ("instance", 4)):
@@ -169,20 +167,22 @@ def test_strategies_are_scored_at_their_layers() -> None:
             [[1 - 0.1 * abs(span[0] - peak) + 0.01 * r for span in spans] for r in range(4)]
         )
         by_group[group] = made
-        layers = [*spans, *{one for (_, g), one in chosen.items() if g == group} - set(spans)]
+        places = [*spans, *{at for (_, g), at in chosen.items() if g == group} - set(spans)]
         rows += [
             {
                 "group": group,
-                "layers": sweep.layers_text(one),
+                "layers": layer_sweep.layers_text(layers),
                 "rule": rule,
-                "score": made[r, spans.index(one)] if one in spans else 0.25,
+                "score": made[r, spans.index(layers)] if layers in spans else 0.25,
             }
             for r, rule in enumerate(rules)
-            for one in layers
+            for layers in places
         ]
-    swept = sweep.sweep_dataset(by_group, rules, spans)
-    found, notes = regret_rows(swept, _profile(), pd.DataFrame(rows), config, select)
-    by_name = {(row["strategy"], row["group"]): row for row in found}
+    data = layer_sweep.sweep_dataset(by_group, rules, spans)
+    swept = layer_sweep.with_arms(data, pd.DataFrame(rows))
+    regrets = regret(swept, _profile(), config, select)
+    notes = regrets.notes
+    by_name = {(row["strategy"], row["group"]): row for row in regrets.rows}
     assert by_name["window", "formula+description"]["regret"] == pytest.approx(0)
     assert by_name["window", "instance"]["regret"] == pytest.approx(0.1)  # chosen 5-6, best 4-5
     assert by_name["window", "instance"]["rank"] == 2
@@ -194,9 +194,11 @@ def test_strategies_are_scored_at_their_layers() -> None:
     assert against["against_default"] == pytest.approx(expected)
     assert "against_default" not in by_name["window", "instance"]
     assert len(notes) == 2 and "4 of 4 rules" in notes[0]
-    table = regret_table(found, notes)
-    assert "| instance | window | 5-6 |" in table.markdown
-    assert r"\toprule" in table.latex
+    assert "| instance | window | 5-6 |" in regrets.text.markdown
+    assert r"\toprule" in regrets.text.latex
+    other = config.model_copy(update={"groups": (("formula",),)})
+    with pytest.raises(InputError, match="the sweep has no group formula; it has formula\\+desc"):
+        regret(swept, _profile(), other, select)
 
 
 @pytest.fixture(scope="module")
@@ -283,10 +285,10 @@ def test_regret_without_a_sweep_says_what_to_run(
 
 def test_a_selection_from_a_sweep_takes_the_best_window_and_knows_chance() -> None:
     rng = np.random.default_rng(0)
-    spans = sweep.windows(12, 3, 1)
+    spans = layer_sweep.windows(12, 3, 1)
     clear = 0.5 + 0.05 * rng.normal(size=(10, len(spans))) + 0.3 * (np.arange(len(spans)) == 4)
     flat = 0.5 + 0.05 * rng.normal(size=(10, len(spans)))
-    held = sweep.sweep_dataset(
+    held = layer_sweep.sweep_dataset(
         {"formula+description": clear, "instance": flat}, [f"r{i}" for i in range(10)], spans
     )
     held.attrs["n_layers"] = 12
@@ -313,10 +315,10 @@ def test_a_selection_from_a_sweep_takes_the_best_window_and_knows_chance() -> No
 @pytest.mark.parametrize("seed", range(5))
 def test_selections_from_noise_are_rarely_supported(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    spans = sweep.windows(20, 3, 2)
+    spans = layer_sweep.windows(20, 3, 2)
     supported = 0
     for _ in range(20):
-        held = sweep.sweep_dataset(
+        held = layer_sweep.sweep_dataset(
             {"instance": rng.normal(size=(8, len(spans)))}, [str(i) for i in range(8)], spans
         )
         held.attrs["n_layers"] = 20

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from interp.app import commands as cli
+from interp.app.run import Run
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
@@ -79,7 +79,7 @@ def inputs(
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every step of the chain up to the scores."""
     run = tmp_path_factory.mktemp("runs") / "all"
-    cli.execute(STEPS, cli.Common(run=run, config=inputs / "config.yaml"), {})
+    Run(run, config=inputs / "config.yaml")(*STEPS)
     return run
 
 

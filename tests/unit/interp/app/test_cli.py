@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from interp.app import commands as cli
+from interp.app.command_line import _next
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.select import LayerSelection
@@ -470,6 +471,6 @@ def test_help_is_quick_and_imports_nothing_heavy(arguments: list[str]) -> None:
 
 def test_the_last_step_points_to_the_results(tmp_path: Path) -> None:
     assert (
-        cli._next("report", tmp_path)
+        _next("report", tmp_path)
         == f"Done. Open {tmp_path / 'report.html'}; figures and tables are beside it."
     )

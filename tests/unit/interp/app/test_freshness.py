@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 
+from editing.app.planned import Planned, plan
 from editing.config import EditConfig, EditorSettings
-from editing.studies.planned import Planned, plan
 from interp.app import freshness
 from interp.app.freshness import RECORD, Made, check, made
 from interp.app.steps import Context, load_steps, parse_settings

@@ -18,7 +18,8 @@ from editing.edits.protocol import View
 from editing.edits.requests import requests_of
 from editing.evaluation import side_effects
 from editing.evaluation.scoring import Question, greedy_ids, teacher_forced
-from editing.studies.comparison import Arm, run_cells
+from editing.studies.arms import Arm
+from editing.studies.cells import run_cells
 from interp.config import TraceConfig
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel

@@ -28,8 +28,8 @@ from editing.closed_form.solvers import LowRank
 from editing.editors.grace import Codebook
 from editing.editors.in_context import InContext
 from editing.edits.delta import EditDelta, load_edit
-from editing.studies.comparison import Cell, cell_path, read_cell
-from editing.studies.comparison import _write as write_cell
+from editing.studies.cells import Cell, cell_path, read_cell
+from editing.studies.cells import _write_cell as write_cell
 from interp.errors import DamagedError, DmleError, MissingFileError, WriteError
 from interp.results import effects
 from interp.results.files import (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from interp.app import commands as cli
+from interp.app.command_line import _next
 from interp.results.printing import command, say, visible
 from interp.settings.names import name_fault, safe_name
 
@@ -51,7 +51,7 @@ def test_the_next_command_can_be_copied(
     folder: str, tmp_path: Path, dmle: Callable[..., tuple[int, str]]
 ) -> None:
     path = tmp_path / folder
-    (line,) = [line for line in cli._next("trace", path).split(". ") if line.startswith("Next: ")]
+    (line,) = [line for line in _next("trace", path).split(". ") if line.startswith("Next: ")]
     assert shlex.split(line.removeprefix("Next: ")) == ["dmle", "profile", "--run", str(path)]
     assert shlex.split(command("dmle", "--run", path)) == ["dmle", "--run", str(path)]
     code, said = dmle("profile", "--run", path)  # nothing was traced: says what to run

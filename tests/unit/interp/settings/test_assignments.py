@@ -9,14 +9,15 @@ import pytest
 
 from editing.closed_form.spreading import site_of
 from editing.config import EditConfig, EditorSettings
-from interp.app import commands as cli
+from interp.app.run import raw_settings
 from interp.app.steps import load_steps, parse_settings
 from interp.config import ConfigError, Section
+from interp.settings.assignments import read_assignment
 
 
 def parsed(*assignments: str, held: dict[str, Any] | None = None) -> dict[str, Section]:
     return parse_settings(
-        load_steps(), cli._raw_settings(held or {}, cli.Common(set=assignments), {})
+        load_steps(), raw_settings(held or {}, settings=map(read_assignment, assignments))
     )
 
 
@@ -152,7 +153,7 @@ def test_null_takes_a_setting_back_to_its_default() -> None:
     after = parsed("edit.ft.steps=null", held=held)["edit"]
     assert isinstance(after, EditConfig)
     assert (after.ft.steps, after.ft.learning_rate) == (25, 0.1)
-    raw = cli._raw_settings(held, cli.Common(set=("trace.window=null",)), {})
+    raw = raw_settings(held, settings=[("trace.window", None)])
     assert raw["trace"] == {"samples": 9} and held["trace"]["window"] == 4
 
 
@@ -163,7 +164,7 @@ def test_a_file_changes_what_it_says_and_no_more(tmp_path: Any) -> None:
         "trace": {"samples": 9},
         "edit": {"ridge": 5, "ft": {"learning_rate": 0.1}, "arms": {"a": {}}},
     }
-    raw = cli._raw_settings(held, cli.Common(config=path), {})
+    raw = raw_settings(held, config=path)
     assert raw == {
         "trace": {"samples": 9},
         "edit": {"ft": {"learning_rate": 0.1, "steps": 3}, "arms": {"b": {}}},

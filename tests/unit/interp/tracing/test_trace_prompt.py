@@ -1,4 +1,4 @@
-"""`dmle trace --prompt`: what is refused before a model is loaded, and what the map, the report
+"""`dmle trace-prompt`: what is refused before a model is loaded, and what the map, the report
 and the figure say."""
 
 import json
@@ -20,7 +20,7 @@ from interp.tracing.one_prompt import PromptRequest
 
 Command = Callable[..., tuple[int, list[str]]]
 PROMPT = "The area of a square is"
-OWN = ["trace", "--prompt", PROMPT, "--subject", "square"]
+OWN = ["trace-prompt", "--prompt", PROMPT, "--subject", "square"]
 
 
 @pytest.fixture
@@ -63,20 +63,15 @@ def prompt_map(*, corrupted: tuple[float, float] = (-3.1, -2.9)) -> xr.Dataset:
 # Each: arguments after those of OWN that are left (a later flag replaces an earlier one), and what
 # is said.
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no prompt": (
-        ["trace", "--plot", "map.png", "--subject", "a"],
-        "--subject, --plot needs --prompt, the text to trace",
-    ),
-    "no subject": (["trace", "--prompt", PROMPT], "--prompt needs --subject"),
     "another subject": (
-        ["trace", "--prompt", PROMPT, "--subject", "circle"],
+        ["trace-prompt", PROMPT, "--subject", "circle"],
         "'circle' is not in the prompt 'The area",
     ),
     "empty subject": (
-        ["trace", "--prompt", PROMPT, "--subject", " "],
+        ["trace-prompt", "--prompt", PROMPT, "--subject", " "],
         "--subject is ' '; text is needed",
     ),
-    "empty prompt": (["trace", "--prompt", "", "--subject", "a"], "--prompt is ''; text is needed"),
+    "empty prompt": (["trace-prompt", "", "--subject", "a"], "--prompt is ''; text is needed"),
     "empty answer": ([*OWN, "--answer", ""], "--answer is ''; text is needed"),
     "no such word": (
         [*OWN, "--words", "area,volume"],
@@ -108,13 +103,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         [*OWN, "--out", "notes.nc"],
         "notes.nc is there and is no effect map of one prompt",
     ),
-    "run": ([*OWN, "--run", "mine"], "--run does not go with --prompt"),
-    "rules": (
-        [*OWN, "--rules", "embedded", "--limit", "3"],
-        "--rules, --limit does not go with --prompt",
-    ),
     "counterfactual": (
-        [*OWN, "--corruption", "counterfactual"],
+        [*OWN, "--set", "trace.corruption=counterfactual"],
         "a single prompt is corrupted by noise",
     ),
     "span": ([*OWN, "--span", "cube,side"], "trace.span: 'cube', 'side' not found in the prompt"),
@@ -160,6 +150,35 @@ def test_a_mistake_gives_one_line_and_does_not_wait_for_torch(tmp_path: Path) ->
         assert code == "exit 2", name
     assert json.loads(done.stdout) == []
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["trace-prompt", "--plot", "map.png", "--subject", "a"], "--prompt"),
+        (["trace-prompt", PROMPT], "--subject"),
+        ([*OWN, "--run", "mine"], "--run"),
+        ([*OWN, "--rules", "embedded"], "--rules"),
+        ([*OWN, "--corruption", "counterfactual"], "--corruption"),
+        (["trace", "--prompt", PROMPT], "--prompt"),
+    ],
+)
+def test_flags_of_the_other_trace_are_refused_and_missing_ones_named(
+    line: list[str], said: str, dmle: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, told = dmle(*line)
+    assert code == 1 and said in " ".join(told)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_may_begin_with_a_hyphen(dmle: Command) -> None:
+    for line in (
+        ["trace-prompt", "-5 + 2 =", "--subject", "x"],
+        ["trace-prompt", "--prompt", "-5 + 2 =", "--subject", "-x"],
+    ):
+        code, told = dmle(*line)
+        assert code == 2 and "is not in the prompt '-5 + 2 ='" in " ".join(told)
 
 
 def test_files_go_where_they_are_asked_to() -> None:

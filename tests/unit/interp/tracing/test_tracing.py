@@ -14,12 +14,13 @@ import pytest
 import torch
 import xarray as xr
 
-from interp.app import commands as cli
+from interp.app.run import Run
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.schema import Twin
 from interp.rules.sources import Rule, dump_rules
+from interp.settings.assignments import read_assignment
 from interp.tracing import trace as tracing
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.metrics import METRICS
@@ -489,7 +490,7 @@ def test_collect_refuses_an_empty_folder(rules: Sequence[Rule], tmp_path: Path) 
 
 
 def test_a_killed_trace_continues_to_the_same_numbers(
-    model_folder: Path, rules: Sequence[Rule], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    model_folder: Path, rules: Sequence[Rule], tmp_path: Path
 ) -> None:
     dump_rules(rules, tmp_path / "rules.json")
     common = {"model": str(model_folder), "rules": str(tmp_path / "rules.json"), "device": "cpu"}
@@ -500,7 +501,14 @@ def test_a_killed_trace_continues_to_the_same_numbers(
         "trace.batch_size=1",
         "trace.components=[mlp]",
     )
-    cli.execute(["trace"], cli.Common(run=tmp_path / "whole", set=chosen, **common), {})
+    settings = [
+        ("model.name", common["model"]),
+        ("rules.source", common["rules"]),
+        ("model.device", "cpu"),
+        *map(read_assignment, chosen),
+    ]
+    trace = Run(tmp_path / "whole", settings=settings)
+    assert "5 prompts traced" in trace("trace")["trace"]
 
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "interp.app.commands", "trace", "--run", str(killed)]
@@ -522,7 +530,7 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     left = {path.name: path.stat().st_mtime_ns for path in killed.glob("traces/*.nc")}
     assert 1 <= len(left) < 5 and not (killed / "effects.nc").exists()
 
-    cli.execute(["trace"], cli.Common(run=killed, set=chosen, **common), {})
+    assert "5 prompts traced" in Run(killed, settings=settings)("trace")["trace"]
     now = {path.name: path.stat().st_mtime_ns for path in killed.glob("traces/*.nc")}
     assert len(now) == 5 and {name: now[name] for name in left} == left
     whole, continued = (
@@ -530,4 +538,3 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     )
     xr.testing.assert_identical(continued, whole)
     assert (killed / "effects.nc").read_bytes() == (tmp_path / "whole" / "effects.nc").read_bytes()
-    assert "5 prompts traced" in capfd.readouterr().err

@@ -1,27 +1,19 @@
-"""Edit success by layer, measured: the oracle that layer selection is held against.
+"""Regret and rank correlation: how far choices of layers are from the best window of a layer sweep.
 
-Every group of forms is edited alone, in every window of layers, and scored on its own questions:
-that is DMLE's stage without the other. Two groups in different layers touch each other little, so
-that the success of a pair of windows is close to what its parts say; whole pairs are what `dmle
-compare` runs.
-
-The success of an edit is the plain mean of some metrics (`sweep.metrics`), each the mean over the
-group's forms. The oracle is the window with the best mean over rules. It is chosen on the rules
-that it is scored on, so regret against it is a little too large for every strategy that did not see
-them; a window chosen on all other rules (leave one out) says by how much.
+The oracle is the window with the best mean over rules. It is chosen on the rules that it is scored
+on, so regret against it is a little too large for every choice that did not see them; a window
+chosen on all other rules (leave one out) says by how much.
 
 Array core: scores have shape (rule, window), NaN where a cell is missing; a rule with a missing
 cell is left out of what is compared, and counted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import xarray as xr
 
 from interp.errors import InputError
-from interp.selection.from_sweep import SWEEP_SCHEMA
 from interp.selection.profiles import resample_counts
 
 
@@ -42,54 +34,6 @@ class Regret:
     rank: int
     n_windows: int
     n_rules: int
-
-
-def windows(n_layers: int, width: int, step: int) -> list[tuple[int, ...]]:
-    """Windows of `width` layers, every `step`-th from the first, and the last one that fits.
-
-    >>> windows(8, 3, 2)
-    [(0, 1, 2), (2, 3, 4), (4, 5, 6), (5, 6, 7)]
-
-    Raises:
-        ValueError: No window fits.
-    """
-    last = n_layers - width
-    if last < 0:
-        raise InputError(f"sweep.width is {width}, but the model has {n_layers} layers; lower it")
-    starts = list(range(0, last + 1, step))
-    return [
-        tuple(range(start, start + width))
-        for start in (starts if starts[-1] == last else [*starts, last])
-    ]
-
-
-def layers_text(layers: Sequence[int]) -> str:
-    """Layers as the settings write them.
-
-    >>> layers_text((4, 5, 6)), layers_text((7,)), layers_text((1, 4, 5))
-    ('4-6', '7', '1,4,5')
-    """
-    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}-{layers[-1]}"
-    return ",".join(map(str, layers))
-
-
-def success(
-    scores: xr.Dataset, forms: Sequence[str], metrics: Sequence[str], mode: str
-) -> xr.DataArray:
-    """Success of every arm: mean over forms, then over metrics; dims editor rule.
-
-    NaN where an arm has no score in one of the metrics that any arm has for the rule: a mean of
-    fewer metrics would be a mean of other things.
-    """
-    after = (
-        scores["score"]
-        .sel(form=list(forms), metric=list(metrics), mode=mode, phase="post")
-        .mean("form", skipna=True)
-    )
-    asked = after.notnull().any("editor")
-    whole = (after.notnull() | ~asked).all("metric") & asked.any("metric")
-    return after.mean("metric", skipna=True).where(whole).transpose("editor", "rule")
 
 
 def regret_of(
@@ -192,32 +136,6 @@ def rank_correlation(
 def window_effects(effect: np.ndarray, spans: Sequence[Sequence[int]]) -> np.ndarray:
     """Mean effect of each window from a profile over layers, shape (window,)."""
     return np.array([effect[list(span)].mean() for span in spans])
-
-
-def sweep_dataset(
-    by_group: Mapping[str, np.ndarray], rules: Sequence[str], spans: Sequence[Sequence[int]]
-) -> xr.Dataset:
-    """The measured success with labels.
-
-    Args:
-        by_group: For each group, success of shape (rule, window).
-        rules: Ids.
-        spans: Layers of each window.
-
-    Returns:
-        Dims ``group rule window``: ``score``; coords ``start`` and ``width`` of each window.
-    """
-    return xr.Dataset(
-        {"score": (("group", "rule", "window"), np.stack(list(by_group.values())))},
-        coords={
-            "group": np.array(list(by_group), dtype=object),
-            "rule": np.array(list(rules), dtype=object),
-            "window": np.array([layers_text(span) for span in spans], dtype=object),
-            "start": ("window", [span[0] for span in spans]),
-            "width": ("window", [len(span) for span in spans]),
-        },
-        attrs={"schema": SWEEP_SCHEMA},
-    )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -1,0 +1,340 @@
+"""What `dmle edit` and `dmle evaluate` do in a run folder."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig
+from interp.app.steps import Context, Step
+from interp.rules.sources import Rule
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from editing.app.planned import Planned
+    from editing.closed_form.covariance import Covariances
+    from editing.editors.registry import Resources
+    from editing.edits.protocol import Edit
+    from editing.edits.requests import EditRequest
+    from editing.studies.arms import Place
+    from interp.app.freshness import Made
+    from interp.models.loading import LanguageModel
+    from interp.selection.select import LayerSelection
+
+REMARKS_SHOWN = 12
+ANSWERS_SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
+
+
+# -- what every step that edits needs ------------------------------------------------------------
+
+
+def edited_rules(context: Context, config: EditConfig) -> list[Rule]:
+    """Rules that are edited: those of `edit.splits` among rules with a split, and all without one.
+
+    Raises:
+        InputError: There is none.
+    """
+    return context.rules_of(config.splits, "edit.splits")[: config.limit]
+
+
+def measured(context: Context, layers: Sequence[int]) -> "Covariances":
+    """The statistics of some blocks, read or measured, one process at a time."""
+    from editing.closed_form import covariance
+
+    config = context.settings(CovarianceConfig)
+    with (
+        context.lock,
+        context.progress(total=config.tokens, desc="covariance", unit="token") as bar,
+    ):
+        folder = context.run.path / "covariance"
+        return covariance.measure(context.model, layers, config, folder, advance=bar.update)
+
+
+def fresh_selection(context: Context, config: EditConfig | None = None) -> None:
+    """See that the run's selection, if an arm takes its layers, was made with what is in force.
+
+    Raises:
+        RunError: It is missing.
+        StaleError: It was made with something else.
+    """
+    from interp.app import freshness
+
+    if reads_selection(config or context.settings(EditConfig)):
+        context.run.need("selection.json", "select")
+        freshness.check(context, "selection.json")
+
+
+def reads_selection(config: EditConfig) -> bool:
+    """Whether an arm takes the layers of the run's `selection.json`."""
+    return any(_is_automatic(config.settings_of(name)) for name in config.editors)
+
+
+def _is_automatic(settings: EditorSettings) -> bool:
+    return settings.editor == "dmle" and settings.layers == "auto"
+
+
+def selected_layers(context: Context, config: EditConfig) -> "LayerSelection | None":
+    """The run's selection, if an arm asks for it.
+
+    Raises:
+        RunError: It is missing.
+        StaleError: It was made for another model.
+    """
+    from editing.studies.arms import check_selection
+    from interp.selection.select import LayerSelection
+
+    if not reads_selection(config):
+        return None
+    path = context.run.need("selection.json", "select")
+    selection = LayerSelection.load(path)
+    check_selection(context.model, selection, path)
+    return selection
+
+
+def places_of(context: Context, config: EditConfig) -> "dict[str, Place]":
+    """Where every arm edits. All are found before any work: a wrong layer in the last arm should
+    not wait for the others.
+
+    Raises:
+        DmleError: See `selected_layers` and `editing.studies.arms.resolve`.
+    """
+    from editing.studies.arms import resolve
+
+    selected = selected_layers(context, config)
+    arms = {name: config.settings_of(name) for name in config.editors}
+    return {name: resolve(context.model, each, selected) for name, each in arms.items()}
+
+
+def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
+    """What the scores of edits were made with."""
+    from editing.editors.registry import CLOSED_FORM
+    from interp.app.freshness import made
+
+    config = context.settings(EditConfig)
+    closed = any(config.settings_of(name).editor in CLOSED_FORM for name in config.editors)
+    statistics = ["covariance"] if closed else []
+    inputs = ["selection.json"] if reads_selection(config) else []
+    return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
+
+
+# -- edit ----------------------------------------------------------------------------------------
+
+
+def _edit(context: Context) -> str:
+    from editing.app.planned import plan, remove_others
+    from editing.studies.arms import make_arms, training_rules
+    from editing.studies.lengths import check_edits
+
+    config, model = context.settings(EditConfig), context.model
+    settings = [config.settings_of(name) for name in config.editors]
+    places, rules = places_of(context, config), edited_rules(context, config)
+    check_edits(model, rules, settings)
+    layers = {name: place.layers for name, place in places.items()}
+    plans = plan(context, rules, layers, training_rules(settings))
+    arms = make_arms(
+        model, config, rules, statistics=lambda needed: measured(context, needed), places=places
+    )
+    remarks: list[str] = []
+    with context.progress(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
+        for arm in arms:
+            (resources,) = arm.resources.values()
+            in_sequence = config.mode == "sequential"
+            lines = _edit_arm(model, plans[arm.name], resources, in_sequence, bar.update)
+            remarks += [f"  {arm.name}: {line}" for line in lines]
+    if context.overwrite:
+        remove_others(context, plans)
+    lines = [f"{name}: {place.text}" for name, place in places.items()]
+    if remarks:
+        more = ["  …"] if len(remarks) > REMARKS_SHOWN else []
+        lines += [f"{len(remarks)} remarks:", *remarks[:REMARKS_SHOWN], *more]
+    lines.append(
+        f"{len(rules)} rules × {len(arms)} editors ({config.mode}): {context.run.path / 'deltas'}"
+    )
+    return "\n".join(lines)
+
+
+def _edit_arm(
+    model: "LanguageModel",
+    planned: "list[Planned]",
+    resources: "Resources",
+    in_sequence: bool,
+    advance: Callable[[int], object],
+) -> Iterator[str]:
+    """Make the edits of an arm that are not there yet; what a reader should know of each."""
+    from editing.editors.registry import remarks
+    from editing.edits.delta import EditDelta
+
+    earlier: list[EditRequest] = []
+    with ExitStack() as stack:
+        for wanted in planned:
+            made = wanted.held()
+            if made is None:
+                made = _make(model, wanted, resources, earlier)
+            yield from remarks(made.about)
+            if in_sequence and isinstance(made, EditDelta):
+                stack.enter_context(made.applied(model))
+                earlier += wanted.requests
+            advance(len(wanted.rules))
+
+
+def _make(
+    model: "LanguageModel",
+    wanted: "Planned",
+    resources: "Resources",
+    earlier: "Sequence[EditRequest]",
+) -> "Edit":
+    """Make one edit and keep it."""
+    from editing.editors.registry import edit
+    from editing.edits.delta import EditDelta
+    from interp.app.freshness import RECORD
+
+    made = edit(model, wanted.requests, wanted.settings, resources, earlier=earlier)
+    if isinstance(made, EditDelta):
+        made = made.with_about(cast_loss=made.cast_loss(model))
+    record = {
+        "fingerprint": wanted.fingerprint,
+        "earlier": wanted.earlier,
+        RECORD: dict(wanted.about),
+    }
+    made = made.with_about(**record)
+    made.save(wanted.path)
+    return made
+
+
+# -- evaluate ------------------------------------------------------------------------------------
+
+
+def _evaluate(context: Context) -> str:
+    from editing.evaluation.evaluate import COLUMNS, evaluate
+    from editing.studies.comparison_files import write_answers
+    from interp.app import freshness
+    from interp.results import effects
+
+    config, evaluation = context.settings(EditConfig), context.settings(EvaluateConfig)
+    rules, folder = edited_rules(context, config), context.run.path
+    edits = _edits_of(context, config, rules)
+    _check_lengths(context, rules, edits)
+    total = len(rules) * (1 + len(edits))
+    with context.progress(total=total, desc="evaluate", unit="pass") as bar:
+        scores, answers = evaluate(context.model, rules, edits, evaluation, advance=bar.update)
+    scores.attrs[freshness.RECORD] = record_of_scores(context, "evaluate", "evaluate").text()
+    effects.save(scores, folder / "scores.nc")
+    write_answers(folder, answers, COLUMNS)
+    return "\n".join(
+        [
+            score_text(scores),
+            "",
+            answer_text(answers),
+            f"scores: {folder / 'scores.nc'}; every answer: {folder / 'answers.csv'}",
+        ]
+    )
+
+
+def _check_lengths(
+    context: Context, rules: Sequence[Rule], edits: "dict[str, dict[str, Edit]]"
+) -> None:
+    """See that all questions fit into the model, also behind what in-context edits put there.
+
+    Raises:
+        TooLongError: Some do not.
+    """
+    from editing.editors.in_context import InContext
+    from editing.studies.lengths import check_rules
+
+    evaluation = context.settings(EvaluateConfig)
+    check_rules(context.model, rules, evaluation)
+    for of_rules in edits.values():
+        for rule in rules:
+            if isinstance(made := of_rules[rule.id], InContext):
+                check_rules(context.model, [rule], evaluation, made.before)
+
+
+def _edits_of(
+    context: Context, config: EditConfig, rules: list[Rule]
+) -> "dict[str, dict[str, Edit]]":
+    """What each rule is evaluated under, by arm: its own edit, or in batch and sequential mode all
+    of them together.
+
+    Raises:
+        StaleError: The edits in the folder are not those of the settings, rules and model.
+    """
+    from editing.app.planned import load_planned, plan, together
+    from editing.edits.delta import EditDelta, merge
+    from editing.studies.arms import training_rules
+
+    arms = {name: config.settings_of(name) for name in config.editors}
+    layers = {name: place.layers for name, place in places_of(context, config).items()}
+    of_arms: dict[str, dict[str, Edit]] = {}
+    for name, planned in plan(context, rules, layers, training_rules(arms.values())).items():
+        edits = load_planned(context, planned)
+        if config.mode == "sequential" and not together(config, arms[name]):
+            deltas = [edit for edit in edits if isinstance(edit, EditDelta)]
+            edits = [merge(deltas, {"editor": name, "mode": "sequential"})] * len(rules)
+        elif together(config, arms[name]):
+            edits = edits * len(rules)
+        of_arms[name] = {rule.id: edit for rule, edit in zip(rules, edits, strict=True)}
+    return of_arms
+
+
+def score_text(scores: "xr.Dataset") -> str:
+    """One line for each rule and metric: before → after for every editor, mean over the forms."""
+    editors = [str(name) for name in scores["editor"].values]
+    lines = [f"{'rule':28}{'metric, mode':46}" + "".join(f"{name:>16}" for name in editors)]
+    shown = [("token_accuracy", m) for m in scores["metric"].values]
+    means = scores["score"].mean("form", skipna=True)
+    for rule in scores["rule"].values:
+        for mode, metric in [*shown, ("exact", "reliability"), ("kl", "locality")]:
+            values = means.sel(rule=rule, metric=metric, mode=mode)
+            cells = [_before_after(values.sel(editor=name)) for name in editors]
+            lines.append(
+                f"{rule:28}{f'{metric}, {mode}':46}" + "".join(f"{cell:>16}" for cell in cells)
+            )
+    return "\n".join(lines)
+
+
+def _before_after(values: "xr.DataArray") -> str:
+    before, after = (values.sel(phase=phase).item() for phase in ("pre", "post"))
+    return f"{before:.2f} → {after:.2f}"
+
+
+def answer_text(answers: Iterable[dict[str, object]]) -> str:
+    """The edited prompts with the model's own answers before and after."""
+    lines = []
+    for row in answers:
+        if row["metric"] == "reliability":
+            lines.append(f"{row['editor']}, {row['rule']}, {row['form']}: {row['prompt']}")
+            lines += [f"  {name:7} {row[key]!r}" for name, key in ANSWERS_SHOWN]
+    return "\n".join(lines)
+
+
+def _check_edit(context: Context) -> None:
+    from editing.edits.requests import requests_of
+
+    config = context.settings(EditConfig)
+    lookups = {config.settings_of(name).lookup for name in config.editors}
+    for rule in edited_rules(context, config):
+        for lookup in sorted(lookups):
+            requests_of(rule, lookup)
+
+
+def _fresh_evaluate(context: Context) -> None:
+    context.run.need("deltas", "edit")
+    fresh_selection(context)
+
+
+EDIT = Step(
+    "edit",
+    _edit,
+    {"covariance": CovarianceConfig, "edit": EditConfig},
+    needs_model=True,
+    check=_check_edit,
+    fresh=fresh_selection,
+)
+EVALUATE = Step(
+    "evaluate",
+    _evaluate,
+    {"covariance": CovarianceConfig, "edit": EditConfig, "evaluate": EvaluateConfig},
+    needs_model=True,
+    check=_check_edit,
+    fresh=_fresh_evaluate,
+)

@@ -1,0 +1,365 @@
+"""Ways to choose layers, held against the best window of a layer sweep.
+
+For example, in a notebook:
+
+    regrets = regret(swept, profile, SweepConfig(), SelectConfig())
+    regrets.table[["strategy", "group", "layers", "regret"]]
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from editing.config import SweepConfig
+from editing.studies.layer_sweep import Block, arm_table, group_name, layers_text
+from editing.studies.regret_measures import (
+    left_out,
+    mean_interval,
+    rank_correlation,
+    regret_of,
+    window_effects,
+)
+from interp.config import SelectConfig
+from interp.errors import InputError
+from interp.results import effects
+from interp.results.files import write_text
+from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
+from interp.rules.sources import RuleForm
+from interp.selection import baselines
+from interp.selection.profiles import LOOKUP
+from interp.selection.select import LayerSelection, select_layers
+
+REGRET_SCHEMA = "dmle.regret/1"
+LEFT_OUT = "sweep"
+"""The strategy that chooses by edits, here for each rule by the edits of all others."""
+COMBINED = "combined"
+STRATEGIES = ("window", "mass", "changepoint", "groups")
+"""Strategies that are held against the oracle; a rule's own selection (adaptive) needs its
+trace."""
+TEXTS = ("strategy", "group", "layers", "supported")
+"""Columns that hold no numbers."""
+COLUMNS = (
+    "strategy",
+    "group",
+    "layers",
+    "supported",
+    "score",
+    "oracle",
+    "regret",
+    "lower",
+    "upper",
+    "rank",
+    "n_windows",
+    "n_rules",
+    "against_default",
+    "against_lower",
+    "against_upper",
+)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Layers that a strategy or baseline chooses for one group of forms."""
+
+    strategy: str
+    forms: tuple[RuleForm, ...]
+    layers: tuple[int, ...]
+    supported: bool = True
+
+    @property
+    def group(self) -> str:
+        """Name of the group."""
+        return group_name(self.forms)
+
+    @property
+    def block(self) -> Block:
+        """The layers as a layer sweep edits them."""
+        return Block(self.forms, self.layers)
+
+
+@dataclass(frozen=True)
+class Regrets:
+    """The regret of every choice.
+
+    Attributes:
+        rows: One for each choice and group (`COLUMNS`); what could not be measured is missing.
+        notes: What tells of edit success, in sentences.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The rows, columns `COLUMNS`."""
+        return pd.DataFrame(self.rows, columns=COLUMNS)
+
+    @property
+    def dataset(self) -> xr.Dataset:
+        """The table along ``row``: the content of `regret.nc`."""
+        return regret_dataset(self.table)
+
+    @property
+    def text(self) -> Table:
+        """The table for a paper, with the notes beneath."""
+        return regret_table(self.rows, self.notes)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Edit success at the layers of a choice, shape (rule,)."""
+
+    layers: str
+    supported: bool | None
+    values: np.ndarray
+
+
+def choices(
+    profile: xr.Dataset,
+    config: SweepConfig,
+    select: SelectConfig,
+    evidence: xr.Dataset | None = None,
+) -> list[Chosen]:
+    """What every strategy and baseline chooses from a profile, for each group of the sweep.
+
+    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does
+    not give all forms of a group the same layers chooses none for it.
+    """
+    n_layers = profile.sizes["layer"]
+    base = select.model_copy(update={"width": config.width, "groups": config.groups})
+    made: dict[str, LayerSelection] = {
+        name: select_layers(profile, base.model_copy(update={"strategy": name}))
+        for name in STRATEGIES
+    }
+    if evidence is not None:
+        combined = base.model_copy(update={"strategy": COMBINED})
+        made[COMBINED] = select_layers(profile, combined, evidence=evidence)
+    made["published"] = baselines.published(n_layers, config.groups)
+    made["best-layer"] = baselines.best_layer(profile, base)
+    made["all"] = baselines.all_layers(n_layers, config.groups)
+    if len(config.groups) > 1:
+        made["reversed"] = baselines.reversed_assignment(made["window"])
+    found = []
+    for name, selection in made.items():
+        for forms in config.groups:
+            groups = [selection.group_of(form) for form in forms]
+            if len({group.layers for group in groups}) == 1:
+                supported = all(group.supported for group in groups)
+                found.append(Chosen(name, forms, groups[0].layers, supported))
+    return found
+
+
+def regret(
+    swept: xr.Dataset,
+    profile: xr.Dataset,
+    config: SweepConfig,
+    select: SelectConfig,
+    evidence: xr.Dataset | None = None,
+) -> Regrets:
+    """Hold each way to choose layers against the best window of a layer sweep.
+
+    Args:
+        swept: The content of `sweep.nc`.
+        profile: The content of `profile.nc`.
+        config: Groups and width of the sweep, resamples and confidence.
+        select: The strategies' settings; its strategy is the default that others are compared with.
+        evidence: The content of `evidence.nc`, if there is one.
+
+    Raises:
+        InputError: The sweep lacks a group.
+    """
+    chosen = choices(profile, config, select, evidence)
+    cells = arm_table(swept)
+    rows: list[Mapping[str, Any]] = []
+    notes = []
+    for forms in config.groups:
+        group = group_name(forms)
+        if group not in swept["group"].values:
+            groups = ", ".join(map(str, swept["group"].values))
+            raise InputError(
+                f"the sweep has no group {group}; it has {groups}, which sweep.groups must name"
+            )
+        success = swept["score"].sel(group=group).transpose("rule", "window").values
+        table = cells[cells["group"] == group].pivot(index="rule", columns="layers", values="score")
+        own = [each for each in chosen if each.group == group]
+        scored = _scored(own, table.reindex(swept["rule"].values), success)
+        default = scored.get(select.strategy)
+        for strategy, each in scored.items():
+            row = {"strategy": strategy, "group": group} | _measures(each, success, config)
+            if default is not None and strategy != select.strategy:
+                row |= _gain(default.values - each.values, config)
+            rows.append(row)
+        known = _profiles(profile, forms, select.component, evidence)
+        notes.append(_note(group, known, swept, success, config))
+    return Regrets(tuple(rows), tuple(notes))
+
+
+def _scored(
+    chosen: Sequence[Chosen], table: pd.DataFrame, success: np.ndarray
+) -> dict[str, _Scored]:
+    """Edit success of every choice for a group: NaN where a rule has none at its layers.
+
+    Args:
+        chosen: The choices for this group.
+        table: Score by rule (index) and layers (column).
+        success: Score by rule and window.
+    """
+    missing = np.full(len(success), np.nan)
+    scored = {}
+    for each in chosen:
+        text = layers_text(each.layers)
+        values = table[text].to_numpy(float) if text in table.columns else missing
+        scored[each.strategy] = _Scored(text, each.supported, values)
+    scored["random"] = _Scored("any window", None, success.mean(1))
+    whole = ~np.isnan(success).any(1)
+    others = missing.copy()
+    others[whole] = left_out(success[whole])
+    scored[LEFT_OUT] = _Scored("best for the other rules", None, others)
+    return scored
+
+
+def _measures(scored: _Scored, success: np.ndarray, config: SweepConfig) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "layers": scored.layers,
+        "supported": scored.supported,
+        "n_windows": success.shape[1],
+        "n_rules": 0,
+    }
+    whole = ~np.isnan(success).any(1)
+    if (whole & ~np.isnan(scored.values)).any():
+        row |= asdict(regret_of(success, scored.values, **_options(config)))
+    return row
+
+
+def _gain(gain: np.ndarray, config: SweepConfig) -> dict[str, float]:
+    """How much better the default is than a choice, over the rules with both."""
+    gain = gain[~np.isnan(gain)]
+    if not len(gain):
+        return {}
+    lower, upper = mean_interval(gain, seed=0, **_options(config))
+    return {
+        "against_default": float(gain.mean()),
+        "against_lower": lower,
+        "against_upper": upper,
+    }
+
+
+def _profiles(
+    profile: xr.Dataset,
+    forms: Sequence[str],
+    component: str,
+    evidence: xr.Dataset | None,
+) -> dict[str, np.ndarray]:
+    """What may tell of edit success at each layer: means over a group's forms, shape (layer,)."""
+    known = {
+        f"the {component} profile": profile["aie"].sel(component=component, role=LOOKUP),
+    }
+    for name, values in (evidence.data_vars if evidence is not None else {}).items():
+        known[f"the {name} of edits"] = values.mean("rule")
+    traced = [form for form in forms if form in profile["form"].values]
+    return {name: values.sel(form=traced).mean("form").values for name, values in known.items()}
+
+
+def _note(
+    group: str,
+    known: Mapping[str, np.ndarray],
+    swept: xr.Dataset,
+    success: np.ndarray,
+    config: SweepConfig,
+) -> str:
+    """How well each profile ranks the windows of a group, in a sentence."""
+    places = zip(swept["start"].values, swept["width"].values, strict=True)
+    spans = [range(start, start + width) for start, width in places]
+    whole = ~np.isnan(success).any(1)
+    parts = []
+    for name, values in known.items():
+        value, lower, upper = rank_correlation(
+            window_effects(values, spans), success[whole], seed=0, **_options(config)
+        )
+        parts.append(f"of {name} {value:+.2f} [{lower:+.2f}, {upper:+.2f}]")
+    return (
+        f"{group}: rank correlation with edit success over {len(spans)} windows"
+        f" {', '.join(parts)}; {int(whole.sum())} of {len(success)} rules with all cells"
+    )
+
+
+def _options(config: SweepConfig) -> dict[str, Any]:
+    return {"resamples": config.resamples, "confidence": config.confidence}
+
+
+def regret_dataset(table: pd.DataFrame) -> xr.Dataset:
+    """The rows of a regret table (`COLUMNS`) along ``row``, for those who read it back
+    (`figures`).
+    """
+    columns = {
+        name: values.astype(str).to_numpy(object) if name in TEXTS else values.to_numpy(float)
+        for name, values in table.items()
+    }
+    variables = {name: ("row", values) for name, values in columns.items()}
+    return xr.Dataset(variables, attrs={"schema": REGRET_SCHEMA})
+
+
+def regret_table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> Table:
+    """The rows for a paper, with the notes beneath."""
+    heads = ["Group", "Choice", "Layers", "Score", "Regret", "Rank", "Default − choice", "n"]
+
+    def number(row: Mapping[str, Any], key: str, sign: str = "") -> str:
+        value = row.get(key)
+        return (
+            MISSING if value is None or np.isnan(value) else f"{value:{sign}z.3f}".replace("-", "−")
+        )
+
+    def spread(row: Mapping[str, Any], key: str, low: str, high: str, sign: str = "") -> str:
+        middle = number(row, key, sign)
+        return (
+            middle
+            if middle == MISSING
+            else f"{middle} [{number(row, low, sign)}, {number(row, high, sign)}]"
+        )
+
+    groups: dict[str, list[list[str]]] = {}
+    for row in rows:
+        groups.setdefault(str(row["group"]), []).append(
+            [
+                str(row["group"]),
+                str(row["strategy"])
+                + (" (not supported)" if row.get("supported") is False else ""),
+                str(row["layers"]),
+                number(row, "score"),
+                spread(row, "regret", "lower", "upper"),
+                f"{row['rank']} of {row['n_windows']}" if "rank" in row else MISSING,
+                spread(row, "against_default", "against_lower", "against_upper", "+"),
+                str(row.get("n_rules", 0)),
+            ]
+        )
+    flat = [[escape_markdown(cell) for cell in row] for group in groups.values() for row in group]
+    text = markdown(heads, flat)
+    notes = [
+        (
+            "Regret and differences [bootstrap interval over rules]; rank of the choice among all"
+            " windows."
+        ),
+        *notes,
+    ]
+    return Table(text + "\n" + "\n\n".join(notes) + "\n", latex(heads, groups.values(), labels=3))
+
+
+def write_regret(regrets: Regrets, folder: Path, attrs: Mapping[str, str]) -> Path:
+    """Write `regret.nc`, `regret.csv` and `tables/regret.*`; the CSV.
+
+    Args:
+        regrets: The regret of every choice.
+        folder: The run folder.
+        attrs: What it was made with, for the attributes of `regret.nc`.
+    """
+    effects.save(regrets.dataset.assign_attrs(attrs), folder / "regret.nc")
+    write_text(folder / "regret.csv", csv_text(regrets.table, index=False))
+    text = regrets.text
+    write_text(folder / "tables" / "regret.md", text.markdown)
+    write_text(folder / "tables" / "regret.tex", text.latex)
+    return folder / "regret.csv"

@@ -1,0 +1,169 @@
+"""What `dmle profile` and `dmle select` do in a run folder; neither needs a model."""
+
+import json
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from interp.app.steps import Context, Step
+from interp.config import ProfileConfig, SelectConfig
+from interp.errors import DmleError
+from interp.results.files import write_text
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from interp.selection.select import LayerSelection
+
+OWN_WIDTH = ("mass", "changepoint", "sweep")
+"""Strategies that set the width themselves."""
+
+
+def _profile(context: Context) -> str:
+    from interp.app import freshness
+    from interp.results import effects
+    from interp.selection.profiles import layer_profile
+
+    record = freshness.made(context, "profile", ["profile"], inputs=["effects.nc"])
+    with effects.opened(context.run.need("effects.nc", "trace")) as maps:
+        profile = layer_profile(maps, context.settings(ProfileConfig))
+    profile.attrs[freshness.RECORD] = record.text()
+    path = context.run.path / "profile.nc"
+    effects.save(profile, path)
+    of_forms = zip(profile["form"].values, profile["te"].values, strict=True)
+    te = ", ".join(f"{form} {value:.2f}" for form, value in of_forms)
+    lines = [
+        (
+            f"mean total effect ({profile.attrs['unit']}): {te}; {profile.attrs['n_untraceable']}"
+            f" of {profile.attrs['n_prompts']} prompts left out as not traceable"
+        ),
+        *_order_of_forms(context, profile),
+        f"layer profile: {path}",
+    ]
+    return "\n".join(lines)
+
+
+def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
+    """Write `form_order.csv`, which reads the selection's component and bounds, and say what it
+    says.
+    """
+    from interp.selection import form_order
+
+    path = context.run.path / "form_order.csv"
+    try:
+        of_rules = form_order.depths(profile, context.settings(SelectConfig))
+        contrasts = form_order.compare_forms(of_rules)
+        write_text(path, form_order.table(contrasts).to_csv(index=False))
+    except DmleError as error:
+        # The profile is whole even so: the selection may read another component.
+        path.unlink(missing_ok=True)  # of other maps
+        return [f"order of the forms: not compared, {error}"]
+    return [*form_order.report(of_rules, contrasts), f"order of the forms: {path}"]
+
+
+def _read_by_select(context: Context) -> tuple[str, ...]:
+    """Files that the selection's strategy reads."""
+    strategy = context.settings(SelectConfig).strategy
+    if strategy == "sweep":
+        return ("sweep.nc",)
+    return ("profile.nc", "evidence.nc") if strategy == "combined" else ("profile.nc",)
+
+
+def _fresh(context: Context, names: Sequence[str]) -> None:
+    """See that what a step reads is there, and was made with what is in force."""
+    from interp.app import freshness
+
+    for name in names:
+        context.run.need(name, freshness.MAKERS[name])
+    freshness.check(context, *names)
+
+
+def _selected(context: Context) -> "tuple[LayerSelection, dict[str, LayerSelection] | None]":
+    """The selection of the run, and one for each rule by a strategy that makes them."""
+    from interp.results import effects
+    from interp.selection.from_sweep import select_from_sweep
+    from interp.selection.select import select_for_rules, select_layers
+
+    config, run = context.settings(SelectConfig), context.run
+    if config.strategy == "sweep":
+        return select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
+    profile = effects.load(run.need("profile.nc", "profile"))
+    _order_of_forms(context, profile)  # of this selection's component
+    combined = config.strategy == "combined"
+    evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
+    selection = select_layers(profile, config, evidence=evidence)
+    return selection, select_for_rules(profile, config) if config.strategy == "adaptive" else None
+
+
+def _select(context: Context) -> str:
+    from interp.app import freshness
+    from interp.selection.select import save_for_rules
+
+    config, folder = context.settings(SelectConfig), context.run.path
+    selection, of_rules = _selected(context)
+    record = freshness.made(context, "select", ["select"], inputs=_read_by_select(context))
+    provenance = {**selection.provenance, freshness.RECORD: record.model_dump(mode="json")}
+    selection = selection.model_copy(update={"provenance": provenance})
+    lines = [
+        f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups
+    ]
+    path = folder / "selection-rules.json"
+    if of_rules is None:
+        path.unlink(missing_ok=True)  # of another strategy's run
+    else:
+        save_for_rules(of_rules, path)
+        lines.append(f"selections rule by rule: {path}")
+    selection.save(folder / "selection.json")
+    if "width" in config.model_fields_set and config.strategy in OWN_WIDTH:
+        lines.append(
+            f"select.width = {config.width} is not read by the strategy {config.strategy}, which"
+            " sets its own"
+        )
+    return "\n".join([*lines, f"selection: {folder / 'selection.json'}"])
+
+
+def export_selection(
+    selection: "LayerSelection", dmle: Path | None = None, easyedit: Path | None = None
+) -> list[Path]:
+    """Write selected layers into the files of other drivers.
+
+    Args:
+        selection: The layers.
+        dmle: The published driver's config.json.
+        easyedit: Folder for EasyEdit's settings, one file for each method and group.
+
+    Returns:
+        The files.
+
+    Raises:
+        DmleError: A group has no place in a file.
+    """
+    from interp.selection.exports import METHODS
+
+    model = str(selection.provenance.get("model", "unknown"))
+    texts: dict[Path, str] = {}
+    if dmle:
+        texts[dmle] = json.dumps(selection.to_dmle_config(), indent=2) + "\n"
+    if easyedit:
+        for method, group in product(METHODS, selection.groups):
+            name = f"{method}-{group.name.replace('+', '-')}.yaml"
+            texts[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(texts)
+
+
+PROFILE = Step(
+    "profile",
+    _profile,
+    {"profile": ProfileConfig, "select": SelectConfig},
+    fresh=lambda context: _fresh(context, ["effects.nc"]),
+    settles=("profile",),
+)
+SELECT = Step(
+    "select",
+    _select,
+    {"select": SelectConfig},
+    fresh=lambda context: _fresh(context, _read_by_select(context)),
+)
