@@ -27,19 +27,16 @@ width = 3
 folder = "runs/notebooks"
 
 # %%
-from pathlib import Path
-
 import pandas as pd
 
 import figures.accessors  # results show themselves: dataset.dmle
-from interp.app.commands import Common, execute
+from interp.app.run import Run
 from interp.config import SelectConfig
-from interp.results import effects
 from interp.selection.select import select_layers
 
 # %% [markdown]
-# **Run.** `execute` is what the `dmle` command calls: this is `dmle trace` and `dmle profile`. Maps that notebook 02
-# left in the folder are not run again.
+# **Run.** A `Run` is a run folder with the steps of the `dmle` command: this is `dmle trace` and `dmle profile`. Maps
+# that notebook 02 left in the folder are not run again.
 
 # %%
 settings = {
@@ -48,12 +45,13 @@ settings = {
     "trace.positions": positions,
     "trace.components": ["mlp"],
 }
-execute(["trace", "profile"], Common(run=Path(folder), overwrite=True), settings)
+run = Run(folder, settings=settings, overwrite=True)
+reports = run("trace", "profile")
 
 # %%
-profile = effects.load(Path(folder) / "profile.nc")
+profile = run.load("profile.nc")
 selection = select_layers(profile, SelectConfig(strategy="window", width=width))
-selection.save(Path(folder) / "selection.json")
+selection.save(run.folder / "selection.json")
 selection
 
 # %% [markdown]

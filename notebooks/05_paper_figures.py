@@ -39,7 +39,7 @@ import figures.accessors  # results show themselves: dataset.dmle
 from figures.edit_scores import before_after_table, score_table
 from figures.paper import draw_all
 from figures.style import save
-from interp.app.commands import Common, execute
+from interp.app.run import Run
 from interp.results import effects
 from interp.selection.select import LayerSelection
 
@@ -57,11 +57,7 @@ small = {
     "evaluate.answer_tokens": 8,
 }
 if not run:
-    execute(
-        ["trace", "profile", "select", "edit", "evaluate"],
-        Common(run=Path(folder), overwrite=True),
-        small,
-    )
+    Run(folder, settings=small, overwrite=True)("trace", "profile", "select", "edit", "evaluate")
 run_folder = Path(run or folder)
 
 # %% [markdown]

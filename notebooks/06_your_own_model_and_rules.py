@@ -73,7 +73,7 @@ except ModelError as error:
 # %% [markdown]
 # ## A prompt of your own
 #
-# On the command line: `dmle trace --prompt "The capital of France is" --subject France --plot map.png`.
+# On the command line: `dmle trace-prompt "The capital of France is" --subject France --plot map.png`.
 
 # %%
 request = PromptRequest(prompt, subject)

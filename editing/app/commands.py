@@ -88,7 +88,7 @@ def tune(*, common: Common | None = None) -> None:
 
     For example:
 
-        dmle tune --config docs/tune.yaml --run runs/tune
+        dmle tune --config docs/tune.yaml --rules RuleEdit-200.zip --run runs/tune
     """
     execute(["tune"], common)
 

@@ -1,8 +1,10 @@
 """The documentation builds without a warning, its generated pages are the code's, and what it shows
 works.
 
-Every `dmle` line of the README and of `docs/` is checked against the real command line and
-settings. Those of `RUN` are also run; the rest is only parsed, for the reasons in `ONLY_PARSED`.
+Every `dmle` line of the README and of `docs/` is checked against the real command line; its
+configuration is loaded and its settings are checked, also as the steps check them that need neither
+a model nor files for that. Those of `RUN` are also run; the rest is not, for the reasons in
+`ONLY_PARSED`.
 """
 
 import inspect
@@ -88,11 +90,9 @@ def help_lines() -> list[tuple[str, list[str]]]:
     functions += [build, check, export, stats]
     lines = []
     for function in functions:
-        for line in (inspect.getdoc(function) or "").splitlines():
-            words = (
-                shlex.split(line.partition(" > ")[0]) if line.strip().startswith("dmle ") else []
-            )
-            if words:
+        for part in (inspect.getdoc(function) or "").split("\n\n"):  # a long line is broken
+            if part.strip().startswith("dmle "):
+                words = shlex.split(part.partition(" > ")[0])
                 lines.append((f"{function.__name__} --help", words[1:]))
     return lines
 
@@ -111,6 +111,10 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
         assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
 
 
+CHECKED = ("trace", "edit", "evaluate", "compare", "tune", "sweep")
+"""Steps whose check needs rules and settings alone."""
+
+
 class Reached(Exception):
     """The command has its settings, and would begin to work."""
 
@@ -123,12 +127,19 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     """
     from interp.app import commands as cli
     from interp.app.run import Run
+    from interp.app.steps import checked_steps
+    from interp.config import RulesConfig
+    from interp.results.run_folder import RunFolder
     from interp.tracing.one_prompt import PromptRequest
 
     reached: list[dict[str, Any]] = []
 
     def check(run: Run, *names: str) -> None:
         reached.append(dict(run.context.sections))
+        if run.context.settings(RulesConfig).source == "embedded":
+            for step in checked_steps(names):
+                if step.name in CHECKED:
+                    step.check(run.context)
         raise Reached
 
     def check_prompt(request: PromptRequest, config: Any, *, overwrite: bool = False) -> None:
@@ -140,6 +151,8 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     if command is cli.setup or command.__module__ == "interp.app.rules_commands":
         return None
     monkeypatch.setattr(Run, "check", check)
+    monkeypatch.setattr(RunFolder, "settings", {})  # a folder of this name may be here
+    monkeypatch.setattr(RunFolder, "known", True)
     monkeypatch.setattr(PromptRequest, "check", check_prompt)
     with pytest.raises(Reached):
         command(*bound.args, **bound.kwargs)
@@ -159,6 +172,18 @@ def test_every_command_line_parses_with_valid_settings(
     settings = settings_of(words, monkeypatch)
     if settings is not None and "--editors" in words:
         assert settings["edit"].editors == tuple(words[words.index("--editors") + 1].split(","))
+
+
+def test_every_command_that_the_text_names_is_there() -> None:
+    from interp.app import commands as cli
+
+    app, texts = cli.application(), [*PAGES, ROOT / "CHANGELOG.md"]
+    named = set()
+    for page in [*texts, *sorted((ROOT / "notebooks").glob("*.py"))]:
+        named |= set(re.findall(r"`dmle\s+([\w-]+)", page.read_text(encoding="utf-8")))
+    assert len(named) > 10
+    for name in named:
+        assert app[name]
 
 
 @pytest.mark.parametrize(("page", "assignment"), inline_settings())

@@ -168,7 +168,7 @@ def test_flags_of_the_other_trace_are_refused_and_missing_ones_named(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, told = dmle(*line)
-    assert code == 1 and said in " ".join(told)
+    assert code == 2 and said in " ".join(told)
     assert list(tmp_path.iterdir()) == []
 
 
