@@ -73,8 +73,8 @@ class Planned:
 
         if not self.path.is_file():
             return None
-        found = load_edit(self.path)
-        return found if found.about.get("fingerprint") == self.fingerprint else None
+        edit = load_edit(self.path)
+        return edit if edit.about.get("fingerprint") == self.fingerprint else None
 
 
 def plan(
@@ -95,46 +95,42 @@ def plan(
         ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics
             cannot be read.
     """
-    config = context.settings(EditConfig)
+    config, model = context.settings(EditConfig), context.model
     arms = {name: config.settings_of(name) for name in layers}
     closed = any(settings.editor in CLOSED_FORM for settings in arms.values())
-    statistics = statistics_of(context.model, context.settings(CovarianceConfig)) if closed else {}
-    found: dict[str, list[Planned]] = {}
+    statistics = statistics_of(model, context.settings(CovarianceConfig)) if closed else {}
+    plans: dict[str, list[Planned]] = {}
     for name, settings in arms.items():
-        found[name] = []
+        shared = {
+            "version": VERSIONS["edit"],
+            "weights": model.weight_hash,
+            "layers": {forms: list(each) for forms, each in layers[name].items()},
+            "settings": _settings(settings),
+            "statistics": statistics if settings.editor in CLOSED_FORM else {},
+            "demonstrations": [rule.id for rule in training] if settings.editor == "ike" else [],
+        }
+        plans[name] = []
         for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
-            requests = tuple(
-                request for rule in group for request in requests_of(rule, settings.lookup)
-            )
+            requests = tuple(each for rule in group for each in requests_of(rule, settings.lookup))
+            after = config.mode == "sequential" and plans[name]
             about = {
-                "version": VERSIONS["edit"],
-                "weights": context.model.weight_hash,
-                "layers": {forms: list(each) for forms, each in layers[name].items()},
-                "settings": _settings(settings),
-                "statistics": statistics if settings.editor in CLOSED_FORM else {},
+                **shared,
                 "requests": {rule.id: _digest(requests, rule) for rule in group},
-                "demonstrations": (
-                    [rule.id for rule in training] if settings.editor == "ike" else []
-                ),
-                "earlier": (
-                    found[name][-1].fingerprint
-                    if config.mode == "sequential" and found[name]
-                    else ""
-                ),
+                "earlier": plans[name][-1].fingerprint if after else "",
             }
             path = delta_path(context, name, group[0] if len(group) == 1 else None)
-            found[name].append(Planned(name, settings, tuple(group), requests, path, about))
-    return found
+            plans[name].append(Planned(name, settings, tuple(group), requests, path, about))
+    return plans
 
 
 def statistics_of(model: "LanguageModel", config: CovarianceConfig) -> dict[str, Any]:
     """What the statistics of keys depend on, by setting."""
-    held = covariance.described(model, config)
+    about = covariance.described(model, config)
     if not config.identity:
-        held |= {"shrinkage": config.shrinkage}
+        about |= {"shrinkage": config.shrinkage}
     return {
         f"covariance.{name}": value
-        for name, value in held.items()
+        for name, value in about.items()
         if name not in ("weights", "dtype")
     }
 
@@ -155,16 +151,16 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
     """
     from editing.edits.delta import load_edit
 
-    found = []
-    for one in planned:
-        path = context.run.need(str(one.path.relative_to(context.run.path)), "edit")
+    edits = []
+    for wanted in planned:
+        path = context.run.need(str(wanted.path.relative_to(context.run.path)), "edit")
         edit = load_edit(path)
-        if edit.about.get("fingerprint") != one.fingerprint:
+        if edit.about.get("fingerprint") != wanted.fingerprint:
             raise StaleError(
-                f"{_difference(context, one, edit)}; run `{command(context, 'edit')}` first"
+                f"{_difference(context, wanted, edit)}; run `{command(context, 'edit')}` first"
             )
-        found.append(edit)
-    return found
+        edits.append(edit)
+    return edits
 
 
 def delta_path(context: Context, arm: str, rule: Rule | None) -> Path:
@@ -174,7 +170,7 @@ def delta_path(context: Context, arm: str, rule: Rule | None) -> Path:
 
 def remove_others(context: Context, plans: Mapping[str, Sequence[Planned]]) -> None:
     """Delete edits that are not planned."""
-    kept = {one.path for planned in plans.values() for one in planned}
+    kept = {wanted.path for planned in plans.values() for wanted in planned}
     for path in (context.run.path / "deltas").glob("*/*.safetensors"):
         if path not in kept:
             path.unlink()
@@ -182,37 +178,42 @@ def remove_others(context: Context, plans: Mapping[str, Sequence[Planned]]) -> N
                 path.parent.rmdir()
 
 
-def _difference(context: Context, one: Planned, edit: "Edit") -> str:
+def _difference(context: Context, wanted: Planned, edit: "Edit") -> str:
     """In words, why a file does not hold the planned edit."""
-    held, now = edit.about.get(RECORD), one.about
-    if not isinstance(held, Mapping) or held.get("version") != now["version"]:
-        return f"{one.path} was made by another version, which does not say what it was made with"
-    if held["weights"] != now["weights"]:
+    before, now = edit.about.get(RECORD), wanted.about
+    if not isinstance(before, Mapping) or before.get("version") != now["version"]:
         return (
-            f"{one.path} was made for another model ({held['weights']}; this one is"
+            f"{wanted.path} was made by another version, which does not say what it was made with"
+        )
+    if before["weights"] != now["weights"]:
+        return (
+            f"{wanted.path} was made for another model ({before['weights']}; this one is"
             f" {now['weights']})"
         )
-    settings = {**held["settings"], **held["statistics"]}, {**now["settings"], **now["statistics"]}
-    if said := differences(str(one.path), *settings, {}):
-        return said
-    if held["layers"] != now["layers"]:
+    settings = (
+        {**before["settings"], **before["statistics"]},
+        {**now["settings"], **now["statistics"]},
+    )
+    if difference := differences(str(wanted.path), *settings, {}):
+        return difference
+    if before["layers"] != now["layers"]:
         return (
-            f"{one.path} writes {_plan_text(held['layers'])}; with the settings or the selection"
-            f" now it would be {_plan_text(now['layers'])}"
+            f"{wanted.path} writes {_plan_text(before['layers'])}; with the settings or the"
+            f" selection now it would be {_plan_text(now['layers'])}"
         )
-    if list(held["requests"]) != list(now["requests"]):
-        return f"the edit of {one.arm} is of other rules than those to evaluate ({one.path})"
+    if list(before["requests"]) != list(now["requests"]):
+        return f"the edit of {wanted.arm} is of other rules than those to evaluate ({wanted.path})"
     if changed := [
-        rule for rule, digest in now["requests"].items() if held["requests"][rule] != digest
+        rule for rule, digest in now["requests"].items() if before["requests"][rule] != digest
     ]:
         return (
-            f"{one.path} was made of another wording, subject or answer of the rule"
+            f"{wanted.path} was made of another wording, subject or answer of the rule"
             f" {', '.join(changed)}"
         )
-    if held["earlier"] != now["earlier"]:
+    if before["earlier"] != now["earlier"]:
         mode = context.settings(EditConfig).mode
-        return f"the edits of {one.arm} were not made one after the other with edit.mode={mode}"
-    return f"{one.path} was made with other demonstrations"
+        return f"the edits of {wanted.arm} were not made one after the other with edit.mode={mode}"
+    return f"{wanted.path} was made with other demonstrations"
 
 
 def _settings(settings: EditorSettings) -> dict[str, Any]:

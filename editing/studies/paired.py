@@ -185,32 +185,24 @@ def comparison_table(
         ValueError: The mode is unknown or has no scores.
     """
     after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
-    before = (
-        per_rule(scores, mode)
-        .sel(phase="pre", metric=after["metric"], drop=True)
-        .where(after.notnull())
-    )
-    # Before the edit all arms are the same model: one arm's score of a rule is any arm's.
-    floor = before.mean("editor", skipna=True).where(~after["metric"].isin(WITHOUT_FLOOR))
+    floor = _floor(scores, mode, after)
     scored = {str(arm): after.sel(editor=arm) for arm in after["editor"].values}
     known = [str(arm) for arm in scores["editor"].values]
     arms = known + [arm for arm, count in failed.items() if count and arm not in known]
     nothing = xr.full_like(floor, np.nan)
-    rows = np.stack([row.values for row in (floor, *(scored.get(arm, nothing) for arm in arms))])
+    of_arms = [scored.get(arm, nothing) for arm in arms]
+    rows = np.stack([row.values for row in (floor, *of_arms)])
     mean, lower, upper = _bootstrap(rows, resamples, confidence, seed)
     # All rules of the floor count, also those that have questions of locality only.
     counts = [int(after.notnull().any(["editor", "metric"]).sum())]
-    counts += [int(scored.get(arm, nothing).notnull().any("metric").sum()) for arm in arms]
-    some_failed = any(failed.values())
-    cells = [
-        [
-            *(_estimate(mode, *values) for values in zip(mean[i], lower[i], upper[i], strict=True)),
-            str(counts[i]),
-            *([str(failed.get(name, 0)) if i else MISSING] if some_failed else ()),
-        ]
-        for i, name in enumerate([FLOOR, *arms])
-    ]
-    heads = ["Arm", *_heads(after["metric"].values), "n", *(["failed"] if some_failed else ())]
+    counts += [int(row.notnull().any("metric").sum()) for row in of_arms]
+    failures = [MISSING, *(str(failed.get(arm, 0)) for arm in arms)] if any(failed.values()) else []
+    cells = []
+    for i, count in enumerate(counts):
+        estimates = zip(mean[i], lower[i], upper[i], strict=True)
+        cells.append([*(_estimate(mode, *each) for each in estimates), str(count)])
+        cells[i] += failures[i : i + 1]
+    heads = ["Arm", *_heads(after["metric"].values), "n", *(["failed"] if failures else ())]
     note = (
         f"Mode {escape_markdown(mode)}: mean over rules after the edit [{100 * confidence:g} %"
         " bootstrap interval over rules]; n: rules with a score, of which a metric counts those"
@@ -222,6 +214,14 @@ def comparison_table(
         [[[FLOOR, *cells[0]]], [[arm, *row] for arm, row in zip(arms, cells[1:], strict=True)]],
         note,
     )
+
+
+def _floor(scores: xr.Dataset, mode: str, after: xr.DataArray) -> xr.DataArray:
+    """Scores of the unedited model, dims ``rule metric``, where an arm has one afterwards."""
+    before = per_rule(scores, mode).sel(phase="pre", metric=after["metric"], drop=True)
+    # Before the edit all arms are the same model: one arm's score of a rule is any arm's.
+    floor = before.where(after.notnull()).mean("editor", skipna=True)
+    return floor.where(~after["metric"].isin(WITHOUT_FLOOR))
 
 
 def pair_table(pairs: Sequence[Pair], mode: str) -> Table:

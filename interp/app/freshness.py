@@ -113,17 +113,17 @@ def made(
         rules: Sections that say which rules it is about.
         more: Further settings by ``section.key``, such as single ones of other sections.
     """
-    held = {name: record_of(context.run.path / name) for name in inputs}
+    records = {name: record_of(context.run.path / name) for name in inputs}
+    read = {name: record for name, record in records.items() if record is not None}
     settings: dict[str, Any] = {}
     about: dict[str, dict[str, str]] = {}
     whole = dict.fromkeys(("model", *sections) if _has_model(context) else sections)
     model = context.model.weight_hash if _has_model(context) else ""
-    for each in held.values():
-        if each is not None:
-            settings |= each.settings
-            about |= each.rules
-            model = model or each.model
-            whole |= dict.fromkeys(each.sections)
+    for record in read.values():
+        settings |= record.settings
+        about |= record.rules
+        model = model or record.model
+        whole |= dict.fromkeys(record.sections)
     for name in whole:
         settings |= settings_of(name, context.sections[name])
     return Made(
@@ -133,7 +133,7 @@ def made(
         settings={**settings, **_plain(more or {})},
         sections=tuple(whole),
         rules={**about, **{name: digests(context, name) for name in rules}},
-        inputs={name: each.fingerprint for name, each in held.items() if each is not None},
+        inputs={name: record.fingerprint for name, record in read.items()},
     )
 
 
@@ -174,16 +174,16 @@ def record_of(path: Path) -> Made | None:
         selection = LayerSelection.load(path)
         if selection.strategy == "manual":  # layers given by hand are of no data
             return Made(step="select", version=VERSIONS["select"])
-        held: Any = selection.provenance.get(RECORD)
+        content: Any = selection.provenance.get(RECORD)
     else:
         from interp.results import effects
 
         with effects.opened(path) as dataset:
-            held = dataset.attrs.get(RECORD)
+            content = dataset.attrs.get(RECORD)
     try:
-        return (
-            Made.model_validate_json(held) if isinstance(held, str) else Made.model_validate(held)
-        )
+        if isinstance(content, str):
+            return Made.model_validate_json(content)
+        return Made.model_validate(content)
     except ValidationError:
         return None
 
@@ -196,8 +196,8 @@ def check(context: Context, *names: str) -> None:
         StaleError: One was not: names the first difference, and the commands that make it again.
     """
     for name in names:
-        if (found := _stale(context, name)) is not None:
-            steps, difference = found
+        if (stale := _stale(context, name)) is not None:
+            steps, difference = stale
             as_it_is = (
                 "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
             )
@@ -217,23 +217,23 @@ def objection(context: Context, name: str) -> str:
 
 
 def differences(
-    name: str, held: Mapping[str, Any], now: Mapping[str, Any], known: Mapping[str, Any]
+    name: str, before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> str:
     """Differences of settings in words, "" if there is none.
 
     Args:
         name: What was made.
-        held: Settings that it was made with.
+        before: Settings that it was made with.
         now: Those in force.
-        known: Defaults: what a setting was before it could be set.
+        defaults: What a setting was before it could be set.
     """
-    said = []
-    for key in dict.fromkeys((*held, *now)):
-        before, after = held.get(key, known.get(key, _NONE)), now.get(key, _NONE)
-        if before != after:
-            said.append(f"{key} was {_word(before)} when {name} was made, it is {_word(after)} now")
-    more = f", and {len(said) - SHOWN} more settings" if len(said) > SHOWN else ""
-    return "; ".join(said[:SHOWN]) + more
+    lines = []
+    for key in dict.fromkeys((*before, *now)):
+        old, new = before.get(key, defaults.get(key, _NONE)), now.get(key, _NONE)
+        if old != new:
+            lines.append(f"{key} was {_word(old)} when {name} was made, it is {_word(new)} now")
+    more = f", and {len(lines) - SHOWN} more settings" if len(lines) > SHOWN else ""
+    return "; ".join(lines[:SHOWN]) + more
 
 
 def remedy(context: Context, steps: Sequence[str]) -> str:
@@ -258,77 +258,91 @@ def command(context: Context, step: str) -> str:
 def _stale(context: Context, name: str) -> tuple[list[str], str] | None:
     """Steps that make a file again, and why; those that make its inputs first."""
     path = context.run.path / name
-    held = record_of(path)
-    if held is None:
-        maker = MAKERS[name]
-        return (
-            [maker],
-            (
-                f"{path} does not say what it was made with (an older version wrote it, or it came"
-                " by itself)"
-            ),
+    record = record_of(path)
+    if record is None:
+        why = (
+            f"{path} does not say what it was made with (an older version wrote it, or it came by"
+            " itself)"
         )
-    if held.version != VERSIONS.get(held.step):
-        return (
-            [held.step],
-            (
-                f"{path} was made by version {held.version} of {held.step}, this is"
-                f" {VERSIONS[held.step]}"
-            ),
-        )
+        return [MAKERS[name]], why
+    current = VERSIONS.get(record.step)
+    if record.version != current:
+        why = f"{path} was made by version {record.version} of {record.step}, this is {current}"
+        return [record.step], why
     there = {
         each: record_of(context.run.path / each)
-        for each in held.inputs
+        for each in record.inputs
         if (context.run.path / each).is_file()
     }
     for each in there:
-        if (found := _stale(context, each)) is not None:
-            return [*found[0], held.step], found[1]
+        if (stale := _stale(context, each)) is not None:
+            return [*stale[0], record.step], stale[1]
     # A selection that was copied here has none of its inputs beside it: only what was said for this
     # run is against it.
-    foreign = bool(held.inputs) and not there
-    if difference := _difference(context, path, held, foreign=foreign):
-        return [held.step], difference
-    for each, record in there.items():
-        if record is not None and record.fingerprint != held.inputs[each]:
-            return [held.step], f"{each} was made anew after {path}"
+    foreign = bool(record.inputs) and not there
+    if difference := _difference(context, path, record, foreign=foreign):
+        return [record.step], difference
+    for each, made_of in there.items():
+        if made_of is not None and made_of.fingerprint != record.inputs[each]:
+            return [record.step], f"{each} was made anew after {path}"
     return None
 
 
-def _difference(context: Context, path: Path, held: Made, *, foreign: bool) -> str:
-    if _has_model(context) and held.model and held.model != context.model.weight_hash:
-        model = context.model
-        return (
-            f"{path} was made for another model ({held.model}; {model.name} as it is now is"
-            f" {model.weight_hash})"
-        )
-    names = dict.fromkeys(key.partition(".")[0] for key in held.settings)
-    now: dict[str, Any] = {}
-    known: dict[str, Any] = {}
-    for name in names:
-        section = context.sections[name]
-        now |= settings_of(name, section)
-        known |= settings_of(name, type(section)())
-    before = dict(held.settings)
-    now = {
-        key: value
-        for key, value in now.items()
-        if key in before or key.partition(".")[0] in held.sections
-    }
-    if _has_model(context):  # its hash says more than its name
-        before, now = (
-            {k: v for k, v in each.items() if not k.startswith("model.")} for each in (before, now)
-        )
+def _difference(context: Context, path: Path, record: Made, *, foreign: bool) -> str:
+    """In words, what a result was made with that is not in force; "" if nothing is.
+
+    Args:
+        context: What is in force.
+        path: The result.
+        record: What it was made with.
+        foreign: It was copied here without its inputs, so that defaults of this run are not
+            against it.
+    """
+    if difference := _model_difference(context, path, record):
+        return difference
+    before, now, defaults = _compared_settings(context, record)
     if foreign:
-        said = {f"{name}.{key}" for name, values in context.given.items() for key in values or ()}
-        before, now = ({k: v for k, v in each.items() if k in said} for each in (before, now))
-    if found := differences(str(path), before, now, known):
-        return found
-    return "" if foreign else _rule_difference(context, path, held)
+        given = {f"{name}.{key}" for name, values in context.given.items() for key in values or ()}
+        before, now = ({k: v for k, v in each.items() if k in given} for each in (before, now))
+    if difference := differences(str(path), before, now, defaults):
+        return difference
+    return "" if foreign else _rule_difference(context, path, record)
 
 
-def _rule_difference(context: Context, path: Path, held: Made) -> str:
-    for section, before in held.rules.items():
+def _model_difference(context: Context, path: Path, record: Made) -> str:
+    if not (_has_model(context) and record.model) or record.model == context.model.weight_hash:
+        return ""
+    model = context.model
+    return (
+        f"{path} was made for another model ({record.model}; {model.name} as it is now is"
+        f" {model.weight_hash})"
+    )
+
+
+def _compared_settings(
+    context: Context, record: Made
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Settings by ``section.key``: of a record, those in force, and the defaults of both."""
+    now: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
+    for name in dict.fromkeys(key.partition(".")[0] for key in record.settings):
+        if name == "model" and _has_model(context):
+            continue  # its hash says more than its name
+        section = context.sections[name]
+        defaults |= settings_of(name, type(section)())
+        for key, value in settings_of(name, section).items():
+            if key in record.settings or name in record.sections:
+                now[key] = value
+    before = {
+        key: value
+        for key, value in record.settings.items()
+        if not (key.startswith("model.") and _has_model(context))
+    }
+    return before, now, defaults
+
+
+def _rule_difference(context: Context, path: Path, record: Made) -> str:
+    for section, before in record.rules.items():
         try:
             now = digests(context, section)
         except DmleError as error:
@@ -338,8 +352,9 @@ def _rule_difference(context: Context, path: Path, held: Made) -> str:
             "new": [rule for rule in now if rule not in before],
             "gone": [rule for rule in before if rule not in now],
         }
-        if said := "; ".join(f"{what}: {_few(ids)}" for what, ids in parts.items() if ids):
-            return f"the rules are not those that {path} was made of ({said})"
+        words = "; ".join(f"{what}: {_few(ids)}" for what, ids in parts.items() if ids)
+        if words:
+            return f"the rules are not those that {path} was made of ({words})"
     return ""
 
 
@@ -349,12 +364,12 @@ def _has_model(context: Context) -> bool:
 
 def _traced(rule: Rule) -> str:
     """Of all but what a trace never reads: what is edited in, and what evaluates an edit."""
-    held = rule.model_dump(mode="json", exclude={"expression_true", "expression_new", "split"})
+    values = rule.model_dump(mode="json", exclude={"expression_true", "expression_new", "split"})
     forms = {
         form: {k: v for k, v in each.items() if k not in UNTRACED}
-        for form, each in held.pop("forms").items()
+        for form, each in values.pop("forms").items()
     }
-    return fingerprint(rule=held, forms=forms)
+    return fingerprint(rule=values, forms=forms)
 
 
 def _whole(rule: Rule) -> str:
@@ -364,10 +379,10 @@ def _whole(rule: Rule) -> str:
 def _flat(prefix: str, values: Any) -> dict[str, Any]:
     if not isinstance(values, Mapping) or not values:
         return {prefix: values}
-    found: dict[str, Any] = {}
+    pairs: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(f"{prefix}.{name}", value)
-    return found
+        pairs |= _flat(f"{prefix}.{name}", value)
+    return pairs
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `dmle trace` does in a run folder: one effect map per prompt, and all of them in one file."""
+"""What `dmle trace` does in a run folder: one effect map per prompt, and all in one file."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -198,18 +198,8 @@ class RunFolder:
         provenance: Mapping[str, Any],
     ) -> bytes:
         """Write the file; its content as it is now on the disk."""
-        kept = {
-            name: values
-            for name, values in (held.get("settings") or {}).items()
-            if name not in given
-        }
-        whole = {
-            name: values
-            for name, values in (held.get("resolved") or {}).items()
-            if name not in names
-        }
-        kept |= {name: settings[name] for name in settings if name in given}
-        whole |= {name: resolved[name] for name in resolved if name in names}
+        kept = _renewed(held.get("settings"), settings, given)
+        whole = _renewed(held.get("resolved"), resolved, names)
         # In one order, however often steps were stopped and begun again.
         order = [*resolved, *sorted({*kept, *whole} - set(resolved))]
         parts = {
@@ -237,6 +227,14 @@ class RunFolder:
         if not isinstance(content, dict):
             raise RunError(f"{path} is damaged (a mapping of settings is needed); {_MEND}")
         return content
+
+
+def _renewed(
+    old: Mapping[str, Any] | None, new: Mapping[str, Any], names: Collection[str]
+) -> dict[str, Any]:
+    """Sections as they were, those of some names as they are now."""
+    kept = {name: values for name, values in (old or {}).items() if name not in names}
+    return kept | {name: new[name] for name in new if name in names}
 
 
 def _names(content: Mapping[str, Any], key: str) -> set[str]:
