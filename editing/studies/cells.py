@@ -152,8 +152,8 @@ class _Worker:
         """All cells of a rule, those that are missing run now; None if another process is at it
         and nobody waits.
         """
-        held = [self._held(rule, wanted) for wanted in plan]
-        if None in held:
+        cells = [self._kept(rule, wanted) for wanted in plan]
+        if None in cells:
             lock = self._lock(rule)
             try:
                 lock.acquire(blocking=blocking)
@@ -164,7 +164,7 @@ class _Worker:
             finally:
                 lock.release()
         self.advance(len(plan))
-        return [cell for cell in held if cell is not None]
+        return [cell for cell in cells if cell is not None]
 
     def _run(self, rule: Rule, plan: Sequence[_Planned]) -> list[Cell]:
         """With the rule's lock. Another process may have been faster before it was free: cells
@@ -172,7 +172,7 @@ class _Worker:
         """
         floor, cells = None, []
         for wanted in plan:
-            cell = self._held(rule, wanted)
+            cell = self._kept(rule, wanted)
             if cell is None:
                 if floor is None:
                     floor = unedited(self.model, rule, self.config)
@@ -207,8 +207,8 @@ class _Worker:
             # A failure of this arm is a result; Ctrl-C and errors of the system are not.
             spent = cell.seconds or time.process_time() - started
             return replace(cell, seconds=spent, error=f"{type(error).__name__}: {error}")
-        said = [*remarks(made.about), *notes]
-        return replace(cell, answers=answers, side_effects=side, remarks=said)
+        notes = [*remarks(made.about), *notes]
+        return replace(cell, answers=answers, side_effects=side, remarks=notes)
 
     def _ask_before(self) -> None:
         """Ask the unedited model what side effects are measured against, once."""
@@ -236,7 +236,7 @@ class _Worker:
             # hold without.
             return {}, [f"no side effects: {error}"]
 
-    def _held(self, rule: Rule, wanted: _Planned) -> Cell | None:
+    def _kept(self, rule: Rule, wanted: _Planned) -> Cell | None:
         cell = read_cell(cell_path(self.folder, wanted.arm.name, rule.id, wanted.seed))
         return cell if cell is not None and cell.key == wanted.key else None
 

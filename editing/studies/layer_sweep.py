@@ -129,14 +129,14 @@ def blocks(n_layers: int, config: SweepConfig, more: Iterable[Block] = ()) -> li
     Raises:
         InputError: No window fits.
     """
-    found: dict[str, Block] = {}
+    by_name: dict[str, Block] = {}
     for forms in config.groups:
         for layers in windows(n_layers, config.width, config.step):
             block = Block(forms, layers)
-            found[block.name] = block
+            by_name[block.name] = block
     for block in more:
-        found.setdefault(block.name, block)
-    return list(found.values())
+        by_name.setdefault(block.name, block)
+    return list(by_name.values())
 
 
 def block_arms(
@@ -201,10 +201,10 @@ def sweep_layers(
         own = {block.name: block for block in places if block.group == group}
         rows = [row for cell in cells if cell.arm in own for row in cell.answers]
         scores = edit_scores(rows, list(own), ids, model)
-        found = success(scores, forms, config.metrics, config.mode)
+        mean = success(scores, forms, config.metrics, config.mode)
         names = [Block(forms, span).name for span in spans]
-        by_group[group] = found.sel(editor=names).transpose("rule", "editor").values
-        tables.append(_table(scores, found, own, config))
+        by_group[group] = mean.sel(editor=names).transpose("rule", "editor").values
+        tables.append(_table(scores, mean, own, config))
     table = pd.concat(tables, ignore_index=True)
     data = with_arms(sweep_dataset(by_group, ids, spans), table)
     attrs = {
@@ -218,7 +218,7 @@ def sweep_layers(
 
 
 def _table(
-    scores: xr.Dataset, found: xr.DataArray, own: Mapping[str, Block], config: SweepConfig
+    scores: xr.Dataset, mean: xr.DataArray, own: Mapping[str, Block], config: SweepConfig
 ) -> pd.DataFrame:
     """A row for each block of a group and each rule."""
     parts = scores["score"].sel(mode=config.mode, phase="post").mean("form", skipna=True)
@@ -227,7 +227,7 @@ def _table(
         for rule in scores["rule"].values:
             of = parts.sel(editor=name, rule=rule)
             row = {"group": block.group, "layers": layers_text(block.layers), "rule": rule}
-            row |= {"score": float(found.sel(editor=name, rule=rule))}
+            row |= {"score": float(mean.sel(editor=name, rule=rule))}
             rows.append(row | {each: float(of.sel(metric=each)) for each in config.metrics})
     return pd.DataFrame(rows)
 

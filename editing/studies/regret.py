@@ -144,14 +144,14 @@ def choices(
     made["all"] = baselines.all_layers(n_layers, config.groups)
     if len(config.groups) > 1:
         made["reversed"] = baselines.reversed_assignment(made["window"])
-    found = []
+    chosen = []
     for name, selection in made.items():
         for forms in config.groups:
             groups = [selection.group_of(form) for form in forms]
             if len({group.layers for group in groups}) == 1:
                 supported = all(group.supported for group in groups)
-                found.append(Chosen(name, forms, groups[0].layers, supported))
-    return found
+                chosen.append(Chosen(name, forms, groups[0].layers, supported))
+    return chosen
 
 
 def regret(

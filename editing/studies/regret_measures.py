@@ -124,12 +124,12 @@ def rank_correlation(
         return float("nan"), float("nan"), float("nan")
     profile, windows = profile[known], windows[:, known]
     draws = resample_counts(len(windows), resamples, seed) @ windows
-    found = _correlation(_ranks(profile)[None], _ranks(draws))
+    resampled = _correlation(_ranks(profile)[None], _ranks(draws))
     value = float(_correlation(_ranks(profile)[None], _ranks(windows.mean(0)[None]))[0])
-    if len(windows) < 2 or np.isnan(found).all():
+    if len(windows) < 2 or np.isnan(resampled).all():
         return value, float("nan"), float("nan")
     tail = 100 * (1 - confidence) / 2
-    lower, upper = np.nanpercentile(found, [tail, 100 - tail])
+    lower, upper = np.nanpercentile(resampled, [tail, 100 - tail])
     return value, float(lower), float(upper)
 
 

@@ -136,12 +136,12 @@ def judged(
         config: The grid, metrics and floors.
         failed: On how many rules each trial failed.
     """
-    found = trials(config)
+    tried = trials(config)
     means = per_rule(scores, config.mode).sel(phase="post", metric=list(config.metrics))
     # One that failed on all rules has no scores.
-    means = means.mean("rule").reindex(editor=[trial.name for trial in found])
+    means = means.mean("rule").reindex(editor=[trial.name for trial in tried])
     evidence = []
-    for trial in found:
+    for trial in tried:
         of_trial = means.sel(editor=trial.name)
         of = {metric: float(of_trial.sel(metric=metric)) for metric in config.metrics}
         objective = float(np.mean(list(of.values())))

@@ -53,14 +53,14 @@ class Context:
     def rules(self) -> RuleSet:
         """The run's rules; `rules.limit` counts within each split."""
         config = self.settings(RulesConfig)
-        found = load_rules(config.source, ids=config.ids, split=config.split)
+        source = load_rules(config.source, ids=config.ids, split=config.split)
         seen: Counter[str | None] = Counter()
         kept = []
-        for rule in found.rules:
+        for rule in source.rules:
             seen[rule.split] += 1
             if config.limit is None or seen[rule.split] <= config.limit:
                 kept.append(rule)
-        return replace(found, rules=tuple(kept))
+        return replace(source, rules=tuple(kept))
 
     def rules_of(self, splits: Sequence[Split], setting: str) -> list[Rule]:
         """Rules of some splits, and all rules without one.
@@ -115,8 +115,8 @@ class Step:
 
 def load_steps() -> dict[str, Step]:
     """All registered steps, in the order of the chain."""
-    found = {point.name: point for point in entry_points(group="dmle.steps")}
-    return {name: found[name].load() for name in sorted(found, key=_place)}
+    points = {point.name: point for point in entry_points(group="dmle.steps")}
+    return {name: points[name].load() for name in sorted(points, key=_place)}
 
 
 def known_sections(steps: Mapping[str, Step]) -> dict[str, type[Section]]:
