@@ -260,6 +260,7 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
 def _trace(context: Context) -> str:
     from interp.app import freshness
     from interp.results import effects
+    from interp.tracing import prompt
     from interp.tracing import trace as tracing
 
     config = context.settings(TraceConfig)
@@ -290,7 +291,7 @@ def _trace(context: Context) -> str:
             f" above two standard errors); {len(skipped)} skipped"
         ),
         (
-            f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)};"
+            f"self-check: {context.model.check}; route: {prompt.engine(context.model, config)};"
             f" method: {config.method}"
         ),
         f"{corruption}; positions: {positions}",

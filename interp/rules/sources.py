@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pydantic import ValidationError
 
@@ -62,7 +62,7 @@ LINE_WIDTH = 160
 
 
 @dataclass(frozen=True)
-class RuleSet:
+class RuleSet(Sequence[Rule]):
     """The rules that were chosen from a source, and the records of that source that nothing can be
     made of.
 
@@ -81,6 +81,13 @@ class RuleSet:
 
     def __len__(self) -> int:
         return len(self.rules)
+
+    @overload
+    def __getitem__(self, which: int) -> Rule: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Rule, ...]: ...
+    def __getitem__(self, which: int | slice) -> Rule | tuple[Rule, ...]:
+        return self.rules[which]
 
 
 def load_rules(

@@ -25,9 +25,11 @@ from interp.results.tables import csv_cell
 from interp.rules.schema import explain
 from interp.rules.scripts import in_word, plain_digits, unspaced
 from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import sweep
-from interp.tracing.trace import prepare, prompts, too_long, trace_fingerprint
+from interp.tracing.prompt import prepare, too_long
+from interp.tracing.trace import prompts
 
 GREEDY_TOKENS = 16
 BATCH = 16

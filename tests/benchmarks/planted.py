@@ -47,7 +47,7 @@ from interp.results import effects
 from interp.rules.sources import Rule, RuleForm, RulePrompt
 from interp.selection.profiles import layer_profile
 from interp.selection.select import first_candidate, select_for_rules, select_layers
-from interp.tracing.trace import trace_prompt
+from interp.tracing.prompt import trace_prompt
 from interp.tracing.windows import default_window
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")

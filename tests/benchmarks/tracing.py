@@ -36,9 +36,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, load
-from interp.tracing import trace as tracing
+from interp.tracing import prompt as tracing
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import Site, sweep, target
+from interp.tracing.patching import Site, SweepOptions, sweep, target
 from interp.tracing.screening import score_sites
 from interp.tracing.windows import default_window
 
@@ -127,7 +127,7 @@ class Bench:
     def generic(self) -> dict[str, Any]:
         some = [self.sites[i] for i in self.generic_sites]
         start = time.process_time()
-        found = sweep(self.model, self.case, some, mean_log_prob, route="generic")
+        found = sweep(self.model, self.case, some, mean_log_prob, SweepOptions(route="generic"))
         seconds = (time.process_time() - start) * len(self.sites) / GENERIC_SITES
         return {"scores": found.restored, "sites": self.generic_sites, "seconds": seconds}
 
