@@ -14,9 +14,9 @@ The run that is changed is called *base* here, the one whose states it gets *sou
 Cost. Three routes give the same numbers:
 
 - `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing
-shared.
+  shared.
 - The generic route puts sites and samples along the batch axis; hooks only, so it serves any
-TransformerLens model.
+  TransformerLens model.
 - The fast route shares what sites have in common. Positions before the site's are those of the base
   run in every block: their keys and values are computed once, and only the tokens from the site's
   position on are run. Blocks before the first that a site changes are those of the base run, too: a
@@ -167,7 +167,7 @@ def sweep(
         sites: What to exchange, each alone.
         metric: Logits and target → score per row.
         direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into
-        the clean run.
+            the clean run.
         route: `fast`, `generic`, or the fast one where the model's self-check allows it.
         memory: Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If
             memory runs out all the same, batches are halved. Changes the cost, not the result.
@@ -176,7 +176,7 @@ def sweep(
 
     Raises:
         ValueError: A site is outside the prompt, or the fast route is asked for where it does not
-        hold.
+            hold.
         NotFiniteError: A score of a run is NaN or infinite.
         MemoryError: Not even one site fits in memory.
     """

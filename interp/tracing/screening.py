@@ -4,10 +4,11 @@ elsewhere.
 `screen` does less than the exact sweep, with a known error:
 
 1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate
-effect. 2. *Exact runs where it matters.* Along the layers of a line (one component at one token)
-the error of the gradients
-   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the
-   intervals whose interpolation seems worst are halved, until a share of all sites has been run.
+   effect.
+2. *Exact runs where it matters.* Along the layers of a line (one component at one token) the error
+   of the gradients is smooth. It is measured exactly on a coarse grid of layers and interpolated
+   between; then the intervals whose interpolation seems worst are halved, until a share of all
+   sites has been run.
 3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is
    known for all of them, so only the difference to it must be averaged (a control variate); where
    its standard error is above a tolerance the remaining samples are run, too.
@@ -183,9 +184,9 @@ def screen(
         guess: Approximate scores of the same sites (`interp.tracing.attribution.attribute`).
         sites: The sites.
         share: Share of the sites that is run. All ends of the first grid are, even if they are
-        more.
+            more.
         tolerance: Standard error of a site, as a share of the total effect, up to which a few
-        samples are enough.
+            samples are enough.
         seed: Of the audit's draw.
         advance: Called with the share of the work done since the last call.
     """

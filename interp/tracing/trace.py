@@ -7,7 +7,7 @@ result is a map component × layer × token (see `interp.results.effects`). Scor
 answer: the first token of a formula or description is mostly format.
 
 Source: ROME 2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of
-    rules.
+rules.
 """
 
 import json
@@ -369,7 +369,7 @@ def collect(
         rules: The rules.
         folder: Where the traces are.
         skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left
-        out.
+            out.
         target: The file to write.
         fingerprints: What each trace must be of (see `fingerprints`); not looked at if not given.
         attrs: Further attributes.
