@@ -12,8 +12,8 @@ Trace
     - `indirect_effect`, `total_effect`: effects of a map, in nats per answer token.
 
 Select
-    - `layer_profile`: the mean effect of each layer, per rule form. `ProfileConfig` has its settings.
-    - `select_layers`: the layers to edit, a `LayerSelection`. `SelectConfig` has its settings.
+    - `layer_profile`: the mean effect of each layer, per rule form (settings: `ProfileConfig`).
+    - `select_layers`: the layers to edit, a `LayerSelection` (settings: `SelectConfig`).
     - `parse_layers`: a `LayerSelection` of layers that you name yourself.
 
 Run

@@ -104,7 +104,7 @@ def load_rules(
         source: "embedded", a `.json` file of schema `dmle.rules/1`, or a RuleEdit folder or `.zip`
             (numbered folders at any depth; an archive is read in memory and never unpacked).
         limit: Take the first so many of the rules that `ids` and `split` leave, in the order of the
-        source.
+            source.
         ids: Take only these rules.
         split: Take only the rules of this split.
         strict: Refuse a faulty RuleEdit record where otherwise a named repair would mend it.

@@ -4,14 +4,14 @@ kept.
 Noise on the embeddings of some tokens, drawn by a *noise rule*, or a *counterfactual prompt*: the
 same wording about another rule, of as many tokens. Rules are written as ROME writes them:
 
-======  ==========================================================================================================
-``e3``  Gaussian, 3 standard deviations of all token embeddings (the default)
-``s3``  Gaussian, 3 standard deviations of the embeddings of the rules' subjects (ROME's default)
-``0.1`` Gaussian, of that standard deviation in embedding units
-``m``   multivariate Gaussian with mean and covariance of the embeddings of running text
-``t5``  Student's t with 5 degrees of freedom (more than 2) and the mean and covariance of ``m``
-``u2``  uniform between -2 and 2
-======  ==========================================================================================================
+=======  ===========================================================================================
+``e3``   Gaussian, 3 standard deviations of all token embeddings (the default)
+``s3``   Gaussian, 3 standard deviations of the embeddings of the rules' subjects (ROME's default)
+``0.1``  Gaussian, of that standard deviation in embedding units
+``m``    multivariate Gaussian with mean and covariance of the embeddings of running text
+``t5``   Student's t with 5 degrees of freedom (more than 2) and the mean and covariance of ``m``
+``u2``   uniform between -2 and 2
+=======  ===========================================================================================
 
 Source: ROME, causal_trace.py.
 """

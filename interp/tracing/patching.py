@@ -14,9 +14,9 @@ The run that is changed is called *base* here, the one whose states it gets *sou
 Cost. Three routes give the same numbers:
 
 - `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing
-shared.
+  shared.
 - The generic route puts sites and samples along the batch axis; hooks only, so it serves any
-TransformerLens model.
+  TransformerLens model.
 - The fast route shares what sites have in common. Positions before the site's are those of the base
   run in every block: their keys and values are computed once, and only the tokens from the site's
   position on are run. Blocks before the first that a site changes are those of the base run, too: a
@@ -152,16 +152,16 @@ class SweepOptions:
     """How sites are run. All but the direction change the cost, not the result."""
 
     direction: Direction = "denoise"
-    """`denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run."""
+    """`denoise`: clean states into the corrupted run; `noise`: corrupted ones into the clean run."""
     route: Route = "auto"
     """`fast`, `generic`, or the fast one where the model's self-check allows it."""
     memory: int | None = None
-    """Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If memory runs
-    out all the same, batches are halved."""
+    """Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If memory
+    runs out all the same, batches are halved."""
     batch_size: int | None = None
     """Rows (site × sample) run together, whatever the memory."""
     unchecked: bool = False
-    """Take the fast route although nothing has shown yet that it holds: what the self-check does."""
+    """Take the fast route although nothing has shown yet that it holds: for the self-check."""
 
 
 def sweep(

@@ -2,8 +2,8 @@
 
 Method (noise restoration, "denoising"): corrupt the embeddings of the tokens that name the rule,
 then give one state its clean value back and see how much of the answer returns. The result is a map
-component × layer × token (see `interp.results.effects`). Scores are of the *whole* answer: the first
-token of a formula or description is mostly format.
+component × layer × token (see `interp.results.effects`). Scores are of the *whole* answer: the
+first token of a formula or description is mostly format.
 
 Source: ROME 2.1 (causal tracing); the corrupted span and whole-answer score follow the needs of
     rules.

@@ -4,10 +4,11 @@ elsewhere.
 `screen` does less than the exact sweep, with a known error:
 
 1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate
-effect. 2. *Exact runs where it matters.* Along the layers of a line (one component at one token)
-the error of the gradients
-   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the
-   intervals whose interpolation seems worst are halved, until a share of all sites has been run.
+   effect.
+2. *Exact runs where it matters.* Along the layers of a line (one component at one token) the error
+   of the gradients is smooth. It is measured exactly on a coarse grid of layers and interpolated
+   between; then the intervals whose interpolation seems worst are halved, until a share of all
+   sites has been run.
 3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is
    known for all of them, so only the difference to it must be averaged (a control variate); where
    its standard error is above a tolerance the remaining samples are run, too.

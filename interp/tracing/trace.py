@@ -1,6 +1,4 @@
-"""Causal tracing of many rules: effect maps in memory, or in a run folder where a stopped trace goes
-on.
-"""
+"""Causal tracing of many rules: effect maps in memory, or in a folder where a stopped trace goes on."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -165,7 +163,7 @@ def collect(
         rules: The rules.
         folder: Where the traces are.
         skipped: Prompts without a trace. A file of such a prompt is of other settings, and is left
-        out.
+            out.
         target: The file to write.
         fingerprints: What each trace must be of (see `fingerprints`); not looked at if not given.
         attrs: Further attributes.

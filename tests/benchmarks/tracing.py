@@ -4,11 +4,13 @@ Whole maps (resid, mlp and attn, every layer, every token from the first corrupt
 prompts of the embedded rules, ten noise samples, SmolLM2-135M:
 
 (a) loop: one `run_with_hooks` per site with all samples in its batch, as TransformerLens's
-`generic_activation_patch` (b) rome: as (a) with the clean run as a further row of every batch, as
-ROME's causal_trace.py (c) generic: our generic route (d) fast: our fast route, in float32 (e)
-attribution: gradients, 1 and 3 integrated-gradient steps (f) screen: gradients, then a share of the
-sites exactly with as many samples as needed (g) bfloat16: (d) and (f) with the model in bfloat16
-and scores in float32
+    `generic_activation_patch`
+(b) rome: as (a) with the clean run as a further row of every batch, as ROME's causal_trace.py
+(c) generic: our generic route
+(d) fast: our fast route, in float32
+(e) attribution: gradients, 1 and 3 integrated-gradient steps
+(f) screen: gradients, then a share of the sites exactly with as many samples as needed
+(g) bfloat16: (d) and (f) with the model in bfloat16 and scores in float32
 
 (a), (b) and (c) cost the same for every site of a kind, so they run on a random sample of the
 sites, and their times are scaled up to all sites; the scores that they give are compared with (d)
