@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from interp.models.tokens import Span, lookup_span
 from interp.rules.joining import join, joint
 from interp.rules.scripts import clusters, in_word, unspaced
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import RuleForm
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def words_of(request: EditRequest) -> list[EditRequest]:
     holds where the same words follow another prompt, which is what rephrased questions ask for.
 
     Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form
-        for all of them.
+    for all of them.
     """
     answer = request.target_new
     joined = join(request.prompt, answer, request.space)

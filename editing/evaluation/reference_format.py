@@ -12,7 +12,8 @@ from typing import Any
 
 from editing.evaluation.evaluate import PHASES, items_of
 from interp.errors import InputError
-from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import FORMS, RuleForm
 
 ASKED: Mapping[RuleForm, int] = {"formula": 1, "description": 1, "instance": 2}
 """Understanding probes that the driver asks of a record: RuleEdit's own prompts, without their
@@ -37,7 +38,7 @@ def metrics_of(
     Args:
         rule: The edited rule.
         answers: Its rows of one editor (`editing.evaluation.evaluate.COLUMNS`), in the order of
-        `items_of(rule)`.
+            `items_of(rule)`.
         only_published: Keep the probes that the driver asks: the first rephrasing, and of
             understanding the first probe of formula and description and the first two of the
             instance. Otherwise all of them, verbatim and paraphrased, in the order of the rule.

@@ -14,8 +14,9 @@ from editing.config import EditConfig, EditorSettings
 from editing.editors.registry import CLOSED_FORM, Resources, block_of, selection_of
 from interp.errors import StaleError
 from interp.models.loading import LanguageModel
-from interp.rules.sources import FORMS, Rule, RuleForm, load_rules
+from interp.rules.sources import Rule, load_rules
 from interp.selection.select import LayerSelection
+from interp.vocabulary import FORMS, RuleForm
 
 Statistics = Callable[[Sequence[int]], Covariances]
 """Gives the statistics of some blocks, read or measured."""

@@ -28,8 +28,9 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.files import write_text
 from interp.results.tables import csv_text
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
 from interp.selection.from_sweep import SWEEP_SCHEMA
+from interp.vocabulary import RuleForm
 
 ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
 """Coords of the arms of a layer sweep, and what they hold."""

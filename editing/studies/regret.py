@@ -29,10 +29,9 @@ from interp.errors import InputError
 from interp.results import effects
 from interp.results.files import write_text
 from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
-from interp.rules.sources import RuleForm
 from interp.selection import baselines
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerSelection, select_layers
+from interp.vocabulary import LOOKUP, RuleForm
 
 REGRET_SCHEMA = "dmle.regret/1"
 LEFT_OUT = "sweep"

@@ -13,10 +13,10 @@ from cyclopts import Parameter
 
 from interp.app.run import Run
 from interp.app.steps import CHAIN
-from interp.config import CorruptedSpan
 from interp.results.printing import command, heading, say
 from interp.rules.sources import counted
 from interp.settings.assignments import read_assignment
+from interp.vocabulary import CorruptedSpan
 
 DEFAULT_RUN = Path("runs/default")
 TEXT = Parameter(allow_leading_hyphen=True)

@@ -45,8 +45,7 @@ def trace(
 
         dmle trace --run runs/mine --positions subject_last,rule_word,last --limit 5
 
-        dmle trace --run runs/twins --corruption counterfactual --metrics
-        logit_difference,negative_kl
+        dmle trace --run runs/two --corruption counterfactual --metrics logit_difference,negative_kl
 
         dmle trace --run runs/screened --positions all --method screen --memory 1GiB
 

@@ -69,7 +69,7 @@ def _trace(context: Context) -> str:
 
 def _report(context: Context, path: Path, skipped: "list[Skipped]") -> str:
     from interp.results import effects
-    from interp.tracing import trace as tracing
+    from interp.tracing.prompt import engine
 
     config, model = context.settings(TraceConfig), context.model
     with effects.opened(path) as joined:
@@ -84,10 +84,7 @@ def _report(context: Context, path: Path, skipped: "list[Skipped]") -> str:
             f"{traced} prompts traced, {int(te['traceable'].sum())} of them traceable (total effect"
             f" above two standard errors); {len(skipped)} skipped"
         ),
-        (
-            f"self-check: {model.check}; route: {tracing.engine(model, config)};"
-            f" method: {config.method}"
-        ),
+        (f"self-check: {model.check}; route: {engine(model, config)}; method: {config.method}"),
         f"{corruption}; positions: {positions}",
         *estimated,
         *(f"skipped {each.rule}/{each.form}: {each.reason}" for each in skipped),

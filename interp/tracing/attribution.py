@@ -7,7 +7,7 @@ runs between base and source (their embeddings mixed), which follows the score o
 one to the other.
 
 Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated gradients); Syed et
-    al. 2023.
+al. 2023.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.metrics import Metric
-from interp.tracing.patching import CorruptedPrompt, Direction, Side, Site, SweepResult, target
+from interp.tracing.patching import CorruptedPrompt, Side, Site, SweepResult, target
+from interp.vocabulary import Direction
 
 
 def attribute(
@@ -45,7 +46,7 @@ def attribute(
         metric: Logits and target → score per row.
         direction: See `sweep`.
         steps: Points between the base and the source run at which the gradient is taken; 1: at the
-        base run alone.
+            base run alone.
         memory: Bytes that one backward pass may take (estimated); noise samples are taken together
             up to it.
 

@@ -21,12 +21,15 @@ from interp.results import effects
 from interp.rules.schema import Twin
 from interp.rules.sources import Rule, dump_rules
 from interp.settings.assignments import read_assignment
+from interp.tracing import fingerprint
 from interp.tracing import trace as tracing
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
-from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_prompt, trace_rules
+from interp.tracing.prompt import trace_prompt
+from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_rules
 from interp.tracing.windows import window
+from interp.vocabulary import COMPONENTS
 
 DEADLINE = 120.0
 # Scores of about 7 in float32, where neighbours are 5e-7 apart: other batches add up in another
@@ -230,7 +233,7 @@ def test_a_prompt_without_a_twin_is_skipped_and_counted(
 
 def test_all_components_of_a_map_are_their_sites(tiny_llama: LanguageModel, rule: Rule) -> None:
     item = trace_prompt(
-        tiny_llama, rule, "description", settings(components=effects.COMPONENTS, span=("square",))
+        tiny_llama, rule, "description", settings(components=COMPONENTS, span=("square",))
     )
     assert item.attrs["span"] == "square" and item.attrs["window"] == 2
     score = item["score"]
@@ -453,16 +456,18 @@ def test_trace_rules_overwrites_when_told(
 def test_fingerprint_changes_with_every_setting_of_the_numbers(
     change: dict[str, Any], tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    base = tracing.trace_fingerprint(tiny_llama, rule, "formula", settings())
-    assert tracing.trace_fingerprint(tiny_llama, rule, "formula", settings(**change)) != base
-    assert tracing.trace_fingerprint(tiny_llama, rule, "formula", settings(batch_size=1)) == base
+    base = fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings())
+    assert fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings(**change)) != base
+    assert (
+        fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings(batch_size=1)) == base
+    )
 
 
 def test_fingerprint_changes_with_weights_and_wording(
     make_model: Callable[..., LanguageModel], tiny_llama: LanguageModel, rule: Rule
 ) -> None:
     def print_of(model: LanguageModel, rule: Rule) -> str:
-        return tracing.trace_fingerprint(model, rule, "formula", settings())
+        return fingerprint.trace_fingerprint(model, rule, "formula", settings())
 
     def reworded(**changes: Any) -> Rule:
         forms = {**rule.forms, "formula": rule.forms["formula"].model_copy(update=changes)}
