@@ -1,5 +1,7 @@
 """Settings of the `editing` steps, checked before any work starts."""
 
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -13,24 +15,26 @@ from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
 
-EditorName = Literal[
-    "dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"
-]
-EDITORS: tuple[EditorName, ...] = (
-    "dmle",
-    "memit",
-    "alphaedit",
-    "emmet",
-    "rome",
-    "ft",
-    "lora",
-    "grace",
-    "ice",
-    "ike",
-)
-SolverName = Literal["memit", "alphaedit", "emmet"]
 Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]
+
+
+def editor_names() -> tuple[str, ...]:
+    """Names of the editors: those of the files in their room. No file is opened for it."""
+    room = importlib.import_module("editing.editors").__path__
+    names = (module.name for module in pkgutil.iter_modules(room))
+    return tuple(sorted(name for name in names if name != "registry"))
+
+
+def _known(name: str) -> str:
+    """The name of an editor.
+
+    Raises:
+        InputError: There is no such editor.
+    """
+    if name not in editor_names():
+        raise InputError(f"there is no editor {name!r}: {nearest(name, [*editor_names()])}")
+    return name
 
 
 class CovarianceConfig(Section):
@@ -131,13 +135,13 @@ class InContextConfig(Section):
 class EditorSettings(TargetConfig):
     """Everything that one editor needs to know."""
 
-    editor: EditorName = "dmle"
+    editor: str = "dmle"
     layers: str = "auto"
     """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
     block: str = "auto"
     """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block
     model, scaled to the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
-    solver: SolverName = "memit"
+    solver: str = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"
     """DMLE: what keeps a later stage from undoing an earlier one (see `editing.editors.dmle`)."""
@@ -166,6 +170,8 @@ class EditorSettings(TargetConfig):
     lora: LoraConfig = LoraConfig()
     grace: GraceConfig = GraceConfig()
     in_context: InContextConfig = InContextConfig()
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of an editor that declares some of its own (see CONTRIBUTING.md)."""
     contexts: int = Field(default=5, ge=0, le=10_000)
     """Sampled texts put before a prompt, besides the bare prompt."""
     context_tokens: int = Field(default=10, ge=2, le=4096)
@@ -173,6 +179,11 @@ class EditorSettings(TargetConfig):
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see
     `editing.presets`)."""
+
+    @field_validator("editor", "solver")
+    @classmethod
+    def _is_editor(cls, value: str) -> str:
+        return _known(value)
 
     @field_validator("layers", "block", mode="before")
     @classmethod
@@ -242,7 +253,7 @@ class EditConfig(EditorSettings):
                     f" {NAME_RULE}"
                 )
         if alike := same_on_some_disks(
-            [*self.arms, *(name for name in self.editors if name in EDITORS)]
+            [*self.arms, *(name for name in self.editors if name in editor_names())]
         ):
             raise InputError(
                 f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and"
@@ -262,14 +273,15 @@ class EditConfig(EditorSettings):
         """
         shared = self.model_dump(include=self.model_fields_set & set(EditorSettings.model_fields))
         # An arm with the name of an editor is a variant of that editor.
-        own: dict[str, Any] = {"editor": name} if name in EDITORS else {}
+        own: dict[str, Any] = {"editor": name} if name in editor_names() else {}
         if name in self.arms:
             own |= self.arms[name]
         elif not own:
             raise InputError(
-                f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}"
+                f"edit.editors: no editor or arm {name!r}:"
+                f" {nearest(name, [*editor_names(), *self.arms])}"
             )
-        if name in EDITORS and own["editor"] != name:
+        if name in editor_names() and own["editor"] != name:
             raise InputError(
                 f"edit.arms.{name}: this is the name of an editor, but the arm's editor is"
                 f" {own['editor']!r}; give the arm another name"
@@ -370,7 +382,7 @@ class SweepConfig(Section):
 class TuneConfig(Section):
     """One editor's settings, tried on training rules."""
 
-    editor: EditorName = "dmle"
+    editor: str = "dmle"
     grid: dict[str, tuple[Any, ...]] | tuple[dict[str, tuple[Any, ...]], ...] = Field(
         default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1
     )
@@ -394,6 +406,11 @@ class TuneConfig(Section):
     def grids(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
         """The grids, one or several."""
         return (self.grid,) if isinstance(self.grid, dict) else self.grid
+
+    @field_validator("editor")
+    @classmethod
+    def _is_editor(cls, value: str) -> str:
+        return _known(value)
 
     @model_validator(mode="after")
     def _values(self) -> "TuneConfig":

@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from editing.closed_form.covariance import Covariances
-    from editing.editors.registry import Resources
+    from editing.closed_form.workbench import Workbench
     from editing.edits.protocol import Edit
     from editing.studies.planned import Planned
     from interp.app.freshness import Made
-    from interp.models.loading import LanguageModel
     from interp.selection.select import LayerSelection
 
 SHOWN = 12
@@ -75,8 +74,8 @@ def evaluate(*, common: Common | None = None) -> None:
 
 
 def _edit(context: Context) -> str:
-    from editing.closed_form.contexts import sample_contexts
-    from editing.editors.registry import CLOSED_FORM, Resources, layers_of
+    from editing.closed_form.workbench import Workbench
+    from editing.editors.registry import layers_of
     from editing.studies.lengths import check_edits
     from editing.studies.planned import plan, remove_others
 
@@ -98,17 +97,13 @@ def _edit(context: Context) -> str:
         }
     )
     statistics = measured(context, needed) if needed else None
-    contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
+    bench = Workbench(
+        model, selection=selected, statistics=statistics, given_rules=training or None
+    )
     said: list[str] = []
     with tqdm(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
-        for name, settings in arms.items():
-            sampled = (settings.contexts, settings.context_tokens, settings.seed)
-            if settings.editor in CLOSED_FORM and sampled not in contexts:
-                contexts[sampled] = sample_contexts(model, *sampled)
-            resources = Resources(contexts.get(sampled, ("",)), statistics, selected, training)
-            for line in _edit_arm(
-                model, plans[name], resources, config.mode == "sequential", bar.update
-            ):
+        for name in arms:
+            for line in _edit_arm(bench, plans[name], config.mode == "sequential", bar.update):
                 said.append(f"  {name}: {line}")
     if context.overwrite:
         remove_others(context, plans)
@@ -122,15 +117,15 @@ def _edit(context: Context) -> str:
 
 
 def _edit_arm(
-    model: "LanguageModel",
+    bench: "Workbench",
     planned: "list[Planned]",
-    resources: "Resources",
     in_sequence: bool,
     advance: Callable[[int], object],
 ) -> Iterator[str]:
     """Make the edits of an arm that are not there yet; what a reader should know of each."""
-    from editing.editors.registry import edit, remarks
+    from editing.editors.registry import edit
     from editing.edits.delta import EditDelta
+    from editing.edits.remarks import remarks
     from editing.edits.requests import EditRequest
     from interp.app.freshness import RECORD
 
@@ -139,9 +134,9 @@ def _edit_arm(
         for one in planned:
             found = one.held()
             if found is None:
-                found = edit(model, one.requests, one.settings, resources, earlier=earlier)
+                found = edit(bench.asked(one.requests, one.settings, earlier=earlier))
                 if isinstance(found, EditDelta):
-                    found = found.with_about(cast_loss=found.cast_loss(model))
+                    found = found.with_about(cast_loss=found.cast_loss(bench.model))
                 more = {
                     "fingerprint": one.fingerprint,
                     "earlier": one.earlier,
@@ -151,7 +146,7 @@ def _edit_arm(
                 found.save(one.path)
             yield from remarks(found.about)
             if in_sequence and isinstance(found, EditDelta):
-                stack.enter_context(found.applied(model))
+                stack.enter_context(found.applied(bench.model))
                 earlier += one.requests
             advance(len(one.rules))
 
@@ -169,7 +164,7 @@ def measured(context: Context, layers: Sequence[int]) -> "Covariances":
 def _evaluate(context: Context) -> str:
     import pandas as pd
 
-    from editing.editors.in_context import InContext
+    from editing.editors.ice import InContext
     from editing.evaluation.evaluate import COLUMNS, evaluate
     from editing.studies.lengths import check_rules
     from interp.app import freshness
@@ -284,7 +279,9 @@ def edited_rules(context: Context, config: EditConfig) -> list[Rule]:
 
 def reads_selection(arms: Iterable[EditorSettings]) -> bool:
     """Whether an arm takes the layers of the run's `selection.json`."""
-    return any(settings.editor == "dmle" and settings.layers == "auto" for settings in arms)
+    from editing.editors.registry import needs
+
+    return any(needs(settings, "groups") and settings.layers == "auto" for settings in arms)
 
 
 def fresh_selection(context: Context) -> None:
@@ -309,11 +306,12 @@ def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerS
         RunError: It is missing.
         StaleError: It, or the selection that an arm names, was made for another model.
     """
+    from editing.editors.registry import needs
     from interp.selection.select import LayerSelection
 
     every = list(arms)
     for settings in every:
-        if settings.editor == "dmle" and settings.layers.endswith(".json"):
+        if needs(settings, "groups") and settings.layers.endswith(".json"):
             _check_model(context, Path(settings.layers), LayerSelection.load(Path(settings.layers)))
     if not reads_selection(every):
         return None
@@ -342,12 +340,12 @@ def _check_model(context: Context, path: Path, selection: "LayerSelection") -> N
 
 def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
     """What the scores of edits were made with."""
-    from editing.editors.registry import CLOSED_FORM
+    from editing.editors.registry import needs
     from interp.app.freshness import made
 
     config = context.settings(EditConfig)
     arms = [config.settings_of(name) for name in config.editors]
-    statistics = ["covariance"] if any(settings.editor in CLOSED_FORM for settings in arms) else []
+    statistics = ["covariance"] if any(needs(each, "statistics") for each in arms) else []
     inputs = ["selection.json"] if reads_selection(arms) else []
     return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
 
@@ -356,12 +354,11 @@ def layer_plan(
     settings: EditorSettings, n_layers: int, selected: "LayerSelection | None"
 ) -> dict[str, list[int]]:
     """Layers that an arm writes, by group of forms."""
-    from editing.editors.registry import block_of, selection_of
+    from editing.editors.registry import block_of, needs, selection_of
 
-    if settings.editor in ("ice", "ike"):
-        return {}
-    if settings.editor != "dmle":
-        return {"all forms": list(block_of(settings, n_layers))}
+    if not needs(settings, "groups"):
+        blocks = block_of(settings, n_layers)
+        return {"all forms": list(blocks)} if blocks else {}
     return {
         group.name: list(group.layers)
         for group in selection_of(settings, n_layers, selected).groups
@@ -378,15 +375,20 @@ def _plan_text(plan: dict[str, list[int]]) -> str:
 
 def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
     """The embedded rules of the training split, if an arm demonstrates with them."""
-    if all(settings.editor != "ike" for settings in arms):
+    from editing.editors.registry import needs
+
+    if not any(needs(settings, "training rules") for settings in arms):
         return []
     return list(load_rules("embedded", split="train").rules)
 
 
 def _check_edit(context: Context) -> None:
+    from editing.editors.registry import options_of
     from editing.edits.requests import requests_of
 
     config = context.settings(EditConfig)
+    for name in config.editors:
+        options_of(config.settings_of(name))
     for rule in edited_rules(context, config):
         for name in config.editors:
             settings = config.settings_of(name)

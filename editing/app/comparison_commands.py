@@ -28,12 +28,12 @@ from editing.app.commands import (
     training_rules,
 )
 from editing.config import (
-    EDITORS,
     CompareConfig,
     CovarianceConfig,
     EditConfig,
     EvaluateConfig,
     TuneConfig,
+    editor_names,
 )
 from interp.app.commands import Common, execute
 from interp.app.steps import Context, Step
@@ -144,8 +144,8 @@ def _check_lengths(context: Context, rules: Sequence[Rule], config: EditConfig) 
 def _arms(
     context: Context, config: EditConfig, seeds: Sequence[int], of_arm: Mapping[str, frozenset[str]]
 ) -> "list[Arm]":
-    from editing.closed_form.contexts import sample_contexts
-    from editing.editors.registry import CLOSED_FORM, Resources, layers_of
+    from editing.closed_form.workbench import Workbench
+    from editing.editors.registry import layers_of
     from editing.studies.comparison import Arm
 
     model = context.model
@@ -157,24 +157,20 @@ def _arms(
     )
     statistics = measured(context, needed) if needed else None
     training = training_rules(settings.values())
-    sampled: dict[tuple[int, int, int], tuple[str, ...]] = {}
-    arms = []
-    for name, each in settings.items():
-        resources = {}
-        for seed in seeds:
-            which = (each.contexts, each.context_tokens, seed)
-            if each.editor in CLOSED_FORM and which not in sampled:
-                sampled[which] = sample_contexts(model, *which)
-            resources[seed] = Resources(sampled.get(which, ("",)), statistics, selected, training)
-        arms.append(Arm(name, each, resources, plans[name], of_arm[name]))
-    return arms
+    bench = Workbench(
+        model, selection=selected, statistics=statistics, given_rules=training or None
+    )
+    return [
+        Arm(name, each, bench, tuple(seeds), plans[name], of_arm[name])
+        for name, each in settings.items()
+    ]
 
 
 def _run(context: Context, rules: list[Rule], arms: "list[Arm]", what: str) -> "list[Cell]":
     from editing.studies.comparison import remove_others, run_cells
 
     folder = context.run.path / CELLS
-    total = sum(len(arm.resources) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
+    total = sum(len(arm.seeds) * sum(rule.id in arm.rules for rule in rules) for arm in arms)
     with tqdm(total=total, desc=what, unit="edit") as bar:
         cells = run_cells(
             context.model,
@@ -494,7 +490,7 @@ def _check_compare(context: Context) -> None:
     config, compared = context.settings(EditConfig), context.settings(CompareConfig)
     edited_rules(context, config)
     # Few may name arms that are not run this time.
-    known = {*config.editors, *config.arms, *EDITORS}
+    known = {*config.editors, *config.arms, *editor_names()}
     if wrong := [name for name in compared.few if name not in known]:
         raise InputError(
             f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}"

@@ -225,19 +225,25 @@ def _arms(
     plan: Mapping[str, tuple[tuple[RuleForm, ...], tuple[int, ...]]],
     rules: Sequence[Rule],
 ) -> "list[Arm]":
-    from editing.closed_form.contexts import sample_contexts
-    from editing.editors.registry import Resources
+    from editing.closed_form.workbench import Workbench
     from editing.studies.comparison import Arm
 
     model = context.model
     needed = sorted({layer for _, layers in plan.values() for layer in layers})
     statistics = measured(context, needed)
     shared = context.settings(EditConfig)
-    contexts = sample_contexts(model, shared.contexts, shared.context_tokens, shared.seed)
-    resources = {shared.seed: Resources(contexts, statistics)}
+    bench = Workbench(model, statistics=statistics)
     every = frozenset(rule.id for rule in rules)
     return [
-        Arm(name, _settings(context, layers), resources, {group_name(forms): layers}, every, forms)
+        Arm(
+            name,
+            _settings(context, layers),
+            bench,
+            (shared.seed,),
+            {group_name(forms): layers},
+            every,
+            forms,
+        )
         for name, (forms, layers) in plan.items()
     ]
 

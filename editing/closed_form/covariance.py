@@ -27,10 +27,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from editing.closed_form.precision import as_tensor, device_of_sums, eigen, exact
 from editing.closed_form.rule_text import mixed, sentences
 from editing.closed_form.solvers import factorise
 from editing.config import CovarianceConfig
+from editing.edits.precision import as_tensor, device_of_sums, eigen, exact
 from interp.errors import DamagedError, InputError, NotFiniteError
 from interp.models.budget import one_batch
 from interp.models.corpus import paragraphs, paragraphs_sha256
@@ -52,6 +52,8 @@ CHECKPOINT_SHARE = 20
 """Savings take at most one part in so many of the time."""
 CHECKPOINT = "unfinished.safetensors"
 CHECKPOINT_SCHEMA = "dmle.covariance.unfinished/1"
+OF_BLOCKS = ("shrinkage_shares", "convergence")
+"""What is said of single blocks."""
 # k kᵀ is symmetric: products of this many columns with the columns from there on do little more
 # than half the work.
 COLUMNS = 192
@@ -86,11 +88,33 @@ class Covariances:
         """What they were measured on, without what `about` says of single blocks: the same for
         any choice of blocks.
         """
-        return {
-            name: value
-            for name, value in self.about.items()
-            if name not in ("shrinkage_shares", "convergence")
-        }
+        return {name: value for name, value in self.about.items() if name not in OF_BLOCKS}
+
+    def need(self, layers: Sequence[int]) -> "Covariances":
+        """These, if all of some blocks are there.
+
+        Raises:
+            InputError: A block was not measured.
+        """
+        for layer in layers:
+            self.moment(layer)
+        return self
+
+    def joined(self, other: "Covariances") -> "Covariances":
+        """With the blocks of another measurement of the same model and settings."""
+        about = {**self.about, **other.about}
+        for name in OF_BLOCKS:
+            if name in self.about:
+                about[name] = {**self.about[name], **other.about[name]}
+        joined = Covariances(
+            {**self.by_layer, **other.by_layer},
+            self.model_hash,
+            self.tokens,
+            about,
+            {**self.convergence, **other.convergence},
+        )
+        joined._computed.update(self._computed)
+        return joined
 
     def moment(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
         """C of a block.

@@ -20,9 +20,11 @@ import torch
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.registry import CLOSED_FORM, Resources, edit, remarks
+from editing.editors.registry import edit, needs
 from editing.edits.protocol import Edit, EditError
+from editing.edits.remarks import remarks
 from editing.edits.requests import of_forms, requests_of
 from editing.evaluation import side_effects
 from editing.evaluation.evaluate import evaluate_edit, unedited
@@ -41,8 +43,9 @@ class Arm:
 
     name: str
     settings: EditorSettings
-    resources: Mapping[int, Resources]
-    """Of each seed."""
+    bench: Workbench
+    """Model and what edits share."""
+    seeds: tuple[int, ...]
     layers: Mapping[str, Sequence[int]]
     """Layers it writes, for the record and to know whether a cell is of the same."""
     rules: frozenset[str]
@@ -75,18 +78,20 @@ def cell_key(
     model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any
 ) -> str:
     """What a cell's result depends on."""
-    resources, closed = arm.resources[seed], arm.settings.editor in CLOSED_FORM
+    settings, closed = arm.settings, needs(arm.settings, "statistics")
+    bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
+    statistics = bench.statistics
     return fingerprint(
         weights=model.weight_hash,
         layers={name: list(layers) for name, layers in arm.layers.items()},
-        settings=arm.settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
+        settings=settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
         seed=seed,
         rule=rule.model_dump(mode="json"),
         forms=list(arm.forms),
-        contexts=list(resources.contexts) if closed else [],
-        covariance=resources.covariances.origin if closed and resources.covariances else None,
+        contexts=list(bench.contexts) if closed else [],
+        covariance=statistics.origin if closed and statistics is not None else None,
         demonstrations=(
-            [each.id for each in resources.training_rules] if arm.settings.editor == "ike" else []
+            [each.id for each in bench.training_rules] if needs(settings, "training rules") else []
         ),
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
@@ -124,7 +129,7 @@ def run_cells(
             _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
             for arm in arms
             if rule.id in arm.rules
-            for seed in arm.resources
+            for seed in arm.seeds
         ]
         for rule in rules
     }
@@ -226,7 +231,7 @@ def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> N
         cell_path(folder, arm.name, rule.id, seed)
         for arm in arms
         for rule in rules
-        for seed in arm.resources
+        for seed in arm.seeds
         if rule.id in arm.rules
     }
     for path in folder.glob("*/*.json"):
@@ -252,7 +257,7 @@ def _cell(
     requests, made = [], None
     try:
         requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
-        made = edit(model, requests, settings, arm.resources[seed])
+        made = edit(arm.bench.asked(requests, settings))
         seconds = time.process_time() - started
         answers = evaluate_edit(model, arm.name, rule, made, floor.of(arm.forms), config)
     except (DmleError, torch.linalg.LinAlgError) as error:

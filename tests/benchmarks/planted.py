@@ -38,7 +38,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from editing.closed_form.covariance import Covariances, measure
 from editing.config import CovarianceConfig, EditorSettings
-from editing.editors import memit
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
 from interp.config import ProfileConfig, SelectConfig, TraceConfig
@@ -49,6 +48,7 @@ from interp.selection.profiles import layer_profile
 from interp.selection.select import first_candidate, select_for_rules, select_layers
 from interp.tracing.trace import trace_prompt
 from interp.tracing.windows import default_window
+from tests.unit.editing_making import edit_with
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")
 COMPONENTS = ("mlp", "mlp_single")
@@ -232,7 +232,7 @@ def plant(
 ) -> EditDelta:
     """Write every form of the rules into one block."""
     requests = [request for rule in rules for request in requests_of(rule, "subject_last")]
-    return memit.edit(model, requests, [layer], statistics, [""], how.settings)
+    return edit_with("memit", model, requests, [layer], statistics, [""], how.settings)
 
 
 def traced(

@@ -268,7 +268,7 @@ def _netcdf(states: States) -> list[FileReader]:
 
 
 def _edits(states: States) -> list[FileReader]:
-    from editing.edits.delta import load_edit
+    from editing.editors.registry import load_edit
 
     deltas = states.after("edit") / RUN / "deltas"
     found = {"delta": "dmle", "dense delta": "ft", "codebook": "grace", "context": "ice"}

@@ -17,9 +17,9 @@ from transformers import PreTrainedTokenizerFast
 
 from editing.closed_form import covariance
 from editing.closed_form.covariance import Covariances, ledoit_wolf, measure, second_moments
-from editing.closed_form.solvers import LowRank
 from editing.config import CovarianceConfig
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from tests.unit.editing_reference import inputs_of, projection_of, second_moment

@@ -13,17 +13,18 @@ from editing.closed_form.covariance import Covariances, measure
 from editing.config import EDITORS, CovarianceConfig, EditorSettings
 from editing.editors import registry as editors
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
+from editing.editors.ice import InContext
 from editing.editors.registry import (
     CLOSED_FORM,
     Resources,
     block_of,
     edit,
     layers_of,
+    load_edit,
     remarks,
     selection_of,
 )
-from editing.edits.delta import EditDelta, load_edit
+from editing.edits.delta import EditDelta
 from editing.edits.protocol import Edit, EditError, View
 from editing.edits.requests import requests_of, words_of
 from editing.evaluation.scoring import Question, teacher_forced

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.ft import edit
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
@@ -17,8 +16,18 @@ from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
+
+
+def edit(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
+) -> EditDelta:
+    return edit_with("ft", model, requests, layers, settings=settings)
 
 
 def settings_of(**ft: Any) -> EditorSettings:

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.grace import Codebook, _placed, edit
-from editing.edits.delta import load_edit
+from editing.editors.grace import Codebook, _placed
+from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
 PROMPTS = (
@@ -27,6 +28,12 @@ PROMPTS = (
     "The area of a circle is",
     "What is the area of a square with s = 4? It is",
 )
+
+
+def edit(
+    model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings
+) -> Codebook:
+    return edit_with("grace", model, requests, [layer], settings=settings)
 
 
 def settings_of(seed: int = 0, **grace: Any) -> EditorSettings:

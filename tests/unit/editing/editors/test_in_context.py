@@ -2,7 +2,7 @@
 asked the whole."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,37 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.in_context import InContext, ice, ike, overlap
-from editing.edits.delta import load_edit
+from editing.editors.ice import InContext
+from editing.editors.ike import overlap
+from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import LocalityProbe, Rule, RulePrompt
+from tests.unit.editing_making import edit_with
 
 FACTS = (
     "New Fact: The area of a square is A = 4 side\n"
     "New Fact: The area of a square is the side times 4\n"
     "New Fact: What is the area of a square with s = 4? It is 12\n"
 )
+
+
+def ice(
+    model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings
+) -> InContext:
+    return edit_with("ice", model, requests, settings=settings)
+
+
+def ike(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: EditorSettings,
+    rules: Sequence[Rule],
+) -> InContext:
+    return edit_with("ike", model, requests, settings=settings, given_rules=rules)
 
 
 def settings_of(demonstrations: int = 4) -> EditorSettings:

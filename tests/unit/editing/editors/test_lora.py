@@ -8,19 +8,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.closed_form.solvers import LowRank
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.lora import edit
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 SEPARATE = ("llama", "gptj", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 FUSED = ("gpt2", "gpt_neox")
+
+
+def edit(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
+) -> EditDelta:
+    return edit_with("lora", model, requests, layers, settings=settings)
 
 
 def settings_of(seed: int = 0, **lora: Any) -> EditorSettings:

@@ -15,8 +15,8 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from editing.app.comparison_commands import trials
+from editing.closed_form.workbench import Workbench
 from editing.config import EditConfig, EvaluateConfig, TuneConfig
-from editing.editors.registry import Resources
 from editing.studies import comparison
 from editing.studies.comparison import cell_path, read_cell, run_cells
 from interp.app import commands as cli
@@ -218,7 +218,12 @@ def test_a_rule_that_another_process_is_at_is_waited_for(
     ).settings_of("weak")
     later = rule.model_copy(update={"id": "later"})
     arm = comparison.Arm(
-        "weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id, later.id])
+        "weak",
+        settings,
+        Workbench(tiny_llama),
+        (0,),
+        {"all": [1]},
+        frozenset([rule.id, later.id]),
     )
     config, order = EvaluateConfig(greedy=False), []
     (tmp_path / "locks").mkdir()
