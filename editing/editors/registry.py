@@ -219,6 +219,7 @@ def ready(bench: Workbench) -> Workbench:
         raise EditError(f"{settings.editor} needs at least one request, got none")
     bench = replace(bench, options=options_of(settings))
     if needs(settings, "groups"):
+        solver(settings.solver)
         bench = replace(bench, selection=selection_of(settings, n_layers, bench.selection))
     elif not bench.layers:
         bench = replace(bench, layers=block_of(settings, n_layers))
