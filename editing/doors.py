@@ -169,7 +169,7 @@ LoRA = _recipe("lora", "Low-rank adapters, trained with peft.")
 GRACE = _recipe("grace", "GRACE: a codebook at one block.")
 
 
-def InContext(*, demonstrations: int = 0, **settings: Any) -> Recipe:  # noqa: N802 (as its kin)
+def InContext(*, demonstrations: int = 0, **settings: Any) -> Recipe:
     """The new facts before every prompt (ICE), after so many demonstrations from training rules
     (IKE) if they are asked for.
 
@@ -192,9 +192,7 @@ def _one_group(name: str, layers: Layers) -> Any:
     return list(layers.groups[0].layers)
 
 
-def _checked(
-    section: type[Settings], name: str, values: Mapping[str, Any]
-) -> Settings:
+def _checked(section: type[Settings], name: str, values: Mapping[str, Any]) -> Settings:
     """Settings of a section, or the error that names what is wrong."""
     try:
         return section.model_validate(values)

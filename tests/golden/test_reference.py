@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing.closed_form.covariance import Covariances, second_moments
+from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states
+from editing.closed_form.moments import second_moments
 from editing.closed_form.solvers import factorise, null_space, ridge
 from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig

@@ -22,7 +22,7 @@ from editing.edits.protocol import Edit, EditError, View
 from editing.edits.remarks import remarks
 from editing.edits.requests import requests_of
 from editing.evaluation.scoring import Question, teacher_forced
-from interp.errors import InputError
+from interp.errors import DmleError, InputError
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule
 from tests.unit.editing_making import STRONG, settings_of
@@ -47,8 +47,11 @@ INSTEAD: dict[tuple[str, str], dict[str, Any]] = {
         for family in ("gpt2", "gpt_neox")
     },
 }
-UNMOVED = ("ice", "ike")
-"""A random model has no use for what it is told."""
+MOVES = {"alphaedit", "dmle", "emmet", "ft", "grace", "lora", "memit", "rome"}
+"""Editors that make new answers likelier, also on a random model (which has no use for what it is
+told)."""
+READS = {"ice", "ike"}
+"""Editors after which every answer has another probability."""
 
 
 def allowed(architecture: str, editor: str) -> EditorSettings:
@@ -133,9 +136,9 @@ def test_every_editor_edits_every_architecture_or_says_why_not(
     after = edited_scores(found, model, rule)
     assert_unchanged(model, before)
     assert scores(model, rule) == unedited
-    if editor in UNMOVED:  # a random model has no use for what it is told, but it reads it
+    if editor in READS:
         assert all(abs(a - b) > 1e-4 for a, b in zip(after, unedited, strict=True))
-    else:
+    if editor in MOVES:
         assert sum(after[::2]) / 3 > sum(unedited[::2]) / 3 + 0.1  # the new answers
     with pytest.raises(RuntimeError, match="inside"), found.edited(model) as view:
         scores(view, rule)
@@ -219,7 +222,7 @@ def test_bad_input_is_refused_before_any_work(
         edit(llama_bench.asked(requests, settings_of(editor, options={"strnegth": 1})))
     if kind.blocks or "groups" in kind.needs:
         outside = settings_of(editor, layers="1/7", block="7")
-        with pytest.raises(InputError, match="ascending layers within 0 to 2 are needed"):
+        with pytest.raises(DmleError, match="ascending layers within 0 to 2 are needed"):
             edit(llama_bench.asked(requests, outside))
     if "statistics" in kind.needs:
         lost = replace(requests[0], subject="pyramid")
@@ -283,9 +286,9 @@ def test_a_model_of_half_precision_can_be_edited(
     assert_unchanged(half, before)
     after = edited_scores(found, half, rule)
     assert_unchanged(half, before)
-    if editor not in UNMOVED:
+    if editor in MOVES:
         assert sum(after[::2]) / 3 > sum(unedited[::2]) / 3 + 0.1
-    if isinstance(found, EditDelta):
+    if editor in MOVES and isinstance(found, EditDelta):
         lost = found.cast_loss(half)
         assert set(lost) == set(found.updates) and all(0 < share < 0.5 for share in lost.values())
         # Updates a thousand times smaller round away, and a reader is told.

@@ -23,7 +23,7 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from editing.closed_form import covariance
-from editing.closed_form.covariance import Moments
+from editing.closed_form.moments import Moments
 from editing.editors.grace import Codebook
 from editing.editors.ice import InContext
 from editing.editors.registry import load_edit
