@@ -12,7 +12,6 @@ from editing.closed_form.covariance import Covariances
 from editing.closed_form.targets import find_targets
 from editing.config import EditorSettings
 from editing.editors import alphaedit
-from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -222,39 +221,3 @@ def test_a_threshold_that_frees_nothing_or_everything_is_refused(
             settings,
         )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_the_weights_are_as_before_also_when_the_second_block_is_refused(
-    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
-) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
-    by_layer = {0: statistics.by_layer[0], 1: 1e9 * torch.eye(48)}
-    mixed = Covariances(by_layer, statistics.model_hash, 1, {})
-    settings = SETTINGS.model_copy(update={"null_threshold": middle(by_layer[0], 30)})
-    with pytest.raises(ValueError, match="0 of 48 directions of the covariance of layer 1"):
-        edit_with(
-            "alphaedit",
-            tiny_llama,
-            requests_of(rule, "subject_last"),
-            (0, 1),
-            mixed,
-            CONTEXTS,
-            settings,
-        )
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
-) -> None:
-    statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
-    with pytest.raises(EditError, match="measure them again"):
-        edit_with(
-            "alphaedit",
-            tiny_llama,
-            requests_of(rule, "subject_last"),
-            (1,),
-            statistics,
-            CONTEXTS,
-            SETTINGS,
-        )

@@ -160,6 +160,21 @@ def test_scores_are_the_same_from_a_file_and_in_batches_of_any_size(
     assert edited_scores(loaded, model, rule) == expected
 
 
+@pytest.fixture(scope="module")
+def another(make_model: Callable[..., LanguageModel]) -> LanguageModel:
+    return make_model("llama", seed=1, check=False)
+
+
+@pytest.mark.parametrize("editor", EDITORS)
+def test_an_edit_is_refused_by_another_model(
+    editor: str, made: Callable[[str], Edit], another: LanguageModel
+) -> None:
+    found, other = made(editor), another
+    said = f"{found.model_hash}.*{other.weight_hash}; load the model that was edited"
+    with pytest.raises(EditError, match=said), found.edited(other):
+        pytest.fail("entered")
+
+
 WORK = ("logits", "capture", "watch", "sample")
 """What runs the model."""
 

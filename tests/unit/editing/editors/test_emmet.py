@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.targets import find_targets
 from editing.config import EditorSettings
-from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from tests.unit.editing_making import edit_with
@@ -129,32 +127,3 @@ def test_damping_is_the_weight_that_memit_gives_the_covariance(
     torch.testing.assert_close(
         got.updates[name].dense(), same.updates[name].dense(), rtol=1e-5, atol=1e-6
     )
-
-
-def test_the_weights_are_as_before_also_after_an_error_in_the_second_block(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
-) -> None:
-    requests = requests_of(rule, "subject_last")
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
-    statistics = covariances(tiny_llama, make_hf("llama"), (0, 1))
-    edit_with("emmet", tiny_llama, requests, (0, 1), statistics, CONTEXTS, SETTINGS)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-    with pytest.raises(InputError, match="no covariance of block 2"):
-        edit_with("emmet", tiny_llama, requests, (1, 2), statistics, CONTEXTS, SETTINGS)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
-) -> None:
-    statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
-    with pytest.raises(EditError, match="measure them again"):
-        edit_with(
-            "emmet",
-            tiny_llama,
-            requests_of(rule, "subject_last"),
-            (1,),
-            statistics,
-            CONTEXTS,
-            SETTINGS,
-        )
