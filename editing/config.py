@@ -1,12 +1,11 @@
 """Settings of the `editing` steps, checked before any work starts."""
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from editing.names import editor_names, known_editor
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
 from interp.errors import InputError
@@ -17,24 +16,6 @@ from interp.settings.sizes import parse_size
 
 Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]
-
-
-def editor_names() -> tuple[str, ...]:
-    """Names of the editors: those of the files in their room. No file is opened for it."""
-    room = importlib.import_module("editing.editors").__path__
-    names = (module.name for module in pkgutil.iter_modules(room))
-    return tuple(sorted(name for name in names if name != "registry"))
-
-
-def _known(name: str) -> str:
-    """The name of an editor.
-
-    Raises:
-        InputError: There is no such editor.
-    """
-    if name not in editor_names():
-        raise InputError(f"there is no editor {name!r}: {nearest(name, [*editor_names()])}")
-    return name
 
 
 class CovarianceConfig(Section):
@@ -139,8 +120,8 @@ class EditorSettings(TargetConfig):
     layers: str = "auto"
     """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
     block: str = "auto"
-    """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block
-    model, scaled to the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
+    """Layers of every other editor, such as "4-8". "auto": the published ones, scaled to the depth
+    (see the editor's file)."""
     solver: str = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"
@@ -159,8 +140,7 @@ class EditorSettings(TargetConfig):
     """EMMET: how far the equality constraint gives way; 0 is exact."""
     rounds: int = Field(default=1, ge=1, le=1000)
     """Closed forms: edit so many times, each time from the model as the round before left it. What
-    the requests did to one another in a round is mended in the next; a request that is served takes
-    part with next to nothing."""
+    the requests did to one another in a round is mended in the next."""
     answer: Literal["whole", "words"] = "whole"
     """Closed forms: an answer is one request, or each of its words is one, behind the prompt and
     the words before it (see `editing.edits.requests.words_of`; needs lookup last)."""
@@ -183,7 +163,7 @@ class EditorSettings(TargetConfig):
     @field_validator("editor", "solver")
     @classmethod
     def _is_editor(cls, value: str) -> str:
-        return _known(value)
+        return known_editor(value)
 
     @field_validator("layers", "block", mode="before")
     @classmethod
@@ -239,8 +219,7 @@ class EditConfig(EditorSettings):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        # A preset is of one editor: each takes its own in `settings_of`, where what is said here
-        # counts as said.
+        # A preset is of one editor: each takes its own in `settings_of`.
         return values
 
     @model_validator(mode="after")
@@ -410,7 +389,7 @@ class TuneConfig(Section):
     @field_validator("editor")
     @classmethod
     def _is_editor(cls, value: str) -> str:
-        return _known(value)
+        return known_editor(value)
 
     @model_validator(mode="after")
     def _values(self) -> "TuneConfig":

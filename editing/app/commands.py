@@ -122,13 +122,16 @@ def _edit_arm(
     advance: Callable[[int], object],
 ) -> Iterator[str]:
     """Make the edits of an arm that are not there yet; what a reader should know of each."""
-    from editing.editors.registry import edit
+    from editing.editors.registry import edit, needs
     from editing.edits.delta import EditDelta
     from editing.edits.remarks import remarks
     from editing.edits.requests import EditRequest
     from interp.app.freshness import RECORD
 
     earlier: list[EditRequest] = []
+    if planned and needs(planned[0].settings, "statistics"):
+        # Before an edit of an earlier run is in force: they are of the unedited model.
+        bench.asked((), planned[0].settings).sample()
     with ExitStack() as stack:
         for one in planned:
             found = one.held()

@@ -33,8 +33,8 @@ from editing.config import (
     EditConfig,
     EvaluateConfig,
     TuneConfig,
-    editor_names,
 )
+from editing.names import editor_names
 from interp.app.commands import Common, execute
 from interp.app.steps import Context, Step
 from interp.config import ConfigError, RulesConfig

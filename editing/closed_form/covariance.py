@@ -186,6 +186,32 @@ def measure(
         ImportError: The corpus is a Hugging Face dataset, and `datasets` is not installed.
     """
     layers = list(dict.fromkeys(layers))
+    _check(model, layers, config)
+    if config.identity:
+        return _identities(model, layers)
+    corpus = open_corpus(config.corpus)
+    about = _described(model, config, corpus)
+    place = folder / fingerprint(**about)
+    paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
+    if missing := [layer for layer, path in paths.items() if not path.is_file()]:
+        checkpoint = place / CHECKPOINT
+        measured = second_moments(
+            model,
+            missing,
+            _texts(model, corpus, config),
+            together=config.batch_size * config.max_length,
+            skip_first=config.skip_first,
+            checkpoint=checkpoint,
+            advance=advance,
+        )
+        for layer, moments in measured.items():
+            _save(paths[layer], moments, layer, about)
+        checkpoint.unlink(missing_ok=True)
+    return _assemble(paths, config, model.weight_hash, about)
+
+
+def _check(model: LanguageModel, layers: Sequence[int], config: CovarianceConfig) -> None:
+    """Refuse blocks that there are not, and a shrinkage that is no share."""
     if wrong := [layer for layer in layers if not 0 <= layer < model.n_layers]:
         raise InputError(
             f"no blocks {wrong} in {model.name}: it has {model.n_layers}, numbered from 0"
@@ -196,38 +222,28 @@ def measure(
             f"covariance.shrinkage is {config.shrinkage}: a share from 0 (C as measured) to 1 (a"
             ' multiple of the identity) is needed, or "none", or "ledoit-wolf"'
         )
-    if config.identity:
-        return _identities(model, layers)
-    corpus = open_corpus(config.corpus)
-    about = _described(model, config, corpus)
-    place = folder / fingerprint(**about)
-    paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
-    if missing := [layer for layer, path in paths.items() if not path.is_file()]:
-        if model.current_hash() != model.weight_hash:
-            raise InputError(
-                f"{model.name} is edited at the moment; covariances are those of the unedited"
-                " model: revert the edit (leave its `with` block) and measure before"
-            )
-        rows = rows_of(model, corpus.texts, config)
-        if (tokens := counted(rows, config.skip_first)) < config.tokens:
-            raise InputError(
-                f"the corpus {corpus.name} has {tokens} tokens, covariance.tokens asks for"
-                f" {config.tokens}; lower it or give a longer text with covariance.corpus"
-            )
-        checkpoint = place / CHECKPOINT
-        found = second_moments(
-            model,
-            missing,
-            rows,
-            together=config.batch_size * config.max_length,
-            skip_first=config.skip_first,
-            checkpoint=checkpoint,
-            advance=advance,
+
+
+def _texts(
+    model: LanguageModel, corpus: Corpus, config: CovarianceConfig
+) -> Sequence[Sequence[int]]:
+    """Token ids of the texts that are to be run.
+
+    Raises:
+        InputError: The model is edited, or the corpus has fewer tokens than asked for.
+    """
+    if model.current_hash() != model.weight_hash:
+        raise InputError(
+            f"{model.name} is edited at the moment; covariances are those of the unedited model:"
+            " revert the edit (leave its `with` block) and measure before"
         )
-        for layer, moments in found.items():
-            _save(paths[layer], moments, layer, about)
-        checkpoint.unlink(missing_ok=True)
-    return _assemble(paths, config, model.weight_hash, about)
+    rows = rows_of(model, corpus.texts, config)
+    if (tokens := counted(rows, config.skip_first)) < config.tokens:
+        raise InputError(
+            f"the corpus {corpus.name} has {tokens} tokens, covariance.tokens asks for"
+            f" {config.tokens}; lower it or give a longer text with covariance.corpus"
+        )
+    return rows
 
 
 def described(model: LanguageModel, config: CovarianceConfig) -> dict[str, Any]:

@@ -65,9 +65,8 @@ class Workbench:
         """The same workbench with other requests and settings on it."""
         return replace(self, requests=requests, settings=settings, earlier=earlier)
 
-    @property
-    def contexts(self) -> Sequence[str]:
-        """Texts before the prompts: given, or sampled once (on the model as it is then)."""
+    def sample(self) -> Sequence[str]:
+        """Texts before the prompts: given, or sampled once, on the model as it is then."""
         if self.given_contexts is not None:
             return self.given_contexts
         settings = self.settings
@@ -75,6 +74,11 @@ class Workbench:
         if which not in self._sampled:
             self._sampled[which] = sample_contexts(self.model, *which)
         return self._sampled[which]
+
+    @property
+    def contexts(self) -> Sequence[str]:
+        """Texts before the prompts (see `sample`)."""
+        return self.sample()
 
     @property
     def training_rules(self) -> Sequence[Rule]:

@@ -21,13 +21,14 @@ from pydantic import ValidationError
 
 from editing.closed_form.spreading import ClosedForm, Problem, Report, edit_block, nothing_to_say
 from editing.closed_form.workbench import Workbench
-from editing.config import EditorSettings, editor_names
+from editing.config import EditorSettings
 from editing.edits.delta import EditDelta, merge
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit, EditError, damaged_edit, read_file
 from editing.edits.remarks import UNANSWERED, doubtful
 from editing.edits.requests import words_of
 from editing.evaluation.scoring import question_of, teacher_forced
+from editing.names import editor_names
 from interp.errors import InputError
 from interp.selection.select import LayerSelection, parse_layers
 from interp.settings.section import Section, explained

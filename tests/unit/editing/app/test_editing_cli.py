@@ -14,13 +14,14 @@ import yaml
 from tqdm import tqdm
 
 from editing.closed_form.covariance import measure
-from editing.config import CovarianceConfig, EditConfig, editor_names
+from editing.config import CovarianceConfig, EditConfig
 from editing.editors.grace import Codebook
 from editing.editors.ice import InContext
 from editing.editors.registry import load_edit
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.requests import requests_of
+from editing.names import editor_names
 from interp.app import commands as cli
 from interp.models.loading import LanguageModel, load
 from interp.results import effects

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
-from editing.config import EditorSettings, editor_names
+from editing.config import EditorSettings
 from editing.editors.registry import edit, editors, load_edit
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import Edit, EditError, View
 from editing.edits.remarks import remarks
 from editing.edits.requests import requests_of
 from editing.evaluation.scoring import Question, teacher_forced
+from editing.names import editor_names
 from interp.errors import DmleError, InputError
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import editing.editors
-from editing.config import EditConfig, editor_names
+from editing.config import EditConfig
 from editing.doors import Recipe, edit
 from editing.editors import registry
 from editing.edits.delta import EditDelta
+from editing.names import editor_names
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule

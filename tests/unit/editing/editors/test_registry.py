@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from editing.closed_form.workbench import Workbench
-from editing.config import EditorSettings, editor_names
+from editing.config import EditorSettings
 from editing.editors.registry import (
     block_of,
     edit,
@@ -22,6 +22,7 @@ from editing.editors.registry import (
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.requests import requests_of, words_of
+from editing.names import editor_names
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
