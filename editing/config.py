@@ -67,9 +67,7 @@ class TargetConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B
-    models.
-    """
+    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's for 7B models."""
 
     steps: int = Field(default=25, ge=1, le=1_000_000)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -93,9 +91,7 @@ class LoraConfig(Section):
 
 
 class GraceConfig(Section):
-    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B
-    models.
-    """
+    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's for 7B models."""
 
     steps: int = Field(default=50, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1.0, gt=0)
