@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from editing.names import editor_names, known_editor
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
 from interp.errors import InputError
@@ -13,22 +14,6 @@ from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
 from interp.vocabulary import RuleForm, Split
 
-EditorName = Literal[
-    "dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"
-]
-EDITORS: tuple[EditorName, ...] = (
-    "dmle",
-    "memit",
-    "alphaedit",
-    "emmet",
-    "rome",
-    "ft",
-    "lora",
-    "grace",
-    "ice",
-    "ike",
-)
-SolverName = Literal["memit", "alphaedit", "emmet"]
 Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]
 
@@ -82,9 +67,7 @@ class TargetConfig(Section):
 
 
 class FineTuneConfig(Section):
-    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's FT settings for 7B
-    models.
-    """
+    """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's for 7B models."""
 
     steps: int = Field(default=25, ge=1, le=1_000_000)
     learning_rate: float = Field(default=5e-4, gt=0)
@@ -108,9 +91,7 @@ class LoraConfig(Section):
 
 
 class GraceConfig(Section):
-    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's GRACE settings for 7B
-    models.
-    """
+    """GRACE: a codebook at one layer. Source of the defaults: EasyEdit's for 7B models."""
 
     steps: int = Field(default=50, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1.0, gt=0)
@@ -131,13 +112,13 @@ class InContextConfig(Section):
 class EditorSettings(TargetConfig):
     """Everything that one editor needs to know."""
 
-    editor: EditorName = "dmle"
+    editor: str = "dmle"
     layers: str = "auto"
     """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
     block: str = "auto"
-    """Layers of every other editor, such as "4-8". "auto": the published ones of a 28 to 32 block
-    model, scaled to the depth (MEMIT, AlphaEdit, EMMET 4-8; ROME 5; FT 21; GRACE 19; LoRA all)."""
-    solver: SolverName = "memit"
+    """Layers of every other editor, such as "4-8". "auto": the published ones, scaled to the depth
+    (see the editor's file)."""
+    solver: str = "memit"
     """Closed form of DMLE's stages."""
     protection: Protection = "staged"
     """DMLE: what keeps a later stage from undoing an earlier one (see `editing.editors.dmle`)."""
@@ -155,8 +136,7 @@ class EditorSettings(TargetConfig):
     """EMMET: how far the equality constraint gives way; 0 is exact."""
     rounds: int = Field(default=1, ge=1, le=1000)
     """Closed forms: edit so many times, each time from the model as the round before left it. What
-    the requests did to one another in a round is mended in the next; a request that is served takes
-    part with next to nothing."""
+    the requests did to one another in a round is mended in the next."""
     answer: Literal["whole", "words"] = "whole"
     """Closed forms: an answer is one request, or each of its words is one, behind the prompt and
     the words before it (see `editing.edits.requests.words_of`; needs lookup last)."""
@@ -166,6 +146,8 @@ class EditorSettings(TargetConfig):
     lora: LoraConfig = LoraConfig()
     grace: GraceConfig = GraceConfig()
     in_context: InContextConfig = InContextConfig()
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Settings of an editor that declares some of its own (see CONTRIBUTING.md)."""
     contexts: int = Field(default=5, ge=0, le=10_000)
     """Sampled texts put before a prompt, besides the bare prompt."""
     context_tokens: int = Field(default=10, ge=2, le=4096)
@@ -173,6 +155,11 @@ class EditorSettings(TargetConfig):
     preset: str | None = None
     """Published settings of a model and editor, taken wherever nothing else is set (see
     `editing.presets`)."""
+
+    @field_validator("editor", "solver")
+    @classmethod
+    def _is_editor(cls, value: str) -> str:
+        return known_editor(value)
 
     @field_validator("layers", "block", mode="before")
     @classmethod
@@ -228,8 +215,7 @@ class EditConfig(EditorSettings):
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, values: Any) -> Any:
-        # A preset is of one editor: each takes its own in `settings_of`, where what is said here
-        # counts as said.
+        # A preset is of one editor: each takes its own in `settings_of`.
         return values
 
     @model_validator(mode="after")
@@ -242,7 +228,7 @@ class EditConfig(EditorSettings):
                     f" {NAME_RULE}"
                 )
         if alike := same_on_some_disks(
-            [*self.arms, *(name for name in self.editors if name in EDITORS)]
+            [*self.arms, *(name for name in self.editors if name in editor_names())]
         ):
             raise InputError(
                 f"edit.arms: {alike[0]!r} and {alike[1]!r} differ in upper and lower case only, and"
@@ -262,14 +248,15 @@ class EditConfig(EditorSettings):
         """
         shared = self.model_dump(include=self.model_fields_set & set(EditorSettings.model_fields))
         # An arm with the name of an editor is a variant of that editor.
-        own: dict[str, Any] = {"editor": name} if name in EDITORS else {}
+        own: dict[str, Any] = {"editor": name} if name in editor_names() else {}
         if name in self.arms:
             own |= self.arms[name]
         elif not own:
             raise InputError(
-                f"edit.editors: no editor or arm {name!r}: {nearest(name, [*EDITORS, *self.arms])}"
+                f"edit.editors: no editor or arm {name!r}:"
+                f" {nearest(name, [*editor_names(), *self.arms])}"
             )
-        if name in EDITORS and own["editor"] != name:
+        if name in editor_names() and own["editor"] != name:
             raise InputError(
                 f"edit.arms.{name}: this is the name of an editor, but the arm's editor is"
                 f" {own['editor']!r}; give the arm another name"
@@ -370,7 +357,7 @@ class SweepConfig(Section):
 class TuneConfig(Section):
     """One editor's settings, tried on training rules."""
 
-    editor: EditorName = "dmle"
+    editor: str = "dmle"
     grid: dict[str, tuple[Any, ...]] | tuple[dict[str, tuple[Any, ...]], ...] = Field(
         default_factory=lambda: {"ridge": (0.03, 0.1, 0.3, 1.0)}, min_length=1
     )
@@ -394,6 +381,11 @@ class TuneConfig(Section):
     def grids(self) -> tuple[dict[str, tuple[Any, ...]], ...]:
         """The grids, one or several."""
         return (self.grid,) if isinstance(self.grid, dict) else self.grid
+
+    @field_validator("editor")
+    @classmethod
+    def _is_editor(cls, value: str) -> str:
+        return known_editor(value)
 
     @model_validator(mode="after")
     def _values(self) -> "TuneConfig":

@@ -34,38 +34,33 @@ from pathlib import Path
 
 import pandas as pd
 
+import editing
 import figures.accessors  # results show themselves: dataset.dmle
-from editing.closed_form.contexts import sample_contexts
-from editing.closed_form.covariance import measure
-from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
-from editing.editors.registry import Resources, edit, layers_of, remarks
-from editing.edits.requests import requests_of
+import interp
+from editing.config import CovarianceConfig, EvaluateConfig
 from editing.evaluation.evaluate import evaluate
-from interp.models.loading import load
-from interp.rules.sources import load_rules
 
 pd.set_option("display.max_colwidth", None)
-model = load()
-rule = load_rules(ids=[rule_id]).rules[0]
-config = EditConfig(layers=layers, steps=steps, contexts=contexts, lookup="mention_last", ridge=0.2)
-requests = requests_of(rule, config.lookup)
+model = interp.load_model()
+rule = interp.load_rules(ids=[rule_id])[0]
+recipe = editing.DMLE(layers, steps=steps, contexts=contexts, lookup="mention_last", ridge=0.2)
+requests = editing.requests_of(rule, recipe.settings.lookup)
 pd.DataFrame(
     [(r.form, r.prompt, rule.forms[r.form].target_true[0], r.target_new) for r in requests]
 ).set_axis(["form", "prompt", "true", "wanted"], axis=1)
 
 # %% [markdown]
-# **Run.** Statistics of the unedited model first (kept in the folder), then the edit. The edit is a value: the model
-# is as it was. What is left of the way to a target, and where the change went, is said with it.
+# **Run.** Statistics of the unedited model are measured first, and kept in the folder. Then the rule is edited. The
+# edit is a value: the model is as it was.
 
 # %%
-needed = layers_of(config, model.n_layers, None)
-statistics = measure(model, needed, CovarianceConfig(tokens=tokens), Path(folder) / "covariance")
-texts = sample_contexts(model, config.contexts, config.context_tokens, config.seed)
-delta = edit(model, requests, config, Resources(texts, statistics))
+folder = Path(folder) / "covariance"
+statistics = editing.Statistics(model, CovarianceConfig(tokens=tokens), folder)
+delta = editing.edit(model, rule, recipe, statistics=statistics)
 delta
 
 # %%
-remarks(delta.about) or "no remarks"
+editing.remarks(delta.about) or "no remarks"
 
 # %% [markdown]
 # **What does the model say now?** Inside the block the model is edited; on leaving it every weight is back, bit for

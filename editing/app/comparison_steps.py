@@ -11,13 +11,13 @@ from editing.app.edit_steps import (
     selected_layers,
 )
 from editing.config import (
-    EDITORS,
     CompareConfig,
     CovarianceConfig,
     EditConfig,
     EvaluateConfig,
     TuneConfig,
 )
+from editing.names import editor_names
 from interp.app.steps import Context, Step
 from interp.config import RulesConfig
 from interp.errors import InputError
@@ -53,7 +53,7 @@ def _arms(
 
 
 def _total(arms: "Sequence[Arm]") -> int:
-    return sum(len(arm.resources) * len(arm.rules) for arm in arms)
+    return sum(len(arm.seeds) * len(arm.rules) for arm in arms)
 
 
 def _compare(context: Context) -> str:
@@ -102,7 +102,7 @@ def _check_compare(context: Context) -> None:
     config, compared = context.settings(EditConfig), context.settings(CompareConfig)
     edited_rules(context, config)
     # Few may name arms that are not run this time.
-    known = {*config.editors, *config.arms, *EDITORS}
+    known = {*config.editors, *config.arms, *editor_names()}
     if wrong := [name for name in compared.few if name not in known]:
         raise InputError(
             f"compare.few names {', '.join(wrong)}; the arms are {', '.join(config.editors)}"

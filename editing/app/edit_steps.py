@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from editing.config import CovarianceConfig, EditConfig, EditorSettings, EvaluateConfig
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.app.steps import Context, Step
 from interp.rules.sources import Rule
 
@@ -13,12 +13,11 @@ if TYPE_CHECKING:
 
     from editing.app.planned import Planned
     from editing.closed_form.covariance import Covariances
-    from editing.editors.registry import Resources
+    from editing.closed_form.workbench import Workbench
     from editing.edits.protocol import Edit
     from editing.edits.requests import EditRequest
     from editing.studies.arms import Place
     from interp.app.freshness import Made
-    from interp.models.loading import LanguageModel
     from interp.selection.select import LayerSelection
 
 REMARKS_SHOWN = 12
@@ -66,11 +65,9 @@ def fresh_selection(context: Context, config: EditConfig | None = None) -> None:
 
 def reads_selection(config: EditConfig) -> bool:
     """Whether an arm takes the layers of the run's `selection.json`."""
-    return any(_is_automatic(config.settings_of(name)) for name in config.editors)
+    from editing.studies import arms
 
-
-def _is_automatic(settings: EditorSettings) -> bool:
-    return settings.editor == "dmle" and settings.layers == "auto"
+    return any(arms.reads_selection(config.settings_of(name)) for name in config.editors)
 
 
 def selected_layers(context: Context, config: EditConfig) -> "LayerSelection | None":
@@ -107,11 +104,11 @@ def places_of(context: Context, config: EditConfig) -> "dict[str, Place]":
 
 def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
     """What the scores of edits were made with."""
-    from editing.editors.registry import CLOSED_FORM
+    from editing.editors.registry import needs
     from interp.app.freshness import made
 
     config = context.settings(EditConfig)
-    closed = any(config.settings_of(name).editor in CLOSED_FORM for name in config.editors)
+    closed = any(needs(config.settings_of(name), "statistics") for name in config.editors)
     statistics = ["covariance"] if closed else []
     inputs = ["selection.json"] if reads_selection(config) else []
     return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
@@ -137,9 +134,8 @@ def _edit(context: Context) -> str:
     remarks: list[str] = []
     with context.progress(total=len(rules) * len(arms), desc="edit", unit="edit") as bar:
         for arm in arms:
-            (resources,) = arm.resources.values()
             in_sequence = config.mode == "sequential"
-            lines = _edit_arm(model, plans[arm.name], resources, in_sequence, bar.update)
+            lines = _edit_arm(arm.bench, plans[arm.name], in_sequence, bar.update)
             remarks += [f"  {arm.name}: {line}" for line in lines]
     if context.overwrite:
         remove_others(context, plans)
@@ -154,43 +150,41 @@ def _edit(context: Context) -> str:
 
 
 def _edit_arm(
-    model: "LanguageModel",
+    bench: "Workbench",
     planned: "list[Planned]",
-    resources: "Resources",
     in_sequence: bool,
     advance: Callable[[int], object],
 ) -> Iterator[str]:
     """Make the edits of an arm that are not there yet; what a reader should know of each."""
-    from editing.editors.registry import remarks
+    from editing.editors.registry import needs
     from editing.edits.delta import EditDelta
+    from editing.edits.remarks import remarks
 
     earlier: list[EditRequest] = []
+    if planned and needs(planned[0].settings, "statistics"):
+        # Before an edit of an earlier run is in force: they are of the unedited model.
+        bench.asked((), planned[0].settings).sample()
     with ExitStack() as stack:
         for wanted in planned:
             made = wanted.held()
             if made is None:
-                made = _make(model, wanted, resources, earlier)
+                made = _make(bench, wanted, earlier)
             yield from remarks(made.about)
             if in_sequence and isinstance(made, EditDelta):
-                stack.enter_context(made.applied(model))
+                stack.enter_context(made.applied(bench.model))
                 earlier += wanted.requests
             advance(len(wanted.rules))
 
 
-def _make(
-    model: "LanguageModel",
-    wanted: "Planned",
-    resources: "Resources",
-    earlier: "Sequence[EditRequest]",
-) -> "Edit":
+def _make(bench: "Workbench", wanted: "Planned", earlier: "Sequence[EditRequest]") -> "Edit":
     """Make one edit and keep it."""
     from editing.editors.registry import edit
     from editing.edits.delta import EditDelta
     from interp.app.freshness import RECORD
 
-    made = edit(model, wanted.requests, wanted.settings, resources, earlier=earlier)
+    made = edit(bench.asked(wanted.requests, wanted.settings, earlier=earlier))
     if isinstance(made, EditDelta):
-        made = made.with_about(cast_loss=made.cast_loss(model))
+        made = made.with_about(cast_loss=made.cast_loss(bench.model))
     record = {
         "fingerprint": wanted.fingerprint,
         "earlier": wanted.earlier,
@@ -238,7 +232,7 @@ def _check_lengths(
     Raises:
         TooLongError: Some do not.
     """
-    from editing.editors.in_context import InContext
+    from editing.editors.ice import InContext
     from editing.studies.lengths import check_rules
 
     evaluation = context.settings(EvaluateConfig)
@@ -308,10 +302,14 @@ def answer_text(answers: Iterable[dict[str, object]]) -> str:
 
 
 def _check_edit(context: Context) -> None:
+    from editing.editors.registry import options_of
     from editing.edits.requests import requests_of
 
     config = context.settings(EditConfig)
-    lookups = {config.settings_of(name).lookup for name in config.editors}
+    settings = [config.settings_of(name) for name in config.editors]
+    for each in settings:
+        options_of(each)
+    lookups = {each.lookup for each in settings}
     for rule in edited_rules(context, config):
         for lookup in sorted(lookups):
             requests_of(rule, lookup)

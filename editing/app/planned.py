@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from editing.closed_form import covariance
 from editing.config import CovarianceConfig, EditConfig, EditorSettings
-from editing.editors.registry import CLOSED_FORM, IN_ORDER
+from editing.editors.registry import editor, load_edit, needs
 from editing.edits.requests import EditRequest, requests_of
 from interp.app.freshness import RECORD, VERSIONS, command, differences, settings_of
 from interp.app.steps import Context
@@ -69,8 +69,6 @@ class Planned:
         Raises:
             EditError: The file is damaged.
         """
-        from editing.edits.delta import load_edit
-
         if not self.path.is_file():
             return None
         edit = load_edit(self.path)
@@ -97,7 +95,7 @@ def plan(
     """
     config, model = context.settings(EditConfig), context.model
     arms = {name: config.settings_of(name) for name in layers}
-    closed = any(settings.editor in CLOSED_FORM for settings in arms.values())
+    closed = any(needs(settings, "statistics") for settings in arms.values())
     statistics = statistics_of(model, context.settings(CovarianceConfig)) if closed else {}
     plans: dict[str, list[Planned]] = {}
     for name, settings in arms.items():
@@ -106,8 +104,10 @@ def plan(
             "weights": model.weight_hash,
             "layers": {forms: list(each) for forms, each in layers[name].items()},
             "settings": _settings(settings),
-            "statistics": statistics if settings.editor in CLOSED_FORM else {},
-            "demonstrations": [rule.id for rule in training] if settings.editor == "ike" else [],
+            "statistics": statistics if needs(settings, "statistics") else {},
+            "demonstrations": (
+                [rule.id for rule in training] if needs(settings, "training rules") else []
+            ),
         }
         plans[name] = []
         for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
@@ -137,7 +137,9 @@ def statistics_of(model: "LanguageModel", config: CovarianceConfig) -> dict[str,
 
 def together(config: EditConfig, settings: EditorSettings) -> bool:
     """Whether an arm edits all rules in one edit."""
-    return config.mode == "batch" or (config.mode == "sequential" and settings.editor in IN_ORDER)
+    return config.mode == "batch" or (
+        config.mode == "sequential" and editor(settings.editor).in_order
+    )
 
 
 def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
@@ -149,8 +151,6 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
             or in another mode.
         EditError: A file is damaged.
     """
-    from editing.edits.delta import load_edit
-
     edits = []
     for wanted in planned:
         path = context.run.need(str(wanted.path.relative_to(context.run.path)), "edit")

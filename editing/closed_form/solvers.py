@@ -2,7 +2,7 @@
 
 Conventions: W maps keys to values, v = W k, shape (d_out, d_in); keys and residuals are columns, K
 (d_in, n) and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside,
-where the keys are or, if their device has none, on the host (`editing.closed_form.precision`):
+where the keys are or, if their device has none, on the host (`editing.edits.precision`):
 there the update is, too.
 
 Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P
@@ -13,12 +13,11 @@ L⁻¹K. MEMIT's ridge and EMMET's damped equality are then one family, R (K̃�
 λ the weight of C or the damping of the constraint.
 """
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
-from editing.closed_form.precision import (
+from editing.edits.low_rank import LowRank
+from editing.edits.precision import (
     Exact,
     as_tensor,
     beside,
@@ -38,18 +37,6 @@ from interp.errors import InputError, NotFiniteError
 
 NEGLIGIBLE = 1e-10
 """Singular values below this share of the largest are taken for zero."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """ΔW = left @ right.T."""
-
-    left: Float[Tensor, "d_out rank"]
-    right: Float[Tensor, "d_in rank"]
-
-    def dense(self) -> Float[Tensor, "d_out d_in"]:
-        """The update as a matrix."""
-        return self.left @ self.right.T
 
 
 def factorise(covariance: Float[Tensor, "d_in d_in"]) -> Float[Tensor, "d_in d_in"]:

@@ -12,9 +12,9 @@ down-projection itself, in one block per request.
 Source: Meng et al. 2023 (MEMIT), algorithm 1. Layers are 0-based.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,11 +24,13 @@ from torch.nn.functional import normalize
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
-from editing.closed_form.precision import as_tensor, together
-from editing.closed_form.solvers import LowRank
 from editing.closed_form.targets import Site, Targets, find_targets, state_hook
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
-from editing.edits.delta import DeltaError, EditDelta, merge
+from editing.edits.delta import EditDelta, merge
+from editing.edits.low_rank import LowRank
+from editing.edits.precision import as_tensor, together
+from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
 from interp.settings.sizes import parse_size
@@ -38,21 +40,52 @@ NO_CHANGE = 1e-6
 """A target nearer to the state than this share of the state's norm is the state."""
 
 
-Solve = Callable[[int, Tensor, Tensor, Tensor | None, Tensor | None], LowRank]
-"""A closed form: (layer, residual (d_model, n), keys (d_mlp, n), protected keys (d_mlp, m), earlier
-keys (d_mlp, e)) → update. Columns of `protected` must keep their outputs exactly, those of
-`earlier` as far as the form can."""
+@dataclass(frozen=True)
+class Problem:
+    """One block's problem: which update gives the keys the change of output that is wanted?
+
+    Attributes:
+        layer: Block.
+        residual: R, wanted change of the output of each key.
+        keys: K, one column per request.
+        covariances: Statistics of (at least) this block.
+        settings: Settings of the editor.
+        protected: Keys whose outputs must stay exactly as they are.
+        earlier: Keys of earlier edits, whose outputs stay as far as the form can.
+    """
+
+    layer: int
+    residual: Float[Tensor, "d_model n"]
+    keys: Float[Tensor, "d_mlp n"]
+    covariances: Covariances
+    settings: EditorSettings
+    protected: Float[Tensor, "d_mlp m"] | None = None
+    earlier: Float[Tensor, "d_mlp e"] | None = None
+
+
+Report = Callable[[Covariances, Sequence[int], EditorSettings], Mapping[str, Any]]
+
+
+def nothing_to_say(
+    covariances: Covariances, layers: Sequence[int], settings: EditorSettings
+) -> Mapping[str, Any]:
+    """The report of a closed form that has none."""
+    return {}
 
 
 @dataclass(frozen=True)
-class Others:
-    """Requests beside those that are edited."""
+class ClosedForm:
+    """How a block's problem is solved.
 
-    protected: Sequence[EditRequest] = ()
-    """Their prompts and new answers must be answered exactly as before (every token's key is
-    kept)."""
-    earlier: Sequence[EditRequest] = ()
-    """Requests of earlier edits in a sequence, for closed forms that have a term for them."""
+    Attributes:
+        name: Name of the editor that is nothing but this closed form.
+        solve: Problem → update.
+        report: What else there is to say of an edit of some blocks.
+    """
+
+    name: str
+    solve: Callable[[Problem], LowRank]
+    report: Report = nothing_to_say
 
 
 @dataclass
@@ -61,31 +94,18 @@ class _Report:
     served: dict[str, list[float]] = field(default_factory=dict)
 
 
-def check_model(model: LanguageModel, covariances: Covariances) -> None:
-    """Refuse statistics of another model.
-
-    Raises:
-        DeltaError: The covariances were measured on other weights.
-    """
-    if covariances.model_hash != model.weight_hash:
-        raise DeltaError(
-            f"the covariances are of weights {covariances.model_hash}, the model has"
-            f" {model.weight_hash}; measure them again"
-        )
-
-
 def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
     """Where targets are: the output of a block, or of its down-projection for models with a norm
     behind the MLP.
 
     Raises:
-        DeltaError: Such a model, and a request is spread over several blocks.
+        EditError: Such a model, and a request is spread over several blocks.
     """
     if model.check is None or not model.check.post_norm:
         return "resid"
     if any(len(layers) > 1 for layers in plan):
         middle, later = model.n_layers // 3, 2 * model.n_layers // 3
-        raise DeltaError(
+        raise EditError(
             f"{model.name} normalises the MLP output before adding it to the stream, so a residual"
             " cannot be spread over layers there; give one layer per request (--set"
             f" edit.block={middle}, or --set edit.layers={middle}/{later} for DMLE), or take"
@@ -94,128 +114,103 @@ def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
     return "mlp"
 
 
-def edit_block(
-    name: str,
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layers: Sequence[int],
-    covariances: Covariances,
-    contexts: Sequence[str],
-    settings: EditorSettings,
-    solve: Solve,
-    *,
-    targets: Targets | None = None,
-    others: Others | None = None,
-) -> EditDelta:
+def edit_block(bench: Workbench, form: ClosedForm, *, targets: Targets | None = None) -> EditDelta:
     """All requests into the same blocks; the model is as before on return, and on error.
 
     Args:
-        name: Editor, for the record.
-        model: The model, edited or not: the update is for it as it is now.
-        requests: What to change.
-        layers: Blocks, ascending.
-        covariances: Second moments of the *unedited* model at (at least) these blocks.
-        contexts: See `editing.closed_form.contexts`.
-        settings: Settings.
-        solve: The closed form.
+        bench: Model, requests, statistics and settings; `layers` are the blocks, ascending.
+        form: The closed form.
         targets: Targets to write, if they are known already.
-        others: Requests to protect, and earlier ones.
 
     Raises:
-        DeltaError: The covariances are of another model, or the model's blocks do not allow it.
+        EditError: The covariances are of another model, or the model's blocks do not allow it.
     """
-    check_model(model, covariances)
-    plan = [tuple(layers)] * len(requests)
-    site = site_of(model, plan)
-    targets = targets or find_targets(model, requests, layers[-1], contexts, settings, site=site)
-    parts, about = spread(model, requests, plan, targets, contexts, settings, solve, others=others)
-    return merge(
-        parts,
-        {
-            "editor": name,
-            "layers": list(layers),
-            **described(requests, contexts, settings),
-            "covariance": covariances.about,
-            **about,
-        },
-    )
+    covariances = bench.covariances(bench.layers)
+    plan = [bench.layers] * len(bench.requests)
+    if targets is None:
+        targets = find_targets(
+            bench.model,
+            bench.requests,
+            bench.layers[-1],
+            bench.contexts,
+            bench.settings,
+            site=site_of(bench.model, plan),
+        )
+    parts, report = spread(bench, form, plan, targets)
+    about = {
+        "contexts": list(bench.contexts),
+        "covariance": covariances.about,
+        **report,
+        **form.report(covariances, bench.layers, bench.settings),
+    }
+    return merge(parts, {**bench.record(**about), "editor": form.name})
 
 
 def spread(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    plan: Sequence[Sequence[int]],
-    targets: Targets,
-    contexts: Sequence[str],
-    settings: EditorSettings,
-    solve: Solve,
-    *,
-    others: Others | None = None,
+    bench: Workbench, form: ClosedForm, plan: Sequence[Sequence[int]], targets: Targets
 ) -> tuple[list[EditDelta], dict[str, Any]]:
     """One update per block that is in the plan of any request.
 
     Args:
-        model: The model, edited or not.
-        requests: What to change.
+        bench: Model, requests, statistics and settings.
+        form: The closed form.
         plan: Blocks of each request, ascending; its target is at the last of them. At a block that
             is not in its plan a request takes part with a residual of zero: its output there should
             stay.
         targets: Targets of all requests.
-        contexts: Texts before the prompts, for keys.
-        settings: For the lookup.
-        solve: The closed form.
-        others: Requests to protect, and earlier ones.
 
     Returns:
         A delta for each block, and what there is to say: losses of the search, the share of the way
         that is left at the end (NaN: no change was wanted), what each block's update gives each
         request of its share, and colliding keys.
     """
-    others, lookup, site = others or Others(), settings.lookup, site_of(model, plan)
-    memory = parse_size(settings.memory)
-    hooks = [state_hook(model, site, layers[-1]) for layers in plan]
+    model, requests, settings = bench.model, bench.requests, bench.settings
+    memory, site = parse_size(settings.memory), site_of(model, plan)
+    layers = sorted({layer for blocks in plan for layer in blocks})
+    covariances = bench.covariances(layers)
+    hooks = [state_hook(model, site, blocks[-1]) for blocks in plan]
     report, parts = _Report(), []
+
+    def missing() -> Float[Tensor, "n d_model"]:
+        return targets.z - _states(model, requests, hooks, settings.lookup, memory)
+
     with ExitStack() as stack:
-        for layer in sorted({layer for layers in plan for layer in layers}):
-            keys = find_keys(model, requests, layer, contexts, lookup, memory=memory)
-            missing = targets.z - _states(model, requests, hooks, lookup, memory)
-            share = torch.tensor([_share(layers, layer) for layers in plan], device=missing.device)
-            residual = missing * share.unsqueeze(1)
-            update = solve(
+        for layer in layers:
+            share = torch.tensor([_share(blocks, layer) for blocks in plan])
+            keys = _keys(bench, requests, layer)
+            assert keys is not None
+            residual = missing()
+            residual = residual * share.to(residual.device).unsqueeze(1)
+            problem = Problem(
                 layer,
                 residual.T,
                 keys.T,
-                _optional(keys_of_prompts, model, others.protected, layer, memory),
-                _optional(
-                    find_keys, model, others.earlier, layer, contexts, lookup, "halves", memory
-                ),
+                covariances,
+                settings,
+                protected=_protected(bench, layer, memory),
+                earlier=None if (kept := _keys(bench, bench.earlier, layer)) is None else kept.T,
             )
+            update = form.solve(problem)
             part = block_delta(model, layer, update)
-            _describe(report, layer, requests, keys, residual, update)
+            _describe(report, problem, requests, update)
             parts.append(part)
             stack.enter_context(part.applied(model))
-        left = (targets.z - _states(model, requests, hooks, lookup, memory)).norm(dim=-1)
-    wanted = (targets.z - targets.initial).norm(dim=-1)
-    # A request that is served already wants no change, and there is no way of which a share could
-    # be left.
-    wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
+        left = missing().norm(dim=-1)
     return parts, {
-        "losses": [list(one) for one in targets.losses],
-        "residual_left": torch.where(wants, left / wanted, torch.nan).tolist(),
+        "losses": [list(losses) for losses in targets.losses],
+        "residual_left": _shares_left(targets, left),
         "served": report.served,
         "collinear_keys": report.collinear,
     }
 
 
-def described(
-    requests: Sequence[EditRequest], contexts: Sequence[str], settings: EditorSettings
-) -> dict[str, Any]:
-    """What made an edit, for its header."""
-    return {
-        "requests": [asdict(request) for request in requests],
-        "contexts": list(contexts),
-        "settings": settings.model_dump(mode="json"),
-    }
+def _shares_left(targets: Targets, left: Float[Tensor, " n"]) -> list[float]:
+    """What is left of the way to each target, as a share of the way."""
+    wanted = (targets.z - targets.initial).norm(dim=-1)
+    # A request that is served already wants no change, and there is no way of which a share could
+    # be left.
+    wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
+    return torch.where(wants, left / wanted, torch.nan).tolist()
 
 
 def collinear_keys(
@@ -261,28 +256,38 @@ def _share(layers: Sequence[int], layer: int) -> float:
     return 1 / sum(other >= layer for other in layers) if layer in layers else 0.0
 
 
-def _optional(
-    find: Any, model: LanguageModel, requests: Sequence[EditRequest], *rest: Any
-) -> Tensor | None:
-    return find(model, requests, *rest).T if requests else None
+def _keys(
+    bench: Workbench, requests: Sequence[EditRequest], layer: int
+) -> Float[Tensor, "n d_mlp"] | None:
+    """Keys of some requests on the model as it is now; None without requests."""
+    settings = bench.settings
+    memory = parse_size(settings.memory)
+    return (
+        find_keys(bench.model, requests, layer, bench.contexts, settings.lookup, memory=memory)
+        if requests
+        else None
+    )
+
+
+def _protected(bench: Workbench, layer: int, memory: int) -> Float[Tensor, "d_mlp m"] | None:
+    """Keys of every token of the protected prompts and answers; None if there are none."""
+    if not bench.protected:
+        return None
+    return keys_of_prompts(bench.model, bench.protected, layer, memory).T
 
 
 def _describe(
-    report: _Report,
-    layer: int,
-    requests: Sequence[EditRequest],
-    keys: Tensor,
-    residual: Tensor,
-    update: LowRank,
+    report: _Report, problem: Problem, requests: Sequence[EditRequest], update: LowRank
 ) -> None:
+    keys, residual = problem.keys.T, problem.residual.T
     report.collinear += [
-        {"layer": layer, **pair} for pair in collinear_keys(keys, residual, requests)
+        {"layer": problem.layer, **pair} for pair in collinear_keys(keys, residual, requests)
     ]
     left, right, read = together(update.left, update.right, keys)
     given = as_tensor((left @ (right.T @ read.T)).T).to(residual.dtype).to(residual.device)
     size = residual.square().sum(-1)
     along = (given * residual).sum(-1) / size.clamp_min(1e-30)
-    report.served[str(layer)] = torch.where(size > 0, along, torch.nan).tolist()
+    report.served[str(problem.layer)] = torch.where(size > 0, along, torch.nan).tolist()
 
 
 def block_delta(model: LanguageModel, layer: int, update: LowRank) -> EditDelta:

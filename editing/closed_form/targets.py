@@ -131,32 +131,25 @@ def find_targets(
 
     Args:
         model: The model as it is now (in a later stage: with the earlier stage's edits).
-        requests: The requests.
+        requests: What to change.
         layer: Block whose state is changed.
-        contexts: Texts before the prompt; the first must be empty (the bare prompt).
+        contexts: Texts before the prompt; the first must be empty.
         config: Steps, learning rate, penalties, clamp, lookup.
         site: Output of the block, or of its down-projection.
 
     Raises:
-        TargetSearchError: The loss became NaN or infinite.
-        NotFiniteError: A state, or a target, is.
+        NotFiniteError: The loss (`TargetSearchError`), a state or a target is NaN or infinite.
+        InputError: The first context is not empty.
         MemoryLimitError: A batch does not fit in memory.
     """
     if not contexts or contexts[0]:
         raise InputError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
     hook = state_hook(model, site, layer)
     initial = find_states(model, requests, hook, config.lookup, parse_size(config.memory))
-    batches = [
-        _prepare(model, chunk, layer, site)
-        for chunk in _batched(
-            _rows(model, requests, contexts, config),
-            _row_bytes(model, layer),
-            config,
-            model.lengths.kind,
-        )
-    ]
-    size = initial.norm(dim=-1)
-    delta = torch.zeros_like(initial, requires_grad=True)
+    texts = _rows(model, requests, contexts, config)
+    chunks = _batched(texts, _row_bytes(model, layer), config, model.lengths.kind)
+    batches = [_prepare(model, chunk, layer, site) for chunk in chunks]
+    size, delta = initial.norm(dim=-1), torch.zeros_like(initial, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     done = torch.zeros(len(requests), dtype=torch.bool, device=initial.device)
     losses: list[list[float]] = [[] for _ in requests]
@@ -166,29 +159,8 @@ def find_targets(
         optimiser.zero_grad()
         with torch.set_grad_enabled(not last):
             decay = config.weight_decay * torch.linalg.vector_norm(delta, dim=-1) / size**2
-            loss = decay.detach().clone()
-            # The norm has no gradient at zero, where the search starts; torch gives zero, as in the
-            # reference.
-            if not last:
-                decay.sum().backward()
-            for b, batch in enumerate(batches):
-                part, said = _losses(model, batch, hook, delta)
-                if batch.unedited is None:
-                    batches[b] = replace(batch, unedited=said)
-                loss = loss.index_add(0, batch.request[batch.places[0]], part.detach())
-                if not last:
-                    part.sum().backward()
-        if not loss[~done].isfinite().all():
-            worst = [
-                requests[i].prompt for i in (~loss.isfinite() & ~done).nonzero().flatten().tolist()
-            ]
-            # Before the first step nothing of the search's has changed anything.
-            why = (
-                "use a smaller edit.learning_rate or edit.clamp, or model.dtype=float32"
-                if step
-                else cause(model)
-            )
-            raise TargetSearchError(f"the target search diverged at step {step} for {worst}: {why}")
+            loss = _descend(model, batches, hook, delta, decay)
+        _refuse_divergence(model, [r.prompt for r in requests], loss, done, step)
         for i in (~done).nonzero().flatten().tolist():
             losses[i].append(loss[i].item())
         finished = ~done & (loss < config.stop_loss)
@@ -196,20 +168,63 @@ def find_targets(
         if bool(done.all()) or last:
             break
         if bool(finished.any()):
-            batches = [
-                _without(model, batch, done)
-                for batch in batches
-                if not bool(done[batch.request].all())
-            ]
+            going_on = [batch for batch in batches if not bool(done[batch.request].all())]
+            batches = [_without(model, batch, done) for batch in going_on]
         before = delta.detach().clone()
         optimiser.step()
         with torch.no_grad():
             delta *= (config.clamp * size / delta.norm(dim=-1)).clamp(max=1).unsqueeze(-1)
-            # Adam's momentum moves finished requests too; they stay where they stopped.
-            delta[done] = before[done]
+            delta[done] = before[done]  # Adam's momentum moves them, too
     z = initial + delta.detach()
     require_finite(z, "a target", model)
-    return Targets(z, initial, tuple(tuple(one) for one in losses))
+    return Targets(z, initial, tuple(tuple(course) for course in losses))
+
+
+def _descend(
+    model: LanguageModel,
+    batches: list[_Batch],
+    hook: str,
+    delta: Float[Tensor, "request d_model"],
+    decay: Float[Tensor, " request"],
+) -> Float[Tensor, " request"]:
+    """Loss of each request; where gradients are on, they are added to δ's.
+
+    The first time, what the unedited model says is noted in the batches.
+    """
+    loss = decay.detach().clone()
+    # The norm has no gradient at zero, where the search starts; torch gives zero, as in the
+    # reference.
+    if torch.is_grad_enabled():
+        decay.sum().backward()
+    for number, batch in enumerate(batches):
+        part, said = _losses(model, batch, hook, delta)
+        if batch.unedited is None:
+            batches[number] = replace(batch, unedited=said)
+        loss = loss.index_add(0, batch.request[batch.places[0]], part.detach())
+        if torch.is_grad_enabled():
+            part.sum().backward()
+    return loss
+
+
+def _refuse_divergence(
+    model: LanguageModel, prompts: Sequence[str], loss: Tensor, done: Tensor, step: int
+) -> None:
+    """See that the losses of requests that are still searched for are numbers.
+
+    Raises:
+        TargetSearchError: One is NaN or infinite.
+    """
+    wrong = ~loss.isfinite() & ~done
+    if not bool(wrong.any()):
+        return
+    # Before the first step nothing of the search's has changed anything.
+    why = (
+        "use a smaller edit.learning_rate or edit.clamp, or model.dtype=float32"
+        if step
+        else cause(model)
+    )
+    worst = [prompts[i] for i in wrong.nonzero().flatten().tolist()]
+    raise TargetSearchError(f"the target search diverged at step {step} for {worst}: {why}")
 
 
 def _rows(

@@ -11,53 +11,43 @@ also in models of half precision (there every step is rounded to the weights' ty
 `EditDelta.cast_loss` for what rounding takes from the result).
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from editing.config import EditorSettings
+from editing.closed_form.workbench import Workbench
+from editing.config import FineTuneConfig
+from editing.editors.registry import register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest
-from editing.evaluation.scoring import ask, question_of
+from editing.evaluation.scoring import Asked, ask, question_of
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
 
+@register("ft", blocks=(21,))  # EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block
 @one_batch(
     "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
 )
-def edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layers: Sequence[int],
-    settings: EditorSettings,
-) -> EditDelta:
+def edit(bench: Workbench) -> EditDelta:
     """Fine-tune the down-projections of some blocks; the model is as before on return, and on
     error.
 
     Args:
-        model: The model, edited or not: the update is for it as it is now.
-        requests: What to change.
-        layers: Blocks.
-        settings: Steps, learning rate, constraint and stopping loss under `ft`.
+        bench: Model, requests, blocks, and under `ft` steps, learning rate, constraint and
+            stopping loss.
 
     Returns:
         A delta with one whole matrix per block, float32 (float64 for a float64 model).
 
     Raises:
-        EditError: There is no request or no layer, or the loss became NaN or infinite.
+        EditError: The loss became NaN or infinite.
     """
-    config = settings.ft
-    if not requests or not layers:
-        raise EditError(
-            f"fine-tuning needs requests and layers, got {len(requests)} and {len(layers)}"
-        )
-    asked = ask(model, [question_of(request) for request in requests])
+    model, layers, config = bench.model, bench.layers, bench.settings.ft
+    asked = ask(model, [question_of(request) for request in bench.requests])
     downs = [model.linear(model.down_projection(layer).name) for layer in layers]
     dtype = torch.promote_types(model.dtype, torch.float32)
     weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]
@@ -67,6 +57,22 @@ def edit(
         for layer, change in zip(layers, changes, strict=True)
         for hook in _added(model, layer, change)
     ]
+    losses = _train(model, asked, config, weights, changes, hooks)
+    names = [down.name for down in downs]
+    updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
+    of_layer = dict(zip(names, layers, strict=True))
+    return EditDelta(updates, of_layer, model.weight_hash, bench.record(losses=losses))
+
+
+def _train(
+    model: LanguageModel,
+    asked: Asked,
+    config: FineTuneConfig,
+    weights: Sequence[Tensor],
+    changes: Sequence[Tensor],
+    hooks: Sequence[NamedHook],
+) -> list[float]:
+    """Train the changes in place; the loss before each step."""
     # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by
     # hand.
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
@@ -91,16 +97,7 @@ def edit(
             if config.norm_constraint is not None:
                 for change in changes:
                     change.clamp_(-config.norm_constraint, config.norm_constraint)
-    about = {
-        "editor": "ft",
-        "layers": list(layers),
-        "requests": [dataclasses.asdict(request) for request in requests],
-        "settings": settings.model_dump(mode="json"),
-        "losses": losses,
-    }
-    names = [down.name for down in downs]
-    updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
-    return EditDelta(updates, dict(zip(names, layers, strict=True)), model.weight_hash, about)
+    return losses
 
 
 def _added(model: LanguageModel, layer: int, change: Tensor) -> list[NamedHook]:

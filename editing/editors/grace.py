@@ -33,26 +33,25 @@ coverage). Differences:
 - A grown radius is larger than the distance by a margin for rounding, a cut one smaller.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
+from editing.editors.registry import register
 from editing.edits.protocol import EditError, View, check_model, damaged_edit, read_file, write_file
-from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked, ask, question_of
 from interp.errors import NotFiniteError
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
-SCHEMA = "dmle.codebook/1"
 MARGIN = 1e-4
 """Relative; runs of another batch give keys that differ by less."""
 
@@ -71,6 +70,7 @@ class Codebook:
         about: Settings, requests, losses.
     """
 
+    schema: ClassVar[str] = "dmle.codebook/1"
     layer: int
     keys: Float[Tensor, "n d_mlp"]
     values: Float[Tensor, "n d_model"]
@@ -125,7 +125,7 @@ class Codebook:
     def save(self, path: Path) -> None:
         """Write safetensors with a JSON header."""
         header = {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "model_hash": self.model_hash,
             "layer": self.layer,
             "labels": list(self.labels),
@@ -141,7 +141,7 @@ class Codebook:
             EditError: The file is missing, damaged, or no codebook.
         """
         what = "codebook"
-        tensors, header = read_file(path, what, SCHEMA)
+        tensors, header = read_file(path, what, cls.schema)
         keys, values, radii = (
             tensors.get(name, torch.zeros(0)) for name in ("keys", "values", "radii")
         )
@@ -181,26 +181,22 @@ class Codebook:
         return [(model.key_hook(self.layer), read), (model.value_hook(self.layer), write)]
 
 
-def edit(
-    model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings
-) -> Codebook:
+# EasyEdit writes the 18th of 28 blocks of Qwen2.5-7B.
+@register("grace", makes=Codebook, blocks=(19,), one_block=True, in_order=True)
+def edit(bench: Workbench) -> Codebook:
     """Add every request to an empty codebook, one after the other; the model is not changed.
 
     Args:
-        model: The model.
-        requests: What to change; a later one wins where prompts are equal.
-        layer: Block of the codebook.
-        settings: Radius, steps and learning rate under `grace`, and the seed of the values' first
-            numbers.
+        bench: Model, block and requests; a later request wins where prompts are equal. Under
+            `grace` radius, steps and learning rate, and the seed of the values' first numbers.
 
     Returns:
         A codebook in float32 (float64 for a float64 model), on the CPU.
 
     Raises:
-        EditError: There is no request, or the loss became NaN or infinite.
+        EditError: The loss became NaN or infinite.
     """
-    if not requests:
-        raise EditError("GRACE needs at least one request, got none")
+    model, settings, (layer,) = bench.model, bench.settings, bench.layers
     config, dtype = settings.grace, torch.promote_types(model.dtype, torch.float32)
     generator = torch.Generator().manual_seed(settings.seed)
     down = model.down_projection(layer)
@@ -208,7 +204,7 @@ def edit(
     keys, values = (empty.view(0, d) for d in (down.weight.numel() // model.d_model, model.d_model))
     book = Codebook(layer, keys, values, empty, (), model.weight_hash)
     losses: list[list[float]] = []
-    for request in requests:
+    for request in bench.requests:
         asked = ask(model, [question_of(request)])
         name = model.key_hook(layer)
         query = model.capture(asked.ids, [name], mask=asked.mask)[name][0, asked.ends].to(
@@ -221,14 +217,7 @@ def edit(
         book = replace(
             book, values=torch.cat([book.values[:index], value[None], book.values[index + 1 :]])
         )
-    about = {
-        "editor": "grace",
-        "layers": [layer],
-        "requests": [dataclasses.asdict(request) for request in requests],
-        "settings": settings.model_dump(mode="json"),
-        "losses": losses,
-    }
-    return replace(book, about=about)
+    return replace(book, about=bench.record(losses=losses))
 
 
 def _placed(

@@ -12,50 +12,43 @@ with a penalty on their orthogonality) under that name, trains on one request at
 acts in the adapters only: the model itself is in evaluation mode.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from editing.closed_form.solvers import LowRank
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
+from editing.editors.registry import register
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked, ask, question_of
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
 
 
+@register("lora", blocks="all")
 @one_batch(
     "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
 )
-def edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layers: Sequence[int],
-    settings: EditorSettings,
-) -> EditDelta:
+def edit(bench: Workbench) -> EditDelta:
     """Train adapters on projections of some blocks; the model is as before on return, and on error.
 
     Args:
-        model: The model, edited or not: the update is for it as it is now.
-        requests: What to change.
-        layers: Blocks whose projections get adapters.
-        settings: Rank, α, steps, learning rate, dropout and projections under `lora`, and the seed
-            of the adapters' first values and of dropout. The global random state is left as it was.
+        bench: Model, requests, blocks; under `lora` rank, α, steps, learning rate, dropout and
+            projections, and the seed of the adapters' first values and of dropout. The global
+            random state is left as it was.
 
     Returns:
         A delta with factors of rank `lora.rank`, float32, for each projection.
 
     Raises:
-        EditError: There is no request or no layer, a block has no such projection with a matrix of
-            its own, the loss became NaN or infinite, or `peft` is not installed.
+        EditError: A block has no such projection with a matrix of its own, the loss became NaN or
+            infinite, or `peft` is not installed.
     """
-    if not requests or not layers:
-        raise EditError(f"LoRA needs requests and layers, got {len(requests)} and {len(layers)}")
+    model, layers, settings = bench.model, bench.layers, bench.settings
     try:
         places = [
             model.projection(layer, part) for layer in layers for part in settings.lora.targets
@@ -65,7 +58,7 @@ def edit(
             f"LoRA cannot adapt {settings.lora.targets}: {error}; set edit.lora.targets, such as "
             "--set edit.lora.targets=[q,v]"
         ) from error
-    asked = ask(model, [question_of(request) for request in requests])
+    asked = ask(model, [question_of(request) for request in bench.requests])
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         clean = model.clean_copy()
@@ -78,16 +71,8 @@ def edit(
         )
         for place, adapter in zip(places, adapters, strict=True)
     }
-    about = {
-        "editor": "lora",
-        "layers": list(layers),
-        "requests": [dataclasses.asdict(request) for request in requests],
-        "settings": settings.model_dump(mode="json"),
-        "losses": losses,
-    }
-    return EditDelta(
-        updates, {place.name: place.layer for place in places}, model.weight_hash, about
-    )
+    of_layer = {place.name: place.layer for place in places}
+    return EditDelta(updates, of_layer, model.weight_hash, bench.record(losses=losses))
 
 
 def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -> list[Any]:

@@ -1,152 +1,287 @@
-"""Every editor behind one function: settings and requests in, an edit out.
+"""Every editor behind one function: a workbench in, an edit out.
 
-What editors share (contexts, statistics of the unedited model, selected layers, rules to
-demonstrate with) is a `Resources`; an arm of a comparison is an `EditorSettings`.
+An editor is one file of this room, named like the editor, that registers a function:
+
+    @register("noop")
+    def edit(bench: Workbench) -> EditDelta: ...
+
+Nothing else has to be written: settings, commands, comparisons and loading ask here what there is.
+What must hold of every editor is tested for all of them (`tests/unit/editing/editors`).
 """
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from editing.closed_form.covariance import Covariances
-from editing.closed_form.spreading import Others
+from pydantic import ValidationError
+
+from editing.closed_form.spreading import ClosedForm, Problem, Report, edit_block, nothing_to_say
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
-from editing.editors import alphaedit, dmle, emmet, grace, in_context, lora, memit, rome
-from editing.editors import ft as finetune
 from editing.edits.delta import EditDelta, merge
-from editing.edits.protocol import Edit
-from editing.edits.requests import EditRequest, words_of
+from editing.edits.low_rank import LowRank
+from editing.edits.protocol import Edit, EditError, damaged_edit, read_file
+from editing.edits.remarks import UNANSWERED, doubtful
+from editing.edits.requests import words_of
+from editing.evaluation.scoring import question_of, teacher_forced
+from editing.names import editor_names
 from interp.errors import InputError
-from interp.models.loading import LanguageModel
-from interp.rules.sources import Rule
 from interp.selection.select import LayerSelection, parse_layers
+from interp.settings.section import Section, explained
 
-# Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21
-# (EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block), GRACE 19 (its 18 of 28 for
-# Qwen2.5-7B).
+Need = Literal["statistics", "groups", "training rules"]
+Blocks = tuple[int, ...] | Literal["all"]
+Made = TypeVar("Made", bound=Edit)
+
 PUBLISHED_DEPTH = 30
-PUBLISHED: dict[str, tuple[int, ...]] = {
-    "memit": (4, 5, 6, 7, 8),
-    "alphaedit": (4, 5, 6, 7, 8),
-    "emmet": (4, 5, 6, 7, 8),
-    "rome": (5,),
-    "ft": (21,),
-    "grace": (19,),
-}
-CLOSED_FORM = ("dmle", "memit", "alphaedit", "emmet", "rome")
-ONE_BLOCK = ("rome", "grace")
-IN_ORDER = ("grace", "ice", "ike")
-"""Editors that take requests one by one anyway: a sequence of edits is one edit with all
-requests."""
-WEAK = 0.5
+"""Published blocks are of models of 28 to 32 blocks."""
+BATCH = 8
+"""Questions asked at once of an edited model."""
 
 
 @dataclass(frozen=True)
-class Resources:
-    """What editors share in a run."""
+class Editor:
+    """An editor as the rest sees it.
 
-    contexts: Sequence[str] = ("",)
-    covariances: Covariances | None = None
-    selection: LayerSelection | None = None
-    """Layers that `layers: auto` stands for."""
-    training_rules: Sequence[Rule] = ()
-    """Rules that IKE may demonstrate with."""
-    layers: LayerSelection | tuple[int, ...] | None = None
-    """Where the editor writes (DMLE: a selection), whatever its settings say: found once, before
-    the first edit (see `editing.studies.arms.resolve`)."""
+    Attributes:
+        name: What settings call it; the name of its file.
+        make: Workbench → edit. The model is as before on return, and on error.
+        needs: What it asks the workbench for, besides model, requests and settings: `statistics`
+            of keys, with contexts (a closed form); layers by `groups` of forms; `training rules`.
+        makes: Class of its edits (an `Edit`).
+        blocks: Blocks that it writes in published settings, for a model of `PUBLISHED_DEPTH`
+            blocks; none if it writes none, or knows groups.
+        one_block: It writes a single block.
+        in_order: It takes requests one by one anyway: a sequence of edits is one edit with all
+            requests.
+        options: Class of the settings that it alone has, given under `edit.options` and read from
+            `Workbench.options`.
+        form: Its closed form, for editors that are nothing but one; DMLE can have it as solver.
+    """
+
+    name: str
+    make: Callable[..., Edit]
+    needs: frozenset[Need] = frozenset()
+    makes: type[Any] = EditDelta
+    blocks: Blocks = ()
+    one_block: bool = False
+    in_order: bool = False
+    options: type[Section] | None = None
+    form: ClosedForm | None = None
 
 
-def edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    settings: EditorSettings,
-    resources: Resources,
+_EDITORS: dict[str, Editor] = {}
+
+
+def register(
+    name: str,
     *,
-    earlier: Sequence[EditRequest] = (),
-) -> Edit:
+    needs: Sequence[Need] = (),
+    makes: type[Any] = EditDelta,
+    blocks: Blocks = (),
+    one_block: bool = False,
+    in_order: bool = False,
+    options: type[Section] | None = None,
+) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
+    """Decorator: the function is the editor of a name (see `Editor`)."""
+
+    def kept(make: Callable[..., Made]) -> Callable[..., Made]:
+        _EDITORS[name] = Editor(
+            name,
+            make,
+            frozenset(needs),
+            makes,
+            blocks,
+            one_block=one_block,
+            in_order=in_order,
+            options=options,
+        )
+        return make
+
+    return kept
+
+
+def closed_form(
+    name: str, *, blocks: Blocks, report: Report = nothing_to_say
+) -> Callable[[Callable[[Problem], LowRank]], Callable[[Problem], LowRank]]:
+    """Decorator: the function solves a block's problem, and the editor is MEMIT's loop around
+    it (see `editing.closed_form.spreading`).
+    """
+
+    def kept(solve: Callable[[Problem], LowRank]) -> Callable[[Problem], LowRank]:
+        form = ClosedForm(name, solve, report)
+        make = partial(edit_block, form=form)
+        needs: frozenset[Need] = frozenset({"statistics"})
+        _EDITORS[name] = Editor(name, make, needs, blocks=blocks, form=form)
+        return solve
+
+    return kept
+
+
+def editor(name: str) -> Editor:
+    """The editor of a name.
+
+    Raises:
+        InputError: There is none.
+    """
+    if name not in editor_names():
+        raise InputError(f"there is no editor {name!r}; there are {', '.join(editor_names())}")
+    importlib.import_module(f"editing.editors.{name}")
+    return _EDITORS[name]
+
+
+def editors() -> dict[str, Editor]:
+    """Every editor, by name."""
+    return {name: editor(name) for name in editor_names()}
+
+
+def needs(settings: EditorSettings, need: Need) -> bool:
+    """Whether the editor of some settings needs something."""
+    return need in editor(settings.editor).needs
+
+
+def solver(name: str) -> ClosedForm:
+    """The closed form of a name.
+
+    Raises:
+        InputError: There is no such editor, or it is no closed form alone.
+    """
+    if (form := editor(name).form) is None:
+        names = [each.name for each in editors().values() if each.form is not None]
+        raise InputError(f"edit.solver is {name!r}; solvers are {', '.join(names)}")
+    return form
+
+
+def edit(bench: Workbench, **more: Any) -> Edit:
     """One editor's edit for all the requests together; the model is as before on return, and on
     error.
 
     Args:
-        model: The model, edited or not: the edit is for it as it is now.
-        requests: What to change.
-        settings: Which editor, and how.
-        resources: Shared by editors.
-        earlier: Requests of earlier edits in a sequence.
+        bench: The model, what to change, and which editor does it how.
+        more: What this editor takes besides, such as `targets`.
 
     Raises:
-        ValueError: A resource that the editor needs is missing, or the model or a request does not
-            suit it.
+        EditError: There is no request, or the model or a request does not suit the editor.
+        InputError: Something that the editor needs is missing, or a setting does not fit.
     """
-    if settings.editor in CLOSED_FORM and settings.answer == "words":
-        requests, earlier = (
-            [word for each in some for word in words_of(each)] for some in (requests, earlier)
-        )
-    if settings.editor not in CLOSED_FORM or settings.rounds == 1:
-        return _edit(model, requests, settings, resources, earlier)
+    bench = ready(bench)
+    if not needs(bench.settings, "statistics"):
+        return editor(bench.settings.editor).make(bench, **more)
+    made = _rounds(bench, **more)
+    return made.with_about(**{UNANSWERED: _unanswered(bench, made)})
+
+
+def _rounds(bench: Workbench, **more: Any) -> EditDelta:
+    """The edits of a closed form, each on the model as the rounds before leave it, as one."""
+    make = editor(bench.settings.editor).make
     parts: list[EditDelta] = []
     with ExitStack() as stack:
-        for _ in range(settings.rounds):
-            part = _edit(model, requests, settings, resources, earlier)
+        for _ in range(bench.settings.rounds):
+            part = make(bench, **more)
             assert isinstance(part, EditDelta)
             parts.append(part)
-            stack.enter_context(part.applied(model))
+            stack.enter_context(part.applied(bench.model))
+    if len(parts) == 1:
+        return parts[0]
     # What is said of an edit is what the last round leaves; the searches of all are kept.
     return merge(parts, {**parts[-1].about, "rounds": [dict(part.about) for part in parts[:-1]]})
 
 
-def _edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    settings: EditorSettings,
-    resources: Resources,
-    earlier: Sequence[EditRequest],
-) -> Edit:
-    """One round of an editor."""
-    name = settings.editor
-    if name in CLOSED_FORM:
-        covariances, contexts = _need(resources.covariances, name), resources.contexts
-        if name == "dmle":
-            selection = resources.layers
-            if not isinstance(selection, LayerSelection):
-                selection = selection_of(settings, model.n_layers, resources.selection)
-            return dmle.edit(
-                model, requests, selection, covariances, contexts, settings, earlier=earlier
-            )
-        block = _block(model, settings, resources)
-        if name == "rome":
-            return rome.edit(model, requests, block[0], covariances, contexts, settings)
-        module = {"memit": memit, "alphaedit": alphaedit, "emmet": emmet}[name]
-        others = Others(earlier=earlier)
-        return module.edit(model, requests, block, covariances, contexts, settings, others=others)
-    if name == "ft":
-        return finetune.edit(model, requests, _block(model, settings, resources), settings)
-    if name == "lora":
-        return lora.edit(model, requests, _block(model, settings, resources), settings)
-    if name == "grace":
-        return grace.edit(model, requests, _block(model, settings, resources)[0], settings)
-    if name == "ice":
-        return in_context.ice(model, requests, settings)
-    return in_context.ike(model, requests, settings, resources.training_rules)
+def _unanswered(bench: Workbench, made: EditDelta) -> list[tuple[str, str]]:
+    """Rules and forms that may not be served, and are not: the edited model answers otherwise."""
+    asked = doubtful(made.about)
+    doubted = [each for each in bench.requests if (each.rule, each.form) in asked]
+    if not doubted:
+        return []
+    questions = [question_of(request) for request in doubted]
+    with made.edited(bench.model) as view:
+        answers = list(teacher_forced(view, questions, batch_size=BATCH))
+    wrong = (
+        (request.rule, request.form)
+        for request, answer in zip(doubted, answers, strict=True)
+        if not answer.exact
+    )
+    return list(dict.fromkeys(wrong))
+
+
+def ready(bench: Workbench) -> Workbench:
+    """The workbench with everything resolved that an editor reads, after all checks that need no
+    work.
+
+    Raises:
+        EditError, InputError: As in `edit`.
+    """
+    settings, n_layers = bench.settings, bench.model.n_layers
+    if not bench.requests:
+        raise EditError(f"{settings.editor} needs at least one request, got none")
+    bench = replace(bench, options=options_of(settings))
+    if needs(settings, "groups"):
+        solver(settings.solver)
+        chosen = bench.chosen or selection_of(settings, n_layers, bench.selection)
+        bench = replace(bench, selection=chosen, chosen=chosen)
+    elif not bench.layers:
+        bench = replace(bench, layers=block_of(settings, n_layers))
+    if not needs(settings, "statistics"):
+        return bench
+    for request in bench.requests:
+        request.lookup_span(settings.lookup)
+    # Now, since both are of the model as it is before the edit.
+    groups = bench.chosen.groups if bench.chosen is not None else ()
+    bench.covariances(sorted({*bench.layers, *(layer for g in groups for layer in g.layers)}))
+    if not bench.contexts or bench.contexts[0]:
+        raise InputError(
+            f"the first context must be empty (the bare prompt), got {bench.contexts[:1]}"
+        )
+    if settings.answer == "words":
+        requests, earlier = (
+            [word for each in some for word in words_of(each)]
+            for some in (bench.requests, bench.earlier)
+        )
+        bench = replace(bench, requests=requests, earlier=earlier)
+    return bench
+
+
+def options_of(settings: EditorSettings) -> Section | None:
+    """The settings that the editor alone has.
+
+    Raises:
+        InputError: There is no such setting, or its value is out of range.
+    """
+    options = editor(settings.editor).options
+    if options is None:
+        if settings.options:
+            names = ", ".join(settings.options)
+            raise InputError(f"edit.options: {settings.editor} has no settings of its own: {names}")
+        return None
+    try:
+        return options.model_validate(settings.options)
+    except ValidationError as error:
+        raise InputError(explained("edit.options", options, error)) from error
 
 
 def selection_of(
     settings: EditorSettings, n_layers: int, selected: LayerSelection | None
 ) -> LayerSelection:
-    """DMLE's layers: the run's selection, a file's, or those given by hand.
+    """Layers of each group of forms: the run's selection, a file's, or those given by hand.
 
     Raises:
-        ValueError: `auto` without a selection, or layers that are outside the model.
+        InputError: `auto` without a selection, or layers that are outside the model.
     """
     if settings.layers == "auto":
-        return _need(selected, "dmle with layers: auto")
-    chosen = (
-        LayerSelection.load(Path(settings.layers))
-        if settings.layers.endswith(".json")
-        else parse_layers(settings.layers, n_layers)
-    )
+        if selected is None:
+            raise InputError(
+                f"{settings.editor} with layers: auto needs selected layers; run `dmle select`, or"
+                " give layers, such as --layers 3,4,5/12,13,14"
+            )
+        chosen = selected
+    elif settings.layers.endswith(".json"):
+        chosen = LayerSelection.load(Path(settings.layers))
+    else:
+        chosen = parse_layers(settings.layers, n_layers)
     if worst := [
         layer for group in chosen.groups for layer in group.layers if not 0 <= layer < n_layers
     ]:
@@ -157,93 +292,60 @@ def selection_of(
 
 
 def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
-    """Layers of an editor that knows no groups.
+    """Layers of an editor that knows no groups; none if it writes none.
 
     Raises:
-        ValueError: They are outside the model, or more than one where one is needed.
+        InputError: They are outside the model, or more than one where one is needed.
     """
+    kind = editor(settings.editor)
+    if not kind.blocks:
+        return ()
     if settings.block != "auto":
         groups = parse_layers(settings.block, n_layers).groups
         if len(groups) != 1:
             raise InputError(
-                f"edit.block is {settings.block!r}: {settings.editor} knows no groups of forms;"
+                f"edit.block is {settings.block!r}: {kind.name} knows no groups of forms;"
                 " give one list, such as 4-8 (layers by group are DMLE's, edit.layers)"
             )
         block = groups[0].layers
-    elif settings.editor == "lora":
+    elif kind.blocks == "all":
         block = tuple(range(n_layers))
     else:
-        published = PUBLISHED[settings.editor]
         # The width stays as published; only the place scales with the depth.
-        first = min(round(published[0] * n_layers / PUBLISHED_DEPTH), n_layers - 1)
-        block = tuple(range(first, min(first + len(published), n_layers)))
-    if settings.editor in ONE_BLOCK and len(block) != 1:
+        first = min(round(kind.blocks[0] * n_layers / PUBLISHED_DEPTH), n_layers - 1)
+        block = tuple(range(first, min(first + len(kind.blocks), n_layers)))
+    if kind.one_block and len(block) != 1:
         raise InputError(
-            f"{settings.editor} writes one block, edit.block gives {list(block)}; give one layer"
+            f"{kind.name} writes one block, edit.block gives {list(block)}; give one layer"
         )
     return block
 
 
-def _block(model: LanguageModel, settings: EditorSettings, resources: Resources) -> tuple[int, ...]:
-    known = resources.layers
-    return known if isinstance(known, tuple) else block_of(settings, model.n_layers)
-
-
 def layers_of(
-    settings: EditorSettings, n_layers: int, selected: LayerSelection | None
+    settings: EditorSettings,
+    n_layers: int,
+    selected: LayerSelection | None,
+    layers: tuple[int, ...] = (),
 ) -> tuple[int, ...]:
     """Blocks whose statistics an editor needs; none for editors without a closed form."""
-    if settings.editor not in CLOSED_FORM:
+    if not needs(settings, "statistics"):
         return ()
-    if settings.editor == "dmle":
+    if needs(settings, "groups"):
         groups = selection_of(settings, n_layers, selected).groups
         return tuple(sorted({layer for group in groups for layer in group.layers}))
-    return block_of(settings, n_layers)
+    return layers or block_of(settings, n_layers)
 
 
-def remarks(about: Mapping[str, Any]) -> list[str]:
-    """What a reader of an edit should know: colliding keys, requests that were not served,
-    losses in the cast.
+def load_edit(path: Path) -> Edit:
+    """Read an edit of any kind that an editor makes.
+
+    Raises:
+        EditError: The file is missing, damaged, or of another schema.
     """
-    lines: list[str] = []
-    for part in (about, *about.get("stages", ())):
-        worst: dict[tuple[str, ...], float] = {}
-        for pair in part.get("collinear_keys", ()):
-            names = tuple(f"{r} {f}" for r, f in zip(pair["rules"], pair["forms"], strict=True))
-            worst[names] = max(worst.get(names, 0.0), pair["cosine"])
-        for (first, second), cosine in worst.items():
-            lines.append(
-                f"{first} and {second} share a key (cosine {cosine:.4f}) and want different"
-                " changes, which are averaged; try edit.lookup=rule_word_last or last, or other"
-                " layers for one of them"
-            )
-        shares: dict[tuple[str, str], list[float]] = {}
-        for request, left in zip(
-            part.get("requests", ()), part.get("residual_left", ()), strict=False
-        ):
-            shares.setdefault((request["rule"], request["form"]), []).append(left)
-        for (rule, form), left in shares.items():
-            weak = sum(share > WEAK for share in left)
-            if weak and len(left) == 1:
-                lines.append(f"{rule} {form}: {left[0]:.0%} of the way to its target is left")
-            elif weak:
-                of = f"{weak} of its {len(left)} words"
-                lines.append(
-                    f"{rule} {form}: more than half of the way to the target is left for {of}"
-                )
-    for name, lost in about.get("cast_loss", {}).items():
-        if lost > WEAK:
-            lines.append(
-                f"{name}: {lost:.0%} of the update is lost in the model's number format; use"
-                " model.dtype float32"
-            )
-    return lines
-
-
-def _need(value: Any, who: str) -> Any:
-    if value is None:
-        raise InputError(
-            f"{who} needs statistics or selected layers that were not given; see"
-            " editing.editors.registry.Resources"
+    readers = {kind.schema: kind for kind in (each.makes for each in editors().values())}
+    _, header = read_file(path, "edit")
+    if (schema := header["schema"]) not in readers:
+        raise damaged_edit(
+            path, "edit", f"its schema is {schema!r}, one of {list(readers)} is needed"
         )
-    return value
+    return readers[schema].load(path)

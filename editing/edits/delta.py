@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from editing.closed_form.precision import (
+from editing.edits.low_rank import LowRank
+from editing.edits.precision import (
     Exact,
     as_tensor,
     exact,
@@ -26,10 +27,7 @@ from editing.closed_form.precision import (
     together,
     triangle,
 )
-from editing.closed_form.solvers import LowRank
-from editing.editors import grace, in_context
 from editing.edits.protocol import (
-    Edit,
     EditError,
     View,
     check_model,
@@ -40,10 +38,6 @@ from editing.edits.protocol import (
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel, ModelError, Projection
 from interp.results.display import Update, delta_html
-
-SCHEMA = "dmle.delta/2"
-
-DeltaError = EditError
 
 
 @dataclass(frozen=True)
@@ -71,6 +65,7 @@ class EditDelta:
         about: Editor, settings, requests, contexts, seeds; anything JSON can hold.
     """
 
+    schema: ClassVar[str] = "dmle.delta/2"
     updates: Mapping[str, LowRank | Tensor]
     layers: Mapping[str, int]
     model_hash: str
@@ -187,7 +182,7 @@ class EditDelta:
             else:
                 tensors[f"{name}.dense"] = update
         header = {
-            "schema": SCHEMA,
+            "schema": self.schema,
             "model_hash": self.model_hash,
             "layers": dict(self.layers),
             "about": dict(self.about),
@@ -202,7 +197,7 @@ class EditDelta:
             EditError: The file is missing, damaged, or no delta.
         """
         what = "edit delta"
-        tensors, header = read_file(path, what, SCHEMA)
+        tensors, header = read_file(path, what, cls.schema)
         layers = header.get("layers")
         if not isinstance(layers, dict) or not all(type(layer) is int for layer in layers.values()):
             raise damaged_edit(path, what, "its header has no layers by parameter")
@@ -292,26 +287,6 @@ def stack(deltas: Sequence[EditDelta], model: LanguageModel) -> Iterator[View]:
         for delta in deltas:
             entered.enter_context(delta.applied(model))
         yield View(model)
-
-
-def load_edit(path: Path) -> Edit:
-    """Read an edit of any kind: a delta, a codebook (`editing.editors.grace`) or a context
-    (`editing.editors.in_context`).
-
-    Raises:
-        EditError: The file is missing, damaged, or of another schema.
-    """
-    readers = {
-        SCHEMA: EditDelta.load,
-        grace.SCHEMA: grace.Codebook.load,
-        in_context.SCHEMA: in_context.InContext.load,
-    }
-    _, header = read_file(path, "edit")
-    if (schema := header["schema"]) not in readers:
-        raise damaged_edit(
-            path, "edit", f"its schema is {schema!r}, one of {list(readers)} is needed"
-        )
-    return readers[schema](path)
 
 
 def _sum(old: LowRank | Tensor, new: LowRank | Tensor) -> LowRank | Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Int
 from torch import Tensor
@@ -80,6 +80,9 @@ class View:
 class Edit(Protocol):
     """An edit as a value, whatever it changes."""
 
+    schema: ClassVar[str]
+    """Format of its files."""
+
     @property
     def model_hash(self) -> str:
         """Hash of the model that the edit was made for."""
@@ -100,6 +103,11 @@ class Edit(Protocol):
 
     def save(self, path: Path) -> None:
         """Write the edit as one `.safetensors` file."""
+        ...
+
+    @classmethod
+    def load(cls, path: Path) -> "Edit":
+        """Read what `save` wrote."""
         ...
 
 

@@ -5,13 +5,13 @@ stands for. Whoever edits gets them as numbers, so that no file is read again fo
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from editing.closed_form.contexts import sample_contexts
 from editing.closed_form.covariance import Covariances
+from editing.closed_form.workbench import Workbench
 from editing.config import EditConfig, EditorSettings
-from editing.editors.registry import CLOSED_FORM, Resources, block_of, selection_of
+from editing.editors.registry import block_of, needs, selection_of
 from interp.errors import StaleError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
@@ -20,7 +20,6 @@ from interp.vocabulary import FORMS, RuleForm
 
 Statistics = Callable[[Sequence[int]], Covariances]
 """Gives the statistics of some blocks, read or measured."""
-IN_CONTEXT = ("ice", "ike")
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,14 @@ class Place:
 
     Attributes:
         layers: Layers that it writes, by group of forms; none if it edits in context.
-        given: The same as its editor takes them: a selection for DMLE, else one block.
+        chosen: The same as DMLE takes them.
+        block: The same for an editor that knows no groups.
         statistics: Blocks whose statistics it needs.
     """
 
     layers: Mapping[str, tuple[int, ...]]
-    given: LayerSelection | tuple[int, ...] | None = None
+    chosen: LayerSelection | None = None
+    block: tuple[int, ...] = ()
     statistics: tuple[int, ...] = ()
 
     @property
@@ -54,8 +55,9 @@ class Arm:
 
     name: str
     settings: EditorSettings
-    resources: Mapping[int, Resources]
-    """Of each seed."""
+    bench: Workbench
+    """The model, where the arm edits, and what edits share."""
+    seeds: tuple[int, ...]
     layers: Mapping[str, Sequence[int]]
     """Layers it writes, for the record and to know whether a cell is of the same."""
     rules: frozenset[str]
@@ -66,7 +68,7 @@ class Arm:
 
 def reads_selection(settings: EditorSettings) -> bool:
     """Whether an arm takes the layers of the run's selection."""
-    return settings.editor == "dmle" and settings.layers == "auto"
+    return needs(settings, "groups") and settings.layers == "auto"
 
 
 def resolve(
@@ -84,11 +86,9 @@ def resolve(
         InputError: `auto` without a selection, layers that are outside the model, or more than
             one block where one is needed.
     """
-    if settings.editor in IN_CONTEXT:
-        return Place({})
-    if settings.editor != "dmle":
+    if not needs(settings, "groups"):
         block = block_of(settings, model.n_layers)
-        return at_block(settings, block)
+        return at_block(settings, block) if block else Place({})
     if settings.layers.endswith(".json"):
         path = Path(settings.layers)
         selection = LayerSelection.load(path)
@@ -97,13 +97,13 @@ def resolve(
         selection = selection_of(settings, model.n_layers, selected)
     layers = {group.name: tuple(group.layers) for group in selection.groups}
     every = {layer for group in layers.values() for layer in group}
-    return Place(layers, selection, tuple(sorted(every)))
+    return Place(layers, selection, statistics=tuple(sorted(every)))
 
 
 def at_block(settings: EditorSettings, block: tuple[int, ...], group: str = "all forms") -> Place:
     """A block of layers as the place of an editor that knows no groups."""
-    needed = block if settings.editor in CLOSED_FORM else ()
-    return Place({group: block}, block, needed)
+    needed = block if needs(settings, "statistics") else ()
+    return Place({group: block}, block=block, statistics=needed)
 
 
 def check_selection(model: LanguageModel, selection: LayerSelection, path: Path) -> None:
@@ -130,7 +130,7 @@ def check_selection(model: LanguageModel, selection: LayerSelection, path: Path)
 
 def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
     """The embedded rules of the training split, if an arm demonstrates with them."""
-    if all(settings.editor != "ike" for settings in arms):
+    if not any(needs(settings, "training rules") for settings in arms):
         return []
     return list(load_rules("embedded", split="train").rules)
 
@@ -162,52 +162,23 @@ def make_arms(
         few_rules: How many those are.
 
     Raises:
-        DmleError: See `resolve` and `sample_contexts`.
+        DmleError: See `resolve`.
     """
     settings = {name: config.settings_of(name) for name in config.editors}
     if places is None:
         places = {name: resolve(model, each, selected) for name, each in settings.items()}
     needed = sorted({layer for place in places.values() for layer in place.statistics})
-    shared = Shared(
-        model, statistics(needed) if needed else None, training_rules(settings.values())
+    training = training_rules(settings.values())
+    bench = Workbench(
+        model,
+        statistics=statistics(needed) if needed else None,
+        given_rules=training or None,
     )
     ids = [rule.id for rule in rules]
     arms = []
     for name, each in settings.items():
         place = places[name]
-        of_seed = {seed: shared.of(each, place, seed) for seed in seeds or (each.seed,)}
         own = frozenset(ids[:few_rules] if name in few else ids)
-        arms.append(Arm(name, each, of_seed, place.layers, own))
+        at = replace(bench, layers=place.block, chosen=place.chosen)
+        arms.append(Arm(name, each, at, tuple(seeds or (each.seed,)), place.layers, own))
     return arms
-
-
-class Shared:
-    """What arms share: statistics, rules to demonstrate with, and contexts, sampled when they are
-    first asked for.
-
-    Args:
-        model: The unedited model.
-        statistics: Of all blocks that the arms write.
-        training: Rules that IKE may demonstrate with.
-    """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        statistics: Covariances | None = None,
-        training: Sequence[Rule] = (),
-    ) -> None:
-        self._model, self._statistics, self._training = model, statistics, training
-        self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
-
-    def of(self, settings: EditorSettings, place: Place, seed: int) -> Resources:
-        """What an arm edits with."""
-        which = (settings.contexts, settings.context_tokens, seed)
-        contexts = ("",)
-        if settings.editor in CLOSED_FORM:
-            if which not in self._contexts:
-                self._contexts[which] = sample_contexts(self._model, *which)
-            contexts = self._contexts[which]
-        return Resources(
-            contexts, self._statistics, training_rules=self._training, layers=place.given
-        )

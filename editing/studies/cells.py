@@ -21,8 +21,9 @@ from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from editing.config import EvaluateConfig
-from editing.editors.registry import CLOSED_FORM, edit, remarks
+from editing.editors.registry import edit, needs
 from editing.edits.protocol import Edit, EditError
+from editing.edits.remarks import remarks
 from editing.edits.requests import of_forms, requests_of
 from editing.evaluation import side_effects
 from editing.evaluation.evaluate import evaluate_edit, unedited
@@ -60,18 +61,20 @@ def cell_key(
     model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any
 ) -> str:
     """What a cell's result depends on."""
-    resources, closed = arm.resources[seed], arm.settings.editor in CLOSED_FORM
+    settings, closed = arm.settings, needs(arm.settings, "statistics")
+    bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
+    statistics = bench.statistics
     return fingerprint(
         weights=model.weight_hash,
         layers={name: list(layers) for name, layers in arm.layers.items()},
-        settings=arm.settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
+        settings=settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
         seed=seed,
         rule=rule.model_dump(mode="json"),
         forms=list(arm.forms),
-        contexts=list(resources.contexts) if closed else [],
-        covariance=resources.covariances.origin if closed and resources.covariances else None,
+        contexts=list(bench.contexts) if closed else [],
+        covariance=statistics.origin if closed and statistics is not None else None,
         demonstrations=(
-            [each.id for each in resources.training_rules] if arm.settings.editor == "ike" else []
+            [each.id for each in bench.training_rules] if needs(settings, "training rules") else []
         ),
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
@@ -109,7 +112,7 @@ def run_cells(
             _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
             for arm in arms
             if rule.id in arm.rules
-            for seed in arm.resources
+            for seed in arm.seeds
         ]
         for rule in rules
     }
@@ -197,7 +200,7 @@ class _Worker:
         try:
             requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
             cell = replace(cell, requests=len(requests))
-            made = edit(self.model, requests, settings, arm.resources[wanted.seed])
+            made = edit(arm.bench.asked(requests, settings))
             cell = replace(cell, seconds=time.process_time() - started)
             answers = evaluate_edit(
                 self.model, arm.name, rule, made, floor.of(arm.forms), self.config
@@ -252,7 +255,7 @@ def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> N
         cell_path(folder, arm.name, rule.id, seed)
         for arm in arms
         for rule in rules
-        for seed in arm.resources
+        for seed in arm.seeds
         if rule.id in arm.rules
     }
     for path in folder.glob("*/*.json"):

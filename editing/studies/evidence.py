@@ -24,7 +24,7 @@ import xarray as xr
 from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
-from editing.closed_form.precision import together, triangular
+from editing.edits.precision import together, triangular
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel, NamedHook
 from interp.models.tokens import pad_right, token_positions

@@ -12,16 +12,17 @@ Scores have shape (rule, window), NaN where a cell is missing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings, EvaluateConfig, SweepConfig
 from editing.evaluation.evaluate import edit_scores
-from editing.studies.arms import Arm, Shared, Statistics, at_block
+from editing.studies.arms import Arm, Statistics
 from editing.studies.cells import Cell, run_cells
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
@@ -158,14 +159,20 @@ def block_arms(
     """
     settings = dmle.model_copy(update={"editor": dmle.solver})
     needed = sorted({layer for block in places for layer in block.layers})
-    shared = Shared(model, statistics(needed))
+    bench = Workbench(model, statistics=statistics(needed))
     every = frozenset(rule.id for rule in rules)
-    arms = []
-    for block in places:
-        place = at_block(settings, block.layers, block.group)
-        resources = {dmle.seed: shared.of(settings, place, dmle.seed)}
-        arms.append(Arm(block.name, settings, resources, place.layers, every, block.forms))
-    return arms
+    return [
+        Arm(
+            block.name,
+            settings,
+            replace(bench, layers=block.layers),
+            (dmle.seed,),
+            {block.group: block.layers},
+            every,
+            block.forms,
+        )
+        for block in places
+    ]
 
 
 def sweep_layers(

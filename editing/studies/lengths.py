@@ -5,7 +5,7 @@ run.
 from collections.abc import Iterable, Sequence
 
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.registry import CLOSED_FORM
+from editing.editors.registry import needs
 from editing.edits.protocol import View
 from editing.edits.requests import requests_of
 from editing.evaluation.evaluate import items_of
@@ -26,7 +26,7 @@ def check_edits(
     Raises:
         TooLongError: Some do not; names them.
     """
-    sampled = [each.context_tokens for each in arms if each.editor in CLOSED_FORM and each.contexts]
+    sampled = [each.context_tokens for each in arms if needs(each, "statistics") and each.contexts]
     longest = max(sampled, default=0)
     what = f" behind contexts of {longest} tokens (edit.context_tokens)" if longest else ""
     requests = [request for rule in rules for request in requests_of(rule, "last")]

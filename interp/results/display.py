@@ -303,8 +303,12 @@ def _request_rows(about: Mapping[str, Any]) -> list[list[str]]:
         for request, share in zip(part.get("requests", ()), shares, strict=False):
             left[request["rule"], request["form"], request["prompt"]] = share
     rows = []
+    # A share of the way beside an answer that is right says nothing that a reader needs.
+    wrong = about.get("unanswered")
     for request in about.get("requests", ()):
         name = (request["rule"], request["form"], request["prompt"])
+        if wrong is not None and name[:2] not in {tuple(asked) for asked in wrong}:
+            left.pop(name, None)
         rows.append(
             [
                 *name,

@@ -30,14 +30,13 @@ import xarray as xr
 from torch import Tensor
 
 from editing.config import EditorSettings, EvaluateConfig, FineTuneConfig
-from editing.editors import ft as finetune
-from editing.editors import in_context
 from editing.edits.protocol import Edit
 from editing.edits.requests import requests_of
 from editing.evaluation.evaluate import evaluate, evaluate_edit, items_of, unedited
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule, load_rules
+from tests.unit.editing_making import edit_with
 
 RULE = "rectangle-perimeter"
 SETTINGS = EditorSettings(ft=FineTuneConfig(steps=5))
@@ -121,9 +120,9 @@ def measured() -> list[dict[str, Any]]:
     model, unshared = load(device="cpu"), load(device="cpu", check=False)
     rule = load_rules("embedded", ids=[RULE]).rules[0]
     requests = requests_of(rule, SETTINGS.lookup)
-    edit = finetune.edit(model, requests, [LAYER], SETTINGS)
+    edit = edit_with("ft", model, requests, [LAYER], settings=SETTINGS)
     training = load_rules("embedded", split="train").rules
-    context = in_context.ike(model, requests, SETTINGS, training)
+    context = edit_with("ike", model, requests, settings=SETTINGS, given_rules=training)
     questions = len({item.question for item in items_of(rule)})
     about = f"{len(requests)} requests, {len(items_of(rule))} items, {questions} questions"
     rows: list[dict[str, Any]] = []

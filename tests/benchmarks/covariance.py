@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from editing.closed_form import covariance
+from editing.closed_form import corpora, moments
 from editing.config import CovarianceConfig
 from interp.models.corpus import paragraphs
 from interp.models.loading import LanguageModel, load
@@ -34,7 +34,7 @@ TOGETHER = CONFIG.batch_size * CONFIG.max_length
 
 
 def forward(model: LanguageModel, rows: list[Any]) -> None:
-    for batch in covariance._batches(rows, range(len(rows)), TOGETHER):
+    for batch in moments._batches(rows, range(len(rows)), TOGETHER):
         ids, mask = pad_right([rows[i] for i in batch], model.device)
         with torch.no_grad():
             model.logits(ids, mask=mask, keep=1)
@@ -42,21 +42,21 @@ def forward(model: LanguageModel, rows: list[Any]) -> None:
 
 def one_pass(model: LanguageModel, rows: list[Any]) -> None:
     layers = range(model.n_layers)
-    sums = covariance._Sums(model, layers, n_probes=0)
-    for batch in covariance._batches(rows, range(len(rows)), TOGETHER):
+    sums = moments._Sums(model, layers, n_probes=0)
+    for batch in moments._batches(rows, range(len(rows)), TOGETHER):
         sums.add(model, layers, [rows[i] for i in batch], batch, skip_first=False)
     for layer in layers:
         sums.moments(layer, model)
 
 
 def one_pass_with_report(model: LanguageModel, rows: list[Any]) -> None:
-    covariance.second_moments(model, range(model.n_layers), rows, together=TOGETHER)
+    moments.second_moments(model, range(model.n_layers), rows, together=TOGETHER)
 
 
 def pass_per_block(model: LanguageModel, rows: list[Any]) -> None:
     for layer in range(model.n_layers):
-        sums = covariance._Sums(model, [layer], n_probes=0)
-        for batch in covariance._batches(rows, range(len(rows)), TOGETHER):
+        sums = moments._Sums(model, [layer], n_probes=0)
+        for batch in moments._batches(rows, range(len(rows)), TOGETHER):
             sums.add(model, [layer], [rows[i] for i in batch], batch, skip_first=False)
         sums.moments(layer, model)
 
@@ -73,7 +73,7 @@ def measure(name: str) -> dict[str, Any]:
     """Run one case in this process, with its peak memory."""
     torch.set_num_threads(1)
     model = load(device="cpu")
-    rows = covariance._rows(model, paragraphs()[1], CONFIG)
+    rows = corpora.rows_of(model, paragraphs()[1], CONFIG)
     # Warm: buffers of the largest batch are there in every case.
     forward(model, rows)
     loaded = _peak_mb()

@@ -32,12 +32,12 @@ from editing.closed_form.keys import find_keys
 from editing.closed_form.solvers import ridge
 from editing.closed_form.targets import find_targets
 from editing.config import CovarianceConfig, EditorSettings
-from editing.editors import dmle, memit
 from editing.edits.requests import EditRequest, requests_of, words_of
 from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
 from interp.rules.sources import load_rules
 from interp.selection.select import parse_layers
+from tests.unit.editing_making import edit_with
 
 RULE = "rectangle-perimeter"
 BLOCK, STAGES = (4, 5, 6, 7, 8), "3,4,5/12,13,14"
@@ -179,10 +179,16 @@ def ours(
     """(b)"""
     requests, settings = requests_of_rule(editor), settings_of(editor)
     if editor != "dmle":
-        delta = memit.edit(model, requests, BLOCK, statistics, contexts, settings)
+        delta = edit_with("memit", model, requests, BLOCK, statistics, contexts, settings)
     else:
-        delta = dmle.edit(
-            model, requests, parse_layers(STAGES, model.n_layers), statistics, contexts, settings
+        delta = edit_with(
+            "dmle",
+            model,
+            requests,
+            parse_layers(STAGES, model.n_layers),
+            statistics,
+            contexts,
+            settings,
         )
     return {
         "updates": {delta.layers[name]: update.dense() for name, update in delta.updates.items()}

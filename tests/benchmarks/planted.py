@@ -39,7 +39,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from editing.closed_form.covariance import Covariances, measure
 from editing.config import CovarianceConfig, EditorSettings
-from editing.editors import memit
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
 from interp.config import ProfileConfig, SelectConfig, TraceConfig
@@ -51,6 +50,7 @@ from interp.selection.select import first_candidate, select_for_rules, select_la
 from interp.tracing.prompt import trace_prompt
 from interp.tracing.windows import default_window
 from interp.vocabulary import RuleForm
+from tests.unit.editing_making import edit_with
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")
 COMPONENTS = ("mlp", "mlp_single")
@@ -234,7 +234,7 @@ def plant(
 ) -> EditDelta:
     """Write every form of the rules into one block."""
     requests = [request for rule in rules for request in requests_of(rule, "subject_last")]
-    return memit.edit(model, requests, [layer], statistics, [""], how.settings)
+    return edit_with("memit", model, requests, [layer], statistics, [""], how.settings)
 
 
 def traced(

@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from editing.closed_form.covariance import Covariances, second_moments
+from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states
+from editing.closed_form.moments import second_moments
 from editing.closed_form.solvers import factorise, null_space, ridge
 from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
-from editing.editors import alphaedit, dmle, memit, rome
 from editing.edits.requests import EditRequest
 from editing.evaluation.evaluate import items_of
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
@@ -30,6 +30,7 @@ from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
 from interp.selection.select import parse_layers
 from interp.vocabulary import FORMS
+from tests.unit.editing_making import edit_with
 
 SHARED = Path(__file__).parents[3] / "shared"
 REFERENCE = SHARED / "reference"
@@ -154,7 +155,9 @@ def test_memit_from_the_references_targets_gives_its_updates(
     targets = Targets(
         z, find_states(smol, requests, smol.hook("resid", 8), config.lookup), ((), (), ())
     )
-    delta = memit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
+    delta = edit_with(
+        "memit", smol, requests, LAYERS, statistics, contexts, config, targets=targets
+    )
     for layer in LAYERS:
         expected = tensors[f"resid.{parameter(layer)}"] @ tensors[f"adj_k.{parameter(layer)}"].T
         assert relative(delta.updates[parameter(layer)].dense(), expected) < 1e-4
@@ -230,7 +233,7 @@ def test_staged_dmle_gives_the_drivers_answers(
     assert [list(group.layers) for group in selection.groups] == [
         stage["layers"] for stage in extra["stages"]
     ]
-    delta = dmle.edit(smol, requests, selection, all_statistics, contexts, config)
+    delta = edit_with("dmle", smol, requests, selection, all_statistics, contexts, config)
     recorded = list(recorded_accuracies(number, kind, "post"))
     local = recorded_locality(number, kind, "post")
     with delta.applied(smol):
@@ -289,7 +292,9 @@ def test_alphaedit_gives_the_references_targets_and_updates(
             targets.losses[i]
         )
         assert relative(targets.z[i], tensors[f"z.{i}"]) < 1e-3
-    delta = alphaedit.edit(smol, requests, LAYERS, statistics, contexts, config, targets=targets)
+    delta = edit_with(
+        "alphaedit", smol, requests, LAYERS, statistics, contexts, config, targets=targets
+    )
     for layer in LAYERS:
         assert (
             relative(delta.updates[parameter(layer)].dense(), tensors[f"delta.{parameter(layer)}"])
@@ -323,7 +328,7 @@ def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
     )
     (layer,) = given["layers"]
     identity = Covariances({layer: torch.eye(D_MLP)}, smol.weight_hash, 0, {"identity": True})
-    delta = rome.edit(smol, [request], layer, identity, contexts, config)
+    delta = edit_with("rome", smol, [request], layer, identity, contexts, config)
     expected = torch.outer(tensors["v"], tensors["u"])
     assert relative(delta.updates[parameter(layer)].dense(), expected) < 1e-3
     saved = [evaluation[0] for evaluation in run["loss_traces"][0]]

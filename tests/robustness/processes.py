@@ -268,6 +268,7 @@ def _import_late() -> None:
     from interp.tracing import knowledge, one_prompt
     from interp.tracing import trace as tracing
 
+    assert editors.editors()
     assert all(
         (
             comparison_files,

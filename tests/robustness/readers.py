@@ -268,7 +268,7 @@ def _netcdf(states: States) -> list[FileReader]:
 
 
 def _edits(states: States) -> list[FileReader]:
-    from editing.edits.delta import load_edit
+    from editing.editors.registry import load_edit
 
     deltas = states.after("edit") / RUN / "deltas"
     found = {"delta": "dmle", "dense delta": "ft", "codebook": "grace", "context": "ice"}
@@ -314,10 +314,10 @@ def _statistics(states: States, root: Path) -> list[FileReader]:
 
 def _interrupt(model: Any, config: Any, folder: Path) -> None:
     """Leave the running sums of a measurement that was stopped."""
-    from editing.closed_form import covariance
+    from editing.closed_form import covariance, moments
 
-    least, share = covariance.CHECKPOINT_SECONDS, covariance.CHECKPOINT_SHARE
-    covariance.CHECKPOINT_SECONDS, covariance.CHECKPOINT_SHARE = 0.0, 0
+    least, share = moments.CHECKPOINT_SECONDS, moments.CHECKPOINT_SHARE
+    moments.CHECKPOINT_SECONDS, moments.CHECKPOINT_SHARE = 0.0, 0
     calls = iter((None, None))
 
     def stop(tokens: int) -> None:
@@ -331,7 +331,7 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
     except KeyboardInterrupt:
         pass
     finally:
-        covariance.CHECKPOINT_SECONDS, covariance.CHECKPOINT_SHARE = least, share
+        moments.CHECKPOINT_SECONDS, moments.CHECKPOINT_SHARE = least, share
 
 
 def _json(states: States) -> list[FileReader]:

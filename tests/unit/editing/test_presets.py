@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from editing.config import EDITORS, EditConfig, EditorSettings
+from editing.config import EditConfig, EditorSettings
+from editing.names import editor_names
 from editing.presets import SOURCES, preset
 
 # Read off the published files: block, clamp, learning rate, steps, weight decay, KL factor, λ and
 # d_mlp.
+EDITORS = editor_names()
 PUBLISHED = {
     "gpt-j-6b": ("3-8", 0.75, 0.5, 25, 0.5, 0.0625, 15000, 16384),
     "qwen2.5-7b": ("4-8", 4.0, 0.5, 25, 1e-3, 0.0625, 15000, 18944),
@@ -77,7 +79,7 @@ def test_an_unknown_model_is_refused_with_those_there_are() -> None:
     [
         ("gpt-j-6b", "alphaedit"),
         ("qwen2.5-7b", "alphaedit"),
-        *(("llama-3-8b", e) for e in EDITORS[3:]),
+        *(("llama-3-8b", e) for e in EDITORS if e not in ("dmle", "memit", "alphaedit")),
     ],
 )
 def test_settings_that_nobody_published_are_refused(model: str, editor: str) -> None:
@@ -90,7 +92,7 @@ def test_settings_that_nobody_published_are_refused(model: str, editor: str) -> 
 def test_every_source_is_named_and_says_what_easyedit_lacks() -> None:
     with_settings = set()
     for model in PUBLISHED:
-        for editor in EDITORS[1:]:
+        for editor in (name for name in EDITORS if name != "dmle"):
             try:
                 preset(model, editor)
             except ValueError:
@@ -179,7 +181,10 @@ def test_an_arm_may_take_the_name_of_an_editor() -> None:
             {"editor": "memit", "ridge": -1},
             "edit.arms.mine.ridge = -1: Input should be greater than 0",
         ),
-        ({"editor": "memti"}, "edit.arms.mine.editor = 'memti': Input should be 'dmle', 'memit'"),
+        (
+            {"editor": "memti"},
+            "edit.arms.mine.editor = 'memti': there is no editor 'memti': did you mean 'memit'",
+        ),
         (
             {"ft": {"stps": 3}},
             "unknown setting 'edit.arms.mine.ft.stps': did you mean 'edit.arms.mine.ft.steps'",

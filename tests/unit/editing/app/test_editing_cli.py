@@ -14,19 +14,20 @@ import yaml
 from tqdm import tqdm
 
 from editing.closed_form.covariance import measure
-from editing.closed_form.solvers import LowRank
-from editing.closed_form.spreading import Others
-from editing.config import EDITORS, CovarianceConfig, EditConfig
-from editing.editors import alphaedit
+from editing.config import CovarianceConfig, EditConfig
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
-from editing.edits.delta import EditDelta, load_edit
+from editing.editors.ice import InContext
+from editing.editors.registry import load_edit
+from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.requests import requests_of
+from editing.names import editor_names
 from interp.app import commands as cli
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.select import parse_layers
+from tests.unit.editing_making import edit_with
 
 Command = Callable[..., tuple[int, str]]
 ARMS = {
@@ -111,7 +112,7 @@ def delta_of(run: Path, editor: str, rule: str) -> EditDelta:
 def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every editor and two arms, edited and evaluated, each by one command."""
     run = tmp_path_factory.mktemp("runs") / "all"
-    names = ",".join([*EDITORS, *ARMS])
+    names = ",".join([*editor_names(), *ARMS])
     cli.main(
         ["edit", "--run", str(run), "--config", str(inputs / "config.yaml"), "--editors", names]
     )
@@ -122,7 +123,7 @@ def finished(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(
     finished: Path, rules: tuple[Rule, ...]
 ) -> None:
-    names = [*EDITORS, *ARMS]
+    names = [*editor_names(), *ARMS]
     files = {f"deltas/{name}/{rule.id}.safetensors" for name in names for rule in rules}
     assert set(times(finished)) == files
     kinds = {"grace": Codebook, "ice": InContext, "ike": InContext}
@@ -416,8 +417,10 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
     earlier, requests = (requests_of(rule, "last") for rule in rules)
     with first.applied(model):
         with_them, without = (
-            alphaedit.edit(model, requests, [1], statistics, contexts, settings, others=others)
-            for others in (Others(earlier=earlier), None)
+            edit_with(
+                "alphaedit", model, requests, [1], statistics, contexts, settings, earlier=others
+            )
+            for others in (earlier, ())
         )
     (name,) = second.updates
     expected, other = with_them.updates[name].dense(), without.updates[name].dense()

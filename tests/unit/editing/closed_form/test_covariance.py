@@ -15,11 +15,12 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from editing.closed_form import covariance
-from editing.closed_form.covariance import Covariances, ledoit_wolf, measure, second_moments
-from editing.closed_form.solvers import LowRank
+from editing.closed_form import covariance, moments
+from editing.closed_form.covariance import Covariances, measure
+from editing.closed_form.moments import ledoit_wolf, second_moments
 from editing.config import CovarianceConfig
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from tests.unit.editing_reference import inputs_of, projection_of, second_moment
@@ -55,8 +56,8 @@ def long_corpus(tmp_path: Path) -> Path:
 @pytest.fixture
 def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Running sums are saved after every batch."""
-    monkeypatch.setattr(covariance, "CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr(covariance, "CHECKPOINT_SHARE", 0)
+    monkeypatch.setattr(moments, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(moments, "CHECKPOINT_SHARE", 0)
 
 
 def config(corpus: Path | str, **changes: Any) -> CovarianceConfig:
@@ -102,7 +103,7 @@ def test_measure_equals_the_mean_over_single_tokens_of_unpadded_texts(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(covariance, "COLUMNS", columns)
+    monkeypatch.setattr(moments, "COLUMNS", columns)
     model, hf = make_model(family), make_hf(family)
     rows = expected_rows(model, 45, 16)
     assert [len(row) for row in rows] == [
@@ -380,7 +381,7 @@ def test_an_interruption_inside_a_batch_or_while_saving_leaves_nothing_half(
 ) -> None:
     expected = measure(tiny_llama, [0, 1], long_config(long_corpus), tmp_path / "whole")
     folder, calls = tmp_path / "interrupted", [0]
-    add, to_disk = covariance._Sums._add, os.fsync
+    add, to_disk = moments._Sums._add, os.fsync
 
     def interrupted_add(sums: Any, layer: int, keys: Tensor) -> None:
         calls[0] += 1
@@ -388,7 +389,7 @@ def test_an_interruption_inside_a_batch_or_while_saving_leaves_nothing_half(
             raise KeyboardInterrupt
         add(sums, layer, keys)
 
-    monkeypatch.setattr(covariance._Sums, "_add", interrupted_add)
+    monkeypatch.setattr(moments._Sums, "_add", interrupted_add)
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_llama, [0, 1], long_config(long_corpus), folder)
     assert files_of(folder) == ["unfinished.safetensors"]

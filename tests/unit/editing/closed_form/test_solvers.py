@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.closed_form.solvers import LowRank, equality, factorise, null_space, rank_one, ridge
+from editing.closed_form.solvers import equality, factorise, null_space, rank_one, ridge
+from editing.edits.low_rank import LowRank
 
 D_OUT, D_IN = 5, 8
 WEIGHT = 0.7

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from editing.closed_form.covariance import Covariances
-from editing.closed_form.spreading import Others
 from editing.closed_form.targets import find_targets
 from editing.config import EditorSettings
 from editing.editors import alphaedit
-from editing.edits.delta import DeltaError
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import averaged_key, matrix_of, second_moment, state
 
 CONTEXTS = ("", "The area of a square is 4. ")
@@ -110,7 +109,7 @@ def test_edit_equals_the_published_system_on_plain_modules(
     threshold = middle(statistics.by_layer[layers[-1]], 30)
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
     z = find_targets(model, requests, layers[-1], CONTEXTS, settings).z
-    got = alphaedit.edit(model, requests, layers, statistics, CONTEXTS, settings)
+    got = edit_with("alphaedit", model, requests, layers, statistics, CONTEXTS, settings)
     names = [model.down_projection(layer).name for layer in layers]
     expected = by_hand(
         hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, threshold, 0.5
@@ -132,8 +131,14 @@ def test_the_update_does_nothing_in_the_directions_that_text_uses(
 ) -> None:
     threshold = middle(statistics.by_layer[1], 20)
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
-    delta = alphaedit.edit(
-        tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, settings
+    delta = edit_with(
+        "alphaedit",
+        tiny_llama,
+        requests_of(rule, "subject_last"),
+        (1,),
+        statistics,
+        CONTEXTS,
+        settings,
     )
     update = delta.updates[tiny_llama.down_projection(1).name].dense().double()
     used = torch.eye(48, dtype=torch.float64) - projector(statistics.by_layer[1], threshold)
@@ -151,11 +156,10 @@ def test_keys_of_earlier_requests_enter_the_system(
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
     z = find_targets(tiny_llama, requests, 1, CONTEXTS, settings).z
     names = [tiny_llama.down_projection(layer).name for layer in layers]
-    others = Others(earlier=earlier)
-    got = alphaedit.edit(
-        tiny_llama, requests, layers, statistics, CONTEXTS, settings, others=others
+    got = edit_with(
+        "alphaedit", tiny_llama, requests, layers, statistics, CONTEXTS, settings, earlier=earlier
     )
-    fresh = alphaedit.edit(tiny_llama, requests, layers, statistics, CONTEXTS, settings)
+    fresh = edit_with("alphaedit", tiny_llama, requests, layers, statistics, CONTEXTS, settings)
     c = statistics.by_layer
     for delta, kept in ((got, earlier), (fresh, [])):
         hf = make_hf("llama")
@@ -187,7 +191,7 @@ def test_a_relative_threshold_is_in_units_of_the_mean_singular_value(
         update={"null_threshold": threshold / mean, "null_relative": True}
     )
     one, other = (
-        alphaedit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
+        edit_with("alphaedit", tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
         for settings in (absolute, relative)
     )
     (name,) = one.updates
@@ -207,31 +211,13 @@ def test_a_threshold_that_frees_nothing_or_everything_is_refused(
     with pytest.raises(
         ValueError, match=f"{n_free} of 48 directions .* layer 0 .* edit.null_threshold={threshold}"
     ):
-        alphaedit.edit(
-            tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, settings
+        edit_with(
+            "alphaedit",
+            tiny_llama,
+            requests_of(rule, "subject_last"),
+            (0, 1),
+            statistics,
+            CONTEXTS,
+            settings,
         )
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_the_weights_are_as_before_also_when_the_second_block_is_refused(
-    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
-) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
-    by_layer = {0: statistics.by_layer[0], 1: 1e9 * torch.eye(48)}
-    mixed = Covariances(by_layer, statistics.model_hash, 1, {})
-    settings = SETTINGS.model_copy(update={"null_threshold": middle(by_layer[0], 30)})
-    with pytest.raises(ValueError, match="0 of 48 directions of the covariance of layer 1"):
-        alphaedit.edit(
-            tiny_llama, requests_of(rule, "subject_last"), (0, 1), mixed, CONTEXTS, settings
-        )
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
-) -> None:
-    statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
-    with pytest.raises(DeltaError, match="measure them again"):
-        alphaedit.edit(
-            tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS
-        )

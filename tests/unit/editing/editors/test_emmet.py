@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.targets import find_targets
 from editing.config import EditorSettings
-from editing.editors import emmet, memit
-from editing.edits.delta import DeltaError
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import averaged_key, matrix_of, second_moment, state
 
 CONTEXTS = ("", "The area of a square is 4. ")
@@ -80,7 +79,7 @@ def test_edit_equals_the_formula_on_plain_modules(
     model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
     statistics = covariances(model, hf, layers)
     z = find_targets(model, requests, layers[-1], CONTEXTS, SETTINGS).z
-    got = emmet.edit(model, requests, layers, statistics, CONTEXTS, SETTINGS)
+    got = edit_with("emmet", model, requests, layers, statistics, CONTEXTS, SETTINGS)
     names = [model.down_projection(layer).name for layer in layers]
     expected = by_hand(hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, 0.3)
     assert list(got.updates) == names and got.about["editor"] == "emmet"
@@ -106,8 +105,8 @@ def test_without_damping_the_outputs_of_distinct_keys_move_by_exactly_the_residu
     missed = {}
     for damping in (0.0, 0.3):
         settings = SETTINGS.model_copy(update={"damping": damping, "lookup": "last"})
-        delta = emmet.edit(
-            tiny_llama, requests, (1,), statistics, CONTEXTS, settings, targets=targets
+        delta = edit_with(
+            "emmet", tiny_llama, requests, (1,), statistics, CONTEXTS, settings, targets=targets
         )
         with delta.applied(tiny_llama):
             after = tiny_llama.parameters[name].detach().double()
@@ -121,33 +120,10 @@ def test_damping_is_the_weight_that_memit_gives_the_covariance(
 ) -> None:
     requests = requests_of(rule, "subject_last")
     statistics = covariances(tiny_llama, make_hf("llama"), (1,))
-    got = emmet.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, SETTINGS)
+    got = edit_with("emmet", tiny_llama, requests, (1,), statistics, CONTEXTS, SETTINGS)
     settings = SETTINGS.model_copy(update={"ridge": 0.3 / 48})
-    same = memit.edit(tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
+    same = edit_with("memit", tiny_llama, requests, (1,), statistics, CONTEXTS, settings)
     (name,) = got.updates
     torch.testing.assert_close(
         got.updates[name].dense(), same.updates[name].dense(), rtol=1e-5, atol=1e-6
     )
-
-
-def test_the_weights_are_as_before_also_after_an_error_in_the_second_block(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
-) -> None:
-    requests = requests_of(rule, "subject_last")
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
-    statistics = covariances(tiny_llama, make_hf("llama"), (0, 1))
-    emmet.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, SETTINGS)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-    with pytest.raises(KeyError, match="no covariance of block 2"):
-        emmet.edit(tiny_llama, requests, (1, 2), statistics, CONTEXTS, SETTINGS)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel, make_model: Callable[..., LanguageModel], rule: Rule
-) -> None:
-    statistics = Covariances({1: torch.eye(48)}, make_model("llama", seed=1).weight_hash, 0, {})
-    with pytest.raises(DeltaError, match="measure them again"):
-        emmet.edit(
-            tiny_llama, requests_of(rule, "subject_last"), (1,), statistics, CONTEXTS, SETTINGS
-        )

@@ -8,17 +8,25 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.ft import edit
+from editing.config import EditorSettings
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
+
+
+def edit(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
+) -> EditDelta:
+    return edit_with("ft", model, requests, layers, settings=settings)
 
 
 def settings_of(**ft: Any) -> EditorSettings:
@@ -173,40 +181,11 @@ def test_a_half_precision_model_is_tuned_in_float32_and_stays_as_it_is(
     assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
 
 
-def test_edit_refuses_nothing_to_do_and_reports_divergence(
+def test_edit_reports_divergence(
     make_model: Callable[..., LanguageModel], requests: list[EditRequest]
 ) -> None:
     model = make_model("llama")
-    for asked, layers in (([], (1,)), (requests, ())):
-        with pytest.raises(EditError, match="needs requests and layers"):
-            edit(model, asked, layers, settings_of())
     before = snapshot(model)
     with pytest.raises(EditError, match=r"diverged at step 1.*ft\.learning_rate"):
         edit(model, requests, (1,), settings_of(learning_rate=1e37))
     assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
-
-
-def test_evaluation_runs_it_like_every_edit(
-    tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]
-) -> None:
-    delta: EditDelta = edit(tiny_llama, requests, (1, 2), settings_of(steps=10))
-    scores = {
-        size: evaluate(
-            tiny_llama,
-            [rule],
-            {"ft": {rule.id: delta}},
-            EvaluateConfig(batch_size=size, answer_tokens=3),
-        )
-        for size in (1, 8)
-    }
-    torch.testing.assert_close(
-        torch.tensor(scores[1][0]["score"].values),
-        torch.tensor(scores[8][0]["score"].values),
-        rtol=1e-4,
-        atol=1e-4,
-        equal_nan=True,
-    )
-    log_prob = (
-        scores[8][0]["score"].sel(metric="reliability", mode="log_prob").isel(editor=0, rule=0)
-    )
-    assert (log_prob.sel(phase="post") > log_prob.sel(phase="pre")).any()

@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.grace import Codebook, _placed, edit
-from editing.edits.delta import load_edit
+from editing.config import EditorSettings
+from editing.editors.grace import Codebook, _placed
+from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
 PROMPTS = (
@@ -27,6 +27,12 @@ PROMPTS = (
     "The area of a circle is",
     "What is the area of a square with s = 4? It is",
 )
+
+
+def edit(
+    model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings
+) -> Codebook:
+    return edit_with("grace", model, requests, [layer], settings=settings)
 
 
 def settings_of(seed: int = 0, **grace: Any) -> EditorSettings:
@@ -290,48 +296,13 @@ def test_a_damaged_file_or_another_model_is_refused(
         pytest.fail("entered")
 
 
-def test_the_model_answers_as_before_after_an_exception_inside(
-    tiny_llama: LanguageModel, requests: list[EditRequest]
-) -> None:
-    before, book = log_probs(tiny_llama, requests), edit(tiny_llama, requests, 1, settings_of())
-    with pytest.raises(KeyboardInterrupt), book.edited(tiny_llama) as view:
-        assert log_probs(view, requests) != before
-        raise KeyboardInterrupt
-    assert log_probs(tiny_llama, requests) == before
-
-
-def test_nothing_to_do_and_a_loss_that_is_no_number_are_errors(
+def test_a_loss_that_is_no_number_is_an_error(
     make_model: Callable[..., LanguageModel], requests: list[EditRequest]
 ) -> None:
     model = make_model("llama")
-    with pytest.raises(EditError, match="at least one request"):
-        edit(model, [], 1, settings_of())
     with torch.no_grad():
         model.parameters["lm_head.weight"][0] = torch.nan
     with pytest.raises(
         EditError, match=r"diverged at step 0: 1 of its parameters hold such numbers"
     ):
         edit(model, requests, 1, settings_of())
-
-
-def test_evaluation_runs_it_like_every_edit(
-    tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest]
-) -> None:
-    book = edit(tiny_llama, requests, 2, settings_of(steps=40, epsilon=1e-2))
-    scores = [
-        evaluate(
-            tiny_llama,
-            [rule],
-            {"grace": {rule.id: book}},
-            EvaluateConfig(batch_size=size, answer_tokens=3),
-        )[0]
-        for size in (1, 8)
-    ]
-    values = [torch.tensor(score["score"].values) for score in scores]
-    torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-4, equal_nan=True)
-    at = scores[1]["score"].isel(editor=0, rule=0)
-    reliability = at.sel(metric="reliability", mode="log_prob")
-    assert (reliability.sel(phase="post") > reliability.sel(phase="pre")).all()
-    assert (
-        at.sel(metric="locality", mode="kl", phase="post") < 1e-5
-    ).all()  # no other prompt is near a key

@@ -2,7 +2,7 @@
 asked the whole."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,37 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.in_context import InContext, ice, ike, overlap
-from editing.edits.delta import load_edit
+from editing.editors.ice import InContext
+from editing.editors.ike import overlap
+from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import LocalityProbe, Rule, RulePrompt
+from tests.unit.editing_making import edit_with
 
 FACTS = (
     "New Fact: The area of a square is A = 4 side\n"
     "New Fact: The area of a square is the side times 4\n"
     "New Fact: What is the area of a square with s = 4? It is 12\n"
 )
+
+
+def ice(
+    model: LanguageModel, requests: Sequence[EditRequest], settings: EditorSettings
+) -> InContext:
+    return edit_with("ice", model, requests, settings=settings)
+
+
+def ike(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    settings: EditorSettings,
+    rules: Sequence[Rule],
+) -> InContext:
+    return edit_with("ike", model, requests, settings=settings, given_rules=rules)
 
 
 def settings_of(demonstrations: int = 4) -> EditorSettings:
@@ -222,17 +239,6 @@ def test_it_is_saved_and_loaded_as_it_is(
         InContext.load(path)
 
 
-def test_another_model_is_refused(
-    long_llama: LanguageModel, make_model: Callable[..., LanguageModel], requests: list[EditRequest]
-) -> None:
-    other, context = make_model("llama", seed=1), ice(long_llama, requests, settings_of())
-    with (
-        pytest.raises(EditError, match=f"{long_llama.weight_hash}.*{other.weight_hash}"),
-        context.edited(other),
-    ):
-        pytest.fail("entered")
-
-
 def test_what_does_not_fit_is_refused_when_the_edit_is_made_and_when_a_prompt_is_too_long(
     tiny_llama: LanguageModel,
     long_llama: LanguageModel,
@@ -241,8 +247,6 @@ def test_what_does_not_fit_is_refused_when_the_edit_is_made_and_when_a_prompt_is
 ) -> None:
     with pytest.raises(EditError, match=r"was made for 128.*in_context\.demonstrations"):
         ike(tiny_llama, requests, settings_of(), [rules[1]])
-    with pytest.raises(EditError, match="at least one request"):
-        ice(tiny_llama, [], settings_of())
     long = "The side of a square. " * 400
     with (
         ice(long_llama, requests, settings_of()).edited(long_llama) as view,

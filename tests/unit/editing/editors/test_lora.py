@@ -8,19 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from editing.closed_form.solvers import LowRank
-from editing.config import EditorSettings, EvaluateConfig
-from editing.editors.lora import edit
+from editing.config import EditorSettings
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.evaluate import evaluate
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 
 SEPARATE = ("llama", "gptj", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 FUSED = ("gpt2", "gpt_neox")
+
+
+def edit(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: Sequence[int],
+    settings: EditorSettings,
+) -> EditDelta:
+    return edit_with("lora", model, requests, layers, settings=settings)
 
 
 def settings_of(seed: int = 0, **lora: Any) -> EditorSettings:
@@ -151,8 +159,6 @@ def test_a_projection_that_does_not_exist_is_refused(
 ) -> None:
     with pytest.raises(EditError, match=r"block 1 has no projection 'gate'.*q, k, v, o, in, out"):
         edit(make_model("gptj"), requests, (1,), settings_of(targets=("gate",)))
-    with pytest.raises(EditError, match="needs requests and layers"):
-        edit(make_model("gptj"), [], (1,), settings_of())
 
 
 def test_a_tied_embedding_stays_shared_and_unchanged(
@@ -247,24 +253,3 @@ def test_without_peft_the_error_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(EditError, match=r"needs the package peft.*pip install"):
         edit(tiny_llama, requests, (1,), settings_of())
-
-
-def test_evaluation_runs_it_like_every_edit(
-    tiny_llama: LanguageModel, rule: Rule, requests: list[EditRequest], tmp_path: Any
-) -> None:
-    delta = edit(tiny_llama, requests, (0, 1, 2), settings_of(steps=20))
-    delta.save(tmp_path / "lora.safetensors")
-    loaded = EditDelta.load(tmp_path / "lora.safetensors")
-    scores = [
-        evaluate(
-            tiny_llama,
-            [rule],
-            {"lora": {rule.id: each}},
-            EvaluateConfig(batch_size=size, answer_tokens=3),
-        )[0]
-        for each, size in ((delta, 1), (loaded, 8))
-    ]
-    values = [torch.tensor(score["score"].values) for score in scores]
-    torch.testing.assert_close(values[0], values[1], rtol=1e-4, atol=1e-4, equal_nan=True)
-    log_prob = scores[1]["score"].sel(metric="reliability", mode="log_prob").isel(editor=0, rule=0)
-    assert (log_prob.sel(phase="post") > log_prob.sel(phase="pre")).any()

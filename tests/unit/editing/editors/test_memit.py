@@ -2,7 +2,6 @@
 back unchanged."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.spreading import collinear_keys
-from editing.closed_form.targets import Targets, TargetSearchError, find_targets
+from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
-from editing.editors import memit as editor
-from editing.edits.delta import DeltaError, EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import averaged_key, memit, second_moment, state
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
@@ -76,7 +74,7 @@ def test_edit_equals_the_formula_on_plain_modules(
     model, hf = make_model(family), make_hf(family)
     requests, statistics = requests_of(rule, "subject_last"), covariances(model, hf)
     targets = find_targets(model, requests, layers[-1], CONTEXTS, CONFIG)
-    got = editor.edit(model, requests, layers, statistics, CONTEXTS, CONFIG)
+    got = edit_with("memit", model, requests, layers, statistics, CONTEXTS, CONFIG)
     names = [model.down_projection(layer).name for layer in layers]
     expected = memit(
         hf,
@@ -102,7 +100,9 @@ def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share
     hf, requests = make_hf("llama"), requests_of(rule, "subject_last")[:1]
     statistics = covariances(tiny_llama, hf)
     targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
-    delta = editor.edit(tiny_llama, requests, [1], statistics, ("",), CONFIG, targets=targets)
+    delta = edit_with(
+        "memit", tiny_llama, requests, [1], statistics, ("",), CONFIG, targets=targets
+    )
     name = tiny_llama.down_projection(1).name
     k = averaged_key(hf, tiny_llama.tokenizer, requests[0], name, ("",)).double()
     a = (k @ torch.linalg.solve(0.02 * 48 * statistics.by_layer[1].double(), k)).item()
@@ -127,7 +127,8 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
 ) -> None:
     requests = requests_of(rule, "subject_last")[2:]
     left = [
-        editor.edit(
+        edit_with(
+            "memit",
             tiny_llama,
             requests,
             (0, 1),
@@ -141,45 +142,16 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
     assert left[0] < 1 and left[-1] < 0.3
 
 
-def test_edit_leaves_the_weights_as_they_were(
-    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
-) -> None:
-    before = snapshot(tiny_llama)
-    requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, CONFIG)
-    assert_unchanged(tiny_llama, before)
-    assert all(norm > 0.01 for norm in delta.norms().values())
-
-
-@pytest.mark.parametrize("failure", ["no statistics", "singular statistics", "search"])
-def test_edit_leaves_the_weights_as_they_were_after_an_error(
-    failure: str, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
-) -> None:
-    before = snapshot(tiny_llama)
-    requests, config = requests_of(rule, "subject_last"), CONFIG
-    error: type[Exception] = KeyError
-    if failure == "no statistics":  # of the second block: the first is edited by then
-        del statistics.by_layer[1]
-    elif failure == "singular statistics":
-        statistics.by_layer[1][:] = 0
-        error = ValueError
-    else:
-        config, error = EditConfig(steps=4, learning_rate=1e30, clamp=1e38), TargetSearchError
-    with pytest.raises(error):
-        editor.edit(tiny_llama, requests, (0, 1, 2), statistics, CONTEXTS, config)
-    assert_unchanged(tiny_llama, before)
-
-
 def test_edit_of_an_edited_model_is_for_the_model_as_it_is(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    first = editor.edit(tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
+    first = edit_with("memit", tiny_llama, requests[:2], (0,), statistics, CONTEXTS, CONFIG)
     with first.applied(tiny_llama):
         edited = snapshot(tiny_llama)
-        after = editor.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
+        after = edit_with("memit", tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
         assert_unchanged(tiny_llama, edited)
-    fresh = editor.edit(tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
+    fresh = edit_with("memit", tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
     name = tiny_llama.down_projection(1).name
     difference = after.updates[name].dense() - fresh.updates[name].dense()
     assert (difference.norm() / fresh.updates[name].dense().norm()).item() > 0.01
@@ -189,7 +161,7 @@ def test_edit_records_what_made_it(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
+    delta = edit_with("memit", tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
     about = delta.about
     assert (about["editor"], about["layers"], about["contexts"]) == (
         "memit",
@@ -204,17 +176,6 @@ def test_edit_records_what_made_it(
     assert delta.model_hash == tiny_llama.weight_hash
 
 
-def test_a_delta_with_its_record_survives_a_file(
-    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule, tmp_path: Path
-) -> None:
-    requests = requests_of(rule, "subject_last")
-    delta = editor.edit(tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
-    delta.save(tmp_path / "d.safetensors")
-    loaded = EditDelta.load(tmp_path / "d.safetensors")
-    assert loaded.about["losses"] == delta.about["losses"]
-    assert loaded.about["requests"][0]["rule_words"] == ["area"]
-
-
 def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_average(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances
 ) -> None:
@@ -225,12 +186,15 @@ def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_aver
         EditRequest("r", "instance", f"{shared} with 4 has the area", "rectangle", (), "12 plus"),
     ]
     targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
-    delta = editor.edit(tiny_llama, requests, (1,), statistics, ("",), CONFIG, targets=targets)
+    delta = edit_with(
+        "memit", tiny_llama, requests, (1,), statistics, ("",), CONFIG, targets=targets
+    )
     (pair,) = delta.about["collinear_keys"]
     assert pair["layer"] == 1 and pair["forms"] == ["formula", "instance"]
     assert pair["cosine"] == pytest.approx(1, abs=1e-5)
     # The update of the two alone: both outputs move by (r1 + r2) a / (1 + 2 a).
-    two = editor.edit(
+    two = edit_with(
+        "memit",
         tiny_llama,
         [requests[0], requests[2]],
         (1,),
@@ -261,36 +225,3 @@ def test_equal_keys_that_want_the_same_are_not_reported() -> None:
     # cos = 0.999 is at the limit, and opposite keys are another matter.
     apart = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.998, (1 - 0.998**2) ** 0.5, 0.0, 0.0]])
     assert collinear_keys(apart, residual * torch.tensor([[1.0], [2.0]]), requests) == []
-
-
-def test_edit_refuses_a_model_that_normalises_the_mlp_output(
-    make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
-) -> None:
-    model = make_model("gemma3_text")
-    before = snapshot(model)
-    with pytest.raises(DeltaError, match="normalises the MLP output"):
-        editor.edit(
-            model,
-            requests_of(rule, "subject_last"),
-            (0, 1),
-            covariances(model, make_hf("gemma3_text")),
-            CONTEXTS,
-            CONFIG,
-        )
-    assert_unchanged(model, before)
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
-    rule: Rule,
-) -> None:
-    other = make_model("llama", seed=1)
-    statistics = covariances(other, make_hf("llama", seed=1))
-    with pytest.raises(
-        DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"
-    ):
-        editor.edit(
-            tiny_llama, requests_of(rule, "subject_last"), (0, 1), statistics, CONTEXTS, CONFIG
-        )

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditorSettings
-from editing.editors import rome
-from editing.edits.delta import DeltaError, EditDelta
+from editing.edits.delta import EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import (
     key,
     matrix_of,
@@ -141,7 +141,7 @@ def test_edit_equals_the_formula_on_plain_modules_one_request_after_the_other(
     model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
     settings = SETTINGS.model_copy(update={"rome_keys": keys})
     statistics = covariances(model, hf, 1)
-    got = rome.edit(model, requests, 1, statistics, CONTEXTS, settings)
+    got = edit_with("rome", model, requests, 1, statistics, CONTEXTS, settings)
     (name,) = got.updates
     assert name == model.down_projection(1).name and got.layers == {name: 1}
     expected = by_hand(hf, model.tokenizer, requests, name, statistics.by_layer[1], settings)
@@ -168,7 +168,7 @@ def test_the_output_of_the_declared_key_moves_by_the_whole_change(
     request, hf = requests_of(rule, "subject_last")[0], make_hf("llama")
     settings = SETTINGS.model_copy(update={"rome_keys": keys})
     targets = find_targets(tiny_llama, [request], 1, CONTEXTS, settings, site="mlp")
-    update = dense(rome.edit(tiny_llama, [request], 1, statistics, CONTEXTS, settings))
+    update = dense(edit_with("rome", tiny_llama, [request], 1, statistics, CONTEXTS, settings))
     name = tiny_llama.down_projection(1).name
     each = [
         key(hf, tiny_llama.tokenizer, request, name, context, "subject_last").double()
@@ -191,7 +191,7 @@ def test_the_raw_output_at_the_lookup_token_becomes_the_value(
     model, hf, request = make_model(family), make_hf(family), requests_of(rule, "subject_last")[2]
     statistics = covariances(model, hf, 1)
     wanted = find_targets(model, [request], 1, ("",), SETTINGS, site="mlp")
-    delta = rome.edit(model, [request], 1, statistics, ("",), SETTINGS)
+    delta = edit_with("rome", model, [request], 1, statistics, ("",), SETTINGS)
     (name,) = delta.updates
     before = raw_output(hf, model.tokenizer, request, name)
     torch.testing.assert_close(before, wanted.initial[0], rtol=1e-4, atol=1e-4)
@@ -214,7 +214,7 @@ def test_values_that_are_known_are_written_without_a_search(
     initial = find_targets(tiny_llama, requests, 1, ("",), SETTINGS, site="mlp").initial
     change = torch.arange(64.0).view(2, 32)
     known = Targets(initial + change, initial, ((1.0,), (2.0,)))
-    got = rome.edit(tiny_llama, requests, 1, statistics, ("",), SETTINGS, targets=known)
+    got = edit_with("rome", tiny_llama, requests, 1, statistics, ("",), SETTINGS, targets=known)
     (update,) = got.updates.values()
     for i in range(2):
         unit = torch.nn.functional.cosine_similarity(update.left[:, i], change[i], dim=0)
@@ -222,41 +222,13 @@ def test_values_that_are_known_are_written_without_a_search(
     assert got.about["losses"] == [[1.0], [2.0]]
 
 
-def test_the_weights_are_as_before_also_after_an_error_in_the_second_request(
-    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
-) -> None:
-    before, requests = snapshot(tiny_llama), requests_of(rule, "subject_last")
-    rome.edit(tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS)
-    assert_unchanged(tiny_llama, before)
-    lost = EditRequest(
-        "r", "instance", "The volume is", "pyramid", (), "3"
-    )  # its subject is nowhere in the prompt
-    with pytest.raises(ValueError, match="pyramid"):
-        rome.edit(tiny_llama, [requests[0], lost], 1, statistics, CONTEXTS, SETTINGS)
-    assert_unchanged(tiny_llama, before)
-
-
 def test_edit_records_what_made_it(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    about = rome.edit(tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS).about
+    about = edit_with("rome", tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS).about
     assert (about["editor"], about["layers"], about["contexts"]) == ("rome", [1], list(CONTEXTS))
     assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
     assert [len(losses) for losses in about["losses"]] == [4, 4, 4] and about["covariance"] == {
         "corpus": "here"
     }
-
-
-def test_edit_refuses_covariances_of_another_model(
-    tiny_llama: LanguageModel,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
-    rule: Rule,
-) -> None:
-    other = make_model("llama", seed=1)
-    statistics = covariances(other, make_hf("llama", seed=1), 1)
-    with pytest.raises(
-        DeltaError, match=f"{other.weight_hash}.*{tiny_llama.weight_hash}.*measure them again"
-    ):
-        rome.edit(tiny_llama, requests_of(rule, "subject_last"), 1, statistics, CONTEXTS, SETTINGS)

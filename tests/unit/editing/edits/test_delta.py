@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers import logging as transformers_logging
 
-from editing.closed_form.solvers import LowRank
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
-from editing.edits.delta import DeltaError, EditDelta, load_edit, merge, stack
-from editing.edits.protocol import Edit, View
+from editing.editors.ice import InContext
+from editing.editors.registry import load_edit
+from editing.edits.delta import EditDelta, merge, stack
+from editing.edits.low_rank import LowRank
+from editing.edits.protocol import Edit, EditError, View
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel, load
 from interp.results.tensor_files import write_tensors
@@ -128,7 +129,7 @@ def test_apply_reverts_what_it_did_when_a_later_update_fails(tiny_llama: Languag
         LowRank(torch.ones(1, 1), torch.ones(48, 1)),
     ):
         bad = EditDelta({**delta.updates, last: wrong}, delta.layers, delta.model_hash)
-        with pytest.raises(DeltaError, match=r"does not fit block 2.*shape \(32, 48\)"):
+        with pytest.raises(EditError, match=r"does not fit block 2.*shape \(32, 48\)"):
             bad.apply(tiny_llama)
         assert_unchanged(tiny_llama, before)
 
@@ -139,7 +140,7 @@ def test_apply_refuses_another_models_weights_without_a_change(
     other = make_model("llama", seed=1)
     before = snapshot(other)
     delta = make_delta(tiny_llama)
-    with pytest.raises(DeltaError, match=f"{tiny_llama.weight_hash}.*{other.weight_hash}"):
+    with pytest.raises(EditError, match=f"{tiny_llama.weight_hash}.*{other.weight_hash}"):
         delta.apply(other)
     assert_unchanged(other, before)
 
@@ -147,7 +148,7 @@ def test_apply_refuses_another_models_weights_without_a_change(
 def test_apply_refuses_a_delta_whose_names_and_blocks_disagree(tiny_llama: LanguageModel) -> None:
     delta, before = make_delta(tiny_llama), snapshot(tiny_llama)
     swapped = EditDelta(delta.updates, dict.fromkeys(delta.layers, 1), delta.model_hash)
-    with pytest.raises(DeltaError, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*block 1"):
+    with pytest.raises(EditError, match=r"model\.layers\.0\.mlp\.down_proj\.weight.*block 1"):
         swapped.apply(tiny_llama)
     assert_unchanged(tiny_llama, before)
 
@@ -214,7 +215,7 @@ def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> Non
 
 def test_merge_refuses_deltas_of_different_models(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
-    with pytest.raises(DeltaError, match="different models"):
+    with pytest.raises(EditError, match="different models"):
         merge([delta, EditDelta(delta.updates, delta.layers, "0" * 16)], {})
 
 
@@ -307,7 +308,7 @@ def test_load_refuses_a_damaged_file_and_names_it(
         path.write_bytes(
             {"empty": b"", "cut": content[:-10], "text": b"not a delta at all"}[damage]
         )
-    with pytest.raises(DeltaError, match=r"edit\.safetensors is not a readable edit delta"):
+    with pytest.raises(EditError, match=r"edit\.safetensors is not a readable edit delta"):
         EditDelta.load(path)
 
 
@@ -365,7 +366,7 @@ def test_any_linear_map_of_a_block_takes_factors_and_whole_matrices(
         for update in (factors, factors.dense()):
             delta = EditDelta({name: update}, {name: 1}, model.weight_hash)
             if fused:
-                with pytest.raises(DeltaError, match=r"has no place.*fused"):
+                with pytest.raises(EditError, match=r"has no place.*fused"):
                     delta.apply(model)
                 continue
             original = hf.get_parameter(name).detach().clone()
@@ -396,7 +397,7 @@ def test_apply_refuses_parameters_that_are_no_linear_map_of_a_block(
 ) -> None:
     before = snapshot(tiny_llama)
     delta = EditDelta({name: torch.ones(350, 32)}, {name: 0}, tiny_llama.weight_hash)
-    with pytest.raises(DeltaError, match=rf"update of {name} has no place"):
+    with pytest.raises(EditError, match=rf"update of {name} has no place"):
         delta.apply(tiny_llama)
     assert_unchanged(tiny_llama, before)
 
@@ -481,7 +482,7 @@ def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: Langu
         raise KeyboardInterrupt
     assert_unchanged(tiny_llama, before)
     bad = EditDelta(deltas[0].updates, dict.fromkeys(deltas[0].layers, 1), deltas[0].model_hash)
-    with pytest.raises(DeltaError), stack([*deltas, bad], tiny_llama):
+    with pytest.raises(EditError), stack([*deltas, bad], tiny_llama):
         pytest.fail("entered")
     assert_unchanged(tiny_llama, before)
 
@@ -504,7 +505,7 @@ def test_cast_loss_is_the_share_of_the_update_that_rounding_takes(
         model.parameters[name].copy_(before[name])
     assert_unchanged(model, before)
     other = EditDelta({}, {}, "0" * 16)
-    with pytest.raises(DeltaError, match="load the model that was edited"):
+    with pytest.raises(EditError, match="load the model that was edited"):
         other.cast_loss(model)
 
 
@@ -550,11 +551,11 @@ def test_load_edit_reads_every_kind_by_its_header(
         wrong = [i for i, edit in enumerate(edits) if not isinstance(edit, kind)]
         for i in wrong:
             with pytest.raises(
-                DeltaError,
+                EditError,
                 match=r"not a readable .* its schema is 'dmle\.\w+/\d', 'dmle\.\w+/\d' is needed",
             ):
                 kind.load(tmp_path / f"{i}.safetensors")
-    with pytest.raises(DeltaError, match="missing"):
+    with pytest.raises(EditError, match="missing"):
         load_edit(tmp_path / "missing.safetensors")
     about: dict[str, Any] = {"schema": "x/1", "model_hash": "h", "about": {}}
     for header, reason in (
@@ -564,7 +565,7 @@ def test_load_edit_reads_every_kind_by_its_header(
         (about, "'x/1', one of"),
     ):
         write_tensors(tmp_path / "other.safetensors", {}, header)
-        with pytest.raises(DeltaError, match=reason):
+        with pytest.raises(EditError, match=reason):
             load_edit(tmp_path / "other.safetensors")
     save_file({}, tmp_path / "other.safetensors", metadata={"dmle": json.dumps(about)})
     with pytest.raises(DamagedError, match="no checksum"):

@@ -13,11 +13,11 @@ import pytest
 import torch
 import xarray as xr
 
-from editing.closed_form.solvers import LowRank
 from editing.config import EvaluateConfig
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
+from editing.editors.ice import InContext
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit
 from editing.evaluation.equivalence import equivalent
 from editing.evaluation.evaluate import COLUMNS, MARGIN, METRICS, MODES, PHASES, evaluate, items_of

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from editing.closed_form.solvers import LowRank
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
+from editing.editors.ice import InContext
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.evaluation import side_effects
 from editing.evaluation.scoring import Question

@@ -14,8 +14,8 @@ import yaml
 from filelock import FileLock
 from pydantic import ValidationError
 
+from editing.closed_form.workbench import Workbench
 from editing.config import EditConfig, EvaluateConfig, TuneConfig
-from editing.editors.registry import Resources
 from editing.studies.arms import Arm
 from editing.studies.cells import cell_path, read_cell, run_cells
 from editing.studies.grid import trials
@@ -217,7 +217,14 @@ def test_a_rule_that_another_process_is_at_is_waited_for(
         {"arms": ARMS, "editors": ["weak"], "block": "1"}
     ).settings_of("weak")
     later = rule.model_copy(update={"id": "later"})
-    arm = Arm("weak", settings, {0: Resources()}, {"all": [1]}, frozenset([rule.id, later.id]))
+    arm = Arm(
+        "weak",
+        settings,
+        Workbench(tiny_llama),
+        (0,),
+        {"all": [1]},
+        frozenset([rule.id, later.id]),
+    )
     config, order = EvaluateConfig(greedy=False), []
     (tmp_path / "locks").mkdir()
     lock = FileLock(tmp_path / "locks" / f"{rule.id}.lock", thread_local=False)

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from editing.closed_form.keys import find_keys, keys_of_prompts
 from editing.closed_form.targets import TargetSearchError, find_targets
+from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings, EvaluateConfig
-from editing.editors import ft as finetune
-from editing.editors import grace
-from editing.editors.registry import Resources
 from editing.edits.protocol import View
 from editing.edits.requests import requests_of
 from editing.evaluation import side_effects
@@ -29,6 +27,7 @@ from interp.tracing.knowledge import assess
 from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep
 from interp.tracing.trace import trace_rules
+from tests.unit.editing_making import edit_with
 
 CAUSE = "float16 overflows in this model.*: use --set model.dtype=bfloat16 or float32"
 
@@ -138,15 +137,17 @@ def test_keys_targets_and_training_that_overflow_are_errors(hot: LanguageModel, 
             run()
     with pytest.raises(TargetSearchError, match=f"diverged at step 0 for .*: {CAUSE}"):
         find_targets(hot, requests, 0, ("",), EditorSettings(steps=2))
-    for editor, layers in ((finetune.edit, [0]), (grace.edit, 0)):
+    for editor in ("ft", "grace"):
         with pytest.raises(ValueError, match=f"diverged at step 0: {CAUSE}"):
-            editor(hot, requests, layers, EditorSettings())  # type: ignore[operator]
+            edit_with(editor, hot, requests, [0])
 
 
 def test_a_comparison_counts_what_overflows_as_failed(
     tiny_llama: LanguageModel, rule: Rule, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arm = Arm("ice", EditorSettings(editor="ice"), {0: Resources()}, {}, frozenset([rule.id]))
+    arm = Arm(
+        "ice", EditorSettings(editor="ice"), Workbench(tiny_llama), (0,), {}, frozenset([rule.id])
+    )
     probes = side_effects.Probes((Question("The area", "12"),), (), (), 2)
     asked: list[int] = []
     ask = side_effects.ask

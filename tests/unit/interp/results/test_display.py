@@ -8,8 +8,8 @@ import pytest
 import torch
 import xarray as xr
 
-from editing.closed_form.solvers import LowRank
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from interp.results import display, effects
 from interp.selection.profiles import layer_profile
 from interp.selection.select import LayerGroup, LayerSelection

@@ -23,11 +23,12 @@ import xarray as xr
 from safetensors.torch import load_file
 
 from editing.closed_form import covariance
-from editing.closed_form.covariance import Moments
-from editing.closed_form.solvers import LowRank
+from editing.closed_form.moments import Moments
 from editing.editors.grace import Codebook
-from editing.editors.in_context import InContext
-from editing.edits.delta import EditDelta, load_edit
+from editing.editors.ice import InContext
+from editing.editors.registry import load_edit
+from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.studies.cells import Cell, cell_path, read_cell
 from editing.studies.cells import _write_cell as write_cell
 from interp.errors import DamagedError, DmleError, MissingFileError, WriteError

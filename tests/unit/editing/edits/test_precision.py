@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from editing.closed_form import precision, solvers
+from editing.closed_form import solvers
 from editing.closed_form.covariance import Covariances
-from editing.closed_form.solvers import LowRank
+from editing.edits import precision
 from editing.edits.delta import EditDelta, merge
+from editing.edits.low_rank import LowRank
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel
 

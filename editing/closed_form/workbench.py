@@ -1,0 +1,122 @@
+"""What an editor works with: one value from the command, or the notebook, down to the update.
+
+A workbench belongs to a model. Everything that several edits share is measured or sampled on it
+once, when an editor first asks for it; `asked` gives the same workbench with other requests and
+settings on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from editing.closed_form.contexts import sample_contexts
+from editing.closed_form.covariance import Covariances
+from editing.closed_form.statistics import Statistics
+from editing.config import EditorSettings
+from editing.edits.protocol import EditError
+from editing.edits.requests import EditRequest
+from interp.errors import InputError
+from interp.models.loading import LanguageModel
+from interp.rules.sources import Rule, load_rules
+from interp.selection.select import LayerSelection
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A model with what is asked of it, and everything that an editor may need.
+
+    Attributes:
+        model: The model, edited or not: an edit is for it as it is now.
+        requests: What to change.
+        settings: Which editor, and how.
+        layers: Blocks that the editor writes; of an editor that knows groups, see `selection`.
+        selection: Layers of each group of forms; what `layers: auto` stands for.
+        chosen: Layers of each group of forms, whatever the settings say: found once, for all edits
+            of an arm (see `editing.studies.arms.resolve`).
+        options: Settings that the editor alone has (see `editing.editors.registry`).
+        statistics: Second moments of keys of the *unedited* model: measured already, or when they
+            are first needed.
+        given_contexts: Texts before the prompts, the first of them empty; None: sampled as the
+            settings say.
+        given_rules: Rules that may be demonstrated with; None: the training rules that ship here.
+        earlier: Requests of earlier edits in a sequence, for closed forms that have a term for
+            them.
+        protected: Requests whose prompts and new answers must be answered exactly as they are.
+    """
+
+    model: LanguageModel
+    requests: Sequence[EditRequest] = ()
+    settings: EditorSettings = field(default_factory=EditorSettings)
+    layers: tuple[int, ...] = ()
+    selection: LayerSelection | None = None
+    chosen: LayerSelection | None = None
+    options: Any = None
+    statistics: Covariances | Statistics | None = None
+    given_contexts: Sequence[str] | None = None
+    given_rules: Sequence[Rule] | None = None
+    earlier: Sequence[EditRequest] = ()
+    protected: Sequence[EditRequest] = ()
+    _sampled: dict[tuple[int, int, int], tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def asked(
+        self,
+        requests: Sequence[EditRequest],
+        settings: EditorSettings,
+        *,
+        earlier: Sequence[EditRequest] = (),
+    ) -> "Workbench":
+        """The same workbench with other requests and settings on it."""
+        return replace(self, requests=requests, settings=settings, earlier=earlier)
+
+    def sample(self) -> Sequence[str]:
+        """Texts before the prompts: given, or sampled once, on the model as it is then."""
+        if self.given_contexts is not None:
+            return self.given_contexts
+        settings = self.settings
+        which = settings.contexts, settings.context_tokens, settings.seed
+        if which not in self._sampled:
+            self._sampled[which] = sample_contexts(self.model, *which)
+        return self._sampled[which]
+
+    @property
+    def contexts(self) -> Sequence[str]:
+        """Texts before the prompts (see `sample`)."""
+        return self.sample()
+
+    @property
+    def training_rules(self) -> Sequence[Rule]:
+        """Rules that may be demonstrated with."""
+        if self.given_rules is not None:
+            return self.given_rules
+        return load_rules("embedded", split="train").rules
+
+    def covariances(self, layers: Sequence[int]) -> Covariances:
+        """Statistics of (at least) some blocks, measured now if they are not there.
+
+        Raises:
+            InputError: There are none of a block, or they have to be measured and the model is
+                edited at the moment.
+            EditError: They are of another model.
+        """
+        if self.statistics is None:
+            raise InputError(
+                f"{self.settings.editor} needs statistics of keys: give a Workbench those that"
+                " editing.closed_form.covariance.measure returns, or Statistics(model)"
+            )
+        found = self.statistics.need(layers)
+        if found.model_hash != self.model.weight_hash:
+            raise EditError(
+                f"the covariances are of weights {found.model_hash}, the model has"
+                f" {self.model.weight_hash}; measure them again"
+            )
+        return found
+
+    def record(self, **more: Any) -> Mapping[str, Any]:
+        """What made an edit, for its header; `more` comes last."""
+        return {
+            "editor": self.settings.editor,
+            "layers": list(self.layers),
+            "requests": [asdict(request) for request in self.requests],
+            "settings": self.settings.model_dump(mode="json"),
+            **more,
+        }
