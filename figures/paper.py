@@ -37,8 +37,8 @@ from interp.results import effects as effects_schema
 from interp.results.files import write_text
 from interp.results.records import load_records
 from interp.results.scores import modes_with_scores
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import LOOKUP
-from interp.selection.select import LayerSelection
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from interp.errors import InputError
 from interp.rules.scripts import needed
 from interp.rules.sources import Split
 from interp.settings.plain_yaml import YamlError, read_yaml_file
+from interp.settings.registered import Registered
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
 
@@ -62,6 +63,15 @@ RuleRole = Literal[
     "after",
     "last",
 ]
+
+
+def _strategies() -> dict[str, str]:
+    from interp.selection import strategies
+
+    return {strategy.name: strategy.summary for strategy in strategies.every()}
+
+
+StrategyName = Annotated[str, Registered("a strategy", _strategies, default="changepoint")]
 
 
 class ModelConfig(Section):
@@ -208,14 +218,8 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection.select`)."""
 
-    strategy: Literal[
-        "window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"
-    ] = "changepoint"
-    """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect;
-    `changepoint`: the elevated segment; `groups`: windows, for groups of forms found from the data;
-    `adaptive`: windows rule by rule; `combined`: windows, by the profile and by what `dmle
-    evidence` says of editing there, with the same weight; `sweep`: the windows at which edits of
-    `dmle sweep` succeed best, no profile."""
+    strategy: StrategyName = "changepoint"
+    """How layers are chosen: a file of `interp/selection/strategies`."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)

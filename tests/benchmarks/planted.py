@@ -45,8 +45,10 @@ from interp.config import ProfileConfig, SelectConfig, TraceConfig
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.rules.sources import Rule, RuleForm, RulePrompt
+from interp.selection.adaptive import select_for_rules
+from interp.selection.candidates import first_candidate
 from interp.selection.profiles import layer_profile
-from interp.selection.select import first_candidate, select_for_rules, select_layers
+from interp.selection.select import select_layers
 from interp.tracing.trace import trace_prompt
 from interp.tracing.windows import default_window
 

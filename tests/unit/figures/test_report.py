@@ -30,8 +30,8 @@ from interp.errors import DamagedError
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
 from interp.results.run_folder import RunFolder
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerSelection
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -292,7 +292,7 @@ def test_summary_says_what_was_traced_and_selected() -> None:
         ).text.split()
     )
     assert "6 prompts of 3 rules were traced: 4 traceable, 2 not" in said
-    assert "formula: layers 1–2 (stability 80%; 3 rules), not supported." in said
+    assert "formula: layers 1–2, not supported. strong" in said
 
 
 def test_absent_inputs_are_named_with_their_command(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import yaml
 from interp.app import commands as cli
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 from tests.unit.records import known, recorded
 
 Command = Callable[..., tuple[int, list[str]]]

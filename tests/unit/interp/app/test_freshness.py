@@ -19,7 +19,7 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.run_folder import RunFolder
 from interp.rules.sources import Rule, dump_rules
-from interp.selection.select import LayerGroup, LayerSelection, parse_layers
+from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
 from tests.unit.records import smallest
 
 STEPS = load_steps()

@@ -6,13 +6,8 @@ import xarray as xr
 
 from interp.config import ProfileConfig
 from interp.results import effects
-from interp.selection.profiles import (
-    LOOKUP,
-    bootstrap_mean,
-    layer_profile,
-    mean_by_role,
-    resample_counts,
-)
+from interp.results.intervals import bootstrap_mean, resample_counts
+from interp.selection.profiles import LOOKUP, layer_profile, mean_by_role
 
 ROLES = ("prefix", "subject_first", "subject_last", "rule_word", "rule_word", "last")
 NAMES: list[tuple[str, ...]] = [
