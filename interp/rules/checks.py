@@ -2,10 +2,9 @@
 less than it seems.
 
 `check_rules` takes any `RuleSet` and gives findings with a name, a place, what was found and what
-was expected.
-Levels: `error` (the data say something false, or a record cannot be used), `warning` (a result
-would be
-distorted: contamination, conflicts, repairs), `info` (worth knowing when results are read).
+was expected. Levels: `error` (the data say something false, or a record cannot be used), `warning`
+(a result would be distorted: contamination, conflicts, repairs), `info` (worth knowing when results
+are read).
 """
 
 import ast
@@ -237,10 +236,8 @@ def _operands(rule: Rule, known: dict[str, Rule]) -> Iterator[Finding]:
             strange = [n for n in (found or {}).values() if float(n) not in given]
             missing = _unused(found, prompt) if found and not strange else []
             if strange or missing:
-                said = (
-                    f"{', '.join(strange or missing)}"
-                    f" {'not in the prompt' if strange else 'not used'}"
-                )
+                reason = "not in the prompt" if strange else "not used"
+                said = f"{', '.join(strange or missing)} {reason}"
                 yield _finding(
                     "operands", place, f"{new!r} to {prompt!r}", f"the prompt's numbers; {said}"
                 )
@@ -464,11 +461,12 @@ _OPERATIONS = {
     "sum": r"\b(sum|add(s|ed|ing)?|plus|summ(ing|ed)|total|more than|increased)\b",
     "difference": r"\b(difference|subtract(s|ed|ing)?|minus|less|decreased|from)\b",
     "product": (
-        r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice|two|three|four|of)\b"
+        r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice"
+        r"|two|three|four|of)\b"
     ),
     "quotient": (
-        r"\b(quotient|ratio|divid(e|ed|ing)|over|per|half|halve|third|thirds|quarter|fourth|reciprocal|inverse|"
-        r"fraction|average|mean|percent)\b"
+        r"\b(quotient|ratio|divid(e|ed|ing)|over|per|half|halve|third|thirds|quarter|fourth"
+        r"|reciprocal|inverse|fraction|average|mean|percent)\b"
     ),
     "power": r"\b(square[ds]?|squaring|cube[ds]?|cubing|power|root|exponent|itself)\b",
 }

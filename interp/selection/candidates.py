@@ -59,8 +59,8 @@ def first_candidate(component: str, restored: int, identity_blocks: int, n_layer
     """First layer whose restored blocks are all behind the identity blocks; `n_layers` if there is
     none.
 
-    >>> first_candidate("mlp", 6, 1, 30), first_candidate("resid", 6, 1, 30), first_candidate("mlp", 6, 0, 30)
-    (4, 1, 0)
+    >>> [first_candidate(*place, 30) for place in (("mlp", 6, 1), ("resid", 6, 1), ("mlp", 6, 0))]
+    [4, 1, 0]
     """
     widths = (_restored(component, restored), n_layers)
     behind = (layer for layer in range(n_layers) if window(layer, *widths).start >= identity_blocks)

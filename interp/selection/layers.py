@@ -120,7 +120,7 @@ class LayerSelection(_Frozen):
             tied: Whether a model without published settings ties its embeddings.
 
         Raises:
-            InputError: There is no such group, or the named model has another depth than the selection's.
+            InputError: There is no such group, or the named model has another depth.
         """
         chosen = next((g for g in self.groups if g.name == group), None) or self.group_of(group)
         return easyedit_yaml(chosen.layers, self.n_layers, model_name, method, tied=tied)

@@ -234,7 +234,7 @@ def objections(
         few = "There is only one rule." if n_rules == 1 else f"There are only {n_rules} rules."
         against.append(few)
     if lower is not None and not lower > floor:
-        none = f"{100 * NEGLIGIBLE:.0f} % of the total effect" if floor else "zero"
+        none = f"{100 * NEGLIGIBLE:.0f} % of the total effect" if lower > 0 else "zero"
         against.append(f"The interval reaches {none}.")
     if stability < config.min_stability:
         against.append(

@@ -9,6 +9,7 @@ import xarray as xr
 import yaml
 
 from interp.app import commands as cli
+from interp.errors import InputError
 from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
 from interp.selection.layers import LayerGroup, LayerSelection, load_for_rules, parse_layers
@@ -133,7 +134,7 @@ def test_easyedit_says_when_nothing_is_published_for_a_model(model: str) -> None
         yaml.safe_load(selection.to_easyedit_yaml("formula+description", model))["lm_head_module"]
         == "lm_head"
     )
-    with pytest.raises(KeyError, match="form 'rule' is in no group"):
+    with pytest.raises(InputError, match="form 'rule' is in no group"):
         selection.to_easyedit_yaml("rule", model)
 
 

@@ -253,7 +253,7 @@ def test_rules_needed_is_where_the_clearest_effect_is_first_below_the_level(
 def test_no_number_of_rules_is_enough_without_enough_draws() -> None:
     assert rules_needed(0.0005, draws=1000, seed=0) is None  # the least p-value is 1/1001
     assert rules_needed(0.001, draws=1000, seed=0) == 10  # all 1024 flips are tried
-    assert rules_needed(0.0005, draws=100_000, seed=0) == 11
+    assert rules_needed(0.0005, draws=100_000, seed=0) == 12  # 11 by luck alone
 
 
 @pytest.mark.parametrize("pick", [window_of(3), mass_of(0.5), segment_of(2, 8)])
