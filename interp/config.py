@@ -41,18 +41,8 @@ Component = Literal[
     "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
 ]
 Direction = Literal["denoise", "noise"]
-MetricName = Literal[
-    "mean_log_prob",
-    "sum_log_prob",
-    "first_token_prob",
-    "logit_difference",
-    "log_prob_difference",
-    "negative_kl",
-]
 NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
 """How noise rules are written (see `interp.tracing.corruption`)."""
-CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
-"""Metrics that compare with the answer to a counterfactual prompt."""
 RuleRole = Literal[
     "prefix",
     "subject_first",
@@ -65,13 +55,31 @@ RuleRole = Literal[
 ]
 
 
+def _metrics() -> dict[str, str]:
+    from interp.tracing.metrics import METRICS  # which imports torch
+
+    first_lines = {
+        name: (each.function.__doc__ or "").split(".")[0] for name, each in METRICS.items()
+    }
+    return {name: " ".join(line.split()) for name, line in first_lines.items()}
+
+
+def _contrasts() -> set[str]:
+    """Metrics that compare with the answer to a counterfactual prompt."""
+    from interp.tracing.metrics import METRICS
+
+    return {name for name, each in METRICS.items() if each.needs_alternative}
+
+
 def _strategies() -> dict[str, str]:
     from interp.selection import strategies
 
     return {strategy.name: strategy.summary for strategy in strategies.every()}
 
 
-StrategyName = Annotated[str, Registered("a strategy", _strategies, default="changepoint")]
+METRIC = "mean_log_prob"
+MetricName = Annotated[str, Registered("metric", _metrics, default=METRIC)]
+StrategyName = Annotated[str, Registered("strategy", _strategies, default="changepoint")]
 
 
 class ModelConfig(Section):
@@ -144,7 +152,7 @@ class TraceConfig(Section):
     there is one."""
     answer_tokens: int = Field(default=8, ge=1, le=4096)
     """Length of a greedy answer."""
-    metrics: tuple[MetricName, ...] = Field(default=("mean_log_prob",), min_length=1)
+    metrics: tuple[MetricName, ...] = Field(default=(METRIC,), min_length=1)
     """Scores of one sweep; profiles read the first, if they are not told otherwise."""
     method: Literal["exact", "attribution", "screen"] = "exact"
     """`attribution`: the map from gradients; `screen`: gradients first, then exact where it
@@ -194,7 +202,8 @@ class TraceConfig(Section):
             self.components
         ):
             raise InputError("metrics and components may each be named once")
-        if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
+        others = set(self.metrics) - {METRIC}
+        if self.corruption == "noise" and others and (wrong := others & _contrasts()):
             raise InputError(
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set"
                 " corruption: counterfactual (--set trace.corruption=counterfactual), or choose"

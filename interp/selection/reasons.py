@@ -7,17 +7,14 @@ choice is, and whether it is significant. If it is not, the sentence says what i
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interp.config import SelectConfig
 from interp.results.intervals import interval_of
 from interp.selection.merging import Comparison
 from interp.selection.published import PUBLISHED_BLOCK
 from interp.selection.support import Choice, rules_needed
-
-if TYPE_CHECKING:
-    from interp.config import SelectConfig  # which asks the strategies for their names
 
 CONFIDENCE = 0.95
 NEGLIGIBLE = 0.01
@@ -56,11 +53,11 @@ class Finding:
     """Share of the positive effect that the layers hold."""
     candidates: int
     """How many there were to choose from."""
-    config: "SelectConfig"
+    config: SelectConfig
 
     @classmethod
     def of(
-        cls, choice: Choice, effect: np.ndarray, config: "SelectConfig", *, first: int, unit: str
+        cls, choice: Choice, effect: np.ndarray, config: SelectConfig, *, first: int, unit: str
     ) -> "Finding":
         """What there is to say of a choice.
 
@@ -171,7 +168,7 @@ def judged(
     against: Sequence[str],
     stability: float,
     n_rules: int,
-    config: "SelectConfig",
+    config: SelectConfig,
     *,
     p_value: float,
 ) -> str:
@@ -188,10 +185,9 @@ def bounds_in_words(first: int, last: int) -> str:
     return f"Only {layer_names(range(first, last + 1))} could be chosen."
 
 
-def significance(p_value: float, n_rules: int, config: "SelectConfig") -> str:
+def significance(p_value: float, n_rules: int, config: SelectConfig) -> str:
     """Whether a choice is stronger than by chance, and how many rules it takes if it cannot be.
 
-    >>> from interp.config import SelectConfig
     >>> significance(0.125, 4, SelectConfig()), significance(0.03125, 5, SelectConfig())
     ('Not significant: p = 0.125 with 4 rules (5 needed).', 'Significant: p = 0.031 with 5 rules.')
     """
@@ -212,7 +208,7 @@ def objections(
     *,
     n_rules: int,
     stability: float,
-    config: "SelectConfig",
+    config: SelectConfig,
     min_rules: int = 2,
     lower: float | None = None,
     floor: float = 0.0,

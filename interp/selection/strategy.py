@@ -7,22 +7,20 @@ strategies differ in; bounds, bootstrap, test and files are common to all.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
+from interp.config import SelectConfig
 from interp.selection.merging import Comparison
 from interp.selection.pickers import Picker
 from interp.selection.reasons import Finding
 from interp.selection.support import Agreement
 
-if TYPE_CHECKING:
-    from interp.config import SelectConfig  # which asks the strategies for their names
-
 Source = Literal["profile", "evidence", "sweep"]
 """A file of the run folder without its ending."""
 Mix = Callable[[Sequence[np.ndarray]], np.ndarray]
-Grouping = Callable[[np.ndarray, "SelectConfig"], tuple[list[tuple[int, ...]], list[Comparison]]]
+Grouping = Callable[[np.ndarray, SelectConfig], tuple[list[tuple[int, ...]], list[Comparison]]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Strategy:
 
     summary: str
     """The layers that it takes, in a few words; for the documentation and the command line."""
-    picker: "Callable[[SelectConfig], Picker]"
+    picker: Callable[[SelectConfig], Picker]
     """Picks layers from mean profiles, by the settings (see `interp.selection.pickers`)."""
     explain: Callable[[Finding], str]
     """The first sentence of the reason: what the layers are, in numbers."""

@@ -21,7 +21,7 @@ class Registered:
     """What is between the brackets of ``Annotated[str, Registered(...)]``."""
 
     kind: str
-    """What an entry is, such as "a strategy"."""
+    """What an entry is, such as "strategy"."""
     meanings: Callable[[], Mapping[str, str]]
     """By name, what each entry is, in a few words."""
     default: str
@@ -34,7 +34,7 @@ class Registered:
             InputError: It has not.
         """
         if name != self.default and name not in (known := self.meanings()):
-            raise InputError(f"{name!r} is not {self.kind}: {nearest(name, list(known))}")
+            raise InputError(f"no such {self.kind}; {nearest(name, list(known))}")
         return name
 
     def __get_pydantic_core_schema__(

@@ -29,7 +29,7 @@ def get(name: str) -> "Strategy":
         InputError: There is none.
     """
     if name not in names():
-        raise InputError(f"there is no strategy {name!r}: {nearest(name, list(names()))}")
+        raise InputError(f"no such strategy {name!r}; {nearest(name, list(names()))}")
     return replace(import_module(f"{__name__}.{name}").STRATEGY, name=name)
 
 
