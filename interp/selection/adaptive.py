@@ -20,7 +20,7 @@ from interp.results.intervals import interval_of, mean_of_known, resampled_means
 from interp.selection import strategies
 from interp.selection.candidates import effects_of
 from interp.selection.layers import LayerGroup, LayerSelection
-from interp.selection.reasons import Finding, objections, own_window, sentences
+from interp.selection.reasons import Finding, objections, own_window, percent, sentences
 from interp.selection.select import Task, select_group, selection_of, with_fallback
 from interp.selection.shrinkage import roughness_variance, shrink
 from interp.selection.support import Choice, chance
@@ -184,7 +184,7 @@ def _rule_group(population: _Population, i: int) -> LayerGroup:
     )
     reason = sentences(
         own_window(finding, n_rules=n_rules, kept=kept, source=population.noise_source),
-        f"The same layers win in {choice.stability:.0%} of draws.",
+        f"The same layers win in {percent(choice.stability)} of draws.",
         *against,
         task.limits,
     )

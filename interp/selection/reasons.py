@@ -109,8 +109,10 @@ def measured(score: float, lower: float, upper: float, unit: str = "") -> str:
     ('0.375 nats per token, 95 % CI 0.315–0.435', '0.100, 95 % CI −0.200 to 0.400')
     """
     of = f" {unit.replace('answer token', 'token')}" if unit else ""
+    if lower == upper:  # one rule resamples to itself
+        return f"{number(score)}{of}"
     to = " to " if lower < 0 else "–"
-    return f"{number(score)}{of}, {100 * CONFIDENCE:.0f} % CI {number(lower)}{to}{number(upper)}"
+    return f"{number(score)}{of}, {percent(CONFIDENCE)} CI {number(lower)}{to}{number(upper)}"
 
 
 def layer_names(layers: Sequence[int]) -> str:
@@ -159,8 +161,8 @@ def own_window(finding: Finding, *, n_rules: int, kept: float, source: str) -> s
     one = len(finding.layers) == 1
     return (
         f"{finding.names} {'has' if one else 'have'} the highest {finding.effect} of this rule"
-        f" ({finding.measured}). {kept:.0%} of its deviation from the mean over"
-        f" {rules_in_words(n_rules)} is kept, as its {source} says."
+        f" ({finding.measured}). Of its deviation from the mean over {rules_in_words(n_rules)},"
+        f" {percent(kept)} is kept. The rest is taken for noise, by its {source}."
     )
 
 
@@ -188,8 +190,10 @@ def bounds_in_words(first: int, last: int) -> str:
 def significance(p_value: float, n_rules: int, config: SelectConfig) -> str:
     """Whether a choice is stronger than by chance, and how many rules it takes if it cannot be.
 
-    >>> significance(0.125, 4, SelectConfig()), significance(0.03125, 5, SelectConfig())
-    ('Not significant: p = 0.125 with 4 rules (5 needed).', 'Significant: p = 0.031 with 5 rules.')
+    >>> significance(0.125, 4, SelectConfig())
+    'Not significant: p = 0.125 with 4 rules (at least 5 needed).'
+    >>> significance(0.03125, 5, SelectConfig())
+    'Significant: p = 0.031 with 5 rules.'
     """
     shown = "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"
     said = f"{shown} with {rules_in_words(n_rules)}"
@@ -201,7 +205,8 @@ def significance(p_value: float, n_rules: int, config: SelectConfig) -> str:
     needed = rules_needed(config.level, draws=config.bootstrap, seed=config.seed)
     if needed is None:
         return f"Not significant{level}: {said} (more draws needed: raise select.bootstrap)."
-    return f"Not significant{level}: {said}{f' ({needed} needed)' if needed > n_rules else ''}."
+    few = f" (at least {needed} needed)" if needed > n_rules else ""
+    return f"Not significant{level}: {said}{few}."
 
 
 def objections(
@@ -227,10 +232,13 @@ def objections(
     """
     against = []
     if n_rules < min_rules:
-        few = "There is only one rule." if n_rules == 1 else f"There are only {n_rules} rules."
-        against.append(few)
+        against.append(
+            "There is only one rule."
+            if n_rules == 1
+            else f"There are only {n_rules} rules, and {min_rules} are needed."
+        )
     if lower is not None and not lower > floor:
-        none = f"{100 * NEGLIGIBLE:.0f} % of the total effect" if lower > 0 else "zero"
+        none = f"{percent(NEGLIGIBLE)} of the total effect" if lower > 0 else "zero"
         against.append(f"The interval reaches {none}.")
     if stability < config.min_stability:
         against.append(
@@ -259,6 +267,7 @@ def fallback_in_words(n_layers: int, chosen: str) -> str:
 def grouping_in_words(first: Sequence[str], second: Sequence[str], made: Comparison) -> str:
     """Why two groups of forms share layers, or do not."""
     names = " and ".join("+".join(forms) for forms in (first, second))
+    alike = f"{made.correlation:.2f}".replace("-", "−")
     verdict = (
         "share their layers, since their profiles do not differ"
         if made.merged
@@ -266,7 +275,7 @@ def grouping_in_words(first: Sequence[str], second: Sequence[str], made: Compari
     )
     shown = "p < 0.001" if made.p_value < 0.001 else f"p = {made.p_value:.3f}"
     return (
-        f"{names} {verdict} ({shown}, correlation {made.correlation:.2f},"
+        f"The forms {names} {verdict} ({shown}, correlation {alike},"
         f" {rules_in_words(made.n_rules)})."
     )
 
@@ -279,6 +288,11 @@ def sentences(*parts: str) -> str:
 def rules_in_words(n: int) -> str:
     """A number of rules."""
     return f"{n} rule{'' if n == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    """A share of a sentence."""
+    return f"{100 * share:.0f} %"
 
 
 def number(value: float) -> str:

@@ -9,7 +9,7 @@ from interp.selection.support import overlap
 def explain(finding: Finding) -> str:
     """How high the effect is inside and outside."""
     if finding.outside is None:
-        return f"{finding.names} is the only candidate. Its {finding.effect} is {finding.measured}."
+        return f"{finding.names} is the only candidate ({finding.effect} {finding.measured})."
     one = len(finding.layers) == 1
     return (
         f"{finding.names} {'has' if one else 'have'} a higher {finding.effect}"

@@ -38,8 +38,8 @@ def explain(finding: Finding) -> str:
     """How far the mean of the measures is above the mean of all layers."""
     return (
         f"{finding.names} are best by two measures together: the {finding.effect}, and what"
-        f" `dmle evidence` measured. Their mean lies {finding.measured} above that of all"
-        " candidates."
+        f" `dmle evidence` measured. Their mean is above that of all candidates"
+        f" ({finding.measured})."
     )
 
 

@@ -224,13 +224,11 @@ def test_mass_selects_scattered_layers_by_hand() -> None:
     assert first.layers == (2, 9) and second.layers == (7,) and selection.width == 2
     assert first.score == pytest.approx(2, abs=0.02) and first.stability == 1 and first.supported
     assert first.reason.startswith("Layers 2, 9 hold 6")
-    assert "No smaller set of layers holds 60%." in first.reason
+    assert "No smaller set of layers holds 60 %." in first.reason
     most = select_layers(data, SelectConfig(strategy="mass", share=0.6, max_width=1))
     assert len(most.layers_of("formula")) == 1 and most.layers_of("formula")[0] in (2, 9)
-    assert (
-        len(select_layers(data, SelectConfig(strategy="mass", min_width=4)).layers_of("instance"))
-        == 4
-    )
+    four = select_layers(data, SelectConfig(strategy="mass", min_width=4)).group_of("instance")
+    assert len(four.layers) == 4 and "select.min_width asks for 4 layers." in four.reason
 
 
 def test_changepoint_finds_segments_of_any_width() -> None:
@@ -308,7 +306,7 @@ def test_adaptive_gives_each_rule_its_own_layers_where_maps_are_clear() -> None:
             group.n_rules == 1 and (group.stability or 0) > 0.9 for group in selection.groups
         )
         assert selection.strategy == "adaptive" and selection.provenance["rule"] == f"rule{i}"
-        assert "of its deviation from the mean over 12 rules is kept" in selection.groups[0].reason
+        assert "Of its deviation from the mean over 12 rules, " in selection.groups[0].reason
     population = select_layers(data, config)
     assert population.layers_of("formula") == (6, 7, 8) and population.strategy == "adaptive"
 
@@ -319,8 +317,8 @@ def test_adaptive_believes_the_standard_errors_that_the_profile_stores() -> None
     noisy = data.assign(effect_se=data["effect"] * 0 + 1e6)
     for selection in select_for_rules(noisy).values():
         assert [g.layers for g in selection.groups] == [g.layers for g in population.groups]
-        assert " 0% of its deviation" in selection.groups[0].reason
-        assert "is kept, as its standard error says" in selection.groups[0].reason
+        kept = ", 0 % is kept. The rest is taken for noise, by its standard error."
+        assert kept in selection.groups[0].reason
     exact = data.assign(effect_se=data["effect"] * 0)
     for i, selection in enumerate(select_for_rules(exact).values()):
         scores = (
@@ -405,7 +403,7 @@ def test_few_rules_are_undecided_since_no_test_could_tell() -> None:
     for rules, supported in ((4, False), (5, True)):
         group = select_layers(planted(rules=rules)).groups[0]
         assert group.supported == supported and group.p_value == 0.5**rules
-        said = "Not significant: p = 0.062 with 4 rules (5 needed)."
+        said = "Not significant: p = 0.062 with 4 rules (at least 5 needed)."
         assert group.objections == (() if supported else (said,))
         assert group.reason.endswith("Significant: p = 0.031 with 5 rules." if supported else said)
     assert (
@@ -437,7 +435,7 @@ def test_the_fallback_takes_the_published_layers_and_says_so() -> None:
         assert group.reason.startswith(
             "These are the published layers 4–8 of models with 28 to 32 blocks, scaled to 10 blocks"
         )
-        assert group.reason.endswith("Not significant: p = 0.125 with 3 rules (5 needed).")
+        assert group.reason.endswith("Not significant: p = 0.125 with 3 rules (at least 5 needed).")
     values = data["effect"].sel(
         component="mlp", role=LOOKUP, form="instance", layer=[1, 2, 3, 4, 5]
     )
