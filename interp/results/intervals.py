@@ -38,9 +38,9 @@ def percentile_interval(
     Returns:
         lower and upper, each of shape (...).
 
-    >>> lower, upper = percentile_interval(np.arange(101.0), 0.9)
+    >>> lower, upper = percentile_interval(np.arange(101.0), 0.5)
     >>> float(lower), float(upper)
-    (5.0, 95.0)
+    (25.0, 75.0)
     """
     tail = 100 * (1 - confidence) / 2
     flat = draws.reshape(len(draws), -1)
