@@ -461,6 +461,7 @@ def _select(context: Context) -> str:
     from interp.selection.adaptive import select_for_rules
     from interp.selection.from_sweep import select_from_sweep
     from interp.selection.layers import save_for_rules
+    from interp.selection.reasons import layer_names
     from interp.selection.select import select_layers
 
     config, run = context.settings(SelectConfig), context.run
@@ -493,7 +494,9 @@ def _select(context: Context) -> str:
             f"select.width = {config.width} is not read by the strategy {strategy.name}, which"
             " sets its own"
         )
-    lines = [f"{group.name}: {group.reason}" for group in selection.groups]
+    lines = []
+    for group in selection.groups:
+        lines += [f"{group.name}: {layer_names(group.layers)}", f"  {group.reason}"]
     return "\n".join([*lines, *more, f"selection: {path}"])
 
 
