@@ -46,7 +46,7 @@ from interp.results.effects import (
 from interp.results.scores import WITHOUT_FLOOR, per_rule
 from interp.selection import shown
 from interp.selection.layers import LayerSelection
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 
 SCREEN_DPI = 150
 """Pixels per inch on a screen: type of 7 points is small at the usual 100."""

@@ -16,8 +16,8 @@ from figures import style
 from figures.layer_profile import band_note, draw_layer_profile, has_data
 from interp.errors import InputError
 from interp.selection.layers import LayerGroup, LayerSelection
-from interp.selection.profiles import LOOKUP
 from interp.selection.reasons import layer_names, rules_in_words, runs
+from interp.vocabulary import LOOKUP
 
 TITLE_CHARACTERS = 44
 """Longest line of a title in a panel of half the page."""

@@ -24,8 +24,8 @@ from figures import style
 from figures.layer_profile import has_data
 from interp.errors import InputError
 from interp.results.intervals import bootstrap_mean
-from interp.selection.profiles import LOOKUP
 from interp.selection.reasons import runs
+from interp.vocabulary import LOOKUP
 
 REGRET_COLUMNS = (
     "strategy",

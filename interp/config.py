@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 
 from interp.errors import InputError
 from interp.rules.scripts import needed
-from interp.rules.sources import Split
 from interp.settings.plain_yaml import YamlError, read_yaml_file
 from interp.settings.registered import Registered
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
+from interp.vocabulary import Component, CorruptedSpan, Direction, Role, Split
 
 __all__ = [
     "ConfigError",
@@ -36,23 +36,8 @@ Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Resamples = Annotated[int, Field(le=100_000)]
 """Draws of a bootstrap or a test: each is a row of an array in memory."""
 
-CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
-Component = Literal[
-    "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
-]
-Direction = Literal["denoise", "noise"]
 NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
 """How noise rules are written (see `interp.tracing.corruption`)."""
-RuleRole = Literal[
-    "prefix",
-    "subject_first",
-    "subject_middle",
-    "subject_last",
-    "rule_word",
-    "number",
-    "after",
-    "last",
-]
 
 
 def _metrics() -> dict[str, str]:
@@ -117,7 +102,7 @@ class TraceConfig(Section):
     """Splits that are traced, among rules that have a split: layers are not chosen on rules that
     test edits."""
     components: tuple[Component, ...] = ("resid", "mlp", "attn")
-    positions: Literal["all"] | tuple[RuleRole, ...] = (
+    positions: Literal["all"] | tuple[Role, ...] = (
         "subject_first",
         "subject_middle",
         "subject_last",
@@ -217,7 +202,7 @@ class ProfileConfig(Section):
 
     metric: MetricName | None = None
     """Which of the traced metrics; the first, if none is named."""
-    lookup_roles: tuple[RuleRole, ...] = ("subject_last", "rule_word")
+    lookup_roles: tuple[Role, ...] = ("subject_last", "rule_word")
     """Roles averaged into the profile that the selection reads: where editors look a rule up."""
     bootstrap: Resamples = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)

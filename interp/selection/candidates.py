@@ -16,10 +16,10 @@ from interp.config import SelectConfig
 from interp.errors import InputError, NotTraceableError
 from interp.results.intervals import mean_of_known
 from interp.selection.pickers import block_shares
-from interp.selection.profiles import LOOKUP
 from interp.selection.reasons import NEGLIGIBLE
 from interp.selection.strategy import Strategy
 from interp.tracing.windows import window
+from interp.vocabulary import LOOKUP
 
 
 @dataclass(frozen=True)

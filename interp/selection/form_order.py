@@ -37,8 +37,8 @@ from interp.config import SelectConfig
 from interp.results.intervals import bootstrap_mean
 from interp.selection.candidates import candidate_windows
 from interp.selection.pickers import ROUNDING
-from interp.selection.profiles import LOOKUP
 from interp.selection.support import signs
+from interp.vocabulary import LOOKUP
 
 PAPER = (("instance",), ("formula", "description"))
 """The published order: instances later than formula and description."""

@@ -12,11 +12,11 @@ from interp.results.files import damaged, read_json, write_json
 from interp.rules.schema import explain
 from interp.selection.exports import Method, easyedit_yaml
 from interp.selection.shown import selection_html, selection_markdown
+from interp.vocabulary import FORMS
 
 SCHEMA = "dmle.selection/1"
 RULES_SCHEMA = "dmle.selections/1"
 WHAT = "layer selection"
-FORMS = ("formula", "description", "instance")
 _RANGE = re.compile(r"\s*([0-9]{1,18})\s*(?:-\s*([0-9]{1,18})\s*)?")
 
 

@@ -48,7 +48,6 @@ from interp.selection.candidates import (
 )
 from interp.selection.layers import SCHEMA, LayerGroup, LayerSelection
 from interp.selection.pickers import block_shares
-from interp.selection.profiles import LOOKUP
 from interp.selection.published import published_block
 from interp.selection.reasons import (
     Finding,
@@ -61,6 +60,7 @@ from interp.selection.reasons import (
 )
 from interp.selection.strategy import Strategy
 from interp.selection.support import chance, choose
+from interp.vocabulary import LOOKUP
 
 EVIDENCE_SCHEMA = "dmle.evidence/1"
 KEPT = (

@@ -8,7 +8,7 @@ import xarray as xr
 
 from interp.results.display import cell_table
 from interp.results.tables import MISSING, escape_markdown, markdown
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 
 if TYPE_CHECKING:
     from interp.selection.layers import LayerGroup, LayerSelection  # which show themselves by this

@@ -30,8 +30,8 @@ from interp.results import effects
 from interp.selection import strategies
 from interp.selection.candidates import candidate_windows
 from interp.selection.pickers import Picker, block_shares
-from interp.selection.profiles import LOOKUP
 from interp.selection.support import Agreement, choose
+from interp.vocabulary import LOOKUP
 
 STRATEGIES: dict[str, tuple[Picker, Agreement]] = {
     name: (strategies.get(name).picker(SelectConfig()), strategies.get(name).agreement)

@@ -14,10 +14,10 @@ from interp.config import SelectConfig, TraceConfig
 from interp.errors import InputError
 from interp.selection import strategies
 from interp.selection.adaptive import select_for_rules
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import select_layers
 from interp.tracing import metrics
 from interp.tracing.metrics import METRICS, Target
+from interp.vocabulary import LOOKUP
 
 ROOT = Path(__file__).parents[3]
 FORMS = ["formula", "description", "instance"]

@@ -10,7 +10,7 @@ import xarray as xr
 from interp.config import SelectConfig
 from interp.selection import baselines
 from interp.selection.layers import LayerSelection, parse_layers
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 
 
 def test_published_layers_are_the_same_for_every_group() -> None:

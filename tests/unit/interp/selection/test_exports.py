@@ -13,7 +13,7 @@ from interp.errors import InputError
 from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
 from interp.selection.layers import LayerGroup, LayerSelection, load_for_rules, parse_layers
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 from tests.unit.records import known, recorded
 
 

@@ -22,9 +22,9 @@ from interp.selection.layers import (
     parse_layers,
     save_for_rules,
 )
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import select_layers
 from interp.tracing.windows import window
+from interp.vocabulary import LOOKUP
 
 FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8
