@@ -21,6 +21,7 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
 from interp.selection.from_sweep import select_from_sweep
+from interp.vocabulary import LOOKUP, ROLES
 from tests.unit.records import recorded
 
 Command = Callable[..., tuple[int, str]]
@@ -252,10 +253,11 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     )
 
     times = {path: path.stat().st_mtime_ns for path in cells}
-    effects.save(_profile(n_layers), run / "profile.nc")
+    profile = _profile(n_layers).reindex(role=[*ROLES, LOOKUP])
+    effects.save(profile, run / "profile.nc")
     code, said = dmle("sweep", "--config", config, "--run", run)
     assert code == 2 and "does not say what it was made with" in said
-    effects.save(recorded(_profile(n_layers), "profile", "profile"), run / "profile.nc")
+    effects.save(recorded(profile, "profile", "profile"), run / "profile.nc")
     assert dmle("sweep", "--config", config, "--run", run)[0] == 0
     assert {
         path: path.stat().st_mtime_ns for path in cells

@@ -13,7 +13,7 @@ from interp.errors import InputError
 from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
 from interp.selection.layers import LayerGroup, LayerSelection, load_for_rules, parse_layers
-from interp.vocabulary import LOOKUP
+from interp.vocabulary import LOOKUP, ROLES
 from tests.unit.records import known, recorded
 
 
@@ -150,6 +150,8 @@ def save_profile(path: Path) -> None:
         {
             "effect": (("rule", "form", "component", "role", "layer"), effect),
             "te": ("form", np.ones(3)),
+            "total_effect": (("rule", "form"), np.ones((6, 3))),
+            "traceable": (("rule", "form"), np.ones((6, 3), dtype=bool)),
         },
         coords={
             "rule": list("abcdef"),
@@ -160,6 +162,7 @@ def save_profile(path: Path) -> None:
         },
         attrs={"model": "smollm2-135m"},
     )
+    profile = profile.reindex(role=np.array([*ROLES, LOOKUP], dtype=object))
     effects.save(recorded(profile, "profile", "profile"), path)
 
 
