@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from editing.edits.requests import EditRequest
     from editing.studies.arms import Place
     from interp.app.freshness import Made
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
 REMARKS_SHOWN = 12
 ANSWERS_SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
@@ -78,7 +78,7 @@ def selected_layers(context: Context, config: EditConfig) -> "LayerSelection | N
         StaleError: It was made for another model.
     """
     from editing.studies.arms import check_selection
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
     if not reads_selection(config):
         return None

@@ -15,7 +15,7 @@ from editing.editors.registry import block_of, needs, selection_of
 from interp.errors import StaleError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 from interp.vocabulary import FORMS, RuleForm
 
 Statistics = Callable[[Sequence[int]], Covariances]

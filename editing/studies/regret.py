@@ -19,7 +19,6 @@ from editing.config import SweepConfig
 from editing.studies.layer_sweep import Block, arm_table, group_name, layers_text
 from editing.studies.regret_measures import (
     left_out,
-    mean_interval,
     rank_correlation,
     regret_of,
     window_effects,
@@ -28,18 +27,16 @@ from interp.config import SelectConfig
 from interp.errors import InputError
 from interp.results import effects
 from interp.results.files import write_text
+from interp.results.intervals import mean_interval
 from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
-from interp.selection import baselines
-from interp.selection.select import LayerSelection, select_layers
+from interp.selection import baselines, strategies
+from interp.selection.layers import LayerSelection
+from interp.selection.select import select_layers
 from interp.vocabulary import LOOKUP, RuleForm
 
 REGRET_SCHEMA = "dmle.regret/1"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
-COMBINED = "combined"
-STRATEGIES = ("window", "mass", "changepoint", "groups")
-"""Strategies that are held against the oracle; a rule's own selection (adaptive) needs its
-trace."""
 TEXTS = ("strategy", "group", "layers", "supported")
 """Columns that hold no numbers."""
 COLUMNS = (
@@ -126,18 +123,22 @@ def choices(
 ) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does
-    not give all forms of a group the same layers chooses none for it.
+    Strategies that read evidence (`dmle evidence`) are left out where there is none. A selection
+    that does not give all forms of a group the same layers chooses none for it.
     """
     n_layers = profile.sizes["layer"]
     base = select.model_copy(update={"width": config.width, "groups": config.groups})
-    made: dict[str, LayerSelection] = {
-        name: select_layers(profile, base.model_copy(update={"strategy": name}))
-        for name in STRATEGIES
-    }
-    if evidence is not None:
-        combined = base.model_copy(update={"strategy": COMBINED})
-        made[COMBINED] = select_layers(profile, combined, evidence=evidence)
+    made: dict[str, LayerSelection] = {}
+    for strategy in strategies.every():
+        # A rule's own selection needs its trace, and a sweep is what choices are held against.
+        if strategy.by_rule or "sweep" in strategy.reads:
+            continue
+        reads = "evidence" in strategy.reads
+        if reads and evidence is None:
+            continue
+        own = base.model_copy(update={"strategy": strategy.name})
+        read = evidence if reads else None
+        made[strategy.name] = select_layers(profile, own, evidence=read)
     made["published"] = baselines.published(n_layers, config.groups)
     made["best-layer"] = baselines.best_layer(profile, base)
     made["all"] = baselines.all_layers(n_layers, config.groups)
@@ -240,7 +241,7 @@ def _gain(gain: np.ndarray, config: SweepConfig) -> dict[str, float]:
     gain = gain[~np.isnan(gain)]
     if not len(gain):
         return {}
-    lower, upper = mean_interval(gain, seed=0, **_options(config))
+    lower, upper = mean_interval(gain, draws=config.resamples, confidence=config.confidence, seed=0)
     return {
         "against_default": float(gain.mean()),
         "against_lower": lower,

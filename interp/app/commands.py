@@ -21,6 +21,7 @@ from interp.app.rules_commands import app as rules_app
 from interp.app.steps import CHAIN
 from interp.errors import DmleError
 from interp.results.printing import one_line, say
+from interp.selection import strategies
 
 FAILED, STOPPED = 2, 130
 
@@ -72,11 +73,9 @@ def select(
     *,
     strategy: Annotated[
         str | None,
-        Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep."),
+        Parameter(help=f"One of {', '.join(strategies.names())}."),
     ] = None,
-    width: Annotated[
-        int | None, Parameter(help="Layers of window, groups, adaptive and combined.")
-    ] = None,
+    width: Annotated[int | None, Parameter(help="Layers of strategies that take windows.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
     export_dmle: Annotated[
         Path | None, Parameter(help="Also write the published driver's config.json here.")
@@ -89,7 +88,7 @@ def select(
 ) -> None:
     """Choose the layers to edit, for each group of forms, with the evidence for the choice.
 
-    The strategy adaptive also writes a selection for each rule, `selection-rules.json`.
+    A strategy that chooses rule by rule also writes `selection-rules.json`.
 
     For example:
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.models.loading import LanguageModel
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
 Assignments = Mapping[str, Any] | Sequence[tuple[str, Any]]
 """Values by ``section.key``; a section may also be given as a whole. None is the default."""
@@ -190,7 +190,7 @@ class Run:
             RunError: None are selected yet.
             DamagedError: The file is damaged.
         """
-        from interp.selection.select import LayerSelection
+        from interp.selection.layers import LayerSelection
 
         return LayerSelection.load(self.context.run.need("selection.json", "select"))
 

@@ -10,14 +10,12 @@ from interp.app.steps import Context, Step
 from interp.config import ProfileConfig, SelectConfig
 from interp.errors import DmleError
 from interp.results.files import write_text
+from interp.selection import strategies
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from interp.selection.select import LayerSelection
-
-OWN_WIDTH = ("mass", "changepoint", "sweep")
-"""Strategies that set the width themselves."""
+    from interp.selection.layers import LayerSelection
 
 
 def _profile(context: Context) -> str:
@@ -64,10 +62,8 @@ def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
 
 def _read_by_select(context: Context) -> tuple[str, ...]:
     """Files that the selection's strategy reads."""
-    strategy = context.settings(SelectConfig).strategy
-    if strategy == "sweep":
-        return ("sweep.nc",)
-    return ("profile.nc", "evidence.nc") if strategy == "combined" else ("profile.nc",)
+    strategy = strategies.get(context.settings(SelectConfig).strategy)
+    return tuple(f"{source}.nc" for source in strategy.reads)
 
 
 def _fresh(context: Context, names: Sequence[str]) -> None:
@@ -82,32 +78,34 @@ def _fresh(context: Context, names: Sequence[str]) -> None:
 def _selected(context: Context) -> "tuple[LayerSelection, dict[str, LayerSelection] | None]":
     """The selection of the run, and one for each rule by a strategy that makes them."""
     from interp.results import effects
+    from interp.selection.adaptive import select_for_rules
     from interp.selection.from_sweep import select_from_sweep
-    from interp.selection.select import select_for_rules, select_layers
+    from interp.selection.select import select_layers
 
     config, run = context.settings(SelectConfig), context.run
-    if config.strategy == "sweep":
-        return select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config), None
-    profile = effects.load(run.need("profile.nc", "profile"))
+    strategy = strategies.get(config.strategy)
+    read = {name: effects.load(run.need(f"{name}.nc", name)) for name in strategy.reads}
+    if "sweep" in read:
+        return select_from_sweep(read["sweep"], config), None
+    profile = read["profile"]
     _order_of_forms(context, profile)  # of this selection's component
-    combined = config.strategy == "combined"
-    evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
-    selection = select_layers(profile, config, evidence=evidence)
-    return selection, select_for_rules(profile, config) if config.strategy == "adaptive" else None
+    selection = select_layers(profile, config, evidence=read.get("evidence"))
+    return selection, select_for_rules(profile, config) if strategy.by_rule else None
 
 
 def _select(context: Context) -> str:
     from interp.app import freshness
-    from interp.selection.select import save_for_rules
+    from interp.selection.layers import save_for_rules
+    from interp.selection.reasons import layer_names
 
     config, folder = context.settings(SelectConfig), context.run.path
     selection, of_rules = _selected(context)
     record = freshness.made(context, "select", ["select"], inputs=_read_by_select(context))
     provenance = {**selection.provenance, freshness.RECORD: record.model_dump(mode="json")}
     selection = selection.model_copy(update={"provenance": provenance})
-    lines = [
-        f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups
-    ]
+    lines = []
+    for group in selection.groups:
+        lines += [f"{group.name}: {layer_names(group.layers)}", f"  {group.reason}"]
     path = folder / "selection-rules.json"
     if of_rules is None:
         path.unlink(missing_ok=True)  # of another strategy's run
@@ -115,7 +113,7 @@ def _select(context: Context) -> str:
         save_for_rules(of_rules, path)
         lines.append(f"selections rule by rule: {path}")
     selection.save(folder / "selection.json")
-    if "width" in config.model_fields_set and config.strategy in OWN_WIDTH:
+    if "width" in config.model_fields_set and strategies.get(config.strategy).size != "width":
         lines.append(
             f"select.width = {config.width} is not read by the strategy {config.strategy}, which"
             " sets its own"

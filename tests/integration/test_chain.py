@@ -16,6 +16,7 @@ import yaml
 
 from editing.closed_form.covariance import Covariances
 from editing.config import EditConfig
+from editing.editors import memit
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
 from editing.evaluation.evaluate import COLUMNS, items_of
@@ -25,8 +26,7 @@ from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.results.run_folder import RunError
 from interp.rules.sources import Rule, dump_rules, load_rules
-from interp.selection.select import LayerSelection
-from tests.unit.editing_making import edit_with
+from interp.selection.layers import LayerSelection
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 
@@ -263,9 +263,7 @@ def test_an_edit_of_the_embedded_model_reverts_bit_for_bit(smol: LanguageModel) 
     # Statistics and search are as cheap as can be: it is about the weights.
     statistics = Covariances({5: 0.01 * torch.eye(1536)}, smol.weight_hash, 0, {})
     requests = requests_of(rule, "subject_last")[:1]
-    delta = edit_with(
-        "memit", smol, requests, [5], statistics, ("",), EditConfig(steps=2, ridge=0.01)
-    )
+    delta = memit.edit(smol, requests, [5], statistics, ("",), EditConfig(steps=2, ridge=0.01))
     assert all(torch.equal(p, before[name]) for name, p in smol.parameters.items())
     with delta.applied(smol), torch.no_grad():
         assert (smol.logits(ids, keep=1) - unedited).abs().max() > 1e-3
