@@ -9,10 +9,10 @@ from editing.names import editor_names, known_editor
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
 from interp.errors import InputError
-from interp.rules.sources import RuleForm, Split
 from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
+from interp.vocabulary import RuleForm, Split
 
 Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from editing.edits.protocol import Edit
     from editing.studies.planned import Planned
     from interp.app.freshness import Made
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
 SHOWN = 12
 _SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
@@ -309,7 +309,7 @@ def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerS
         StaleError: It, or the selection that an arm names, was made for another model.
     """
     from editing.editors.registry import needs
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
     every = list(arms)
     for settings in every:

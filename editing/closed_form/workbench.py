@@ -18,7 +18,7 @@ from editing.edits.requests import EditRequest
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 
 @dataclass(frozen=True)

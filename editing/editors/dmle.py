@@ -33,7 +33,7 @@ from editing.closed_form.workbench import Workbench
 from editing.editors.registry import register, solver
 from editing.edits.delta import EditDelta, merge
 from editing.edits.requests import EditRequest, of_forms
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 
 @register("dmle", needs=("statistics", "groups"))

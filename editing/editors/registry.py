@@ -30,7 +30,7 @@ from editing.edits.requests import words_of
 from editing.evaluation.scoring import question_of, teacher_forced
 from editing.names import editor_names
 from interp.errors import InputError
-from interp.selection.select import LayerSelection, parse_layers
+from interp.selection.layers import LayerSelection, parse_layers
 from interp.settings.section import Section, explained
 
 Need = Literal["statistics", "groups", "training rules"]

@@ -30,9 +30,10 @@ from interp.rules.derivation import (
     unify,
 )
 from interp.rules.expressions import ExpressionError, names, parse, to_sympy, tree
-from interp.rules.sources import FORMS, Probe, Rule, RuleForm, RulePrompt, RuleSet
+from interp.rules.sources import Probe, Rule, RulePrompt, RuleSet
 from interp.rules.spans import char_spans, subject_spans
 from interp.rules.units import UnitError, check_dimensions
+from interp.vocabulary import FORMS, RuleForm
 
 Level = Literal["error", "warning", "info"]
 LEVELS: tuple[Level, ...] = ("error", "warning", "info")

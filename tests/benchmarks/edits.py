@@ -36,7 +36,7 @@ from editing.edits.requests import EditRequest, requests_of, words_of
 from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
 from interp.rules.sources import load_rules
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 from tests.unit.editing_making import edit_with
 
 RULE = "rectangle-perimeter"

@@ -9,7 +9,7 @@ from editing.config import EditorSettings
 from editing.editors.registry import edit
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 
 def bench_of(

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from figures.paper import ANSWER_NUMBERS
 from figures.report import (
     ANSWER_COLUMNS,
     LIMIT,
@@ -30,8 +31,8 @@ from interp.errors import DamagedError
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
 from interp.results.run_folder import RunFolder
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerSelection
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -288,11 +289,17 @@ def test_summary_says_what_was_traced_and_selected() -> None:
     effects["corrupted"].values[0] = [4, 6, 4, 6]  # no total effect
     said = " ".join(
         Page(
-            page(RunResults("x", effects=effects, selection=selection(supported=False)))
+            page(
+                RunResults(
+                    "x",
+                    effects=effects,
+                    selection=selection(supported=False, reason="It is strong."),
+                )
+            )
         ).text.split()
     )
     assert "6 prompts of 3 rules were traced: 4 traceable, 2 not" in said
-    assert "formula: layers 1–2 (stability 80%; 3 rules), not supported." in said
+    assert "formula: layers 1–2, not supported. It is strong." in said
 
 
 def test_absent_inputs_are_named_with_their_command(tmp_path: Path) -> None:
@@ -327,6 +334,8 @@ def test_damaged_inputs_say_how_to_mend_them(tmp_path: Path) -> None:
 
 def test_step_writes_the_page_beside_its_inputs(tmp_path: Path) -> None:
     rows = answers(2)
+    numbers = rows.columns.intersection(list(ANSWER_NUMBERS))
+    rows = rows.astype(object).assign(**rows[numbers].apply(pd.to_numeric))
     save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     said = REPORT.run(Context(RunFolder(tmp_path), {}))
     assert str(tmp_path / "report.html") in said and not REPORT.needs_model

@@ -27,7 +27,7 @@ from editing.edits.remarks import doubtful
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import (
     averaged_key,

@@ -18,7 +18,7 @@ from editing.edits.requests import EditRequest, requests_of
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import LayerGroup, LayerSelection, parse_layers
+from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
 from tests.unit.editing_making import edit_with
 from tests.unit.editing_reference import averaged_key, second_moment, state
 
