@@ -3,7 +3,7 @@
 `make house` prints the table and the worst places. It needs no package but Python, so that it can
 measure an older checkout, too:
 
-    python tests/benchmarks/house.py [ROOT] [--worst 5]
+    python tests/benchmarks/house.py [ROOT] [--worst 5] [--write]
 
 How things are counted: the modules are those of `interp`, `editing` and `figures`. A function is a
 `def`, nested or not, from its first line to its last. Complexity is McCabe's, with the rules of
@@ -256,6 +256,23 @@ def worst(house: House, n: int) -> dict[str, list[str]]:
     }
 
 
+def with_values(text: str, rows: Iterable[Row]) -> str:
+    """ARCHITECTURE.md with the column *now* of its table brought up to date.
+
+    Raises:
+        ValueError: The table lacks a row.
+    """
+    lines = text.splitlines()
+    cells = {line.split("|")[1].strip(): n for n, line in enumerate(lines) if line.startswith("|")}
+    for row in rows:
+        if row.name not in cells:
+            raise ValueError(f"ARCHITECTURE.md has no row {row.name!r}")
+        parts = lines[cells[row.name]].split("|")
+        parts[3] = f" {row.value} "
+        lines[cells[row.name]] = "|".join(parts)
+    return "\n".join(lines) + "\n"
+
+
 def percentile(values: Sequence[int], share: float) -> float:
     """A percentile, between two values where it falls there.
 
@@ -300,8 +317,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the size and shape of the code.")
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).parents[2])
     parser.add_argument("--worst", type=int, default=5, help="how many of each are named")
+    parser.add_argument("--write", action="store_true", help="put the values in ARCHITECTURE.md")
     given = parser.parse_args(arguments)
     house = House.read(given.root)
+    if given.write:
+        page = given.root / "ARCHITECTURE.md"
+        page.write_text(with_values(page.read_text(encoding="utf-8"), table(house)), "utf-8")
     lines = ["| | now | to reach | |", "|---|---|---|---|"]
     for row in table(house):
         missed = "" if row.is_reached else "missed"

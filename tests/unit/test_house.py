@@ -88,3 +88,17 @@ def test_the_table_names_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| functions > 40 / > 60 lines | 1 / 1 | ≤ 20 / 0 | missed |" in printed
     assert "| README, lines | 2 | ≤ 120 |  |" in printed
     assert "  figures/b.py:1 f, 62 lines" in printed
+
+
+def test_the_architecture_has_every_row_and_takes_values() -> None:
+    root = Path(house.__file__).parents[2]
+    text = (root / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rows = house.table(house.House.read(root))
+    for row in rows:
+        assert f"| {row.name} | " in text
+        assert f" | {row.aim} |\n" in text
+    assert "| README, lines | 274 | 7 | ≤ 120 |\n" in house.with_values(
+        text, [house.Row("README, lines", "7", "≤ 120")]
+    )
+    with pytest.raises(ValueError, match="no row 'doors'"):
+        house.with_values(text, [house.Row("doors", "1", "")])
