@@ -32,5 +32,11 @@ __all__ = [
     "of_rule",
 ]
 
-for _module in iter_modules(__path__):
-    import_module(f"{__name__}.{_module.name}")
+
+def import_all() -> None:
+    """Import every module of this package, so that its checks register themselves."""
+    for module in iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+import_all()
