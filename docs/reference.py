@@ -1,6 +1,7 @@
-"""The generated pages of the documentation: the command line and the settings, as the code has them.
+"""The generated pages of the documentation: the command line and the settings, from the code.
 
-Nothing generated is a file: `docs/conf.py` puts the text where a page has the marker ``<!-- generated: NAME -->``.
+Nothing generated is a file: `docs/conf.py` puts the text where a page has the marker
+``<!-- generated: NAME -->``.
 """
 
 import ast

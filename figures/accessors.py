@@ -1,18 +1,18 @@
 """Results that show themselves in a notebook: ``import figures.accessors``, then ``dataset.dmle``.
 
-===================  =========================================  ==============================================
-dataset              ``.dmle.plot(...)``                        ``.dmle.table(...)``, one row for each
-===================  =========================================  ==============================================
-map of one prompt    all its components (``metric``), or one    token: its best layer in each component
-                     (``component``)
-joined maps          the panel of a ``rule`` (default: the      prompt: its total effect, and whether it is
-                     clearest), or of one of its ``form``s      traceable
-layer profile        every role and component; one ``role``     form and component: the peak (``role``)
-                     and ``component``; or the layers of a
-                     ``selection`` on it
-edit scores          before and after in a ``mode``, or the     editor and metric: before and after (``mode``)
-                     trade-off ``against`` locality
-===================  =========================================  ==============================================
+=================  =======================================  ======================================
+dataset            ``.dmle.plot(...)``                      ``.dmle.table(...)``: one row for each
+=================  =======================================  ======================================
+map of one prompt  all its components (``metric``), or one  token: its best layer in each
+                   (``component``)                          component
+joined maps        the panel of a ``rule`` (default: the    prompt: its total effect, and whether
+                   clearest), or of one form (``form``)     it is traceable
+layer profile      every role and component; one ``role``   form and component: the peak
+                   and ``component``; or the layers of a    (``role``)
+                   ``selection`` on it
+edit scores        before and after in a ``mode``, or the   editor and metric: before and after
+                   trade-off ``against`` locality           (``mode``)
+=================  =======================================  ======================================
 
 ``dataset.dmle`` alone, as the last expression of a cell, shows the table with what a reader must
 know beside it. Which of these a dataset is, its attribute ``schema`` says. Figures are those of
@@ -65,7 +65,7 @@ class ResultAccessor:
 
         Raises:
             ValueError: The dataset is no result of these packages, or an option names what it does
-            not hold.
+                not hold.
             TypeError: An option is not one of this kind.
         """
         kind = kind_of(self._dataset)

@@ -50,7 +50,7 @@ def draw_before_after(
         metric: The metric.
         mode: Which way of scoring an answer to show.
         rules: The rules, from top to bottom; `rules_of` by default. One without a score has an
-        empty row.
+            empty row.
         named: Whether to name the rules, if they are few enough.
         ax: Axes to draw into; new ones, sized for the rules, by default.
 
@@ -189,7 +189,8 @@ def changes(before: np.ndarray, after: np.ndarray, mode: str) -> np.ndarray:
     """What the edit did to each score: "better", "worse", "same" (also without a "before"), or ""
     without an "after".
 
-    >>> changes(np.array([0.1, 0.5, 0.5, np.nan]), np.array([0.2, 0.5, np.nan, 0.9]), "exact").tolist()
+    >>> before, after = np.array([0.1, 0.5, 0.5, np.nan]), np.array([0.2, 0.5, np.nan, 0.9])
+    >>> changes(before, after, "exact").tolist()
     ['better', 'same', '', 'same']
     """
     gain = before - after if mode in LOWER_IS_BETTER else after - before

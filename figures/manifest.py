@@ -24,8 +24,8 @@ NAME = "figures/manifest.json"
 SCHEMA = "dmle.figures/1"
 OUTPUT_FOLDERS = ("figures", "tables")
 LIBRARIES = ("matplotlib", "seaborn", "numpy", "pandas", "xarray")
-READERS = ("effects", "profiles", "scores", "selection", "tables")
-"""Modules of `interp` whose code decides, with that of `figures`, what a figure shows."""
+READ_ROOMS = ("results", "selection")
+"""Rooms of `interp` whose code decides, with that of `figures`, what a figure shows."""
 
 
 class Record(BaseModel):
@@ -119,7 +119,8 @@ def drawing_version() -> dict[str, str]:
     """
     here = Path(__file__).parent
     files = [path for path in sorted(here.glob("*.py")) if not path.name.startswith("report")]
-    files += [here.parent / "interp" / f"{name}.py" for name in READERS]
+    for room in READ_ROOMS:
+        files += sorted((here.parent / "interp" / room).rglob("*.py"))
     code = hashlib.sha256()
     for path in files:
         code.update(f"{path.parent.name}/{path.name}\n".encode())

@@ -2,10 +2,10 @@
 layers.
 
 The sweep (``sweep.nc``) has dims ``group rule window`` with coords ``start`` (first layer) and
-``width`` along
-``window``, and data ``score``: success of edits there, from 0 to 1, NaN where not run. A rule
-counts if it was run at every window of its group. The oracle is the window with the best mean over
-those rules. Regret of a strategy is the oracle's score − the score at the strategy's layers.
+``width`` along ``window``, and data ``score``: success of edits there, from 0 to 1, NaN where not
+run. A rule counts if it was run at every window of its group. The oracle is the window with the
+best mean over those rules. Regret of a strategy is the oracle's score − the score at the strategy's
+layers.
 """
 
 from collections.abc import Mapping, Sequence

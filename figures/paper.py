@@ -1,10 +1,10 @@
 """Every figure and table that a run folder's files allow.
 
 Reads the files of `INPUTS` where they exist and writes ``figures/*.pdf``, ``figures/*.png``,
-``tables/*.md`` and
-``tables/*.tex`` beside them. No model is loaded, so this runs anywhere, in about a second per
-figure. What is drawn together from the same inputs is a part; ``figures/manifest.json`` records how
-each part was drawn (`figures.manifest`), and a part that is current is not drawn again.
+``tables/*.md`` and ``tables/*.tex`` beside them. No model is loaded, so this runs anywhere, in
+about a second per figure. What is drawn together from the same inputs is a part;
+``figures/manifest.json`` records how each part was drawn (`figures.manifest`), and a part that is
+current is not drawn again.
 
 What a page or a reader cannot take is left out, and said: effect panels of more than `MOST_PANELS`
 rules, dumbbells of more than `MOST_EDITORS` editors.

@@ -428,7 +428,7 @@ def answer_data(answers: pd.DataFrame, budget: int) -> tuple[dict[str, Any], lis
 
     Args:
         answers: The columns `ANSWER_COLUMNS`, and ``<score>_before`` and ``<score>_after`` of
-        `ANSWER_SCORES`.
+            `ANSWER_SCORES`.
         budget: Bytes of JSON.
 
     Returns:

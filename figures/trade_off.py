@@ -46,7 +46,7 @@ def draw_trade_off(
 
     Args:
         points: Arm → metric → score, as of `points_of`; arms without one of the two scores are left
-        out.
+            out.
         gain: Metric on the vertical axis.
         mode: Scoring mode, for the labels.
         ax: Axes to draw into; new ones by default.
@@ -110,8 +110,10 @@ def draw_trade_off(
 def told_apart(names: Sequence[str]) -> list[str]:
     """Names of settings such as `layers=4-8 ridge=1` without what is the same in all of them.
 
-    >>> told_apart(["ridge=1 rounds=2", "ridge=3 rounds=2"]), told_apart(["dmle", "memit"]), told_apart(["ridge=1"])
-    (['ridge=1', 'ridge=3'], ['dmle', 'memit'], ['ridge=1'])
+    >>> told_apart(["ridge=1 rounds=2", "ridge=3 rounds=2"])
+    ['ridge=1', 'ridge=3']
+    >>> told_apart(["dmle", "memit"]), told_apart(["ridge=1"])
+    (['dmle', 'memit'], ['ridge=1'])
     """
     same = (
         set.intersection(*(set(name.split(" ")) for name in names))

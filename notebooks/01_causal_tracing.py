@@ -30,7 +30,7 @@ from interp.config import TraceConfig
 from interp.models.loading import load
 from interp.results.effects import total_effect
 from interp.rules.sources import load_rules
-from interp.tracing.trace import trace_prompt
+from interp.tracing.prompt import trace_prompt
 
 model = load()
 rule = load_rules(ids=[rule_id]).rules[0]

@@ -39,7 +39,7 @@ from interp.models.loading import ModelError, find, load
 from interp.rules.checks import check_rules
 from interp.rules.sources import RuleError, load_rules
 from interp.tracing.one_prompt import PromptRequest, report, trace_one
-from interp.tracing.trace import engine, trace_prompt
+from interp.tracing.prompt import engine, trace_prompt
 
 folder = Path(mkdtemp())
 

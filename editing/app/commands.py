@@ -52,8 +52,7 @@ def edit(
 
         dmle edit --run runs/mine --layers 3,4,5/12,13,14
 
-        dmle edit --run runs/mine --editors dmle --set edit.lookup=rule_word_last --set
-        edit.protection=joint
+        dmle edit --run runs/mine --set edit.lookup=rule_word_last --set edit.protection=joint
 
         dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
     """

@@ -501,8 +501,8 @@ def _check_compare(context: Context) -> None:
         )
     if compared.reference and compared.reference not in config.editors:
         raise InputError(
-            f"compare.reference names {compared.reference}; the arms are"
-            f" {', '.join(config.editors)}"
+            f"compare.reference names {compared.reference};"
+            f" the arms are {', '.join(config.editors)}"
         )
 
 

@@ -66,7 +66,7 @@ class Covariances:
         model_hash: Hash of the model's weights.
         tokens: Tokens in each mean; 0 if C is the identity by decree.
         about: What was measured: weights, corpus, settings, shrinkage, convergence; anything JSON
-        can hold.
+            can hold.
         convergence: Block → relative change ‖A − B‖ / ‖B‖ of the solutions C⁻¹K when the tokens
             double, A at the first texts that make half of the tokens, B at all of them, before
             shrinkage. K are the keys of the last tokens of the first 16 texts (fewer if the first
@@ -290,7 +290,7 @@ def second_moments(
         together: Tokens in a batch, padding included; a longer text runs alone.
         skip_first: Leave the first token of each text out of the means.
         checkpoint: File for the running sums, read at the start if it fits and written from time to
-        time.
+            time.
         advance: Called with the number of tokens run.
 
     Raises:

@@ -7,10 +7,11 @@ as it was:
 
     loss = mean over contexts of −(1/n) Σ log p(target token)
          + kl_factor · KL(p_edited ‖ p_unedited) at the lookup token of "<subject> is a"
-         + weight_decay · ‖δ‖ / ‖h‖²                            (h: the unchanged state of the bare prompt)
+         + weight_decay · ‖δ‖ / ‖h‖²
 
-with Adam, stopping when the loss is below `stop_loss` or after `steps` evaluations (the last takes
-no step), and δ kept within `clamp`·‖h‖ after each step. z = h + δ.
+Here h is the unchanged state of the bare prompt. Adam stops when the loss is below `stop_loss` or
+after `steps` evaluations (the last takes no step), and δ is kept within `clamp`·‖h‖ after each
+step. z = h + δ.
 
 The state is the output of a block ("resid", MEMIT) or of its down-projection ("mlp", ROME, and any
 editor on models that normalise the MLP's output before adding it).
@@ -21,7 +22,7 @@ requests run together, in batches of about equal length; their losses are separa
 that of one request at a time.
 
 Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared,
-    nor is it here.
+nor is it here.
 """
 
 from collections.abc import Callable, Iterator, Sequence

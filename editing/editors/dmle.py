@@ -3,22 +3,20 @@
 Formula and description share an update in their layers (early ones in the paper), instances get
 their own (middle ones). What keeps the groups apart is a choice:
 
-``staged``     one stage after the other, as in the published driver: targets, keys and residuals of a stage are
-               those of the model with the earlier stages' edits in place, and nothing protects
-               these.
-``protected``  staged, and a later stage leaves the output of every token of the earlier stages'
-prompts and
-               answers exactly as it is. A request whose lookup token has the same text before it as
-               an edited prompt has the same key, and then cannot be served at all: use another
-               lookup.
-``joint``      one problem per layer over all forms: targets are searched on the unedited model, each at the last
-               of its group's layers, and at layers of other groups a request takes part with the
-               wish to stay.
+- ``staged``: one stage after the other, as in the published driver. Targets, keys and residuals of
+  a stage are those of the model with the earlier stages' edits in place, and nothing protects
+  these.
+- ``protected``: staged, and a later stage leaves the output of every token of the earlier stages'
+  prompts and answers exactly as it is. A request whose lookup token has the same text before it as
+  an edited prompt has the same key, and then cannot be served at all: use another lookup.
+- ``joint``: one problem per layer over all forms. Targets are searched on the unedited model, each
+  at the last of its group's layers, and at layers of other groups a request takes part with the
+  wish to stay.
 
 Statistics are always of the unedited model.
 
 Source: arXiv 2604.08284 and its published driver (MEMIT, staged); the other solvers and protections
-    are ours.
+are ours.
 """
 
 from collections.abc import Sequence

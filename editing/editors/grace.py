@@ -7,9 +7,9 @@ down-projection's output at that token is replaced by the key's value. Requests 
 the other:
 
 - no ball around a key meets the ball of radius ε around the query: the query becomes a key with
-radius ε;
+  radius ε;
 - the nearest key has the same target: its ball grows to contain the query, and its value is trained
-further;
+  further;
 - the nearest key has another target: the query becomes a key, and both radii are cut to half the
   distance.
 
@@ -17,17 +17,17 @@ The value starts at uniform random numbers in [0, 1) ("cold") and is trained by 
 steps on −(1/n) Σ log p(target token).
 
 Source: Hartvigsen et al. 2023; EasyEdit's GRACE (val_init cold, val_train sgd, replace_last,
-    coverage). Differences:
+coverage). Differences:
 
 - The token is always the prompt's last. EasyEdit takes the index left over from the last training
   prompt, wherever that falls in another prompt, and sets it to the last token of what is fed in
   generation.
 - In generation the codebook acts in the pass over the prompt; EasyEdit also consults it at every
-generated token.
+  generated token.
 - Targets are compared as texts; EasyEdit compares the mean of the label ids, padding and prompt
-length included.
+  length included.
 - Radii are only ever cut in a conflict; EasyEdit sets them to half the distance, which can make
-them larger.
+  them larger.
 - A query equal to a key with another target takes its place, so that the later request holds; in
   EasyEdit neither would, as both radii become zero or less.
 - A grown radius is larger than the distance by a margin for rounding, a cut one smaller.

@@ -120,7 +120,7 @@ def ike(
         model: The model that will be asked.
         requests: What to change.
         settings: Number of training rules under `in_context.demonstrations`; fewer are taken where
-        there are fewer.
+            there are fewer.
         training_rules: Rules to demonstrate with. Each shows its form whose prompt is most like a
             requested one.
 

@@ -102,7 +102,8 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
     config, names = settings.lora, [place.name.removesuffix(".weight") for place in places]
     adapter_config = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] (a factor; peft takes any number)
+        # A factor: peft takes any number.
+        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=config.dropout,
         target_modules=names,
         fan_in_fan_out=places[0].transposed,

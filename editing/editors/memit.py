@@ -1,7 +1,7 @@
 """MEMIT: write the targets of all requests into a range of blocks by the ridge closed form.
 
 Source: Meng et al. 2023 (MEMIT), algorithm 1 and eq. 14; the loop is
-    `editing.closed_form.spreading`.
+`editing.closed_form.spreading`.
 """
 
 from collections.abc import Sequence

@@ -4,9 +4,9 @@ The value v* is searched at the output of the down-projection (so that blocks wi
 MLP are served too) and W k = v* is imposed with the least change, weighted by the covariance.
 `rome_keys`:
 
-``consistent`` (r-ROME)  one key everywhere, the average over contexts:  ΔW k̄ = δ
-``original``             direction from the averaged key, constraint at the bare prompt's: ΔW k_p = δ. If the two
-                         are far apart the update explodes ("disabling edits").
+- ``consistent`` (r-ROME): one key everywhere, the average over contexts: ΔW k̄ = δ.
+- ``original``: direction from the averaged key, constraint at the bare prompt's: ΔW k_p = δ. If the
+  two are far apart the update explodes ("disabling edits").
 
 Requests are not solved together: a later one with the same key undoes an earlier one.
 

@@ -58,7 +58,7 @@ def words_of(request: EditRequest) -> list[EditRequest]:
     holds where the same words follow another prompt, which is what rephrased questions ask for.
 
     Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form
-        for all of them.
+    for all of them.
     """
     answer = request.target_new
     joined = join(request.prompt, answer, request.space)

@@ -14,15 +14,16 @@ kept.
 
 Modes, all but the last two between 0 and 1:
 
-==================  ================================================================================
+==================  ===============================================================================
 ``token_accuracy``  teacher-forced share of right tokens, EasyEdit's metric
 ``exact``           all of them right: the greedy answer starts with the target's tokens
 ``greedy_exact``    the first sentence of the greedy answer is the target, but for case and spacing
 ``greedy_prefix``   the greedy answer begins with the target, likewise
-``equivalent``      it states the number or the formula of the target (`editing.evaluation.equivalence`)
+``equivalent``      it states the number or the formula of the target
+                    (`editing.evaluation.equivalence`)
 ``log_prob``        log-probability of the target, nats per token
 ``kl``              KL(unedited ‖ edited), nats per token; locality alone
-==================  ================================================================================
+==================  ===============================================================================
 
 ``equivalent`` is not asked where the target has neither number nor formula: such items count
 neither in the score nor in ``n_items``. For locality the target of the greedy modes is the first

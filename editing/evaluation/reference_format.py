@@ -37,7 +37,7 @@ def metrics_of(
     Args:
         rule: The edited rule.
         answers: Its rows of one editor (`editing.evaluation.evaluate.COLUMNS`), in the order of
-        `items_of(rule)`.
+            `items_of(rule)`.
         only_published: Keep the probes that the driver asks: the first rephrasing, and of
             understanding the first probe of formula and description and the first two of the
             instance. Otherwise all of them, verbatim and paraphrased, in the order of the rule.

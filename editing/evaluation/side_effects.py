@@ -1,13 +1,17 @@
 """Side effects of an edit: what changes where nothing should, and whether the model still writes
 fluently.
 
-============================  =====================================================================================
-``side_agreement``            at the answers of other rules, share of places whose most likely token is as before
-``side_kl``                   there, KL(before ‖ after), nats per token
-``side_accuracy_*``           there, share of the answers' tokens that are the most likely ones (teacher-forced)
-``perplexity_*``              of plain text: exp of the mean −log p (nats), over the tokens of all texts as one
-``entropy_*``                 of greedy continuations: weighted n-gram entropy, in bits; it falls as text repeats
-============================  =====================================================================================
+===================  ===============================================================================
+``side_agreement``   at the answers of other rules, share of places whose most likely token is as
+                     before
+``side_kl``          there, KL(before ‖ after), nats per token
+``side_accuracy_*``  there, share of the answers' tokens that are the most likely ones
+                     (teacher-forced)
+``perplexity_*``     of plain text: exp of the mean −log p (nats), over the tokens of all texts as
+                     one
+``entropy_*``        of greedy continuations: weighted n-gram entropy, in bits; it falls as text
+                     repeats
+===================  ===============================================================================
 
 `*` is ``before`` and ``after``. What is measured at answers is a mean over questions, entropy over
 continuations. Where there is nothing to measure on (no questions, say), a value is NaN.
@@ -54,7 +58,7 @@ class Probes:
 
     Attributes:
         questions: Prompts of rules that the edits have nothing to do with, each with its true
-        answer.
+            answer.
         texts: Plain text, a few short paragraphs.
         prompts: Openings that are continued greedily.
         answer_tokens: Tokens of a continuation; fewer where the model ends its text.
@@ -94,7 +98,7 @@ def probes_of(rules: Sequence[Rule], texts: Sequence[str]) -> Probes:
 
     Args:
         rules: The rules. Each form that has a true answer is a question; the subjects give
-        openings.
+            openings.
         texts: Plain text; the first `TEXT_WORDS` words of each are taken.
 
     Raises:

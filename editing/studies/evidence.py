@@ -4,15 +4,12 @@ strategy `combined`.
 For each rule, form and block, at the lookup token of the bare prompt, from one forward and one
 backward pass and one pass over the rule's locality prompts:
 
-================  =====================================================================================  ==============
-measure           definition                                                                             unit
-================  =====================================================================================  ==============
-``separability``  1 − max over the tokens t of the locality prompts of abs(kₜᵀC⁻¹k) / kᵀC⁻¹k: how much   share, 0 to 1
-                  of an update for the key k no such token gets (C: the second moments of keys)
-``reach``         ‖∂L/∂m‖ · ‖h‖, with L the mean log-probability of the new answer, m the MLP's output,  nats per token
-                  h the stream behind the block: what a change as large as the stream could bring,
-                  to first order
-================  =====================================================================================  ==============
+- ``separability``, a share from 0 to 1: 1 − max over the tokens t of the locality prompts of
+  abs(kₜᵀC⁻¹k) / kᵀC⁻¹k. It is how much of an update for the key k no such token gets (C: the second
+  moments of keys).
+- ``reach``, in nats per token: ‖∂L/∂m‖ · ‖h‖, with L the mean log-probability of the new answer, m
+  the MLP's output, h the stream behind the block. It is what a change as large as the stream could
+  bring, to first order.
 
 Both are larger where an edit should be cleaner or easier. Neither knows where the rule is kept:
 that is what tracing is for.

@@ -150,7 +150,7 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
     Raises:
         RunError: One is missing.
         StaleError: One was made with other settings, rules, layers or statistics, of another model
-        or in another mode.
+            or in another mode.
         EditError: A file is damaged.
     """
     from editing.edits.delta import load_edit

@@ -151,8 +151,7 @@ def trace(
 
         dmle trace --run runs/mine --positions subject_last,rule_word,last --limit 5
 
-        dmle trace --run runs/twins --corruption counterfactual --metrics
-        logit_difference,negative_kl
+        dmle trace --run runs/two --corruption counterfactual --metrics logit_difference,negative_kl
 
         dmle trace --run runs/screened --positions all --method screen --memory 1GiB
 
@@ -260,6 +259,7 @@ def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
 def _trace(context: Context) -> str:
     from interp.app import freshness
     from interp.results import effects
+    from interp.tracing import prompt
     from interp.tracing import trace as tracing
 
     config = context.settings(TraceConfig)
@@ -290,7 +290,7 @@ def _trace(context: Context) -> str:
             f" above two standard errors); {len(skipped)} skipped"
         ),
         (
-            f"self-check: {context.model.check}; route: {tracing.engine(context.model, config)};"
+            f"self-check: {context.model.check}; route: {prompt.engine(context.model, config)};"
             f" method: {config.method}"
         ),
         f"{corruption}; positions: {positions}",

@@ -3,9 +3,8 @@ or it is refused.
 
 Loaders fill what a checkpoint lacks with random numbers, leave out what they do not know, and say
 so in notices that nobody reads. Here every such difference is an error that names the tensors.
-Files are read without running anything of
-them: JSON, headers of safetensors, and pickles of tensors by torch's loader that allows nothing
-    else.
+Files are read without running anything of them: JSON, headers of safetensors, and pickles of
+tensors by torch's loader that allows nothing else.
 """
 
 import json
@@ -41,12 +40,14 @@ _SETTINGS = (
 )
 _QUANTISATION = ("quantization_config", "compression_config", "quantization")
 _TOKENIZER = re.compile(
-    r"tokenizer\.json|.*\.model|.*\.tiktoken|tekken\.json|vocab\..*|.*[-_]vocab\..*|merges\.txt|dict\.txt"
+    r"tokenizer\.json|.*\.model|.*\.tiktoken|tekken\.json|vocab\..*|.*[-_]vocab\..*|merges\.txt"
+    r"|dict\.txt"
 )
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"})
 _QUANTISED_NAMES = re.compile(
-    r"(qweight|qzeros|g_idx|absmax|quant_map|quant_state|SCB|weight_format|weight_packed|weight_shape|_packed|_blocks|"
-    r"scales?|scale_inv|zero_points?|zeros|qscales|B_q|codebooks?)(\.|$)|\.quant_state\."
+    r"(qweight|qzeros|g_idx|absmax|quant_map|quant_state|SCB|weight_format|weight_packed"
+    r"|weight_shape|_packed|_blocks|scales?|scale_inv|zero_points?|zeros|qscales|B_q|codebooks?)"
+    r"(\.|$)|\.quant_state\."
 )
 # Causal masks and rotary frequencies that old versions of the library stored beside the weights:
 # they follow from the configuration. A mask is known by its shape, (1, 1, n, n), and its filler by
@@ -406,7 +407,8 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
         with torch.device("meta"):
             empty = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception:
-        return {}  # the loader, which makes the model in another way, may do better, and has the last word
+        # The loader, which makes the model in another way, may do better, and has the last word.
+        return {}
     return {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
 
 

@@ -107,7 +107,7 @@ def locate(
     Args:
         wanted: The file.
         verify: Also compare the SHA-256 (the model's 98 MB take 0.1 to 0.8 s). The size is always
-        compared.
+            compared.
         search: Folders that hold installed distributions; by default those of `sys.path`.
 
     Raises:

@@ -7,9 +7,9 @@ transformers. Everything else sees `LanguageModel`, with parameters by their Hug
 Weights stay those of the Hugging Face model (no folding, no centring: TransformerLens's
 compatibility mode is never switched on), attention is the eager one, and the model is in evaluation
 mode without gradients. At load a self-check verifies, with numbers, that the bridge gives the
-Hugging Face logits, that
-``resid_pre + attn_out + mlp_out = resid_post``, and that ``key @ W_out (+ bias)`` is the MLP
-output; a model that fails is refused, since tracing and editing it would be silently wrong.
+Hugging Face logits, that ``resid_pre + attn_out + mlp_out = resid_post``, and that ``key @ W_out (+
+bias)`` is the MLP output; a model that fails is refused, since tracing and editing it would be
+silently wrong.
 
 Importing this module takes seconds (TransformerLens), so command-line code imports it late.
 """
@@ -154,7 +154,7 @@ class LanguageModel:
             format), configuration, tokenizer and the tokens that end a text; not with names,
             places, padding or sampling settings. See `interp.models.identity`.
         folder: Where it was loaded from, with all that came beside the weights; None for a model
-        made in memory.
+            made in memory.
         parameters: Hugging Face parameter name → live parameter.
         check: The self-check's numbers; None if it was skipped.
         lengths: Lengths at which the model changes what it does.
@@ -479,7 +479,7 @@ class LanguageModel:
         Args:
             ids: Token ids; pad on the right and give `mask`.
             mask: 1 for tokens, 0 for padding; with a prefix, of the prefix's tokens and then those
-            of `ids`.
+                of `ids`.
             keep: Compute logits of the last `keep` positions only (0: all), or of these positions.
             hooks: (hook name, function) pairs, called in order with (value, hook); what one returns
                 replaces the value.
@@ -704,7 +704,7 @@ class LanguageModel:
 
         Raises:
             NotFiniteError: A prediction is NaN or infinite, so that no token is the most likely
-            one.
+                one.
             ModelError: There are hooks, and the prompts cannot run together.
         """
         groups = self.groups([len(prompt) for prompt in prompts], n_tokens)

@@ -464,7 +464,7 @@ def _entry_error(model: "LanguageModel", length: int) -> float:
     component, windows.
     """
     # Late, as patching itself imports the model.
-    from interp.tracing.patching import CorruptedPrompt, Patcher, Site
+    from interp.tracing.patching import CorruptedPrompt, Patcher, Site, SweepOptions
 
     row = check_ids(model, length)[0].tolist()
     n, at = len(row) - ANSWER, (len(row) - ANSWER) // 2
@@ -482,7 +482,7 @@ def _entry_error(model: "LanguageModel", length: int) -> float:
     def whole(logits: Tensor, target: Any) -> Tensor:
         return logits.float().flatten(1)
 
-    fast = Patcher(model, case, sites, whole, route="fast", unchecked=True)
+    fast = Patcher(model, case, sites, whole, options=SweepOptions(route="fast", unchecked=True))
     got, expected = (each.run(range(len(sites)), range(2)) for each in (fast, fast.generic()))
     return _relative(got, expected)
 

@@ -5,8 +5,7 @@ Pure functions from values to text or tables. `LayerSelection` and `EditDelta` s
 these; datasets do by ``dataset.dmle`` once ``figures.accessors`` is imported.
 
 HTML here is built from escaped cells alone, carries no script and no style sheet, and asks MathJax
-to leave it
-alone: a prompt with dollar signs is a prompt.
+to leave it alone: a prompt with dollar signs is a prompt.
 """
 
 import html
@@ -97,7 +96,7 @@ def delta_html(
         updates: What is changed.
         norms: Frobenius norm of the change of each block.
         about: What the edit says of itself (see `editing.edits.delta.EditDelta`); anything may be
-        missing.
+            missing.
         model_hash: Weights that it is for.
     """
     editor = str(about.get("editor", "edit"))
@@ -332,7 +331,5 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]], *, title: str, n
     )
     above = f"<p><b>{html.escape(title)}</b></p>" if title else ""
     below = f"<p><small>{html.escape(note)}</small></p>" if note else ""
-    return (
-        "<div"
-        f" {_PLAIN}>{above}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{below}</div>"
-    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<div {_PLAIN}>{above}{table}{below}</div>"

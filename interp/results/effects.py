@@ -2,25 +2,24 @@
 
 An effect map of one prompt has dims ``component layer pos sample``:
 
-=============  =======================  ==========================================================
-``score``      component layer pos      score of the answer in the *restored* run: corrupted, but with the
-               sample                   clean value at (layer, pos); NaN where the site was not traced
-``clean``      (scalar)                 score of the clean run
-``corrupted``  sample                   score of the corrupted run
-``exact``      component layer pos      only in maps that were not traced exactly throughout: whether that score was
-               sample                   run, or estimated from gradients
-=============  =======================  ==========================================================
+=============  ===================  ==============================================================
+``score``      component layer pos  score of the answer in the *restored* run: corrupted, with the
+               sample               clean value at (layer, pos); NaN where the site was not traced
+``clean``      (scalar)             score of the clean run
+``corrupted``  sample               score of the corrupted run
+``exact``      component layer pos  only in maps that were not traced exactly throughout: whether
+               sample               that score was run, or estimated from gradients
+=============  ===================  ==============================================================
 
 with coords ``token`` (text), ``role`` and ``is_corrupted`` along ``pos``. ``component`` is one of
-`COMPONENTS`;
-``layer`` is the 0-based block whose output is restored (the centre of the window for `mlp` and
-`attn`). Scores are in the unit of ``attrs["unit"]`` (nats per answer token by default). A trace of
-several metrics has a leading dim ``metric`` with a coord ``unit``; `choose_metric` gives the map of
-one of them.
+`COMPONENTS`; ``layer`` is the 0-based block whose output is restored (the centre of the window for
+`mlp` and `attn`). Scores are in the unit of ``attrs["unit"]`` (nats per answer token by default). A
+trace of several metrics has a leading dim ``metric`` with a coord ``unit``; `choose_metric` gives
+the map of one of them.
 
 Many prompts (`concat`) add leading dims ``rule form``; shorter prompts are padded with NaN and an
-empty token,
-``n_tokens`` says how long each is (0: no map for that rule and form), and nothing is cut.
+empty token, ``n_tokens`` says how long each is (0: no map for that rule and form), and nothing is
+cut.
 
 Signs: total effect TE = clean - corrupted, indirect effect IE = restored - corrupted. Both are
 positive when the clean value helps the answer (denoising). Averaged over rules, IE is the average
@@ -102,7 +101,7 @@ def effect_map(
 
     Args:
         score: Restored scores, shape (component, layer, pos, sample); with a leading axis if there
-        are `metrics`.
+            are `metrics`.
         clean: Score of the clean run; one of each metric.
         corrupted: Scores of the corrupted run, shape (sample,) or (metric, sample).
         components: Names along the first axis, from `COMPONENTS`.

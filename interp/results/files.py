@@ -16,10 +16,10 @@ and what does not fit is a `DamagedError` that names the file and the command th
 
     write_json(path, {"schema": …, …}); read_json(path, "cell", schema="dmle.cell/1")
     write_marked(path, text); read_marked(path, "settings of a run")  # YAML: in a comment
-    write_sealed(path, content); check_seal(path, "effect map")      # any bytes, and a line with the checksum
+    write_sealed(path, content); check_seal(path, "effect map")  # any bytes, and a checksum line
 
 Paths: `inside(folder, name)` is the path of a name that somebody else chose, and refuses what
-    leaves the folder.
+leaves the folder.
 """
 
 import errno

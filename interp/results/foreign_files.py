@@ -199,7 +199,8 @@ def _main() -> int:
         except InputError as error:
             sys.stdout.write(f"failed {error}\n")
             return 1
-        except Exception as error:  # whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then
+        # Whole, but no NetCDF: h5py, h5netcdf and xarray raise errors of any class then.
+        except Exception as error:
             sys.stdout.write(
                 f"failed {type(error).__name__}: {' '.join(str(error).split())[:300]}\n"
             )

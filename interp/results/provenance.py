@@ -31,8 +31,8 @@ def fingerprint(**values: Any) -> str:
 
 
 def _git_commit() -> str:
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
+    here = Path(__file__).parents[2]
+    if not (here / ".git").exists():
         return ""
     command = ["git", "-C", str(here), "rev-parse", "HEAD"]
     try:

@@ -2,8 +2,8 @@
 
 ``run.yaml`` (settings, versions) · ``rules.json`` · ``traces/`` · ``effects.nc`` · ``profile.nc`` ·
 ``selection.json`` · ``covariance/`` · ``deltas/<editor>/`` · ``scores.nc`` · ``answers.csv`` ·
-``figures/`` ·
-``tables/``. Each step reads what earlier steps left and says which command makes a missing file.
+``figures/`` · ``tables/``. Each step reads what earlier steps left and says which command makes a
+missing file.
 
 ``run.yaml`` says what made the results beside it: a step's settings are kept in it when the step
 has ended well. While a first step works they stand there too, so that a stopped one goes on with

@@ -1,14 +1,15 @@
 """How an answer continues a prompt: the one place that decides it, on text alone. No torch.
 
-====================================================  ==============================================
-the prompt ends in white space                        as it stands; a last space is the answer's
-the answer begins with white space                    as it stands
-the rule file, or --no-space, says so                 as said
-either side is of a script that writes no spaces      nothing between (東京, กรุงเทพ; full-width signs)
-after an opening bracket or quote, or a prefix sign   nothing between: "(", "$", "post-"
-before closing punctuation                            nothing between: ".", ")", "'s"
-otherwise                                             one space
-====================================================  ==============================================
+===================================================  ============================================
+the prompt ends in white space                       as it stands; a last space is the answer's
+the answer begins with white space                   as it stands
+the rule file, or --no-space, says so                as said
+either side is of a script that writes no spaces     nothing between (東京, กรุงเทพ;
+                                                     full-width signs)
+after an opening bracket or quote, or a prefix sign  nothing between: "(", "$", "post-"
+before closing punctuation                           nothing between: ".", ")", "'s"
+otherwise                                            one space
+===================================================  ============================================
 
 The last space of a prompt is the answer's, since tokenizers write a word with the space before it:
 the tokens of "It is " and those of "It is" are the same, and so are those of the answer. Line
@@ -60,8 +61,10 @@ def joint(prompt: str, answer: str, space: bool | None = None) -> str:
         space: Whether a space is between them, where neither has one there. Default: as the module
             says.
 
-    >>> [joint(prompt, "Paris") for prompt in ("The capital is", "The capital is ", "The capital (", "首都は", "A:\n")]
-    [' ', '', '', '', '']
+    >>> [joint(prompt, "Paris") for prompt in ("The capital is", "The capital is ", "A:\n")]
+    [' ', '', '']
+    >>> [joint(prompt, "Paris") for prompt in ("The capital (", "首都は")]
+    ['', '']
     >>> [joint("It is", answer) for answer in ("18", " 18", "北京", ").", "-5", ".5")]
     [' ', '', '', '', ' ', ' ']
     """

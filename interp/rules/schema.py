@@ -158,7 +158,8 @@ class Rule(Frozen):
         be in every one.
 
         >>> form = RulePrompt(prompt="The area of a circle is", subject="circle", target_new="3")
-        >>> Rule(id="a", name="area of a circle", subject="circle", forms={"formula": form}).rule_words
+        >>> forms = {"formula": form}
+        >>> Rule(id="a", name="area of a circle", subject="circle", forms=forms).rule_words
         ('area',)
         """
         if self.words is not None:

@@ -121,8 +121,10 @@ def inside_word(before: str, after: str) -> bool:
     """Whether one word goes on from a character to the next (either may be "": the edge of the
     text).
 
-    >>> inside_word("a", "b"), inside_word("a", " "), inside_word("日", "本"), inside_word("s", "長")
-    (True, False, False, False)
+    >>> inside_word("a", "b"), inside_word("a", " ")
+    (True, False)
+    >>> inside_word("日", "本"), inside_word("s", "長")
+    (False, False)
     """
     return in_word(before) and in_word(after) and not unspaced(before) and not unspaced(after)
 
@@ -174,8 +176,10 @@ def folded(text: str, *, ignore_case: bool) -> str:
 
     With German ß as ss, both Greek sigmas as one, and the Turkish i with and without a dot as i.
 
-    >>> folded("Straße", ignore_case=True), folded("ΟΔΟΣ", ignore_case=True) == folded("οδος", ignore_case=True)
-    ('strasse', True)
+    >>> folded("Straße", ignore_case=True)
+    'strasse'
+    >>> folded("ΟΔΟΣ", ignore_case=True) == folded("οδος", ignore_case=True)
+    True
     >>> folded("İ", ignore_case=True), folded("İ", ignore_case=False) == "I\u0307"
     ('i', True)
     """

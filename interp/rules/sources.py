@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from pydantic import ValidationError
 
@@ -62,7 +62,7 @@ LINE_WIDTH = 160
 
 
 @dataclass(frozen=True)
-class RuleSet:
+class RuleSet(Sequence[Rule]):
     """The rules that were chosen from a source, and the records of that source that nothing can be
     made of.
 
@@ -82,6 +82,13 @@ class RuleSet:
     def __len__(self) -> int:
         return len(self.rules)
 
+    @overload
+    def __getitem__(self, which: int) -> Rule: ...
+    @overload
+    def __getitem__(self, which: slice) -> tuple[Rule, ...]: ...
+    def __getitem__(self, which: int | slice) -> Rule | tuple[Rule, ...]:
+        return self.rules[which]
+
 
 def load_rules(
     source: str | Path = "embedded",
@@ -97,7 +104,7 @@ def load_rules(
         source: "embedded", a `.json` file of schema `dmle.rules/1`, or a RuleEdit folder or `.zip`
             (numbered folders at any depth; an archive is read in memory and never unpacked).
         limit: Take the first so many of the rules that `ids` and `split` leave, in the order of the
-        source.
+            source.
         ids: Take only these rules.
         split: Take only the rules of this split.
         strict: Refuse a faulty RuleEdit record where otherwise a named repair would mend it.

@@ -3,13 +3,13 @@
 What counts as a mention, in any script (see `interp.rules.scripts`):
 
 - a whole word or phrase, between signs that are in no word: "square" in "a square's side", not in
-"squares";
-- in scripts that write no spaces, every occurrence: 日本 in 日本語; in Korean also with particles behind
-it;
+  "squares";
+- in scripts that write no spaces, every occurrence: 日本 in 日本語; in Korean also with particles
+  behind it;
 - never a part of a sign: no letter without its accents or vowel signs, no person out of a family of
-emoji;
+  emoji;
 - in either Unicode form, composed or decomposed; compatible forms (full-width letters, ligatures)
-are other letters;
+  are other letters;
 - overlapping occurrences all count.
 """
 

@@ -241,10 +241,8 @@ def _one(part: str) -> str:
     name = {"2": "square", "3": "cubic"}.get(power)
     if symbol in ("m", "cm", "mm", "km") and name:
         return f"{name} {word}"
-    return (
-        f"{word}"
-        f" {'squared' if power == '2' else 'cubed' if power == '3' else f'to the power {power}'}"
-    )
+    behind = {"2": "squared", "3": "cubed"}.get(power, f"to the power {power}")
+    return f"{word} {behind}"
 
 
 def _singular(words: str) -> str:

@@ -23,8 +23,10 @@ def content_words(name: str, subject: str) -> tuple[str, ...]:
 
     In scripts without spaces: what is left between the subject and joining signs.
 
-    >>> content_words("area of a circle", "circle"), content_words("円の面積", "円"), content_words("首都", "日本")
-    (('area',), ('面積',), ('首都',))
+    >>> content_words("area of a circle", "circle")
+    ('area',)
+    >>> content_words("円の面積", "円"), content_words("首都", "日本")
+    (('面積',), ('首都',))
     """
     outside = set(runs(subject.lower()))
     found: list[str] = []

@@ -6,7 +6,7 @@ Per rule and form, over the candidate layers and at the lookup tokens (the profi
 selection reads):
 
 - ``centre`` Σ layer · effect⁺ / Σ effect⁺, in layers: the centre of mass of the positive part of
-the profile.
+  the profile.
 - ``spread`` the standard deviation of layers with the same weights, in layers.
 - ``peak`` the layer with the largest effect.
 
@@ -97,10 +97,12 @@ def sign_flip(difference: np.ndarray, *, draws: int, seed: int) -> float:
     Args:
         difference: Shape (rule,), no NaN.
         draws: Random flips, where there are too many to try all
-        (`interp.selection.strategies.signs`).
+            (`interp.selection.strategies.signs`).
         seed: Seed of these.
 
-    >>> sign_flip(np.array([1.0, 2.0, 3.0]), draws=10, seed=0)  # of 8 flips, only all alike are as far from 0
+    Of the 8 flips of three differences, only the two of all signs alike are as far from 0:
+
+    >>> sign_flip(np.array([1.0, 2.0, 3.0]), draws=10, seed=0)
     0.25
     """
     if not len(difference):

@@ -10,7 +10,7 @@ dims ``form component role layer rule``
   and over the tokens that have the role; NaN if the rule's prompt is not traceable or has no such
   token.
 - ``aie`` ``lower`` ``upper`` (form component role layer): mean over rules with a bootstrap
-interval.
+  interval.
 - ``n`` (form component role): rules in the mean. Untraceable prompts are left out, and counted by
   ``traceable`` (rule form).
 - ``total_effect`` (rule form), ``te`` ``te_lower`` ``te_upper`` (form).
@@ -85,7 +85,7 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
 
     Args:
         maps: Result of `interp.results.effects.concat`, in memory or opened from a file: one rule
-        at a time is read.
+            at a time is read.
         config: Metric, lookup roles and bootstrap.
 
     Returns:

@@ -4,22 +4,30 @@
 tokens, by one of these strategies (`select.strategy`; the array core is
 `interp.selection.strategies`):
 
-===============  ===========================================  ====================================================
-strategy         layers                                       stability: over splits of the rules into two halves
-===============  ===========================================  ====================================================
-``window``       the contiguous window with the largest mean  share in which both halves pick the same window
-``mass``         the fewest layers that hold a share of the   mean overlap (Jaccard index: common / either) of the
-                 positive effect, contiguous or not           layers picked from one half and from the other
-``changepoint``  the segment that is elevated, of any width   mean overlap, as for mass
-``groups``       windows, for groups of forms found from the  as for window
-                 data: forms are merged unless they differ
-``adaptive``     windows; rule by rule (`select_for_rules`)   as for window; for a rule, share of draws from what
-                 from shrunk profiles                         is believed of its profile
-``combined``     the window that is best by the effect and    as for window
-                 by what `dmle evidence` says of editing
-``sweep``        the window at which edits succeed best, no   as for window
-                 profile (`interp.selection.from_sweep`)
-===============  ===========================================  ====================================================
+===============  =====================================  =====================================
+strategy         layers                                 stability: over splits of the rules
+                                                        into two halves
+===============  =====================================  =====================================
+``window``       the contiguous window with the         share in which both halves pick the
+                 largest mean                           same window
+``mass``         the fewest layers that hold a share    mean overlap (Jaccard index: common /
+                 of the positive effect, contiguous or  either) of the layers picked from one
+                 not                                    half and from the other
+``changepoint``  the segment that is elevated, of any   mean overlap, as for mass
+                 width
+``groups``       windows, for groups of forms found     as for window
+                 from the data: forms are merged
+                 unless they differ
+``adaptive``     windows; rule by rule                  as for window; for a rule, share of
+                 (`select_for_rules`) from shrunk       draws from what is believed of its
+                 profiles                               profile
+``combined``     the window that is best by the effect  as for window
+                 and by what `dmle evidence` says of
+                 editing
+``sweep``        the window at which edits succeed      as for window
+                 best, no profile
+                 (`interp.selection.from_sweep`)
+===============  =====================================  =====================================
 
 The default is ``changepoint``: on SmolLM2 edits at its layers did better than at windows of three
 (docs/layers.md).
@@ -222,8 +230,8 @@ def first_candidate(component: str, restored: int, identity_blocks: int, n_layer
     """First layer whose restored blocks are all behind the identity blocks; `n_layers` if there is
     none.
 
-    >>> first_candidate("mlp", 6, 1, 30), first_candidate("resid", 6, 1, 30), first_candidate("mlp", 6, 0, 30)
-    (4, 1, 0)
+    >>> [first_candidate(*place, 30) for place in (("mlp", 6, 1), ("resid", 6, 1), ("mlp", 6, 0))]
+    [4, 1, 0]
     """
     widths = (_restored(component, restored), n_layers)
     behind = (layer for layer in range(n_layers) if window(layer, *widths).start >= identity_blocks)

@@ -6,17 +6,17 @@ of the same shape, and the strength of the pick, shape (profile,): the statistic
 maximises. Everything else (bootstrap, test, interval) is the same for every picker: `choose` picks
 from the mean over rules, and from halves of the rules.
 
-==============  ==============================================  =========================================
-picker          picks                                           strength
-==============  ==============================================  =========================================
-`window_of`     the contiguous window with the largest mean     that mean
-`mass_of`       the fewest layers that hold a share of the      the whole positive effect
-                positive effect, contiguous or not
-`segment_of`    the segment between two change points           square root of the fall in squared error
-==============  ==============================================  =========================================
+============  ===========================================  =========================================
+picker        picks                                        strength
+============  ===========================================  =========================================
+`window_of`   the contiguous window with the largest mean  that mean
+`mass_of`     the fewest layers that hold a share of the   the whole positive effect
+              positive effect, contiguous or not
+`segment_of`  the segment between two change points        square root of the fall in squared error
+============  ===========================================  =========================================
 
 Units: effects are in the profile's unit; strengths too, but for `segment_of`, where they scale with
-    √layers.
+√layers.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,6 +21,7 @@ from typing import (
     Literal,
     NamedTuple,
     NoReturn,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -57,6 +58,9 @@ class Section(BaseModel):
     @classmethod
     def _as_meant(cls, value: Any, info: Any) -> Any:
         return as_meant(cls.model_fields[str(info.field_name)].annotation, value)
+
+
+SomeSection = TypeVar("SomeSection", bound=Section)
 
 
 class _Kinds(NamedTuple):
@@ -274,6 +278,20 @@ def parse_section(name: str, section: type[Section], values: Any) -> Section:
         return section.model_validate(values or {})
     except ValidationError as error:
         raise ConfigError(explained(name, section, error)) from error
+
+
+def with_settings(
+    name: str, section: type[SomeSection], base: SomeSection | None, settings: Mapping[str, Any]
+) -> SomeSection:
+    """A section with single settings in place of those of a base (by default: of the defaults).
+
+    Raises:
+        ConfigError: There is no such setting, or it has no such value.
+    """
+    values = {} if base is None else base.model_dump()
+    made = parse_section(name, section, {**values, **settings})
+    assert isinstance(made, section)
+    return made
 
 
 def explained(name: str, section: type[Section], error: ValidationError) -> str:

@@ -89,7 +89,7 @@ def given_answer(
 
     Raises:
         TextError: The answer is blank or holds a broken character, and the model's own one is
-        another.
+            another.
         TooLongError: The prompt with the answer is longer than the model's positions.
     """
     joined = join(encoding.text, text, space) if text.strip() else None
@@ -118,8 +118,10 @@ def first_line(texts: Sequence[str]) -> int:
     What a model says after a line break is mostly about something else. Leading line breaks belong
     to the line.
 
-    >>> first_line([" Paris", " Paris.", " Paris.\n\n", " Paris.\n\nThe"]), first_line(["\n", "\nParis"])
-    (2, 2)
+    >>> first_line([" Paris", " Paris.", " Paris.\n\n", " Paris.\n\nThe"])
+    2
+    >>> first_line(["\n", "\nParis"])
+    2
     """
     return next((i for i, text in enumerate(texts) if "\n" in text.lstrip()), len(texts))
 

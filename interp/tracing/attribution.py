@@ -7,7 +7,7 @@ runs between base and source (their embeddings mixed), which follows the score o
 one to the other.
 
 Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated gradients); Syed et
-    al. 2023.
+al. 2023.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def attribute(
         metric: Logits and target → score per row.
         direction: See `sweep`.
         steps: Points between the base and the source run at which the gradient is taken; 1: at the
-        base run alone.
+            base run alone.
         memory: Bytes that one backward pass may take (estimated); noise samples are taken together
             up to it.
 

@@ -4,14 +4,14 @@ kept.
 Noise on the embeddings of some tokens, drawn by a *noise rule*, or a *counterfactual prompt*: the
 same wording about another rule, of as many tokens. Rules are written as ROME writes them:
 
-======  ==========================================================================================================
-``e3``  Gaussian, 3 standard deviations of all token embeddings (the default)
-``s3``  Gaussian, 3 standard deviations of the embeddings of the rules' subjects (ROME's default)
-``0.1`` Gaussian, of that standard deviation in embedding units
-``m``   multivariate Gaussian with mean and covariance of the embeddings of running text
-``t5``  Student's t with 5 degrees of freedom (more than 2) and the mean and covariance of ``m``
-``u2``  uniform between -2 and 2
-======  ==========================================================================================================
+=======  ===========================================================================================
+``e3``   Gaussian, 3 standard deviations of all token embeddings (the default)
+``s3``   Gaussian, 3 standard deviations of the embeddings of the rules' subjects (ROME's default)
+``0.1``  Gaussian, of that standard deviation in embedding units
+``m``    multivariate Gaussian with mean and covariance of the embeddings of running text
+``t5``   Student's t with 5 degrees of freedom (more than 2) and the mean and covariance of ``m``
+``u2``   uniform between -2 and 2
+=======  ===========================================================================================
 
 Source: ROME, causal_trace.py.
 """
@@ -25,11 +25,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.config import NOISE_RULE, CorruptedSpan
+from interp.config import NOISE_RULE, CorruptedSpan, TraceConfig
 from interp.errors import InputError, NotTraceableError
+from interp.models import corpus
 from interp.models.loading import Encoding, LanguageModel
 from interp.models.tokens import word_positions
-from interp.rules.sources import Twin
+from interp.rules.sources import Rule, Twin
 from interp.rules.spans import check_phrases
 from interp.tracing.patching import CorruptedPrompt
 
@@ -178,6 +179,19 @@ def noise_rule(
     root = (directions * values.clamp_min(0).sqrt()).float()
     std = (covariance.trace() / len(covariance)).sqrt().item()
     return NoiseRule(text, std, vectors.mean(0).float(), root, scale if kind == "t" else None)
+
+
+def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -> NoiseRule:
+    """The noise rule of a run; its scale may depend on the subjects of all its rules. None for
+    counterfactual prompts.
+
+    Raises:
+        ValueError: It needs subjects or text that are not there.
+    """
+    if config.corruption == "counterfactual":
+        return NoiseRule("none", 0.0)
+    subjects = [prompt.subject for rule in rules for prompt in rule.forms.values()]
+    return noise_rule(config.noise, model, subjects, lambda: corpus.paragraphs()[1])
 
 
 def counterfactual(

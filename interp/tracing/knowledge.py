@@ -25,9 +25,11 @@ from interp.results.tables import csv_cell
 from interp.rules.schema import explain
 from interp.rules.scripts import in_word, plain_digits, unspaced
 from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import sweep
-from interp.tracing.trace import prepare, prompts, too_long, trace_fingerprint
+from interp.tracing.prompt import prepare, too_long
+from interp.tracing.trace import prompts
 
 GREEDY_TOKENS = 16
 BATCH = 16
@@ -74,13 +76,17 @@ def holds(answer: str, truth: str) -> bool:
     (True, False, True)
     >>> holds(" (b^2 + bh)", "bh"), holds(" (1/2)Bh.", "Bh"), holds(" s³.", "s^3")
     (False, False, True)
-    >>> holds("答えは東京です。", "東京"), holds("１２です", "12"), holds("=١٢", "12"), holds("112です", "12")
-    (True, True, True, False)
+    >>> holds("答えは東京です。", "東京"), holds("１２です", "12")
+    (True, True)
+    >>> holds("=١٢", "12"), holds("112です", "12")
+    (True, False)
     """
     answer, truth = plain_digits(answer), plain_digits(truth)
     result = re.split(r"(?<![<>!])=", truth.strip().rstrip("."))[-1].strip()
     if re.fullmatch(r"-?\d+(\.\d+)?", result):
-        alone = rf"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-){re.escape(result)}(?!\.?\d|\s*[/^]|\s*(?:π|\\?pi\b))"
+        before = r"(?<![\d.])(?<!\d-)(?<!^-)(?<![\s(=]-)"
+        behind = r"(?!\.?\d|\s*[/^]|\s*(?:π|\\?pi\b))"
+        alone = f"{before}{re.escape(result)}{behind}"
         return re.search(alone, answer.replace(",", "").replace("−", "-")) is not None
     between = r"[\s*×·⋅$\\{}]*"  # what may stand between the parts of a product
     letters = between.join(
@@ -185,7 +191,7 @@ def assess_rules(
         rules: Rules.
         config: Corruption, samples and metric.
         path: CSV of the rows, for people. What is gone on from lies beside it, with the suffix
-        ``.json``.
+            ``.json``.
         advance: Called with the number of prompts done.
 
     Raises:

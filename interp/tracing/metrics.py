@@ -123,7 +123,7 @@ def logit_difference(
     Tokens that both answers begin with are given (teacher forcing).
 
     Source: Zhang & Nanda 2024 2 (one-token answers); the first difference extends it to whole
-        answers.
+    answers.
     """
     at = target.differs_at
     assert target.alternative is not None

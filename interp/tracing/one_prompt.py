@@ -171,7 +171,7 @@ def trace_one(
         ValueError: The prompt has no token to corrupt, or the model's own answer is empty.
     """
     from interp.tracing.answers import given_answer, own_answer
-    from interp.tracing.trace import too_long, trace_prompt
+    from interp.tracing.prompt import too_long, trace_prompt
 
     rule = request.rule
     config = config.model_copy(update={"answer": "greedy" if request.answer is None else "auto"})

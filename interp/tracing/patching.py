@@ -14,9 +14,9 @@ The run that is changed is called *base* here, the one whose states it gets *sou
 Cost. Three routes give the same numbers:
 
 - `sweep_reference` is the definition: whole forward passes, one per site and noise sample, nothing
-shared.
+  shared.
 - The generic route puts sites and samples along the batch axis; hooks only, so it serves any
-TransformerLens model.
+  TransformerLens model.
 - The fast route shares what sites have in common. Positions before the site's are those of the base
   run in every block: their keys and values are computed once, and only the tokens from the site's
   position on are run. Blocks before the first that a site changes are those of the base run, too: a
@@ -147,16 +147,29 @@ class SweepResult:
     """Of the base run with the site's states of the source run."""
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """How sites are run. All but the direction change the cost, not the result."""
+
+    direction: Direction = "denoise"
+    """`denoise`: clean states into the corrupted run; `noise`: corrupted ones into the clean run."""
+    route: Route = "auto"
+    """`fast`, `generic`, or the fast one where the model's self-check allows it."""
+    memory: int | None = None
+    """Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If memory
+    runs out all the same, batches are halved."""
+    batch_size: int | None = None
+    """Rows (site × sample) run together, whatever the memory."""
+    unchecked: bool = False
+    """Take the fast route although nothing has shown yet that it holds: for the self-check."""
+
+
 def sweep(
     model: LanguageModel,
     case: CorruptedPrompt,
     sites: Sequence[Site],
     metric: Metric,
-    *,
-    direction: Direction = "denoise",
-    route: Route = "auto",
-    memory: int | None = None,
-    batch_size: int | None = None,
+    options: SweepOptions = SweepOptions(),
     advance: Callable[[int], object] = lambda n: None,
 ) -> SweepResult:
     """Score the clean run, the corrupted runs, and the base run patched at each site.
@@ -166,30 +179,16 @@ def sweep(
         case: The prompt, its answer and its corruption.
         sites: What to exchange, each alone.
         metric: Logits and target → score per row.
-        direction: `denoise`: clean states into the corrupted run; `noise`: corrupted states into
-        the clean run.
-        route: `fast`, `generic`, or the fast one where the model's self-check allows it.
-        memory: Bytes that one batch may take (estimated). Default: see `interp.models.budget`. If
-            memory runs out all the same, batches are halved. Changes the cost, not the result.
-        batch_size: Rows (site × sample) run together, whatever the memory.
+        options: Direction, route, memory.
         advance: Called with the number of sites done.
 
     Raises:
-        ValueError: A site is outside the prompt, or the fast route is asked for where it does not
-        hold.
+        InputError: A site is outside the prompt, or the fast route is asked for where it does not
+            hold.
         NotFiniteError: A score of a run is NaN or infinite.
         MemoryError: Not even one site fits in memory.
     """
-    patcher = Patcher(
-        model,
-        case,
-        sites,
-        metric,
-        direction=direction,
-        route=route,
-        memory=memory,
-        batch_size=batch_size,
-    )
+    patcher = Patcher(model, case, sites, metric, options)
     restored = patcher.run(range(len(sites)), range(case.samples), advance)
     return SweepResult(patcher.clean.cpu(), patcher.corrupted.cpu(), restored)
 
@@ -412,34 +411,27 @@ class Patcher:
         case: CorruptedPrompt,
         sites: Sequence[Site],
         metric: Metric,
-        *,
-        direction: Direction = "denoise",
-        route: Route = "auto",
-        memory: int | None = None,
-        batch_size: int | None = None,
-        unchecked: bool = False,
+        options: SweepOptions = SweepOptions(),
     ) -> None:
         """Do the two runs, keeping the states that the sites need. Arguments and errors: see
         `sweep`.
-
-        `unchecked` takes the fast route although nothing has shown yet that it holds: what the
-        self-check does.
         """
         if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
             raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
-        holds = unchecked or model.takes_fast_route(len(case.ids))
-        if route == "fast" and not holds:
+        holds = options.unchecked or model.takes_fast_route(len(case.ids))
+        if options.route == "fast" and not holds:
             raise InputError(
                 f"{model.name}: the self-check does not allow the fast route; use route auto or"
                 " generic"
             )
         self._model, self._case, self._sites, self._metric = model, case, sites, metric
-        self.direction = direction
-        self._fast = holds and route != "generic"
-        self._memory, self._batch_size = memory or default_budget(model.device), batch_size
+        self.direction = options.direction
+        self._fast = holds and options.route != "generic"
+        self._memory = options.memory or default_budget(model.device)
+        self._batch_size = options.batch_size
         clean, corrupted = Side.clean(case), Side.corrupted(case)
         self._base, self._source = (
-            (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+            (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
         )
         taken = {model.hook(s.component, layer) for s in sites for layer in s.layers}
         kept = {
@@ -465,7 +457,7 @@ class Patcher:
                 n,
                 lambda logits: metric(logits, self._target),
                 memory,
-                batch_size,
+                self._batch_size,
             )
             require_finite(self.corrupted, "a corrupted run", model)
 

@@ -4,10 +4,11 @@ elsewhere.
 `screen` does less than the exact sweep, with a known error:
 
 1. *Gradients.* Attribution patching (`interp.tracing.attribution`) gives every site an approximate
-effect. 2. *Exact runs where it matters.* Along the layers of a line (one component at one token)
-the error of the gradients
-   is smooth. It is measured exactly on a coarse grid of layers and interpolated between; then the
-   intervals whose interpolation seems worst are halved, until a share of all sites has been run.
+   effect.
+2. *Exact runs where it matters.* Along the layers of a line (one component at one token) the error
+   of the gradients is smooth. It is measured exactly on a coarse grid of layers and interpolated
+   between; then the intervals whose interpolation seems worst are halved, until a share of all
+   sites has been run.
 3. *As many noise samples as needed.* A site starts with a few samples. The gradients' effect is
    known for all of them, so only the difference to it must be averaged (a control variate); where
    its standard error is above a tolerance the remaining samples are run, too.
@@ -34,15 +35,7 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.tracing.attribution import attribute
 from interp.tracing.metrics import METRICS, Metric, several
-from interp.tracing.patching import (
-    CorruptedPrompt,
-    Direction,
-    Patcher,
-    Route,
-    Site,
-    SweepResult,
-    sweep,
-)
+from interp.tracing.patching import CorruptedPrompt, Patcher, Site, SweepOptions, SweepResult, sweep
 
 Method = Literal["exact", "attribution", "screen"]
 STRIDE = 6
@@ -68,21 +61,32 @@ class ScoredSites:
     of the exact sweep)."""
 
 
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How the sites of a prompt are scored."""
+
+    method: Method = "exact"
+    """See the module."""
+    steps: int = 1
+    """Integrated-gradient steps of `attribution` and `screen`."""
+    share: float = 0.3
+    """Share of the sites that `screen` runs. All sites of the first grid are, even if they are
+    more."""
+    tolerance: float = 0.01
+    """Standard error of a site, as a share of the total effect, up to which a few noise samples are
+    enough for `screen`."""
+    seed: int = 0
+    """Of the audit's draw."""
+    sweep: SweepOptions = field(default_factory=SweepOptions)
+    """Direction, route and memory."""
+
+
 def score_sites(
     model: LanguageModel,
     case: CorruptedPrompt,
     sites: Sequence[Site],
     metrics: Sequence[str],
-    *,
-    method: Method = "exact",
-    direction: Direction = "denoise",
-    route: Route = "auto",
-    steps: int = 1,
-    share: float = 0.3,
-    tolerance: float = 0.01,
-    seed: int = 0,
-    memory: int | None = None,
-    batch_size: int | None = None,
+    options: ScoringOptions = ScoringOptions(),
     advance: Callable[[float], object] = lambda share: None,
 ) -> ScoredSites:
     """Score all sites in named metrics (`interp.tracing.metrics.METRICS`).
@@ -92,20 +96,11 @@ def score_sites(
         case: The prompt, its answer and its corruption.
         sites: What to exchange, each alone.
         metrics: Names; the first decides where `screen` looks closer.
-        method: See the module.
-        direction: See `interp.tracing.patching.sweep`, as for `route`, `memory` and `batch_size`.
-        route: Fast or generic.
-        steps: Integrated-gradient steps of `attribution` and `screen`.
-        share: Share of the sites that `screen` runs.
-        tolerance: Standard error up to which a few noise samples are enough for `screen`, as a
-            share of the total effect.
-        seed: Of the audit's draw.
-        memory: Bytes of a batch.
-        batch_size: Rows of a batch.
+        options: Method, direction, route, memory.
         advance: Called with the share of the work done since the last call.
 
     Raises:
-        ValueError: A metric compares with the counterfactual answer, and there is none, or `screen`
+        InputError: A metric compares with the counterfactual answer, and there is none, or `screen`
             is asked for such a metric.
     """
     if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
@@ -113,56 +108,54 @@ def score_sites(
             f"metrics {missing} compare with the answer to a counterfactual prompt, and there is"
             " none"
         )
-    contrasts = [at for at, name in enumerate(metrics) if METRICS[name].contrast]
+    contrasts = [index for index, name in enumerate(metrics) if METRICS[name].contrast]
     metric = several([METRICS[name].function for name in metrics])
-    options = {"direction": direction, "route": route, "memory": memory, "batch_size": batch_size}
-    passes = 2 if contrasts else 1
-
-    def tell(n: int) -> None:
-        advance(n / len(sites) / passes)
-
-    if method == "screen":
+    if options.method == "screen":
         if contrasts:
             raise InputError(
                 "log_prob_difference takes a second sweep, which method screen has not; use exact"
             )
-        patcher = Patcher(model, case, sites, metric, **options)
-        guess = attribute(
-            model, case, sites, metric, direction=direction, steps=steps, memory=memory
-        )
-        return screen(
-            patcher, guess, sites, share=share, tolerance=tolerance, seed=seed, advance=advance
-        )
+        patcher = Patcher(model, case, sites, metric, options.sweep)
+        guess = _attribute(model, case, sites, metric, options)
+        return screen(patcher, guess, sites, options, advance)
+    passes = 2 if contrasts else 1
+
+    def count(n: int) -> None:
+        advance(n / len(sites) / passes)
 
     def score(case: CorruptedPrompt, metric: Metric) -> SweepResult:
-        if method == "exact":
-            return sweep(model, case, sites, metric, advance=tell, **options)
-        found = attribute(
-            model, case, sites, metric, direction=direction, steps=steps, memory=memory
-        )
-        tell(len(sites))
-        return found
+        if options.method == "exact":
+            return sweep(model, case, sites, metric, options.sweep, count)
+        result = _attribute(model, case, sites, metric, options)
+        count(len(sites))
+        return result
 
-    found = score(case, metric)
+    result = score(case, metric)
     clean, corrupted, restored = (
-        each.clone() for each in (found.clean, found.corrupted, found.restored)
+        scores.clone() for scores in (result.clean, result.corrupted, result.restored)
     )
     if contrasts and case.alternative is not None:
-        other = score(
-            replace(case, answer=case.alternative),
-            several([METRICS[metrics[i]].function for i in contrasts]),
-        )
+        metric = several([METRICS[metrics[index]].function for index in contrasts])
+        other = score(replace(case, answer=case.alternative), metric)
         clean[contrasts] -= other.clean
         corrupted[:, contrasts] -= other.corrupted
         restored[..., contrasts] -= other.restored
-    if method == "exact":
+    if options.method == "exact":
         return ScoredSites(clean, corrupted, restored)
-    return ScoredSites(
-        clean,
-        corrupted,
-        restored,
-        torch.zeros(restored.shape[:2], dtype=torch.bool),
-        {"exact_share": 0.0},
+    nowhere = torch.zeros(restored.shape[:2], dtype=torch.bool)
+    return ScoredSites(clean, corrupted, restored, nowhere, {"exact_share": 0.0})
+
+
+def _attribute(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    metric: Metric,
+    options: ScoringOptions,
+) -> SweepResult:
+    direction, memory = options.sweep.direction, options.sweep.memory
+    return attribute(
+        model, case, sites, metric, direction=direction, steps=options.steps, memory=memory
     )
 
 
@@ -170,10 +163,7 @@ def screen(
     patcher: Patcher,
     guess: SweepResult,
     sites: Sequence[Site],
-    *,
-    share: float = 0.3,
-    tolerance: float = 0.01,
-    seed: int = 0,
+    options: ScoringOptions = ScoringOptions(),
     advance: Callable[[float], object] = lambda share: None,
 ) -> ScoredSites:
     """Correct approximate scores by exact runs of some sites (see the module).
@@ -182,20 +172,16 @@ def screen(
         patcher: Runs sites exactly; of a metric with several scores, of which the first decides.
         guess: Approximate scores of the same sites (`interp.tracing.attribution.attribute`).
         sites: The sites.
-        share: Share of the sites that is run. All ends of the first grid are, even if they are
-        more.
-        tolerance: Standard error of a site, as a share of the total effect, up to which a few
-        samples are enough.
-        seed: Of the audit's draw.
+        options: Share, tolerance and seed.
         advance: Called with the share of the work done since the last call.
     """
     n_samples = len(guess.corrupted)
     work = _Screen(
-        patcher, guess, tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0])
+        patcher, guess, options.tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0])
     )
     lines = [_Line(line, [_middle(sites[i]) for i in line]) for line in _lines(sites)]
     work.run(sorted({i for line in lines for i in line.grid(STRIDE)}))
-    wanted = max(len(work.done), math.ceil(share * len(sites)))
+    wanted = max(len(work.done), math.ceil(options.share * len(sites)))
     first = len(work.done)
     for turn in range(ROUNDS):
         target = first + math.ceil((wanted - first) * (turn + 1) / ROUNDS)
@@ -209,7 +195,7 @@ def screen(
     estimate = guess.restored + torch.from_numpy(correction).float().unsqueeze(1)
     rest = np.array(sorted(set(range(len(sites))) - set(work.done)), dtype=int)
     size = min(len(rest), max(MIN_AUDIT, round(AUDIT * len(sites))))
-    drawn = np.random.default_rng(seed).choice(rest, size=size, replace=False).tolist()
+    drawn = np.random.default_rng(options.seed).choice(rest, size=size, replace=False).tolist()
     base = (
         guess.corrupted
         if patcher.direction == "denoise"

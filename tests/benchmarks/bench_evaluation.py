@@ -6,9 +6,11 @@ One rule (three requests, 57 items that are 32 different questions), SmolLM2-135
 (a) straight: a plain Hugging Face model; every item on its own, unpadded, all logits, before and
     after the edit. "each once" is the same, but for questions that several metrics ask: they are
     run once
-(b) ours: `editing.evaluation.evaluate` with greedy answers off (c) editors: four editors' edits
-with one pass over the unedited model, against that pass again for each (d) in context: IKE's view
-with its demonstrations run once for all prompts, against running them for each
+(b) ours: `editing.evaluation.evaluate` with greedy answers off
+(c) editors: four editors' edits with one pass over the unedited model, against that pass again for
+    each
+(d) in context: IKE's view with its demonstrations run once for all prompts, against running them
+    for each
 
 Times are CPU-seconds of one thread; all cases run in one process, after a warm-up; read ratios.
 `score_error` is the largest difference of any score, or log-probability per token in (d), from the

@@ -3,10 +3,11 @@
 SmolLM2-135M, about 4000 tokens of the embedded corpus in the batches of the default settings
 (float32):
 
-(a) forward: every batch through all blocks, logits of one position (b) one pass: moments of all 30
-blocks (b) one pass, with report: (b) and the convergence report, as
-`editing.closed_form.covariance.measure` has it (c) a pass per block: as EasyEdit's layer_stats, up
-to the block, with our own products
+(a) forward: every batch through all blocks, logits of one position
+(b) one pass: moments of all 30 blocks
+(b) one pass, with report: (b) and the convergence report, as
+    `editing.closed_form.covariance.measure` has it
+(c) a pass per block: as EasyEdit's layer_stats, up to the block, with our own products
 
 Times are CPU-seconds of one thread in a process of its own: the machine may be shared, so read
 ratios, not seconds. `python -m tests.benchmarks.covariance` prints the rows.

@@ -8,7 +8,7 @@ SmolLM2-135M, C of a few thousand tokens:
     layer solved afresh in float64
 (b) ours: `editing.editors.memit` and `editing.editors.dmle`; MEMIT also with answers word by word
 (c) further: solving the layers of one more rule with the factors of C at hand, against factorising
-afresh
+    afresh
 
 Times are CPU-seconds of one thread in a process of its own; read ratios. `z_error` and
 `update_error` are the largest relative differences of (b) from (a).

@@ -8,7 +8,8 @@ three forms) are written into **one** block ℓ by MEMIT's closed form at that b
 model is then traced, profiled and selected from like any other, and it is counted how often the
 selected layers hold ℓ.
 
-``tiny``   llamas of 12 blocks with random weights of such a size that every block matters; new weights for every seed
+``tiny``   llamas of 12 blocks with random weights of such a size that every block matters; new
+           weights for every seed
 ``smol``   the embedded model with its trained weights
 
 The map is read in two ways: ``plain``, as a user would; and ``difference``, less the unedited
@@ -47,7 +48,7 @@ from interp.results import effects
 from interp.rules.sources import Rule, RuleForm, RulePrompt
 from interp.selection.profiles import layer_profile
 from interp.selection.select import first_candidate, select_for_rules, select_layers
-from interp.tracing.trace import trace_prompt
+from interp.tracing.prompt import trace_prompt
 from interp.tracing.windows import default_window
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")

@@ -4,11 +4,13 @@ Whole maps (resid, mlp and attn, every layer, every token from the first corrupt
 prompts of the embedded rules, ten noise samples, SmolLM2-135M:
 
 (a) loop: one `run_with_hooks` per site with all samples in its batch, as TransformerLens's
-`generic_activation_patch` (b) rome: as (a) with the clean run as a further row of every batch, as
-ROME's causal_trace.py (c) generic: our generic route (d) fast: our fast route, in float32 (e)
-attribution: gradients, 1 and 3 integrated-gradient steps (f) screen: gradients, then a share of the
-sites exactly with as many samples as needed (g) bfloat16: (d) and (f) with the model in bfloat16
-and scores in float32
+    `generic_activation_patch`
+(b) rome: as (a) with the clean run as a further row of every batch, as ROME's causal_trace.py
+(c) generic: our generic route
+(d) fast: our fast route, in float32
+(e) attribution: gradients, 1 and 3 integrated-gradient steps
+(f) screen: gradients, then a share of the sites exactly with as many samples as needed
+(g) bfloat16: (d) and (f) with the model in bfloat16 and scores in float32
 
 (a), (b) and (c) cost the same for every site of a kind, so they run on a random sample of the
 sites, and their times are scaled up to all sites; the scores that they give are compared with (d)
@@ -36,9 +38,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, load
-from interp.tracing import trace as tracing
+from interp.tracing import prompt as tracing
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import Site, sweep, target
+from interp.tracing.patching import Site, SweepOptions, sweep, target
 from interp.tracing.screening import score_sites
 from interp.tracing.windows import default_window
 
@@ -127,7 +129,7 @@ class Bench:
     def generic(self) -> dict[str, Any]:
         some = [self.sites[i] for i in self.generic_sites]
         start = time.process_time()
-        found = sweep(self.model, self.case, some, mean_log_prob, route="generic")
+        found = sweep(self.model, self.case, some, mean_log_prob, SweepOptions(route="generic"))
         seconds = (time.process_time() - start) * len(self.sites) / GENERIC_SITES
         return {"scores": found.restored, "sites": self.generic_sites, "seconds": seconds}
 

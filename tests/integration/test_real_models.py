@@ -12,8 +12,8 @@ from interp.models import embedded
 from interp.rules.sources import Twin, load_rules
 from interp.tracing import corruption
 from interp.tracing.metrics import first_token_prob, mean_log_prob, several
-from interp.tracing.patching import CorruptedPrompt, sweep, sweep_reference
-from interp.tracing.trace import prepare, site
+from interp.tracing.patching import CorruptedPrompt, SweepOptions, sweep, sweep_reference
+from interp.tracing.prompt import prepare, site
 
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel
@@ -78,7 +78,7 @@ def test_both_routes_equal_the_definition(which: str, model: "LanguageModel") ->
     metric = several([mean_log_prob, first_token_prob])
     expected = sweep_reference(model, one, sites, metric, direction=direction)
     for route in ("fast", "generic"):
-        got = sweep(model, one, sites, metric, direction=direction, route=route)
+        got = sweep(model, one, sites, metric, SweepOptions(direction=direction, route=route))
         for name in ("clean", "corrupted", "restored"):
             difference = (getattr(got, name) - getattr(expected, name)).abs().reshape(-1, 2).amax(0)
             assert difference[0] < 1e-4 and difference[1] < 1e-5, (route, name, difference)

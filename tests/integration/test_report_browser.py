@@ -221,7 +221,9 @@ def hover(page: "Page", layer: int, token: int) -> str:
     x, y = plot.evaluate(
         """(plot, [layer, token]) => {
           const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-          return [box.left + xaxis._offset + xaxis.l2p(layer), box.top + yaxis._offset + yaxis.l2p(token)];
+          return [
+            box.left + xaxis._offset + xaxis.l2p(layer), box.top + yaxis._offset + yaxis.l2p(token)
+          ];
         }""",
         [layer, token],
     )

@@ -39,9 +39,12 @@ def rules() -> tuple[Rule, ...]:
 
 
 def test_the_chain(
-    dmle: Callable[..., tuple[int, str]], model_folder: Path, tmp_path: Path, rules: tuple[Rule, ...],
+    dmle: Callable[..., tuple[int, str]],
+    model_folder: Path,
+    tmp_path: Path,
+    rules: tuple[Rule, ...],
     tiny_llama: LanguageModel,
-) -> None:  # fmt: skip
+) -> None:
     run = tmp_path / "run"
     flags = [part for value in FAST for part in ("--set", value)]
     common = ["--run", run, "--model", model_folder, "--device", "cpu", "--rules", RULES, *flags]

@@ -203,12 +203,13 @@ def main() -> int:
         return int(bool(wrong))
     tallies = []
     tell(
-        f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}{'failures':>10}{'seconds':>9}"
+        f"{'command':16}{'events':>8}{'kills':>7}{'pairs':>7}{'refused':>9}"
+        f"{'failures':>10}{'seconds':>9}"
     )
     for tally in run(States(root), given.kills, given.pairs, given.only or list(BY_NAME)):
         tallies.append(tally)
-        counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}{len(tally.failures):10}"
-        tell(f"{tally.command:16}{counts}{tally.seconds:9}")
+        counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}"
+        tell(f"{tally.command:16}{counts}{len(tally.failures):10}{tally.seconds:9}")
     failures = [line for tally in tallies for line in tally.failures]
     tell(
         f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs,"

@@ -47,7 +47,8 @@ SCALARS: tuple[Any, ...] = (
     *([], {}, [[]], {"": {}}, [None], ["a", 1], {"a": 1}),
 )
 YAML_TEXTS = (
-    "a: &a [x, x, x, x, x, x, x, x]\n"  # of these, some make eight times as many of the ones before: a bomb
+    # A bomb: each of the next makes eight times as many of the one before.
+    "a: &a [x, x, x, x, x, x, x, x]\n"
     + "".join(
         f"{new}: &{new} [{', '.join([f'*{old}'] * 8)}]\n"
         for old, new in ("ab", "bc", "cd", "de", "ef", "fg")

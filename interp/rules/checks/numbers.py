@@ -91,10 +91,8 @@ def _operands(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
             strange = [n for n in (found or {}).values() if float(n) not in given]
             missing = _unused(found, prompt) if found and not strange else []
             if strange or missing:
-                said = (
-                    f"{', '.join(strange or missing)}"
-                    f" {'not in the prompt' if strange else 'not used'}"
-                )
+                reason = "not in the prompt" if strange else "not used"
+                said = f"{', '.join(strange or missing)} {reason}"
                 yield finding(
                     "operands", place, f"{new!r} to {prompt!r}", f"the prompt's numbers; {said}"
                 )

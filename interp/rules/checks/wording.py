@@ -14,11 +14,12 @@ _OPERATIONS = {
     "sum": r"\b(sum|add(s|ed|ing)?|plus|summ(ing|ed)|total|more than|increased)\b",
     "difference": r"\b(difference|subtract(s|ed|ing)?|minus|less|decreased|from)\b",
     "product": (
-        r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice|two|three|four|of)\b"
+        r"\b(product|multipl(y|ying|ied)|times|twice|double[d]?|doubling|triple[d]?|thrice"
+        r"|two|three|four|of)\b"
     ),
     "quotient": (
-        r"\b(quotient|ratio|divid(e|ed|ing)|over|per|half|halve|third|thirds|quarter|fourth|reciprocal|inverse|"
-        r"fraction|average|mean|percent)\b"
+        r"\b(quotient|ratio|divid(e|ed|ing)|over|per|half|halve|third|thirds|quarter|fourth"
+        r"|reciprocal|inverse|fraction|average|mean|percent)\b"
     ),
     "power": r"\b(square[ds]?|squaring|cube[ds]?|cubing|power|root|exponent|itself)\b",
 }

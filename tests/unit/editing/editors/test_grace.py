@@ -83,7 +83,8 @@ def test_keys_and_values_equal_those_trained_around_a_plain_down_projection(
             module: Any, inputs: tuple[Tensor], out: Tensor, end: int = len(prompt) - 1
         ) -> Tensor:
             keys.append(inputs[0][0, end].detach())  # noqa: B023
-            return torch.cat([out[:, :end], value[None, None], out[:, end + 1 :]], dim=1)  # noqa: B023
+            parts = [out[:, :end], value[None, None], out[:, end + 1 :]]  # noqa: B023
+            return torch.cat(parts, dim=1)
 
         handle = down_module(hf, model, 1).register_forward_hook(replace_last)
         for _ in range(8):

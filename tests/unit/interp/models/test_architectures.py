@@ -26,8 +26,8 @@ from interp.models.loading import LanguageModel, ModelError
 from interp.rules.sources import Rule
 from interp.tracing.attribution import attribute
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, sweep, sweep_reference
-from interp.tracing.trace import engine
+from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep, sweep_reference
+from interp.tracing.prompt import engine
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 LONG = 16
@@ -145,7 +145,11 @@ def test_every_route_that_is_offered_equals_the_definition(
         expected = sweep_reference(model, one, some_sites(prompt - 1), mean_log_prob)
         for route in ("auto", "generic"):
             got = sweep(
-                model, one, some_sites(prompt - 1), mean_log_prob, route=route, batch_size=7
+                model,
+                one,
+                some_sites(prompt - 1),
+                mean_log_prob,
+                SweepOptions(route=route, batch_size=7),
             )
             torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=1e-4)
             torch.testing.assert_close(got.corrupted, expected.corrupted, rtol=0, atol=1e-4)

@@ -26,7 +26,7 @@ from interp.rules.sources import Rule
 from interp.tracing.attribution import attribute
 from interp.tracing.knowledge import assess
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, sweep
+from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep
 from interp.tracing.trace import trace_rules
 
 CAUSE = "float16 overflows in this model.*: use --set model.dtype=bfloat16 or float32"
@@ -83,7 +83,7 @@ def test_patched_runs_and_gradients_that_are_none_are_errors(
         )  # the clean and the corrupted runs are sound
 
     with pytest.raises(NotFiniteError, match="a patched run of tiny-llama is not finite"):
-        sweep(tiny_llama, case(), SITES, spoilt, route=route)
+        sweep(tiny_llama, case(), SITES, spoilt, SweepOptions(route=route))
 
     def edge(logits: Tensor, target: Any) -> Tensor:
         """Finite, with an infinite slope."""

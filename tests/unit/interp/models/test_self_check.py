@@ -15,7 +15,7 @@ from interp.models.lengths import Lengths
 from interp.models.loading import LanguageModel, ModelError
 from interp.models.self_check import device_error, tolerance
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, sweep, sweep_reference
+from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep, sweep_reference
 
 PROMPTS = ((5, 9, 17), (3, 8, 2, 7, 11, 30, 41), (1, 4, 6, 6, 2, 9, 11, 12, 40, 77, 9, 200))
 
@@ -175,7 +175,7 @@ def test_the_fast_route_is_verified_beyond_a_window_when_it_is_asked_for(
     one = CorruptedPrompt(tuple(ids[:-2]), tuple(ids[-2:]), (window, window + 1), noise)
     some = [Site(c, window + 1, range(1, 2)) for c in ("resid", "mlp", "attn")]
     expected = sweep_reference(model, one, some, mean_log_prob)
-    got = sweep(model, one, some, mean_log_prob, route="fast")
+    got = sweep(model, one, some, mean_log_prob, SweepOptions(route="fast"))
     torch.testing.assert_close(got.restored, expected.restored, rtol=0, atol=1e-4)
 
 

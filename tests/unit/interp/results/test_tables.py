@@ -7,9 +7,9 @@ from interp.results.tables import csv_cell, csv_text, escape_latex, escape_markd
 
 
 def test_latex_specials_are_escaped_once() -> None:
-    assert (
-        escape_latex(r"\{~^%&#_$<>")
-        == r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\%\&\#\_\$\textless{}\textgreater{}"
+    assert escape_latex(r"\{~^%&#_$<>") == (
+        r"\textbackslash{}\{\textasciitilde{}\textasciicircum{}\%\&\#\_\$"
+        r"\textless{}\textgreater{}"
     )
     assert escape_latex("−0.5 → 1 – 2") == r"$-$0.5 $\to$ 1 -- 2"
 

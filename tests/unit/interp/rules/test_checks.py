@@ -687,15 +687,23 @@ def plain(
     ("formula", "prompt", "answer", "wrong"),
     [
         pytest.param("y = a * b", "A rod with a=4 and b=1.5 has", "6", "4", id="named"),
-        pytest.param("y = a + b", "A rod with a=2Ω and b = 5 has", "7.", "10.", id="named, with units"),
+        pytest.param(
+            "y = a + b", "A rod with a=2Ω and b = 5 has", "7.", "10.", id="named, with units"
+        ),
         pytest.param("E = m * c", "A rod with m=2 and c=3*10^8 has", "6e8", "5e8", id="scientific"),
-        pytest.param("A = x * y.", "A rod has a length of 3 and a width of 7", "21", "10", id="in place of symbols"),
+        pytest.param(
+            "A = x * y.",
+            "A rod has a length of 3 and a width of 7",
+            "21",
+            "10",
+            id="in place of symbols",
+        ),
         pytest.param("y = cos(x)", "A rod at x = π/3 has", "0.5", "-0.5", id="an angle"),
         pytest.param("y = -sin(x)", "A rod at x = 3pi/2 has", "1", "-1", id="a multiple of π"),
         pytest.param("y = sin(x)^2", "A rod at x=2pi/3 has", "3/4", "1/4", id="an exact value"),
         pytest.param("y = a / b", "A rod with a=2 and b=3 has", "0.67", "0.7", id="rounded"),
     ],
-)  # fmt: skip
+)
 def test_result_is_recomputed_from_the_formula_alone(
     formula: str, prompt: str, answer: str, wrong: str
 ) -> None:
@@ -781,14 +789,22 @@ def one_rule(target: str, values: dict[str, float], **fields: Any) -> RuleSet:
 @pytest.mark.parametrize(
     "rules",
     [
-        pytest.param(one_rule("1", {"s": 0}, expression_true="f(s, t)", expression_new="s"), id="unreadable"),
-        pytest.param(one_rule("0", {"s": 0}, expression_true="1/s", expression_new="s"), id="dividing by zero"),
+        pytest.param(
+            one_rule("1", {"s": 0}, expression_true="f(s, t)", expression_new="s"), id="unreadable"
+        ),
+        pytest.param(
+            one_rule("0", {"s": 0}, expression_true="1/s", expression_new="s"),
+            id="dividing by zero",
+        ),
         pytest.param(one_rule("--3 + 4 = 7", {}), id="doubled sign"),
         pytest.param(
-            one_rule("1", {}, domain="physics", expression_true="s", result=Symbol(name="L", unit="pi")), id="no unit"
+            one_rule(
+                "1", {}, domain="physics", expression_true="s", result=Symbol(name="L", unit="pi")
+            ),
+            id="no unit",
         ),
     ],
-)  # fmt: skip
+)
 def test_rule_that_cannot_be_computed_is_a_finding(rules: RuleSet) -> None:
     assert check_rules(rules)
 

@@ -18,6 +18,7 @@ from interp.models.loading import LanguageModel
 from interp.results.records import save_records
 from interp.rules.sources import FORMS, Rule, RuleForm, Twin
 from interp.tracing.corruption import gaussian_noise
+from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.knowledge import (
     GREEDY_TOKENS,
     Knowledge,
@@ -30,7 +31,6 @@ from interp.tracing.knowledge import (
 )
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
-from interp.tracing.trace import trace_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -31,8 +31,9 @@ from interp.errors import ModelError, TooLongError
 from interp.models.loading import LanguageModel
 from interp.rules.scripts import TextError
 from interp.rules.sources import Rule, RulePrompt
+from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.one_prompt import PromptRequest, report, trace_one
-from interp.tracing.trace import prepare, trace_fingerprint
+from interp.tracing.prompt import prepare
 
 TEXT = [
     "The capital of France is Paris. Capital (France): (Paris) and 12 more.",

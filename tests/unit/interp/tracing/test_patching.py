@@ -28,6 +28,7 @@ from interp.tracing.patching import (
     Direction,
     Route,
     Site,
+    SweepOptions,
     SweepResult,
     sweep,
     sweep_reference,
@@ -220,7 +221,13 @@ def test_both_routes_equal_the_definition(
     one, some = CASES[corruption], every_kind_of_site((1, 3, 7))
     expected = sweep_reference(model, one, some, BOTH, direction=direction)
     for route in ("fast", "generic"):
-        got = sweep(model, one, some, BOTH, direction=direction, route=route, batch_size=13)
+        got = sweep(
+            model,
+            one,
+            some,
+            BOTH,
+            SweepOptions(direction=direction, route=route, batch_size=13),
+        )
         for name in ("clean", "corrupted", "restored"):
             # Log-probability within 1e-4 nats, probability within 1e-5.
             difference = (getattr(got, name) - getattr(expected, name)).abs().reshape(-1, 2).amax(0)
@@ -246,7 +253,15 @@ def test_both_routes_equal_the_definition_behind_a_sliding_window(
     expected = sweep_reference(model, one, some, sum_log_prob, direction=direction)
     for route in ("fast", "generic"):
         check_equal(
-            sweep(model, one, some, sum_log_prob, direction=direction, route=route), expected, 1e-4
+            sweep(
+                model,
+                one,
+                some,
+                sum_log_prob,
+                SweepOptions(direction=direction, route=route),
+            ),
+            expected,
+            1e-4,
         )
     assert (
         sweep(wide, one, [], sum_log_prob).clean - expected.clean
@@ -262,14 +277,26 @@ def test_the_fast_route_is_refused_where_it_was_not_checked(
     with pytest.raises(
         ValueError, match="tiny-llama: the self-check does not allow the fast route"
     ):
-        sweep(make_model("llama", check=False), case(), sites((2,)), mean_log_prob, route="fast")
+        sweep(
+            make_model("llama", check=False),
+            case(),
+            sites((2,)),
+            mean_log_prob,
+            SweepOptions(route="fast"),
+        )
 
 
 @pytest.mark.parametrize("route", ["fast", "generic"])
 def test_results_do_not_depend_on_the_memory(route: Route, tiny_llama: LanguageModel) -> None:
     some = every_kind_of_site((1, 4))
     results = [
-        sweep(tiny_llama, case(), some, mean_log_prob, route=route, memory=memory)
+        sweep(
+            tiny_llama,
+            case(),
+            some,
+            mean_log_prob,
+            SweepOptions(route=route, memory=memory),
+        )
         for memory in (1, 10**6, 10**9)
     ]
     for other in results[1:]:
@@ -287,9 +314,13 @@ def test_batches_are_halved_when_memory_runs_out(route: Route, tiny_llama: Langu
         return mean_log_prob(values, target)
 
     some = every_kind_of_site((2, 4))
-    got = sweep(tiny_llama, case(), some, greedy, route=route, batch_size=60)
+    got = sweep(tiny_llama, case(), some, greedy, SweepOptions(route=route, batch_size=60))
     assert max(rows) == 60 and rows.count(60) <= 3
-    check_equal(got, sweep(tiny_llama, case(), some, mean_log_prob, batch_size=6), tolerance=2e-6)
+    check_equal(
+        got,
+        sweep(tiny_llama, case(), some, mean_log_prob, SweepOptions(batch_size=6)),
+        tolerance=2e-6,
+    )
 
 
 def test_memory_that_does_not_even_take_one_site_is_an_error(tiny_llama: LanguageModel) -> None:
@@ -349,7 +380,8 @@ def test_sweep_equals_its_definition_wherever_the_prompt_is_corrupted(
 def test_sweep_does_not_depend_on_the_batch_size(tiny_llama: LanguageModel) -> None:
     some = sites((0, 2, 3, 7))
     results = [
-        sweep(tiny_llama, case(), some, mean_log_prob, batch_size=size) for size in (1, 7, 64, 1000)
+        sweep(tiny_llama, case(), some, mean_log_prob, SweepOptions(batch_size=size))
+        for size in (1, 7, 64, 1000)
     ]
     for other in results[1:]:
         check_equal(other, results[0], tolerance=2e-6)
@@ -366,7 +398,14 @@ def test_sweep_keeps_the_order_of_the_sites(tiny_llama: LanguageModel) -> None:
 def test_sweep_tells_its_progress_site_by_site(tiny_llama: LanguageModel) -> None:
     done: list[int] = []
     some = sites((0, 2, 3))
-    sweep(tiny_llama, case(), some, mean_log_prob, batch_size=6, advance=done.append)
+    sweep(
+        tiny_llama,
+        case(),
+        some,
+        mean_log_prob,
+        SweepOptions(batch_size=6),
+        advance=done.append,
+    )
     assert sum(done) == len(some) == 18
     assert max(done) == 2  # six rows are two sites of three samples
 
@@ -381,7 +420,13 @@ def test_exchanging_nothing_leaves_the_base_run(
 ) -> None:
     one = CASES[corruption]
     nothing = [Site(component, 4, range(1, 1)) for component in COMPONENTS]
-    result = sweep(tiny_llama, one, nothing, mean_log_prob, direction=direction, route="generic")
+    result = sweep(
+        tiny_llama,
+        one,
+        nothing,
+        mean_log_prob,
+        SweepOptions(direction=direction, route="generic"),
+    )
     base = result.corrupted if direction == "denoise" else result.clean.expand(one.samples)
     torch.testing.assert_close(result.restored, base.expand(3, -1), rtol=0, atol=1e-6)
 
@@ -415,7 +460,7 @@ def test_the_two_directions_mirror_each_other(tiny_llama: LanguageModel) -> None
     mirrored = CorruptedPrompt(one.counterfactual, one.answer, CORRUPTED, counterfactual=one.prompt)
     some = every_kind_of_site((2, 4, 7))
     denoised = sweep(tiny_llama, one, some, mean_log_prob)
-    noised = sweep(tiny_llama, mirrored, some, mean_log_prob, direction="noise")
+    noised = sweep(tiny_llama, mirrored, some, mean_log_prob, SweepOptions(direction="noise"))
     torch.testing.assert_close(denoised.restored, noised.restored, rtol=0, atol=2e-6)
     torch.testing.assert_close(denoised.clean, noised.corrupted[0], rtol=0, atol=2e-6)
 
@@ -504,9 +549,9 @@ def test_an_exception_in_the_middle_leaves_no_hook(tiny_llama: LanguageModel) ->
         return mean_log_prob(values, target)
 
     with pytest.raises(StoppedError):
-        sweep(tiny_llama, one, some, mean_log_prob, batch_size=3, advance=stop)
+        sweep(tiny_llama, one, some, mean_log_prob, SweepOptions(batch_size=3), advance=stop)
     with pytest.raises(StoppedError):
-        sweep(tiny_llama, one, some, stop_in_metric, batch_size=3)
+        sweep(tiny_llama, one, some, stop_in_metric, SweepOptions(batch_size=3))
     assert len(calls) == 4
     assert tiny_llama.logits(ids).equal(logits)
     check_equal(sweep(tiny_llama, one, some, mean_log_prob), before, tolerance=0)

@@ -8,8 +8,8 @@ import torch
 
 from interp.models.loading import LanguageModel
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Direction, Site, sweep
-from interp.tracing.screening import ScoredSites, score_sites
+from interp.tracing.patching import CorruptedPrompt, Direction, Site, SweepOptions, sweep
+from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import window
 
 PROMPT = (5, 9, 17, 3, 8, 2, 7)
@@ -61,9 +61,13 @@ def test_exact_scores_are_those_of_the_sweep(model: LanguageModel) -> None:
 def test_screen_is_exact_where_it_says_so(direction: Direction, model: LanguageModel) -> None:
     some, case = grid(model.n_layers), noisy()
     found = score_sites(
-        model, case, some, ["mean_log_prob"], method="screen", direction=direction, share=0.4
+        model,
+        case,
+        some,
+        ["mean_log_prob"],
+        ScoringOptions(method="screen", share=0.4, sweep=SweepOptions(direction=direction)),
     )
-    expected = sweep(model, case, some, mean_log_prob, direction=direction)
+    expected = sweep(model, case, some, mean_log_prob, SweepOptions(direction=direction))
     assert found.exact is not None
     ran = found.exact.numpy()
     difference = np.abs(found.restored[..., 0].numpy() - expected.restored.numpy())
@@ -81,7 +85,9 @@ def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(
     exact = effect(score_sites(model, case, some, ["mean_log_prob"]))
 
     def error(**options: Any) -> float:
-        got = effect(score_sites(model, case, some, ["mean_log_prob"], steps=3, **options))
+        got = effect(
+            score_sites(model, case, some, ["mean_log_prob"], ScoringOptions(steps=3), **options)
+        )
         return float(np.abs(got - exact).sum() / np.abs(exact).sum())
 
     gradients, few, many = (
@@ -99,7 +105,11 @@ def test_the_audit_estimates_the_missed_mass(model: LanguageModel) -> None:
     told, true = [], []
     for seed in range(12):
         found = score_sites(
-            model, case, some, ["mean_log_prob"], method="screen", share=0.25, seed=seed
+            model,
+            case,
+            some,
+            ["mean_log_prob"],
+            ScoringOptions(method="screen", share=0.25, seed=seed),
         )
         told.append(found.about["missed_mass"])
         true.append(np.abs(effect(found) - exact).sum() / np.abs(exact).sum())
@@ -138,7 +148,7 @@ def test_progress_adds_up(model: LanguageModel) -> None:
     ):
         told: list[float] = []
         some = grid(model.n_layers)[::3]
-        score_sites(model, case, some, metrics, method=method, advance=told.append)
+        score_sites(model, case, some, metrics, ScoringOptions(method=method), advance=told.append)
         assert sum(told) == pytest.approx(1) and len(told) >= 1
 
 
@@ -163,4 +173,4 @@ def test_what_cannot_be_scored_is_refused(
     case: CorruptedPrompt, metrics: list[str], method: Any, message: str, model: LanguageModel
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        score_sites(model, case, grid(model.n_layers)[:3], metrics, method=method)
+        score_sites(model, case, grid(model.n_layers)[:3], metrics, ScoringOptions(method=method))

@@ -20,11 +20,13 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.schema import Twin
 from interp.rules.sources import Rule, dump_rules
+from interp.tracing import fingerprint
 from interp.tracing import trace as tracing
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
-from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_prompt, trace_rules
+from interp.tracing.prompt import trace_prompt
+from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_rules
 from interp.tracing.windows import window
 
 DEADLINE = 120.0
@@ -452,16 +454,18 @@ def test_trace_rules_overwrites_when_told(
 def test_fingerprint_changes_with_every_setting_of_the_numbers(
     change: dict[str, Any], tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    base = tracing.trace_fingerprint(tiny_llama, rule, "formula", settings())
-    assert tracing.trace_fingerprint(tiny_llama, rule, "formula", settings(**change)) != base
-    assert tracing.trace_fingerprint(tiny_llama, rule, "formula", settings(batch_size=1)) == base
+    base = fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings())
+    assert fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings(**change)) != base
+    assert (
+        fingerprint.trace_fingerprint(tiny_llama, rule, "formula", settings(batch_size=1)) == base
+    )
 
 
 def test_fingerprint_changes_with_weights_and_wording(
     make_model: Callable[..., LanguageModel], tiny_llama: LanguageModel, rule: Rule
 ) -> None:
     def print_of(model: LanguageModel, rule: Rule) -> str:
-        return tracing.trace_fingerprint(model, rule, "formula", settings())
+        return fingerprint.trace_fingerprint(model, rule, "formula", settings())
 
     def reworded(**changes: Any) -> Rule:
         forms = {**rule.forms, "formula": rule.forms["formula"].model_copy(update=changes)}
