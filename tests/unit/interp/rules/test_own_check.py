@@ -28,7 +28,8 @@ def long_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     yield
     registry.CHECKS.clear()
     registry.CHECKS.update(before)
-    del sys.modules[NAME], checks.long_answers
+    del sys.modules[NAME]
+    vars(checks).pop("long_answers")
 
 
 @pytest.mark.usefixtures("long_answers")
