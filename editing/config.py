@@ -8,10 +8,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from editing.presets import preset
 from interp.config import Resamples, Section, Seed, nearest
 from interp.errors import InputError
-from interp.rules.sources import RuleForm, Split
 from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
+from interp.vocabulary import RuleForm, Split
 
 EditorName = Literal[
     "dmle", "memit", "alphaedit", "emmet", "rome", "ft", "lora", "grace", "ice", "ike"

@@ -44,8 +44,8 @@ from interp.results.effects import (
     total_effect,
 )
 from interp.results.scores import WITHOUT_FLOOR, per_rule
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerSelection
+from interp.vocabulary import LOOKUP
 
 SCREEN_DPI = 150
 """Pixels per inch on a screen: type of 7 points is small at the usual 100."""

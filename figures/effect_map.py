@@ -21,7 +21,8 @@ from matplotlib.font_manager import FontProperties
 
 from figures import style
 from interp.errors import InputError
-from interp.results.effects import COMPONENTS, indirect_effect, select_map, total_effect
+from interp.results.effects import indirect_effect, select_map, total_effect
+from interp.vocabulary import COMPONENTS
 
 ROW_HEIGHT = 0.125
 """Height of a token's row, inches."""

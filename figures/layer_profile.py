@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from interp.errors import InputError
-from interp.results.effects import COMPONENTS, ROLES
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import COMPONENTS, LOOKUP, ROLES
 
 
 def draw_layer_profile(

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.layer_profile import band_note, draw_layer_profile, has_data
 from interp.errors import InputError
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerGroup, LayerSelection
+from interp.vocabulary import LOOKUP
 
 UNSUPPORTED = "NOT SUPPORTED by the profile"
 SAID = "not supported by the profile ("

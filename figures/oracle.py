@@ -24,7 +24,8 @@ from figures import style
 from figures.layer_profile import has_data
 from figures.layer_selection import runs
 from interp.errors import InputError
-from interp.selection.profiles import LOOKUP, bootstrap_mean
+from interp.selection.profiles import bootstrap_mean
+from interp.vocabulary import LOOKUP
 
 REGRET_COLUMNS = (
     "strategy",

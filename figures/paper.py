@@ -37,8 +37,8 @@ from interp.results import effects as effects_schema
 from interp.results.files import write_text
 from interp.results.records import load_records
 from interp.results.scores import modes_with_scores
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerSelection
+from interp.vocabulary import COMPONENTS, LOOKUP
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ MAIN_MODE = "token_accuracy"
 """Mode of the figures that show one mode only, where it has scores."""
 MAIN_COMPONENT = "mlp"
 """Component of the main figures: the one that selection reads and editors write."""
-PANELS = {"": effects_schema.COMPONENTS[:3], "-single-and-frozen": effects_schema.COMPONENTS[3:]}
+PANELS = {"": COMPONENTS[:3], "-single-and-frozen": COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
 
 ANSWER_COLUMNS = (
@@ -79,6 +79,17 @@ ANSWER_COLUMNS = (
     "before",
     "after",
 )
+SCORE_MODES = (
+    "token_accuracy",
+    "exact",
+    "greedy_exact",
+    "greedy_prefix",
+    "equivalent",
+    "log_prob",
+    "kl",
+)
+ANSWER_NUMBERS = tuple(f"{score}_{when}" for score in SCORE_MODES for when in ("before", "after"))
+"""Columns of answers that hold numbers, where they are."""
 Note = Callable[[str], None]
 Drawing = tuple[str, Figure | str]
 """A path below the run folder, without the suffix if it is a figure; and the figure or text."""
@@ -348,7 +359,7 @@ def read_answers(path: Path) -> pd.DataFrame:
     Raises:
         DamagedError: The file does not hold what `dmle evaluate` wrote.
     """
-    rows = load_records(path, "table of answers", ANSWER_COLUMNS)
+    rows = load_records(path, "table of answers", ANSWER_COLUMNS, ANSWER_NUMBERS)
     # A model's answer may end within a character; tables of pandas hold whole ones.
     texts = [
         {_whole(name): "" if value is None else _whole(str(value)) for name, value in row.items()}

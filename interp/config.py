@@ -12,10 +12,10 @@ from pydantic import Field, field_validator, model_validator
 
 from interp.errors import InputError
 from interp.rules.scripts import needed
-from interp.rules.sources import Split
 from interp.settings.plain_yaml import YamlError, read_yaml_file
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
+from interp.vocabulary import Component, CorruptedSpan, Direction, Role, Split
 
 __all__ = [
     "ConfigError",
@@ -35,11 +35,6 @@ Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Resamples = Annotated[int, Field(le=100_000)]
 """Draws of a bootstrap or a test: each is a row of an array in memory."""
 
-CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
-Component = Literal[
-    "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
-]
-Direction = Literal["denoise", "noise"]
 MetricName = Literal[
     "mean_log_prob",
     "sum_log_prob",
@@ -52,16 +47,6 @@ NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
 """How noise rules are written (see `interp.tracing.corruption`)."""
 CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
 """Metrics that compare with the answer to a counterfactual prompt."""
-RuleRole = Literal[
-    "prefix",
-    "subject_first",
-    "subject_middle",
-    "subject_last",
-    "rule_word",
-    "number",
-    "after",
-    "last",
-]
 
 
 class ModelConfig(Section):
@@ -99,7 +84,7 @@ class TraceConfig(Section):
     """Splits that are traced, among rules that have a split: layers are not chosen on rules that
     test edits."""
     components: tuple[Component, ...] = ("resid", "mlp", "attn")
-    positions: Literal["all"] | tuple[RuleRole, ...] = (
+    positions: Literal["all"] | tuple[Role, ...] = (
         "subject_first",
         "subject_middle",
         "subject_last",
@@ -198,7 +183,7 @@ class ProfileConfig(Section):
 
     metric: MetricName | None = None
     """Which of the traced metrics; the first, if none is named."""
-    lookup_roles: tuple[RuleRole, ...] = ("subject_last", "rule_word")
+    lookup_roles: tuple[Role, ...] = ("subject_last", "rule_word")
     """Roles averaged into the profile that the selection reads: where editors look a rule up."""
     bootstrap: Resamples = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)

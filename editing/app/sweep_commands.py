@@ -15,7 +15,8 @@ from editing.config import CovarianceConfig, EditConfig, EditorSettings, Evaluat
 from interp.app.commands import Common, execute
 from interp.app.steps import Context, Step
 from interp.config import SelectConfig
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import RuleForm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -428,7 +429,7 @@ def regret_rows(
         regret_of,
         window_effects,
     )
-    from interp.selection.profiles import LOOKUP
+    from interp.vocabulary import LOOKUP
 
     options = {"resamples": config.resamples, "confidence": config.confidence}
     ids = [str(rule) for rule in swept["rule"].values]

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from interp.models.tokens import Span, lookup_span
 from interp.rules.joining import join, joint
 from interp.rules.scripts import clusters, in_word, unspaced
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import RuleForm
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ from editing.evaluation.scoring import (
     teacher_forced,
 )
 from interp.models.loading import LanguageModel
-from interp.rules.sources import FORMS, Probe, Rule, RuleForm
+from interp.rules.sources import Probe, Rule
+from interp.vocabulary import FORMS, RuleForm
 
 SCHEMA = "dmle.scores/1"
 METRICS = (

@@ -12,7 +12,8 @@ from typing import Any
 
 from editing.evaluation.evaluate import PHASES, items_of
 from interp.errors import InputError
-from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import FORMS, RuleForm
 
 ASKED: Mapping[RuleForm, int] = {"formula": 1, "description": 1, "instance": 2}
 """Understanding probes that the driver asks of a record: RuleEdit's own prompts, without their

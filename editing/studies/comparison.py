@@ -30,7 +30,8 @@ from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteEr
 from interp.models.loading import LanguageModel
 from interp.results.files import inside, read_json, write_json
 from interp.results.provenance import fingerprint
-from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import FORMS, RuleForm
 
 SCHEMA = "dmle.cell/1"
 

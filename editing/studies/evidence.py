@@ -27,8 +27,9 @@ from editing.closed_form.precision import together, triangular
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel, NamedHook
 from interp.models.tokens import pad_right, token_positions
-from interp.rules.sources import FORMS, Rule
+from interp.rules.sources import Rule
 from interp.selection.select import EVIDENCE_SCHEMA
+from interp.vocabulary import FORMS
 
 MEASURES = ("separability", "reach")
 

@@ -25,14 +25,7 @@ from interp.app.steps import (
     load_steps,
     parse_settings,
 )
-from interp.config import (
-    ConfigError,
-    CorruptedSpan,
-    ProfileConfig,
-    SelectConfig,
-    TraceConfig,
-    read_yaml,
-)
+from interp.config import ConfigError, ProfileConfig, SelectConfig, TraceConfig, read_yaml
 from interp.errors import DmleError
 from interp.results.files import write_text
 from interp.results.printing import command, heading, one_line, say
@@ -42,6 +35,7 @@ from interp.rules.sources import Rule, counted, dump_rules
 from interp.settings.assignments import assign, merge, read_assignment
 from interp.tracing.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.tracing.one_prompt import PromptRequest, find_plot, report, trace_one
+from interp.vocabulary import CorruptedSpan
 
 if TYPE_CHECKING:
     import xarray as xr

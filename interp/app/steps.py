@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from interp.config import ConfigError, ModelConfig, RulesConfig, Section, nearest, parse_section
 from interp.errors import InputError
 from interp.results.run_folder import RunFolder, RunLock
-from interp.rules.sources import Rule, RuleSet, Split, load_rules
+from interp.rules.sources import Rule, RuleSet, load_rules
+from interp.vocabulary import Split
 
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel

@@ -53,7 +53,7 @@ def number_positions(encoding: Encoding, symbols: Iterable[str] = ()) -> list[ra
 def token_roles(
     encoding: Encoding, subject: str, rule_words: Sequence[str], symbols: Iterable[str] = ()
 ) -> list[str]:
-    """The role of each token; every token has exactly one (see `interp.results.effects.ROLES`).
+    """The role of each token; every token has exactly one (see `interp.vocabulary.ROLES`).
 
     Where roles compete, the earlier in this list wins: subject, rule_word, number, last, then
     prefix (before the first token of the subject or rule words) and after (behind it). A one-token

@@ -18,7 +18,7 @@ import xarray as xr
 
 from interp.results.effects import choose_metric, indirect_effect, total_effect
 from interp.results.tables import MISSING, escape_markdown, markdown
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 
 if TYPE_CHECKING:
     from interp.selection.select import (

@@ -39,6 +39,7 @@ from interp.errors import InputError
 from interp.results import foreign_files
 from interp.results.files import atomic, seal
 from interp.results.netcdf import Growing, content_of, load, opened, save
+from interp.vocabulary import COMPONENTS, ROLES
 
 __all__ = [
     "COMPONENTS",
@@ -57,27 +58,6 @@ __all__ = [
     "select_map",
     "total_effect",
 ]
-COMPONENTS = (
-    "resid",
-    "mlp",
-    "attn",
-    "mlp_single",
-    "attn_single",
-    "resid_mlp_frozen",
-    "resid_attn_frozen",
-)
-"""`mlp` and `attn` are windows of blocks, `…_single` one block alone; the frozen ones restore the
-stream while the outputs of MLP or attention at that token stay corrupted in all later blocks."""
-ROLES = (
-    "prefix",
-    "subject_first",
-    "subject_middle",
-    "subject_last",
-    "rule_word",
-    "number",
-    "after",
-    "last",
-)
 SCHEMA = "dmle.effects/2"
 TRACEABLE_STANDARD_ERRORS = 2.0
 

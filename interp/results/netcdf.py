@@ -22,6 +22,7 @@ import xarray as xr
 
 from interp.results import foreign_files
 from interp.results.files import check_seal, damaged, write_sealed
+from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,15 @@ class Kind:
     variables: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()
     """Dims that a file of another kind has."""
+    whole: frozenset[str] = frozenset()
+    """Dims along which every label of `LABELS` is needed."""
 
 
-def _kind(what: str, schema: str, dims: str, variables: str, without: str = "") -> Kind:
-    return Kind(
-        what,
-        schema,
-        frozenset(dims.split()),
-        frozenset(variables.split()),
-        frozenset(without.split()),
-    )
+def _kind(
+    what: str, schema: str, dims: str, variables: str, without: str = "", whole: str = ""
+) -> Kind:
+    sets = (frozenset(names.split()) for names in (dims, variables, without, whole))
+    return Kind(what, schema, *sets)
 
 
 _MAP = "score clean corrupted token role is_corrupted prompt answer"
@@ -59,7 +59,8 @@ KINDS: Mapping[str, Kind] = {
         "layer profile",
         "dmle.profile/",
         "form component role layer rule",
-        "effect",
+        "effect total_effect traceable",
+        whole="role",
     ),
     "scores.nc": _SCORES,
     "tuning.nc": _SCORES,
@@ -71,6 +72,12 @@ UNLABELLED = frozenset(("pos", "sample"))
 """Dims that are counted; all others have labels, by which they are read."""
 NUMBERED = frozenset(("layer",))
 """Labels that are numbers; all others are texts."""
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "form": FORMS,
+    "component": COMPONENTS,
+    "role": (*ROLES, LOOKUP),
+}
+"""What labels there can be, by dim; others are free."""
 _OF_FOLDERS: Mapping[str, Kind] = {
     "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP, "rule form"),
     "evidence": KINDS["evidence.nc"],
@@ -228,21 +235,41 @@ def _kind_of(path: Path) -> Kind:
 
 
 def _check_kind(path: Path, dataset: xr.Dataset, kind: Kind) -> None:
+    if reason := _fault(dataset, kind):
+        raise damaged(path, kind.what, reason)
+
+
+def _fault(dataset: xr.Dataset, kind: Kind) -> str:
+    """What a dataset lacks to be read as of a kind; "" if nothing."""
     schema = str(dataset.attrs.get("schema", kind.schema))
     if not schema.startswith(kind.schema):
-        raise damaged(path, kind.what, f"its schema is {schema}, {kind.schema}… is needed")
-    have = set(map(str, dataset.variables))
-    labels = kind.dims & set(map(str, dataset.dims)) - UNLABELLED
-    missing = sorted((kind.dims - set(map(str, dataset.dims))) | ((kind.variables | labels) - have))
-    if missing:
-        raise damaged(path, kind.what, f"it lacks {', '.join(missing)}")
-    if kind.without & set(map(str, dataset.dims)):
-        raise damaged(path, kind.what, "it is a joined file of many")
-    for dim in sorted(kind.dims):
-        if not dataset.sizes[dim]:
-            raise damaged(path, kind.what, f"it holds nothing along {dim}")
-    for name in sorted(labels - NUMBERED):
-        if dataset[name].dtype.kind not in "OUS":
-            raise damaged(
-                path, kind.what, f"the labels of {name} are {dataset[name].dtype}, texts are needed"
-            )
+        return f"its schema is {schema}, {kind.schema}… is needed"
+    dims = set(map(str, dataset.dims))
+    labels = kind.dims & dims - UNLABELLED
+    needed = kind.variables | labels
+    if missing := sorted((kind.dims - dims) | (needed - set(map(str, dataset.variables)))):
+        return f"it lacks {', '.join(missing)}"
+    if kind.without & dims:
+        return "it is a joined file of many"
+    if empty := [dim for dim in sorted(kind.dims) if not dataset.sizes[dim]]:
+        return f"it holds nothing along {empty[0]}"
+    for name in sorted(kind.whole):
+        if lacking := [label for label in LABELS[name] if label not in dataset[name].values]:
+            return f"it lacks the label {lacking[0]!r} of {name}"
+    for name in map(str, dataset.indexes):
+        if not dataset.indexes[name].is_unique:
+            return f"two labels of {name} are the same"
+    return next(filter(None, (_label_fault(dataset[name]) for name in sorted(labels))), "")
+
+
+def _label_fault(labels: xr.DataArray) -> str:
+    """What is wrong with the labels of a dim; "" if nothing."""
+    name, kind = str(labels.name), labels.dtype.kind
+    if name in NUMBERED and kind not in "iu":
+        return f"the labels of {name} are {labels.dtype}, whole numbers are needed"
+    if name not in NUMBERED and kind not in "OUS":
+        return f"the labels of {name} are {labels.dtype}, texts are needed"
+    values = labels.values.tolist()
+    if unknown := [value for value in values if value not in LABELS.get(name, values)]:
+        return f"{unknown[0]!r} is no label of {name}"
+    return ""

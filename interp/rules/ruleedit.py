@@ -22,7 +22,6 @@ from pydantic import Field, TypeAdapter, model_validator
 from interp.errors import InputError
 from interp.results.files import atomic, write_text
 from interp.rules.schema import (
-    FORMS,
     Frozen,
     LocalityProbe,
     Probe,
@@ -30,12 +29,12 @@ from interp.rules.schema import (
     Repair,
     Rule,
     RuleError,
-    RuleForm,
     RulePrompt,
     explain,
     parse_json,
-)  # fmt: skip
+)
 from interp.rules.words import STOP_WORDS
+from interp.vocabulary import FORMS, RuleForm
 
 FILES = ("f_d.json", "ins.json")
 MAX_MEMBER_BYTES = 4 * 2**20

@@ -9,7 +9,7 @@ prompts that tell whether the edit worked and did nothing else.
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,13 +18,11 @@ from interp.rules.scripts import TextError, checked
 from interp.rules.spans import missing, subject_spans
 from interp.rules.words import content_words
 from interp.settings.names import same_on_some_disks
+from interp.vocabulary import RuleForm, Split
 
-RuleForm = Literal["formula", "description", "instance"]
-FORMS: tuple[RuleForm, ...] = get_args(RuleForm)
 SCHEMA = "dmle.rules/1"
 MAX_VALUES = 3_000_000
 """Values of a rule file, and commas in its texts."""
-Split = Literal["train", "validation", "test"]
 
 
 def _text(value: Any) -> Any:

@@ -19,7 +19,6 @@ from interp.errors import InputError
 from interp.results.files import CHECKSUM, checksum, write_text
 from interp.rules.ruleedit import Reading, read_ruleedit
 from interp.rules.schema import (
-    FORMS,
     SCHEMA,
     LocalityProbe,
     Probe,
@@ -28,15 +27,14 @@ from interp.rules.schema import (
     Rule,
     RuleError,
     RuleFile,
-    RuleForm,
     RulePrompt,
-    Split,
     Symbol,
     Twin,
     explain,
     parse_json,
-)  # fmt: skip
+)
 from interp.rules.words import STOP_WORDS
+from interp.vocabulary import FORMS, RuleForm, Split
 
 __all__ = [
     "FORMS",

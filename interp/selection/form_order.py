@@ -34,9 +34,10 @@ import pandas as pd
 import xarray as xr
 
 from interp.config import SelectConfig
-from interp.selection.profiles import LOOKUP, bootstrap_mean
+from interp.selection.profiles import bootstrap_mean
 from interp.selection.select import candidate_windows
 from interp.selection.strategies import signs
+from interp.vocabulary import LOOKUP
 
 PAPER = (("instance",), ("formula", "description"))
 """The published order: instances later than formula and description."""

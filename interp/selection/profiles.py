@@ -24,9 +24,9 @@ import xarray as xr
 
 from interp.config import ProfileConfig
 from interp.results import effects as effect_maps
+from interp.vocabulary import LOOKUP, ROLES
 
 SCHEMA = "dmle.profile/1"
-LOOKUP = "lookup"
 
 
 def mean_by_role(effect: np.ndarray, roles: np.ndarray, names: list[tuple[str, ...]]) -> np.ndarray:
@@ -96,7 +96,7 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
     te = effect_maps.total_effect(maps)
     traced = maps["n_tokens"] > 0
     traceable = te["traceable"] & traced
-    names: list[tuple[str, ...]] = [*((role,) for role in effect_maps.ROLES), config.lookup_roles]
+    names: list[tuple[str, ...]] = [*((role,) for role in ROLES), config.lookup_roles]
     effect = _effects_by_role(maps, traceable.transpose("rule", "form").values, names)
     options = {"draws": config.bootstrap, "confidence": config.confidence, "seed": config.seed}
     aie, lower, upper = bootstrap_mean(effect, **options)
@@ -120,7 +120,7 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
             "rule": maps["rule"].values,
             "form": maps["form"].values,
             "component": maps["component"].values,
-            "role": np.array([*effect_maps.ROLES, LOOKUP], dtype=object),
+            "role": np.array([*ROLES, LOOKUP], dtype=object),
             "layer": maps["layer"].values,
         },
         attrs={

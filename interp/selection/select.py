@@ -69,7 +69,7 @@ from interp.results.display import selection_html, selection_markdown
 from interp.results.files import damaged, read_json, write_json
 from interp.rules.schema import explain
 from interp.selection.exports import Method, easyedit_yaml
-from interp.selection.profiles import LOOKUP, resample_counts
+from interp.selection.profiles import resample_counts
 from interp.selection.strategies import (
     Agreement,
     Choice,
@@ -88,6 +88,7 @@ from interp.selection.strategies import (
     window_of,
 )
 from interp.tracing.windows import window
+from interp.vocabulary import LOOKUP
 
 SCHEMA = "dmle.selection/1"
 RULES_SCHEMA = "dmle.selections/1"

@@ -21,7 +21,8 @@ from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.metrics import Metric
-from interp.tracing.patching import CorruptedPrompt, Direction, Side, Site, SweepResult, target
+from interp.tracing.patching import CorruptedPrompt, Side, Site, SweepResult, target
+from interp.vocabulary import Direction
 
 
 def attribute(

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from interp.config import NOISE_RULE, CorruptedSpan, TraceConfig
+from interp.config import NOISE_RULE, TraceConfig
 from interp.errors import InputError, NotTraceableError
 from interp.models import corpus
 from interp.models.loading import Encoding, LanguageModel
@@ -33,6 +33,7 @@ from interp.models.tokens import word_positions
 from interp.rules.sources import Rule, Twin
 from interp.rules.spans import check_phrases
 from interp.tracing.patching import CorruptedPrompt
+from interp.vocabulary import CorruptedSpan
 
 SPAN_ROLES: dict[str, tuple[str, ...]] = {
     "subject": ("subject_first", "subject_middle", "subject_last"),

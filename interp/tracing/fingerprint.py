@@ -7,8 +7,9 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.provenance import fingerprint
 from interp.rules.joining import SAID, join
-from interp.rules.sources import Rule, RuleForm, RulePrompt
+from interp.rules.sources import Rule, RulePrompt
 from interp.tracing.corruption import NoiseRule, noise_of
+from interp.vocabulary import RuleForm
 
 
 def trace_fingerprint(

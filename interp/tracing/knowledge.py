@@ -24,12 +24,13 @@ from interp.results.records import load_records, save_records
 from interp.results.tables import csv_cell
 from interp.rules.schema import explain
 from interp.rules.scripts import in_word, plain_digits, unspaced
-from interp.rules.sources import FORMS, Rule, RuleForm
+from interp.rules.sources import Rule
 from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import sweep
 from interp.tracing.prompt import prepare, too_long
 from interp.tracing.trace import prompts
+from interp.vocabulary import FORMS, RuleForm
 
 GREEDY_TOKENS = 16
 BATCH = 16

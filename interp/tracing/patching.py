@@ -34,7 +34,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,9 +45,7 @@ from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.metrics import Metric, Target
-
-Direction = Literal["denoise", "noise"]
-Route = Literal["auto", "fast", "generic"]
+from interp.vocabulary import Direction, Route
 
 
 @dataclass(frozen=True)
@@ -152,7 +150,7 @@ class SweepOptions:
     """How sites are run. All but the direction change the cost, not the result."""
 
     direction: Direction = "denoise"
-    """`denoise`: clean states into the corrupted run; `noise`: corrupted ones into the clean run."""
+    """See `interp.vocabulary`."""
     route: Route = "auto"
     """`fast`, `generic`, or the fast one where the model's self-check allows it."""
     memory: int | None = None

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interp.config import Component, TraceConfig
+from interp.config import TraceConfig
 from interp.errors import ModelError, NotTraceableError, TooLongError
 from interp.models.loading import Encoding, LanguageModel
 from interp.models.tokens import token_roles
 from interp.results import effects
 from interp.results.provenance import versions
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
 from interp.rules.spans import check_phrases
 from interp.settings.sizes import parse_size
 from interp.tracing import corruption
@@ -31,9 +31,10 @@ from interp.tracing.answers import Answer, given_answer, own_answer
 from interp.tracing.corruption import NoiseRule, noise_of
 from interp.tracing.fingerprint import config_text, trace_fingerprint
 from interp.tracing.metrics import METRICS, first_difference
-from interp.tracing.patching import CorruptedPrompt, Direction, Site, SweepOptions
+from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions
 from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import default_window, window
+from interp.vocabulary import Component, Direction, RuleForm
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import torch
@@ -36,8 +35,8 @@ from interp.models.loading import LanguageModel
 from interp.tracing.attribution import attribute
 from interp.tracing.metrics import METRICS, Metric, several
 from interp.tracing.patching import CorruptedPrompt, Patcher, Site, SweepOptions, SweepResult, sweep
+from interp.vocabulary import Method
 
-Method = Literal["exact", "attribution", "screen"]
 STRIDE = 6
 """Layers between the exact sites of a line at the start."""
 FIRST_SAMPLES = 4

@@ -1,4 +1,4 @@
-"""Causal tracing of many rules: effect maps in memory, or in a folder where a stopped trace goes on."""
+"""Causal tracing of many rules: maps in memory, or in a folder where a stopped trace goes on."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,11 +14,12 @@ from interp.errors import DmleError, NotTraceableError, StaleError
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.files import inside
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
 from interp.settings.section import with_settings
 from interp.tracing.corruption import NoiseRule, noise_of
 from interp.tracing.fingerprint import config_text, trace_fingerprint
 from interp.tracing.prompt import too_long, trace_prompt
+from interp.vocabulary import RuleForm
 
 
 @dataclass(frozen=True)

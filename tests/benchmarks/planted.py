@@ -45,11 +45,12 @@ from editing.edits.requests import requests_of
 from interp.config import ProfileConfig, SelectConfig, TraceConfig
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
-from interp.rules.sources import Rule, RuleForm, RulePrompt
+from interp.rules.sources import Rule, RulePrompt
 from interp.selection.profiles import layer_profile
 from interp.selection.select import first_candidate, select_for_rules, select_layers
 from interp.tracing.prompt import trace_prompt
 from interp.tracing.windows import default_window
+from interp.vocabulary import RuleForm
 
 STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")
 COMPONENTS = ("mlp", "mlp_single")

@@ -27,7 +27,6 @@ import numpy as np
 
 from interp.config import SelectConfig
 from interp.results import effects
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import candidate_windows
 from interp.selection.strategies import (
     Agreement,
@@ -39,6 +38,7 @@ from interp.selection.strategies import (
     segment_of,
     window_of,
 )
+from interp.vocabulary import LOOKUP
 
 STRATEGIES: dict[str, tuple[Picker, Agreement]] = {
     "window": (window_of(3), "same"),

@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from interp.models.loading import LanguageModel, find
 from interp.models.tokens import subject_spans, token_roles
-from interp.results.effects import ROLES
 from interp.rules.sources import load_rules
 from interp.tracing.metrics import first_token_prob, mean_log_prob
 from interp.tracing.patching import CorruptedPrompt, Site, sweep, sweep_reference
 from interp.tracing.windows import default_window, window
+from interp.vocabulary import ROLES
 
 pytestmark = pytest.mark.slow
 

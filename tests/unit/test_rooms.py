@@ -41,7 +41,6 @@ UPWARD = {
     # The self-check runs the sweep that it is about.
     ("interp.models.self_check", "interp.tracing.patching"),
     # The public API of a selection draws itself.
-    ("interp.results.display", "interp.selection.profiles"),
     ("interp.results.display", "interp.selection.select"),
     # The cache of models also remembers which files of others have passed.
     ("interp.results.foreign_files", "interp.models.embedded"),

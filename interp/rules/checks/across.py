@@ -4,7 +4,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from interp.rules.checks.registry import Finding, across_rules, finding
-from interp.rules.sources import FORMS, Rule
+from interp.rules.sources import Rule
+from interp.vocabulary import FORMS
 
 
 @across_rules(

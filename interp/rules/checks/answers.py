@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from interp.rules.derivation import number_of, same_number
 from interp.rules.expressions import ExpressionError, tree
-from interp.rules.sources import Rule, RuleForm
+from interp.rules.sources import Rule
+from interp.vocabulary import RuleForm
 
 
 def items_of(

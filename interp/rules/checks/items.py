@@ -9,8 +9,9 @@ from interp.rules.agreement import agree
 from interp.rules.checks.answers import plain, same_answer
 from interp.rules.checks.registry import Finding, finding, of_rule
 from interp.rules.derivation import expression_of, sides
-from interp.rules.sources import FORMS, Probe, Rule, RuleForm, RulePrompt
+from interp.rules.sources import Probe, Rule, RulePrompt
 from interp.rules.spans import subject_spans
+from interp.vocabulary import FORMS, RuleForm
 
 
 @of_rule(

@@ -21,19 +21,17 @@ from pydantic import ValidationError
 from interp.rules.expressions import render, tree
 from interp.rules.rulebook.spec import RuleSpec, read_specs
 from interp.rules.schema import (
-    FORMS,
     LocalityProbe,
     Probe,
     Rule,
     RuleError,
-    RuleForm,
     RulePrompt,
-    Split,
     Symbol,
     Twin,
     explain,
-)  # fmt: skip
+)
 from interp.rules.units import spoken
+from interp.vocabulary import FORMS, RuleForm, Split
 
 SPECS = Path(__file__).parent / "specs"
 # Shares of the subjects, not of the rules: every rule of a subject is in the same split.

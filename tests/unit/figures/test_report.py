@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from figures.paper import ANSWER_NUMBERS
 from figures.report import (
     ANSWER_COLUMNS,
     LIMIT,
@@ -327,6 +328,8 @@ def test_damaged_inputs_say_how_to_mend_them(tmp_path: Path) -> None:
 
 def test_step_writes_the_page_beside_its_inputs(tmp_path: Path) -> None:
     rows = answers(2)
+    numbers = rows.columns.intersection(list(ANSWER_NUMBERS))
+    rows = rows.astype(object).assign(**rows[numbers].apply(pd.to_numeric))
     save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     said = REPORT.run(Context(RunFolder(tmp_path), {}))
     assert str(tmp_path / "report.html") in said and not REPORT.needs_model

@@ -24,7 +24,8 @@ from editing.evaluation.evaluate import COLUMNS, MARGIN, METRICS, MODES, PHASES,
 from editing.evaluation.scoring import Question
 from interp.models.loading import LanguageModel
 from interp.results import effects
-from interp.rules.sources import FORMS, LocalityProbe, Probe, Rule, RulePrompt, load_rules
+from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, load_rules
+from interp.vocabulary import FORMS
 
 CONFIG = EvaluateConfig(batch_size=4, answer_tokens=3)
 GREEDY = ("greedy_exact", "greedy_prefix", "equivalent")

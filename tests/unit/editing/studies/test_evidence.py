@@ -21,8 +21,9 @@ from interp.config import SelectConfig
 from interp.models.loading import LanguageModel
 from interp.models.tokens import token_positions
 from interp.results import effects
-from interp.rules.sources import FORMS, Rule, dump_rules
+from interp.rules.sources import Rule, dump_rules
 from interp.selection.select import select_layers
+from interp.vocabulary import FORMS
 from tests.unit.records import known, recorded
 
 Command = Callable[..., tuple[int, str]]

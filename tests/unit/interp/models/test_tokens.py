@@ -16,8 +16,8 @@ from interp.models.tokens import (
     token_roles,
     word_positions,
 )
-from interp.results.effects import ROLES
 from interp.rules.sources import load_rules
+from interp.vocabulary import ROLES
 
 
 def encoding(*tokens: str) -> Encoding:

@@ -176,7 +176,7 @@ FULL = """
 import os, resource, sys
 from pathlib import Path
 import torch
-from interp import effects
+from interp.results import effects
 from interp.errors import WriteError
 from interp.results.records import save_records
 from interp.results.tensor_files import write_tensors

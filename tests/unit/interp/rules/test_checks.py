@@ -22,12 +22,12 @@ from interp.rules.sources import (
     Refusal,
     Repair,
     Rule,
-    RuleForm,
     RulePrompt,
     RuleSet,
     Symbol,
     load_rules,
 )
+from interp.vocabulary import RuleForm
 
 ARCHIVE = Path(__file__).parents[5] / "shared" / "data" / "RuleEdit-140.zip"
 P, V, F, U = "rectangle-perimeter", "cube-volume", "cart-force", "wire-voltage"

@@ -14,7 +14,8 @@ import yaml
 
 from interp.rules.rulebook.build import SPECS, build, build_files, split_of
 from interp.rules.rulebook.spec import RuleSpec, SymbolSpec, article, decimal, read_specs
-from interp.rules.sources import FORMS, Rule, RuleError, dump_rules, load_rules
+from interp.rules.sources import Rule, RuleError, dump_rules, load_rules
+from interp.vocabulary import FORMS
 
 EMBEDDED = load_rules().rules
 BY_ID = {rule.id: rule for rule in EMBEDDED}

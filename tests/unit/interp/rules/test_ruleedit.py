@@ -23,7 +23,6 @@ from interp.rules.ruleedit import (
     write_ruleedit,
 )
 from interp.rules.sources import (
-    FORMS,
     Probe,
     Refusal,
     Repair,
@@ -34,6 +33,7 @@ from interp.rules.sources import (
     dump_rules,
     load_rules,
 )
+from interp.vocabulary import FORMS
 
 ARCHIVE = Path(__file__).parents[5] / "shared" / "data" / "RuleEdit-140.zip"
 Files = dict[str, Any]

@@ -19,17 +19,8 @@ from sympy.parsing.sympy_parser import (
     standard_transformations,
 )
 
-from interp.rules.sources import (
-    FORMS,
-    Probe,
-    Rule,
-    RuleError,
-    RuleForm,
-    RulePrompt,
-    Twin,
-    dump_rules,
-    load_rules,
-)
+from interp.rules.sources import Probe, Rule, RuleError, RulePrompt, Twin, dump_rules, load_rules
+from interp.vocabulary import FORMS, RuleForm
 
 EMBEDDED = load_rules().rules
 BY_ID = {rule.id: rule for rule in EMBEDDED}

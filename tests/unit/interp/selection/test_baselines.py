@@ -9,8 +9,8 @@ import xarray as xr
 
 from interp.config import SelectConfig
 from interp.selection import baselines
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerSelection, parse_layers
+from interp.vocabulary import LOOKUP
 
 
 def test_published_layers_are_the_same_for_every_group() -> None:

@@ -11,8 +11,8 @@ import yaml
 from interp.app import commands as cli
 from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
-from interp.selection.profiles import LOOKUP
 from interp.selection.select import LayerGroup, LayerSelection, load_for_rules, parse_layers
+from interp.vocabulary import LOOKUP
 from tests.unit.records import known, recorded
 
 

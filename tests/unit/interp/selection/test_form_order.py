@@ -21,7 +21,7 @@ from interp.selection.form_order import (
     sign_flip,
     table,
 )
-from interp.selection.profiles import LOOKUP
+from interp.vocabulary import LOOKUP
 
 FORMS = ["formula", "description", "instance"]
 

@@ -4,15 +4,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from interp import vocabulary
 from interp.config import ProfileConfig
 from interp.results import effects
-from interp.selection.profiles import (
-    LOOKUP,
-    bootstrap_mean,
-    layer_profile,
-    mean_by_role,
-    resample_counts,
-)
+from interp.selection.profiles import bootstrap_mean, layer_profile, mean_by_role, resample_counts
+from interp.vocabulary import LOOKUP
 
 ROLES = ("prefix", "subject_first", "subject_last", "rule_word", "rule_word", "last")
 NAMES: list[tuple[str, ...]] = [
@@ -171,7 +167,7 @@ def test_layer_profile_effects_equal_a_loop_over_prompts() -> None:
                 continue
             one = effects.select_map(maps, rule, form)
             restored = (one["score"] - one["corrupted"]).mean("sample")
-            for role in (*effects.ROLES, LOOKUP):
+            for role in (*vocabulary.ROLES, LOOKUP):
                 names = CONFIG.lookup_roles if role == LOOKUP else (role,)
                 tokens = [i for i, name in enumerate(one["role"].values) if name in names]
                 expected = (

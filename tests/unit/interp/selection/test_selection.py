@@ -11,7 +11,7 @@ import xarray as xr
 from interp.config import SelectConfig
 from interp.errors import DmleError, InputError
 from interp.results import effects
-from interp.selection.profiles import LOOKUP, resample_counts
+from interp.selection.profiles import resample_counts
 from interp.selection.select import (
     LayerGroup,
     LayerSelection,
@@ -23,6 +23,7 @@ from interp.selection.select import (
     select_layers,
 )
 from interp.tracing.windows import window
+from interp.vocabulary import LOOKUP
 
 FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8

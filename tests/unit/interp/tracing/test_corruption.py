@@ -7,7 +7,6 @@ import torch
 
 from interp.models.loading import LanguageModel
 from interp.models.tokens import token_roles
-from interp.results.effects import ROLES
 from interp.rules.sources import Twin
 from interp.tracing.corruption import (
     SPAN_ROLES,
@@ -17,6 +16,7 @@ from interp.tracing.corruption import (
     noise_rule,
     phrase_positions,
 )
+from interp.vocabulary import ROLES
 
 PROMPT = (
     "prefix",

@@ -16,7 +16,7 @@ from interp.config import TraceConfig
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel
 from interp.results.records import save_records
-from interp.rules.sources import FORMS, Rule, RuleForm, Twin
+from interp.rules.sources import Rule, Twin
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.knowledge import (
@@ -31,6 +31,7 @@ from interp.tracing.knowledge import (
 )
 from interp.tracing.metrics import METRICS
 from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
+from interp.vocabulary import FORMS, RuleForm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -25,8 +25,6 @@ from interp.tracing.metrics import (
 )
 from interp.tracing.patching import (
     CorruptedPrompt,
-    Direction,
-    Route,
     Site,
     SweepOptions,
     SweepResult,
@@ -34,6 +32,7 @@ from interp.tracing.patching import (
     sweep_reference,
 )
 from interp.tracing.windows import window
+from interp.vocabulary import Direction, Route
 
 COMPONENTS = ("resid", "mlp", "attn")
 CORRUPTED = (2, 3, 5)

@@ -8,9 +8,10 @@ import torch
 
 from interp.models.loading import LanguageModel
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Direction, Site, SweepOptions, sweep
+from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep
 from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import window
+from interp.vocabulary import Direction
 
 PROMPT = (5, 9, 17, 3, 8, 2, 7)
 

@@ -28,6 +28,7 @@ from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
 from interp.tracing.prompt import trace_prompt
 from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_rules
 from interp.tracing.windows import window
+from interp.vocabulary import COMPONENTS
 
 DEADLINE = 120.0
 # Scores of about 7 in float32, where neighbours are 5e-7 apart: other batches add up in another
@@ -231,7 +232,7 @@ def test_a_prompt_without_a_twin_is_skipped_and_counted(
 
 def test_all_components_of_a_map_are_their_sites(tiny_llama: LanguageModel, rule: Rule) -> None:
     item = trace_prompt(
-        tiny_llama, rule, "description", settings(components=effects.COMPONENTS, span=("square",))
+        tiny_llama, rule, "description", settings(components=COMPONENTS, span=("square",))
     )
     assert item.attrs["span"] == "square" and item.attrs["window"] == 2
     score = item["score"]
