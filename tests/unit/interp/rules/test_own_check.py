@@ -29,7 +29,7 @@ def long_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     registry.CHECKS.clear()
     registry.CHECKS.update(before)
     del sys.modules[NAME]
-    vars(checks).pop("long_answers")
+    delattr(checks, NAME.rpartition(".")[2])
 
 
 @pytest.mark.usefixtures("long_answers")
