@@ -324,3 +324,35 @@ def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     assert "<!-- generated" not in configuration
     assert "noise_replaces" in configuration
     assert "--overwrite" in (tmp_path / "cli.html").read_text(encoding="utf-8")
+
+
+PATH = re.compile(r"`((?:interp|editing|figures|tests|docs|notebooks)/(?:[\w./-]*(?:\.py|/))?)`")
+DOTTED = re.compile(r"`((?:interp|editing|figures)(?:\.\w+)+)`")
+
+
+def test_files_and_modules_of_the_pages_exist() -> None:
+    """Paths as they stand, and names such as `interp.rules.schema` or one that such a file has.
+
+    CONTRIBUTING.md also names files that its reader writes.
+    """
+    import interp
+
+    for page in [*PAGES, ROOT / "SECURITY.md"]:
+        if page.name == "CONTRIBUTING.md":
+            continue
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for path in PATH.findall(text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+        for name in DOTTED.findall(text):
+            assert is_module_or_name(name) or name.removeprefix("interp.") in interp.__all__, (
+                f"{page.name}: {name}"
+            )
+
+
+def is_module_or_name(dotted: str) -> bool:
+    """Whether a module has the name, or a module with all but the last part speaks of that part."""
+    path = ROOT / dotted.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    parent = path.parent.with_suffix(".py")
+    return parent.exists() and path.name in parent.read_text(encoding="utf-8")
