@@ -6,6 +6,7 @@ Nothing generated is a file: `docs/conf.py` puts the text where a page has the m
 
 import ast
 import inspect
+import re
 import textwrap
 
 from pydantic_core import PydanticUndefined
@@ -13,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from interp.app import commands as cli
 from interp.app.steps import COMMON, load_steps
 from interp.config import Section
+from interp.settings.registered import Registered, registries
 
 MARKER = "<!-- generated: {} -->"
 
@@ -62,15 +64,20 @@ def _section(name: str, section: type[Section]) -> str:
         "|---|---|---|---|",
     ]
     for key, field in section.model_fields.items():
-        limits = ", ".join(str(each) for each in field.metadata if not callable(each))
-        kind = inspect.formatannotation(field.annotation).replace("typing.", "")
+        asked = registries(field.annotation, field.metadata)
+        limits = ", ".join(
+            str(each) for each in field.metadata if not callable(each) and each not in asked
+        )
+        kind = _kind(field.annotation)
         default = field.get_default(call_default_factory=True)
         given = "needed" if default is PydanticUndefined else f"`{default!r}`"
         cells = (
             f"`{key}`",
             f"`{kind}`",
             given,
-            " ".join([meanings.get(key, ""), f"({limits})" if limits else ""]),
+            " ".join(
+                [meanings.get(key, ""), *([f"({limits})"] if limits else []), *map(_names, asked)]
+            ),
         )
         lines.append(
             "| "
@@ -78,6 +85,18 @@ def _section(name: str, section: type[Section]) -> str:
             + " |"
         )
     return "\n".join(lines)
+
+
+def _kind(annotation: object) -> str:
+    """The type of a setting; one that names entries of a registry is text."""
+    written = inspect.formatannotation(annotation).replace("typing.", "")
+    return re.sub(r"Annotated\[str, Registered\(.*?\)\]", "str", written)
+
+
+def _names(registry: Registered) -> str:
+    """What a registry has, each with what it is."""
+    entries = (f"`{name}`: {meaning}" for name, meaning in registry.meanings().items())
+    return f"{'; '.join(entries)}."
 
 
 def field_docs(section: type[Section]) -> dict[str, str]:

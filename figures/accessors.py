@@ -44,7 +44,8 @@ from interp.results.effects import (
     total_effect,
 )
 from interp.results.scores import WITHOUT_FLOOR, per_rule
-from interp.selection.select import LayerSelection
+from interp.selection import shown
+from interp.selection.layers import LayerSelection
 from interp.vocabulary import LOOKUP
 
 SCREEN_DPI = 150
@@ -267,7 +268,7 @@ KINDS = {
     "dmle.effects (joined)": Kind(
         "joined effect maps", _plot_maps, display.maps_table, _maps_words
     ),
-    "dmle.profile": Kind("a layer profile", _plot_profile, display.profile_table, _profile_words),
+    "dmle.profile": Kind("a layer profile", _plot_profile, shown.profile_table, _profile_words),
     "dmle.scores": Kind("edit scores", _plot_scores, score_frame, _scores_words),
 }
 """Schema, without its version, → how it is shown."""

@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 
 from figures import style
 from interp.errors import InputError
+from interp.results.intervals import bootstrap_mean
 from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 from interp.results.tables import (
     MISSING,
@@ -32,7 +33,6 @@ from interp.results.tables import (
     latex,
     markdown,
 )
-from interp.selection.profiles import bootstrap_mean
 
 METRIC_NAMES = {
     "reliability": "reliability\n(edited prompts)",

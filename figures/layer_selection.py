@@ -1,11 +1,11 @@
 """The chosen layers on the profile they were chosen from.
 
 One panel per group of forms: the group's profile, its chosen layers shaded, and what speaks for the
-choice in words. A choice that the profile does not support is hatched and says so.
+choice in words. A choice that the profile does not support is hatched, and the title says what it
+takes.
 """
 
 import textwrap
-from itertools import pairwise
 
 import seaborn as sns
 import xarray as xr
@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 from figures import style
 from figures.layer_profile import band_note, draw_layer_profile, has_data
 from interp.errors import InputError
-from interp.selection.select import LayerGroup, LayerSelection
+from interp.selection.layers import LayerGroup, LayerSelection
+from interp.selection.reasons import layer_names, rules_in_words, runs
 from interp.vocabulary import LOOKUP
 
-UNSUPPORTED = "NOT SUPPORTED by the profile"
-SAID = "not supported by the profile ("
-"""How a selection's reason begins where it gives its objections, up to a closing bracket."""
 TITLE_CHARACTERS = 44
 """Longest line of a title in a panel of half the page."""
+OBJECTION_CHARACTERS = 140
 
 
 def draw_layer_selection(
@@ -109,28 +108,6 @@ def selection_panel(profile: xr.Dataset, selection: LayerSelection) -> Figure:
     return fig
 
 
-def runs(layers: tuple[int, ...] | list[int]) -> list[tuple[int, int]]:
-    """First and last layer of each unbroken run.
-
-    >>> runs([3, 4, 5, 9])
-    [(3, 5), (9, 9)]
-    """
-    ordered = sorted(set(layers))
-    breaks = [(a, b) for a, b in pairwise(ordered) if b != a + 1]
-    firsts, lasts = [b for _, b in breaks], [a for a, _ in breaks]
-    return list(zip(ordered[:1] + firsts, lasts + ordered[-1:], strict=True))
-
-
-def layer_names(layers: tuple[int, ...] | list[int]) -> str:
-    """Layers in words.
-
-    >>> layer_names([3, 4, 5]), layer_names([7]), layer_names([1, 2, 9])
-    ('layers 3–5', 'layer 7', 'layers 1–2, 9')
-    """
-    names = [str(first) if first == last else f"{first}–{last}" for first, last in runs(layers)]
-    return f"layer{'s' if len(set(layers)) != 1 else ''} {', '.join(names) or 'none'}"
-
-
 def _title(group: LayerGroup) -> str:
     """What was chosen, its score with interval, its stability, and whether the profile supports
     it.
@@ -139,12 +116,12 @@ def _title(group: LayerGroup) -> str:
     if group.score is None:
         lines.append(textwrap.fill(style.shorten(group.reason or "no score", 90), TITLE_CHARACTERS))
     else:
-        rules = f"{group.n_rules} rule{'s' if group.n_rules != 1 else ''}"
+        rules = rules_in_words(group.n_rules)
         lines.append(f"score {_number(group.score)}{_interval(group)} (n = {rules})")
     if group.stability is not None and group.n_rules > 1:
-        lines.append(f"stability {100 * group.stability:.0f} % (between halves of the rules)")
+        lines.append(f"stability {group.stability:.2f} (between halves of the rules)")
     if not group.supported:
-        lines.append(f"{UNSUPPORTED}:\n{textwrap.fill(_objection(group), TITLE_CHARACTERS)}")
+        lines.append(textwrap.fill(_objection(group), TITLE_CHARACTERS))
     return "\n".join(lines)
 
 
@@ -169,15 +146,9 @@ def _interval(group: LayerGroup) -> str:
 
 
 def _objection(group: LayerGroup) -> str:
-    """Why the profile does not support the choice."""
-    if group.n_rules == 1:
-        return "there is only one rule"
-    if group.lower is not None and group.lower <= 0:
-        return "the interval of its score reaches zero"
-    said = group.reason or "no reason given"
-    if said.startswith(SAID):  # the title says so already, and the profile shows the rest
-        said = said.removeprefix(SAID).split("): ")[0]
-    return style.shorten(said, 140)
+    """Why the profile does not support the choice, and what it takes."""
+    against = " ".join(group.objections) or f"Not supported. {group.reason}".rstrip()
+    return style.shorten(against, OBJECTION_CHARACTERS)
 
 
 def _role(selection: LayerSelection) -> str:

@@ -22,9 +22,9 @@ from matplotlib.patches import Patch
 
 from figures import style
 from figures.layer_profile import has_data
-from figures.layer_selection import runs
 from interp.errors import InputError
-from interp.selection.profiles import bootstrap_mean
+from interp.results.intervals import bootstrap_mean
+from interp.selection.reasons import runs
 from interp.vocabulary import LOOKUP
 
 REGRET_COLUMNS = (

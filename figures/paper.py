@@ -37,7 +37,7 @@ from interp.results import effects as effects_schema
 from interp.results.files import write_text
 from interp.results.records import load_records
 from interp.results.scores import modes_with_scores
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 from interp.vocabulary import COMPONENTS, LOOKUP
 
 log = logging.getLogger(__name__)

@@ -41,7 +41,6 @@ from figures.edit_scores import (
 )
 from figures.effect_map import ANSWER_SOURCES
 from figures.layer_profile import band_note, components_with_data, roles_with_data
-from figures.layer_selection import layer_names
 from figures.paper import ANSWER_COLUMNS, read_answers
 from figures.paper import INPUTS as PAPER_INPUTS
 from interp.errors import InputError
@@ -50,7 +49,8 @@ from interp.results.files import write_text
 from interp.results.run_folder import RunFolder
 from interp.results.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.rules.sources import load_rules
-from interp.selection.select import LayerSelection, load_for_rules
+from interp.selection.layers import LayerSelection, load_for_rules
+from interp.selection.reasons import layer_names
 from interp.settings.plain_yaml import load_yaml
 
 INPUTS = {
@@ -588,7 +588,7 @@ def _group(group: Any) -> dict[str, Any]:
         "name": group.name.replace("+", " + "),
         "layers": layer_names(group.layers),
         "score": "given, not selected" if group.score is None else f"{group.score:.3f}{interval}",
-        "stability": "–" if group.stability is None else f"{group.stability:.0%}",
+        "stability": "–" if group.stability is None else f"{group.stability:.2f}",
         "chance": "–" if group.p_value is None else f"{group.p_value:.3f}",
         "rules": group.n_rules,
         "supported": group.supported,

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from interp.results.effects import indirect_effect, total_effect
     from interp.results.effects import load as load_maps
     from interp.rules.sources import load_rules
+    from interp.selection.layers import LayerSelection, parse_layers
     from interp.selection.profiles import layer_profile
-    from interp.selection.select import LayerSelection, parse_layers, select_layers
+    from interp.selection.select import select_layers
     from interp.tracing.prompt import trace_prompt
     from interp.tracing.trace import trace
 
@@ -59,7 +60,7 @@ __all__ = [
 ]
 _HOMES = {
     "DmleError": "errors:DmleError",
-    "LayerSelection": "selection.select:LayerSelection",
+    "LayerSelection": "selection.layers:LayerSelection",
     "ProfileConfig": "config:ProfileConfig",
     "Run": "app.run:Run",
     "SelectConfig": "config:SelectConfig",
@@ -69,7 +70,7 @@ _HOMES = {
     "load_maps": "results.effects:load",
     "load_model": "models.loading:load",
     "load_rules": "rules.sources:load_rules",
-    "parse_layers": "selection.select:parse_layers",
+    "parse_layers": "selection.layers:parse_layers",
     "select_layers": "selection.select:select_layers",
     "total_effect": "results.effects:total_effect",
     "trace": "tracing.trace:trace",

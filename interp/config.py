@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 from interp.errors import InputError
 from interp.rules.scripts import needed
 from interp.settings.plain_yaml import YamlError, read_yaml_file
+from interp.settings.registered import Registered
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
 from interp.vocabulary import Component, CorruptedSpan, Direction, Role, Split
@@ -35,18 +36,35 @@ Seed = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 Resamples = Annotated[int, Field(le=100_000)]
 """Draws of a bootstrap or a test: each is a row of an array in memory."""
 
-MetricName = Literal[
-    "mean_log_prob",
-    "sum_log_prob",
-    "first_token_prob",
-    "logit_difference",
-    "log_prob_difference",
-    "negative_kl",
-]
 NOISE_RULE = r"([esut]?\d+(\.\d+)?|m)"
 """How noise rules are written (see `interp.tracing.corruption`)."""
-CONTRASTS: tuple[MetricName, ...] = ("logit_difference", "log_prob_difference")
-"""Metrics that compare with the answer to a counterfactual prompt."""
+
+
+def _metrics() -> dict[str, str]:
+    from interp.tracing.metrics import METRICS  # which imports torch
+
+    first_lines = {
+        name: (each.function.__doc__ or "").split(".")[0] for name, each in METRICS.items()
+    }
+    return {name: " ".join(line.split()) for name, line in first_lines.items()}
+
+
+def _contrasts() -> set[str]:
+    """Metrics that compare with the answer to a counterfactual prompt."""
+    from interp.tracing.metrics import METRICS
+
+    return {name for name, each in METRICS.items() if each.needs_alternative}
+
+
+def _strategies() -> dict[str, str]:
+    from interp.selection import strategies
+
+    return {strategy.name: strategy.summary for strategy in strategies.every()}
+
+
+METRIC = "mean_log_prob"
+MetricName = Annotated[str, Registered("metric", _metrics, default=METRIC)]
+StrategyName = Annotated[str, Registered("strategy", _strategies, default="changepoint")]
 
 
 class ModelConfig(Section):
@@ -119,7 +137,7 @@ class TraceConfig(Section):
     there is one."""
     answer_tokens: int = Field(default=8, ge=1, le=4096)
     """Length of a greedy answer."""
-    metrics: tuple[MetricName, ...] = Field(default=("mean_log_prob",), min_length=1)
+    metrics: tuple[MetricName, ...] = Field(default=(METRIC,), min_length=1)
     """Scores of one sweep; profiles read the first, if they are not told otherwise."""
     method: Literal["exact", "attribution", "screen"] = "exact"
     """`attribution`: the map from gradients; `screen`: gradients first, then exact where it
@@ -169,7 +187,8 @@ class TraceConfig(Section):
             self.components
         ):
             raise InputError("metrics and components may each be named once")
-        if self.corruption == "noise" and (wrong := set(self.metrics) & set(CONTRASTS)):
+        others = set(self.metrics) - {METRIC}
+        if self.corruption == "noise" and others and (wrong := others & _contrasts()):
             raise InputError(
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set"
                 " corruption: counterfactual (--set trace.corruption=counterfactual), or choose"
@@ -193,14 +212,8 @@ class ProfileConfig(Section):
 class SelectConfig(Section):
     """Which layers to edit (see `interp.selection.select`)."""
 
-    strategy: Literal[
-        "window", "mass", "changepoint", "groups", "adaptive", "combined", "sweep"
-    ] = "changepoint"
-    """`window`: the best contiguous layers; `mass`: the fewest that hold a share of the effect;
-    `changepoint`: the elevated segment; `groups`: windows, for groups of forms found from the data;
-    `adaptive`: windows rule by rule; `combined`: windows, by the profile and by what `dmle
-    evidence` says of editing there, with the same weight; `sweep`: the windows at which edits of
-    `dmle sweep` succeed best, no profile."""
+    strategy: StrategyName = "changepoint"
+    """How layers are chosen: a file of `interp/selection/strategies`."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)

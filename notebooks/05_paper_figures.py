@@ -41,7 +41,7 @@ from figures.paper import draw_all
 from figures.style import save
 from interp.app.commands import Common, execute
 from interp.results import effects
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 pd.set_option("display.max_colwidth", None)
 small = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from editing.studies.planned import Planned
     from interp.app.freshness import Made
     from interp.models.loading import LanguageModel
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
 SHOWN = 12
 _SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
@@ -308,7 +308,7 @@ def selected_layers(context: Context, arms: Iterable[EditorSettings]) -> "LayerS
         RunError: It is missing.
         StaleError: It, or the selection that an arm names, was made for another model.
     """
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
     every = list(arms)
     for settings in every:

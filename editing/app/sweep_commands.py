@@ -25,19 +25,15 @@ if TYPE_CHECKING:
     from editing.studies.comparison import Arm, Cell
     from interp.app.freshness import Made
     from interp.results.tables import Table
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
 CELLS = "sweep"
 LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
-COMBINED = "combined"
 ARM_LABELS = {"arm_group": "group", "arm_layers": "layers"}
 """Coords of the arms of a sweep, and what they hold."""
 OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
 """Settings of edits that a sweep does not read."""
-STRATEGIES = ("window", "mass", "changepoint", "groups")
-"""Strategies that are held against the oracle; a rule's own selection (adaptive) needs its
-trace."""
 COLUMNS = (
     "strategy",
     "group",
@@ -117,21 +113,26 @@ def choices(
 ) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    With evidence (`dmle evidence`) also what the strategy `combined` chooses. A selection that does
-    not give all forms of a group the same layers chooses none for it.
+    Strategies that read evidence (`dmle evidence`) are left out where there is none. A selection
+    that does not give all forms of a group the same layers chooses none for it.
     """
-    from interp.selection import baselines
+    from interp.selection import baselines, strategies
     from interp.selection.select import select_layers
 
     n_layers = profile.sizes["layer"]
     base = select.model_copy(update={"width": config.width, "groups": config.groups})
-    made: dict[str, LayerSelection] = {
-        name: select_layers(profile, base.model_copy(update={"strategy": name}))
-        for name in STRATEGIES
-    }
-    if evidence is not None:
-        made[COMBINED] = select_layers(
-            profile, base.model_copy(update={"strategy": COMBINED}), evidence=evidence
+    made: dict[str, LayerSelection] = {}
+    for strategy in strategies.every():
+        # A rule's own selection needs its trace, and a sweep is what choices are held against.
+        if strategy.by_rule or "sweep" in strategy.reads:
+            continue
+        reads = "evidence" in strategy.reads
+        if reads and evidence is None:
+            continue
+        made[strategy.name] = select_layers(
+            profile,
+            base.model_copy(update={"strategy": strategy.name}),
+            evidence=evidence if reads else None,
         )
     made["published"] = baselines.published(n_layers, config.groups)
     made["best-layer"] = baselines.best_layer(profile, base)
@@ -424,11 +425,11 @@ def regret_rows(
     from editing.studies.sweep import (
         layers_text,
         left_out,
-        mean_interval,
         rank_correlation,
         regret_of,
         window_effects,
     )
+    from interp.results.intervals import mean_interval
     from interp.vocabulary import LOOKUP
 
     options = {"resamples": config.resamples, "confidence": config.confidence}
@@ -470,7 +471,9 @@ def regret_rows(
                 gain = default[2] - values
                 gain = gain[~np.isnan(gain)]
                 if len(gain):
-                    lower, upper = mean_interval(gain, seed=0, **options)
+                    lower, upper = mean_interval(
+                        gain, draws=config.resamples, confidence=config.confidence, seed=0
+                    )
                     row |= {
                         "against_default": float(gain.mean()),
                         "against_lower": lower,

@@ -40,7 +40,7 @@ from editing.editors import alphaedit, emmet, memit
 from editing.edits.delta import EditDelta, merge
 from editing.edits.requests import EditRequest, of_forms
 from interp.models.loading import LanguageModel
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 SOLVERS = {"memit": memit.solver, "alphaedit": alphaedit.solver, "emmet": emmet.solver}
 

@@ -21,7 +21,7 @@ from editing.edits.requests import EditRequest, words_of
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import LayerSelection, parse_layers
+from interp.selection.layers import LayerSelection, parse_layers
 
 # Published blocks of models of 28 to 32 blocks: MEMIT 4-8 (Qwen2.5-7B, LLaMA-3-8B), ROME 5, FT 21
 # (EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block), GRACE 19 (its 18 of 28 for

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InputError
+from interp.results.intervals import bootstrap_mean
 from interp.results.scores import LOWER_IS_BETTER, WITHOUT_FLOOR, per_rule
 from interp.results.tables import (
     MISSING,
@@ -27,7 +28,6 @@ from interp.results.tables import (
     latex,
     markdown,
 )
-from interp.selection.profiles import bootstrap_mean
 
 TIE = 1e-9
 """Largest absolute difference that counts as none."""

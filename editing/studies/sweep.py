@@ -21,8 +21,8 @@ import numpy as np
 import xarray as xr
 
 from interp.errors import InputError
+from interp.results.intervals import interval_of, mean_interval, resample_counts
 from interp.selection.from_sweep import SWEEP_SCHEMA
-from interp.selection.profiles import resample_counts
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def regret_of(
     means = windows.mean(0)
     best = int(means.argmax())
     gap = windows[:, best] - chosen
-    lower, upper = mean_interval(gap, resamples=resamples, confidence=confidence, seed=seed)
+    lower, upper = mean_interval(gap, draws=resamples, confidence=confidence, seed=seed)
     return Regret(
         score=float(chosen.mean()),
         oracle=float(means[best]),
@@ -134,18 +134,6 @@ def regret_of(
         n_windows=len(means),
         n_rules=len(chosen),
     )
-
-
-def mean_interval(
-    values: np.ndarray, *, resamples: int, confidence: float, seed: int
-) -> tuple[float, float]:
-    """Percentile-bootstrap interval of a mean over rules; NaN with fewer than two."""
-    if len(values) < 2:
-        return float("nan"), float("nan")
-    means = resample_counts(len(values), resamples, seed) @ values / len(values)
-    tail = 100 * (1 - confidence) / 2
-    lower, upper = np.percentile(means, [tail, 100 - tail])
-    return float(lower), float(upper)
 
 
 def left_out(windows: np.ndarray) -> np.ndarray:
@@ -182,11 +170,9 @@ def rank_correlation(
     draws = resample_counts(len(windows), resamples, seed) @ windows
     found = _correlation(_ranks(profile)[None], _ranks(draws))
     value = float(_correlation(_ranks(profile)[None], _ranks(windows.mean(0)[None]))[0])
-    if len(windows) < 2 or np.isnan(found).all():
+    if len(windows) < 2:
         return value, float("nan"), float("nan")
-    tail = 100 * (1 - confidence) / 2
-    lower, upper = np.nanpercentile(found, [tail, 100 - tail])
-    return value, float(lower), float(upper)
+    return value, *interval_of(found, confidence)
 
 
 def window_effects(effect: np.ndarray, spans: Sequence[Sequence[int]]) -> np.ndarray:

@@ -32,6 +32,7 @@ from interp.results.printing import command, heading, one_line, say
 from interp.results.provenance import versions
 from interp.results.run_folder import RunFolder
 from interp.rules.sources import Rule, counted, dump_rules
+from interp.selection import strategies
 from interp.settings.assignments import assign, merge, read_assignment
 from interp.tracing.one_prompt import DEFAULTS as ONE_PROMPT_DEFAULTS
 from interp.tracing.one_prompt import PromptRequest, find_plot, report, trace_one
@@ -192,11 +193,9 @@ def select(
     *,
     strategy: Annotated[
         str | None,
-        Parameter(help="window, mass, changepoint, groups, adaptive, combined or sweep."),
+        Parameter(help=f"One of {', '.join(strategies.names())}."),
     ] = None,
-    width: Annotated[
-        int | None, Parameter(help="Layers of window, groups, adaptive and combined.")
-    ] = None,
+    width: Annotated[int | None, Parameter(help="Layers of strategies that take windows.")] = None,
     component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
     export_dmle: Annotated[
         Path | None, Parameter(help="Also write the published driver's config.json here.")
@@ -209,7 +208,7 @@ def select(
 ) -> None:
     """Choose the layers to edit, for each group of forms, with the evidence for the choice.
 
-    The strategy adaptive also writes a selection for each rule, `selection-rules.json`.
+    A strategy that chooses rule by rule also writes `selection-rules.json`.
 
     For example:
 
@@ -230,7 +229,7 @@ def select(
 def _export(path: Path, dmle: Path | None, easyedit: Path | None) -> None:
     """Write a selection into the files of other drivers."""
     from interp.selection.exports import METHODS
-    from interp.selection.select import LayerSelection
+    from interp.selection.layers import LayerSelection
 
     try:
         selection = LayerSelection.load(path)
@@ -437,10 +436,8 @@ def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
 
 def _read_by_select(context: Context) -> tuple[str, ...]:
     """Files that the selection's strategy reads."""
-    strategy = context.settings(SelectConfig).strategy
-    if strategy == "sweep":
-        return ("sweep.nc",)
-    return ("profile.nc", "evidence.nc") if strategy == "combined" else ("profile.nc",)
+    strategy = strategies.get(context.settings(SelectConfig).strategy)
+    return tuple(f"{source}.nc" for source in strategy.reads)
 
 
 def _fresh(context: Context, names: Sequence[str]) -> None:
@@ -455,24 +452,24 @@ def _fresh(context: Context, names: Sequence[str]) -> None:
 def _select(context: Context) -> str:
     from interp.app import freshness
     from interp.results import effects
+    from interp.selection.adaptive import select_for_rules
     from interp.selection.from_sweep import select_from_sweep
-    from interp.selection.select import save_for_rules, select_for_rules, select_layers
+    from interp.selection.layers import save_for_rules
+    from interp.selection.reasons import layer_names
+    from interp.selection.select import select_layers
 
     config, run = context.settings(SelectConfig), context.run
     of_rules = run.path / "selection-rules.json"
-    more = []
-    if config.strategy == "sweep":
-        selection, own = (
-            select_from_sweep(effects.load(run.need("sweep.nc", "sweep")), config),
-            None,
-        )
+    more, own = [], None
+    strategy = strategies.get(config.strategy)
+    read = {name: effects.load(run.need(f"{name}.nc", name)) for name in strategy.reads}
+    if "sweep" in read:
+        selection = select_from_sweep(read["sweep"], config)
     else:
-        profile = effects.load(run.need("profile.nc", "profile"))
+        profile = read["profile"]
         _order_of_forms(context, profile)  # of this selection's component
-        combined = config.strategy == "combined"
-        evidence = effects.load(run.need("evidence.nc", "evidence")) if combined else None
-        selection = select_layers(profile, config, evidence=evidence)
-        own = select_for_rules(profile, config) if config.strategy == "adaptive" else None
+        selection = select_layers(profile, config, evidence=read.get("evidence"))
+        own = select_for_rules(profile, config) if strategy.by_rule else None
     made = freshness.made(
         context, "select", ["select"], inputs=_read_by_select(context)
     ).model_dump(mode="json")
@@ -486,14 +483,14 @@ def _select(context: Context) -> str:
         more.append(f"selections rule by rule: {of_rules}")
     path = run.path / "selection.json"
     selection.save(path)
-    if "width" in config.model_fields_set and config.strategy in ("mass", "changepoint", "sweep"):
+    if "width" in config.model_fields_set and strategy.size != "width":
         more.append(
-            f"select.width = {config.width} is not read by the strategy {config.strategy}, which"
+            f"select.width = {config.width} is not read by the strategy {strategy.name}, which"
             " sets its own"
         )
-    lines = [
-        f"{g.name}: layers {', '.join(map(str, g.layers))} ({g.reason})" for g in selection.groups
-    ]
+    lines = []
+    for group in selection.groups:
+        lines += [f"{group.name}: {layer_names(group.layers)}", f"  {group.reason}"]
     return "\n".join([*lines, *more, f"selection: {path}"])
 
 

@@ -169,7 +169,7 @@ def record_of(path: Path) -> Made | None:
     if not path.is_file():
         return None
     if path.suffix == ".json":
-        from interp.selection.select import LayerSelection
+        from interp.selection.layers import LayerSelection
 
         selection = LayerSelection.load(path)
         if selection.strategy == "manual":  # layers given by hand are of no data

@@ -10,10 +10,10 @@ from torch import Tensor
 from interp.errors import NotFiniteError
 
 if TYPE_CHECKING:
-    from interp.models.language_model import LanguageModel
+    from interp.models.base import ModelBase
 
 
-def require_finite(value: Tensor, what: str, model: "LanguageModel") -> None:
+def require_finite(value: Tensor, what: str, model: "ModelBase") -> None:
     """Refuse numbers that are none.
 
     Args:
@@ -35,7 +35,7 @@ def kind(value: Tensor) -> str:
     return "NaN" if bool(value.isnan().any()) else "infinite"
 
 
-def cause(model: "LanguageModel") -> str:
+def cause(model: "ModelBase") -> str:
     """The likely cause of numbers that are not finite, and what mends it."""
     bad = [name for name, value in model.parameters.items() if not bool(value.isfinite().all())]
     holding = f"{len(bad)} of its parameters hold such numbers, among them {bad[0]}" if bad else ""

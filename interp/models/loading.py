@@ -14,17 +14,12 @@ from interp.errors import ModelError
 from interp.models import checkpoint, embedded
 from interp.models.checkpoint import told
 from interp.models.folder import make_readable
-from interp.models.language_model import (
-    PARTS,
-    DownProjection,
-    Encoding,
-    Hook,
-    LanguageModel,
-    NamedHook,
-    Projection,
-)
+from interp.models.language_model import LanguageModel
+from interp.models.parts import PARTS, DownProjection, Projection
 from interp.models.quiet import quiet
+from interp.models.runs import Hook, NamedHook
 from interp.models.self_check import SelfCheck
+from interp.models.text import Encoding
 
 __all__ = [
     "EMBEDDED",

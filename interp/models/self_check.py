@@ -24,6 +24,7 @@ from interp.errors import DmleError, ModelError, NotFiniteError
 from interp.models.finite import require_finite
 
 if TYPE_CHECKING:
+    from interp.models.base import ModelBase
     from interp.models.loading import LanguageModel
 
 # A relative error above this is a hook that means something else, not rounding. Models compute
@@ -104,7 +105,7 @@ def tolerance(dtype: torch.dtype) -> float:
     return TOLERANCE.get(dtype, TOLERANCE_HALF)
 
 
-def check_ids(model: "LanguageModel", length: int = CHECK_TOKENS) -> Int[Tensor, "batch pos"]:
+def check_ids(model: "ModelBase", length: int = CHECK_TOKENS) -> Int[Tensor, "batch pos"]:
     """A row of random tokens, the same for every model of a vocabulary."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = int(model.config.get_text_config().vocab_size)

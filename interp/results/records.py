@@ -40,7 +40,7 @@ def load_records(
         path: The file.
         what: What it should be, for the error.
         columns: Columns that it must have.
-        numbers: Columns that hold numbers, or None, alone where they are.
+        numbers: Columns that hold numbers, None or an empty text alone, where they are.
         mend: What to do if it is damaged; by default what `interp.results.files.remedy` says.
 
     Raises:
@@ -63,7 +63,7 @@ def load_records(
         named = dict(zip(names, row, strict=True))
         if not all(isinstance(value, str | int | float | None) for value in row):
             raise damaged(path, what, "a row holds something else than texts and numbers", mend)
-        if any(isinstance(named.get(name), str) for name in numbers):
+        if any(isinstance(named.get(name) or 0, str) for name in numbers):
             raise damaged(path, what, "a row holds a text where a number should be", mend)
     return [dict(zip(names, row, strict=True)) for row in rows]
 

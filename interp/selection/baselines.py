@@ -12,8 +12,9 @@ import xarray as xr
 
 from interp.config import SelectConfig
 from interp.errors import InputError
-from interp.selection.select import SCHEMA, LayerGroup, LayerSelection, select_layers
-from interp.selection.strategies import PUBLISHED_BLOCK, published_block
+from interp.selection.layers import LayerSelection, given_layers
+from interp.selection.published import PUBLISHED_BLOCK, published_block
+from interp.selection.select import select_layers
 
 Groups = Sequence[Sequence[str]]
 GROUPS: Groups = SelectConfig().groups
@@ -22,14 +23,14 @@ GROUPS: Groups = SelectConfig().groups
 
 def published(n_layers: int, groups: Groups = GROUPS) -> LayerSelection:
     """The published layers for every group, scaled to the depth (see
-    `interp.selection.strategies.published_block`).
+    `interp.selection.published.published_block`).
     """
     block = published_block(n_layers)
     words = (
-        f"layers {PUBLISHED_BLOCK[0]}-{PUBLISHED_BLOCK[-1]} of 28 to 32 blocks, scaled to"
-        f" {n_layers}"
+        f"Layers {PUBLISHED_BLOCK[0]}–{PUBLISHED_BLOCK[-1]} of models with 28 to 32 blocks, scaled"
+        f" to {n_layers} blocks."
     )
-    return _of("published", n_layers, [(forms, block, words) for forms in groups])
+    return given_layers("published", n_layers, [(forms, block, words) for forms in groups])
 
 
 def random_windows(
@@ -43,7 +44,7 @@ def random_windows(
     """A window for each group, drawn alike from all that fit between two layers, both included.
 
     Raises:
-        ValueError: No window fits.
+        InputError: No window fits.
     """
     end = n_layers if last is None else last + 1
     if not 0 < width <= end - first or first < 0 or end > n_layers:
@@ -51,11 +52,11 @@ def random_windows(
             f"no window of {width} layers fits in {first} to {end - 1} of {n_layers}; lower width"
         )
     starts = np.random.default_rng(seed).integers(first, end - width + 1, len(groups))
-    return _of(
+    return given_layers(
         "random",
         n_layers,
         [
-            (forms, range(int(start), int(start) + width), f"random window, seed {seed}")
+            (forms, range(int(start), int(start) + width), f"A random window, seed {seed}.")
             for forms, start in zip(groups, starts, strict=True)
         ],
     )
@@ -65,7 +66,7 @@ def best_layer(profile: xr.Dataset, config: SelectConfig | None = None) -> Layer
     """The single layer with the largest mean effect, for each group.
 
     Raises:
-        ValueError: As `select_layers`.
+        InputError: As `select_layers`.
     """
     config = config or SelectConfig()
     single = config.model_copy(update={"strategy": "window", "width": 1})
@@ -74,43 +75,27 @@ def best_layer(profile: xr.Dataset, config: SelectConfig | None = None) -> Layer
 
 def all_layers(n_layers: int, groups: Groups = GROUPS) -> LayerSelection:
     """Every layer, for every group."""
-    return _of("all", n_layers, [(forms, range(n_layers), "all layers") for forms in groups])
+    return given_layers(
+        "all", n_layers, [(forms, range(n_layers), "All layers.") for forms in groups]
+    )
 
 
 def reversed_assignment(selection: LayerSelection) -> LayerSelection:
     """The same layers with the groups' order reversed: of two groups, each gets the other's.
 
     Raises:
-        ValueError: There is one group only, which nothing can be exchanged with.
+        InputError: There is one group only, which nothing can be exchanged with.
     """
     groups = selection.groups
     if len(groups) < 2:
         raise InputError(
             f"the selection has groups {[g.name for g in groups]}; two are needed to reverse them"
         )
-    return _of(
+    return given_layers(
         "reversed",
         selection.n_layers,
         [
-            (to.forms, of.layers, f"layers selected for {of.name}")
+            (to.forms, of.layers, f"The layers that were chosen for {of.name}.")
             for to, of in zip(groups, reversed(groups), strict=True)
         ],
     ).model_copy(update={"provenance": selection.provenance})
-
-
-def _of(
-    strategy: str, n_layers: int, groups: Sequence[tuple[Sequence[str], Sequence[int], str]]
-) -> LayerSelection:
-    made = tuple(
-        LayerGroup(name="+".join(forms), forms=tuple(forms), layers=tuple(layers), reason=reason)
-        for forms, layers, reason in groups
-    )
-    return LayerSelection(
-        schema=SCHEMA,
-        strategy=strategy,
-        component="mlp",
-        role="",
-        width=max(len(group.layers) for group in made),
-        n_layers=n_layers,
-        groups=made,
-    )

@@ -85,27 +85,9 @@ def easyedit_yaml(
             EasyEdit then needs the embedding's name.
 
     Raises:
-        ValueError: The named model has another depth.
+        InputError: The named model has another depth.
     """
-    known = next((key for key in _MODELS if _key(key) in _key(model_name)), None)
-    values = _MODELS[known or _TEMPLATE]
-    if known is None:
-        source = f"nothing is published for this model; settings of {_TEMPLATE} ({values.source})"
-        values = replace(values, depth=n_layers, head="model.embed_tokens" if tied else "lm_head")
-    else:
-        source = values.source
-    if values.depth != n_layers:
-        raise InputError(
-            f"{model_name} has {values.depth} blocks, but the layers were selected in a model of"
-            f" {n_layers}; name the model that the selection is of"
-        )
-    if method == "AlphaEdit":
-        l2_source = (
-            "EasyEdit hparams/AlphaEdit/qwen2.5-7b.yaml"
-            if values.l2 == 1
-            else "AlphaEdit hparams/AlphaEdit"
-        )
-        source += f"; null space and L2: {l2_source}"
+    values, source = _settings(model_name, n_layers, method, tied=tied)
     block, write, attention, norm = values.modules
     lines = [
         f"# Layers: dmle's selection. Other settings: {source}.",
@@ -139,6 +121,32 @@ def easyedit_yaml(
     if method == "AlphaEdit":
         lines += ["nullspace_threshold: 0.02", f"L2: {values.l2:g}"]
     return "\n".join(lines) + "\n"
+
+
+def _settings(
+    model_name: str, n_layers: int, method: Method, *, tied: bool
+) -> tuple[_Published, str]:
+    """Settings for a model, and where they are from."""
+    known = next((key for key in _MODELS if _key(key) in _key(model_name)), None)
+    values = _MODELS[known or _TEMPLATE]
+    if known is None:
+        source = f"nothing is published for this model; settings of {_TEMPLATE} ({values.source})"
+        values = replace(values, depth=n_layers, head="model.embed_tokens" if tied else "lm_head")
+    else:
+        source = values.source
+    if values.depth != n_layers:
+        raise InputError(
+            f"{model_name} has {values.depth} blocks, but the layers were selected in a model of"
+            f" {n_layers}; name the model that the selection is of"
+        )
+    if method == "AlphaEdit":
+        l2_source = (
+            "EasyEdit hparams/AlphaEdit/qwen2.5-7b.yaml"
+            if values.l2 == 1
+            else "AlphaEdit hparams/AlphaEdit"
+        )
+        source += f"; null space and L2: {l2_source}"
+    return values, source
 
 
 def _key(name: str) -> str:

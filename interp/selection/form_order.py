@@ -34,14 +34,14 @@ import pandas as pd
 import xarray as xr
 
 from interp.config import SelectConfig
-from interp.selection.profiles import bootstrap_mean
-from interp.selection.select import candidate_windows
-from interp.selection.strategies import signs
+from interp.results.intervals import bootstrap_mean
+from interp.selection.candidates import candidate_windows
+from interp.selection.pickers import ROUNDING
+from interp.selection.support import signs
 from interp.vocabulary import LOOKUP
 
 PAPER = (("instance",), ("formula", "description"))
 """The published order: instances later than formula and description."""
-ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def sign_flip(difference: np.ndarray, *, draws: int, seed: int) -> float:
     Args:
         difference: Shape (rule,), no NaN.
         draws: Random flips, where there are too many to try all
-            (`interp.selection.strategies.signs`).
+            (`interp.selection.support.signs`).
         seed: Seed of these.
 
     Of the 8 flips of three differences, only the two of all signs alike are as far from 0:

@@ -1,4 +1,4 @@
-"""Layers chosen by what edits achieve there: the strategy ``sweep``.
+"""Layers chosen by what edits achieve there: strategies that read a sweep, such as ``sweep``.
 
 A sweep (`dmle sweep`, file ``sweep.nc``: dims ``group rule window``, data ``score``) has edited
 rules at every window. The window with the largest mean score over rules is chosen for each group,
@@ -8,13 +8,19 @@ It asks for edits rather than traces, and is the strategy to use where tracing d
 as edits do (`dmle regret` says whether it does).
 """
 
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
 from interp.config import SelectConfig
 from interp.errors import InputError
-from interp.selection.select import CONFIDENCE, SCHEMA, LayerGroup, LayerSelection, objections
-from interp.selection.strategies import chance, choose, window_of
+from interp.results.intervals import interval_of
+from interp.selection import strategies
+from interp.selection.layers import SCHEMA, LayerGroup, LayerSelection
+from interp.selection.reasons import Finding, judged, objections, sentences
+from interp.selection.strategy import Strategy
+from interp.selection.support import chance, choose
 
 SWEEP_SCHEMA = "dmle.sweep/1"
 
@@ -24,11 +30,11 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
 
     Args:
         swept: A sweep; rules without a score at every window within the bounds are left out.
-        config: Bounds (`first`, `last`), level, stability and resamples. Groups and width are the
-            sweep's.
+        config: Strategy (`sweep`, if it is none that reads a sweep), bounds (`first`, `last`),
+            level, stability and resamples. Groups and width are the sweep's.
 
     Raises:
-        ValueError: The dataset is no sweep, no window lies within the bounds, or no rule has all
+        InputError: The dataset is no sweep, no window lies within the bounds, or no rule has all
             scores.
     """
     if swept.attrs.get("schema") != SWEEP_SCHEMA:
@@ -36,6 +42,9 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
             f"expected a sweep ({SWEEP_SCHEMA}), got {swept.attrs.get('schema')!r}; `dmle sweep`"
             " makes one"
         )
+    strategy = strategies.get(config.strategy)
+    if "sweep" not in strategy.reads:
+        strategy = strategies.get("sweep")
     n_layers = int(swept.attrs["n_layers"])
     last = n_layers - 1 if config.last is None else config.last
     ends = swept["start"] + swept["width"] - 1
@@ -47,14 +56,16 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
         )
     return LayerSelection(
         schema=SCHEMA,
-        strategy="sweep",
+        strategy=strategy.name,
         component="mlp",
         role="",
         width=int(within["width"].max()),
         n_layers=n_layers,
         first_layer=config.first,
         last_layer=None if last >= n_layers - 1 else last,
-        groups=tuple(_group(within, str(name), config) for name in within["group"].values),
+        groups=tuple(
+            _group(within, str(name), config, strategy) for name in within["group"].values
+        ),
         provenance={
             name: str(swept.attrs[name])
             for name in ("model", "weight_hash", "metrics", "mode")
@@ -63,43 +74,45 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
     )
 
 
-def _group(swept: xr.Dataset, name: str, config: SelectConfig) -> LayerGroup:
+def _group(swept: xr.Dataset, name: str, config: SelectConfig, strategy: Strategy) -> LayerGroup:
     scores = swept["score"].sel(group=name).transpose("rule", "window").values
     scores = scores[~np.isnan(scores).any(1)]
-    if not len(scores):
+    n_rules = len(scores)
+    if not n_rules:
         raise InputError(
             f"no rule of the sweep has a score of {name} at every window; run `dmle sweep` to"
             " its end"
         )
-    pick = window_of(1)  # what is chosen from is windows, not layers
-    choice = choose(scores, pick, draws=config.bootstrap, seed=config.seed)
+    pick = strategy.picker(config)
+    draws, seed = config.bootstrap, config.seed
+    choice = choose(scores, pick, draws=draws, seed=seed, agreement=strategy.agreement)
     p_value = 1.0
     if scores.shape[1] > 1:
         level = scores.mean(1, keepdims=True)
-        p_value = chance(scores - level, pick, draws=config.bootstrap, seed=config.seed)
+        p_value = chance(scores - level, pick, draws=draws, seed=seed)
     best = swept.isel(window=choice.layers[0])
-    lower, upper = (
-        float(v)
-        for v in np.percentile(choice.draws, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    layers = tuple(range(int(best["start"]), int(best["start"]) + int(best["width"])))
+    lower, upper = interval_of(choice.draws)
+    against = objections(
+        n_rules=n_rules,
+        stability=choice.stability,
+        config=config,
+        min_rules=strategy.min_rules,
+        p_value=p_value,
     )
-    against = objections(choice, len(scores), config, p_value=p_value)
-    said = (
-        f"highest mean edit score of {scores.shape[1]} windows over {len(scores)} rules:"
-        f" {choice.score:.3f} ({CONFIDENCE:.0%} interval {lower:.3f} to {upper:.3f}), mean of all"
-        f" windows {scores.mean():.3f}; two halves of the rules pick the same window in"
-        f" {choice.stability:.0%} of splits; as strong by chance in {p_value:.1%} of cases"
-    )
-    start, width = int(best["start"]), int(best["width"])
+    finding = replace(Finding.of(choice, scores, config, first=0, unit=""), layers=layers)
+    verdict = judged(against, choice.stability, n_rules, config, p_value=p_value)
     return LayerGroup(
         name=name,
         forms=tuple(name.split("+")),
-        layers=tuple(range(start, start + width)),
+        layers=layers,
         score=choice.score,
         lower=lower,
         upper=upper,
         stability=choice.stability,
         p_value=p_value,
-        n_rules=len(scores),
+        n_rules=n_rules,
         supported=not against,
-        reason=f"not supported by the sweep ({'; '.join(against)}): {said}" if against else said,
+        objections=against,
+        reason=sentences(strategy.explain(finding), verdict),
     )

@@ -24,6 +24,7 @@ import xarray as xr
 
 from interp.config import ProfileConfig
 from interp.results import effects as effect_maps
+from interp.results.intervals import bootstrap_mean, mean_of_known
 from interp.vocabulary import LOOKUP, ROLES
 
 SCHEMA = "dmle.profile/1"
@@ -41,43 +42,8 @@ def mean_by_role(effect: np.ndarray, roles: np.ndarray, names: list[tuple[str, .
         Shape (..., len(names)); NaN where no traced token has such a role.
     """
     return np.stack(
-        [_nanmean(effect[..., np.isin(roles, wanted)], -1) for wanted in names], axis=-1
+        [mean_of_known(effect[..., np.isin(roles, wanted)], -1) for wanted in names], axis=-1
     )
-
-
-def bootstrap_mean(
-    values: np.ndarray, *, draws: int, confidence: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis (rules) and its percentile-bootstrap interval, ignoring NaN.
-
-    Args:
-        values: Shape (rule, ...).
-        draws: Number of resamples of rules; all trailing entries share them.
-        confidence: Coverage of the interval, such as 0.95.
-        seed: Seed of the resampling.
-
-    Returns:
-        mean, lower, upper, each of shape (...). With fewer than two rules the interval is NaN.
-    """
-    n = len(values)
-    weights = resample_counts(n, draws, seed)
-    flat = values.reshape(n, -1)
-    present = ~np.isnan(flat)
-    sums = weights @ np.where(present, flat, 0.0)
-    counts = weights @ present.astype(float)
-    with np.errstate(invalid="ignore"):
-        means = np.where(counts > 0, sums / counts, np.nan)
-    tail = 100 * (1 - confidence) / 2
-    interval = _nanpercentile(means, [tail, 100 - tail])
-    interval[:, present.sum(0) < 2] = np.nan
-    lower, upper = interval.reshape(2, *values.shape[1:])
-    return _nanmean(values, 0), lower, upper
-
-
-def resample_counts(n: int, draws: int, seed: int) -> np.ndarray:
-    """How often each of `n` rules is drawn in each bootstrap resample, shape (draws, n)."""
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(float)
 
 
 def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.Dataset:
@@ -153,21 +119,4 @@ def _effects_by_role(
         )
         for form in np.flatnonzero(traceable[rule]):
             out[rule, form] = mean_by_role(ie[form], roles[rule, form], names).transpose(0, 2, 1)
-    return out
-
-
-def _nanmean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is there; NaN, without a warning, where nothing is."""
-    present = ~np.isnan(values)
-    count = present.sum(axis)
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, np.where(present, values, 0.0).sum(axis) / count, np.nan)
-
-
-def _nanpercentile(values: np.ndarray, percentiles: list[float]) -> np.ndarray:
-    """Percentiles over the first axis; NaN, without a warning, for columns with nothing in them."""
-    out = np.full((len(percentiles), values.shape[1]), np.nan)
-    known = ~np.isnan(values).all(0)
-    if known.any():
-        out[:, known] = np.nanpercentile(values[:, known], percentiles, axis=0)
     return out

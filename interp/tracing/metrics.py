@@ -3,6 +3,8 @@
 A metric takes logits at the positions that predict the answer, and the `Target` to compare them
 with, and gives one score per row; `several` makes one metric of many, so that one sweep scores them
 all. Every metric is larger the closer a run is to the clean one, so that effects have one sign.
+
+A metric is a function with the decorator `metric`; nothing else lists it.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,6 +56,28 @@ class NamedMetric(NamedTuple):
     """The same score of the alternative answer is subtracted, which takes a second sweep."""
 
 
+METRICS: dict[str, NamedMetric] = {}
+"""What `trace.metrics` may name; filled by `metric`."""
+
+
+def metric(
+    unit: str, *, needs_alternative: bool = False, contrast: bool = False
+) -> Callable[[Metric], Metric]:
+    """Register a function as the metric of its name.
+
+    Args:
+        unit: Unit of the scores.
+        needs_alternative: Whether it compares with the answer to a counterfactual prompt.
+        contrast: Whether the same score of that answer is subtracted, which takes a second sweep.
+    """
+
+    def register(function: Metric) -> Metric:
+        METRICS[function.__name__] = NamedMetric(function, unit, needs_alternative, contrast)
+        return function
+
+    return register
+
+
 def first_difference(answer: Sequence[int], alternative: Sequence[int] | None) -> int:
     """Index of the first token in which two answers differ.
 
@@ -93,6 +117,7 @@ def answer_log_probs(
     return chosen - torch.cat([torch.logsumexp(some, dim=-1) for some in logits.split(rows)])
 
 
+@metric("nats per answer token")
 def mean_log_prob(
     logits: Float[Tensor, "batch answer d_vocab"], target: Target
 ) -> Float[Tensor, " batch"]:
@@ -100,6 +125,7 @@ def mean_log_prob(
     return answer_log_probs(logits, target.answer).mean(-1)
 
 
+@metric("nats")
 def sum_log_prob(
     logits: Float[Tensor, "batch answer d_vocab"], target: Target
 ) -> Float[Tensor, " batch"]:
@@ -107,6 +133,7 @@ def sum_log_prob(
     return answer_log_probs(logits, target.answer).sum(-1)
 
 
+@metric("probability")
 def first_token_prob(
     logits: Float[Tensor, "batch answer d_vocab"], target: Target
 ) -> Float[Tensor, " batch"]:
@@ -114,6 +141,7 @@ def first_token_prob(
     return answer_log_probs(logits[:, :1], target.answer[:1]).exp().squeeze(-1)
 
 
+@metric("logits", needs_alternative=True)
 def logit_difference(
     logits: Float[Tensor, "batch answer d_vocab"], target: Target
 ) -> Float[Tensor, " batch"]:
@@ -130,6 +158,17 @@ def logit_difference(
     return (logits[:, at, target.answer[at]] - logits[:, at, target.alternative[at]]).float()
 
 
+@metric("nats per answer token", needs_alternative=True, contrast=True)
+def log_prob_difference(
+    logits: Float[Tensor, "batch answer d_vocab"], target: Target
+) -> Float[Tensor, " batch"]:
+    """Mean log-probability per token of the answer minus that of the counterfactual answer, each
+    whole.
+    """
+    return mean_log_prob(logits, target)
+
+
+@metric("nats per answer token")
 def negative_kl(
     logits: Float[Tensor, "batch answer d_vocab"], target: Target
 ) -> Float[Tensor, " batch"]:
@@ -152,17 +191,3 @@ def several(metrics: Sequence[Metric]) -> Metric:
         return torch.stack([metric(logits, target) for metric in metrics], dim=-1)
 
     return stacked
-
-
-METRICS: dict[str, NamedMetric] = {
-    "mean_log_prob": NamedMetric(mean_log_prob, "nats per answer token"),
-    "sum_log_prob": NamedMetric(sum_log_prob, "nats"),
-    "first_token_prob": NamedMetric(first_token_prob, "probability"),
-    "logit_difference": NamedMetric(logit_difference, "logits", needs_alternative=True),
-    "log_prob_difference": NamedMetric(
-        mean_log_prob, "nats per answer token", needs_alternative=True, contrast=True
-    ),
-    "negative_kl": NamedMetric(negative_kl, "nats per answer token"),
-}
-"""What `trace.metrics` may name. `log_prob_difference`: mean log-probability per token of the
-answer minus that of the counterfactual answer, each whole."""

@@ -37,7 +37,7 @@ from editing.edits.requests import EditRequest, requests_of, words_of
 from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
 from interp.rules.sources import load_rules
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 
 RULE = "rectangle-perimeter"
 BLOCK, STAGES = (4, 5, 6, 7, 8), "3,4,5/12,13,14"

@@ -46,13 +46,16 @@ from interp.config import ProfileConfig, SelectConfig, TraceConfig
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.rules.sources import Rule, RulePrompt
+from interp.selection import strategies
+from interp.selection.adaptive import select_for_rules
+from interp.selection.candidates import first_candidate
 from interp.selection.profiles import layer_profile
-from interp.selection.select import first_candidate, select_for_rules, select_layers
+from interp.selection.select import select_layers
 from interp.tracing.prompt import trace_prompt
 from interp.tracing.windows import default_window
 from interp.vocabulary import RuleForm
 
-STRATEGIES = ("window", "mass", "changepoint", "groups", "adaptive")
+STRATEGIES = tuple(each.name for each in strategies.every() if each.reads == ("profile",))
 COMPONENTS = ("mlp", "mlp_single")
 Wordings = dict[RuleForm, str]
 INSIDE: Wordings = {

@@ -27,23 +27,15 @@ import numpy as np
 
 from interp.config import SelectConfig
 from interp.results import effects
-from interp.selection.select import candidate_windows
-from interp.selection.strategies import (
-    Agreement,
-    Picker,
-    agreement_of,
-    block_shares,
-    choose,
-    mass_of,
-    segment_of,
-    window_of,
-)
+from interp.selection import strategies
+from interp.selection.candidates import candidate_windows
+from interp.selection.pickers import Picker, block_shares
+from interp.selection.support import Agreement, choose
 from interp.vocabulary import LOOKUP
 
 STRATEGIES: dict[str, tuple[Picker, Agreement]] = {
-    "window": (window_of(3), "same"),
-    "mass": (mass_of(0.5), "overlap"),
-    "changepoint": (segment_of(), "overlap"),
+    name: (strategies.get(name).picker(SelectConfig()), strategies.get(name).agreement)
+    for name in ("window", "mass", "changepoint")
 }
 """groups and adaptive pick windows for groups of forms, with the stability of window."""
 LAYERS = 26
@@ -75,7 +67,7 @@ def repeated(
     """
     stability = choose(one, pick, draws=draws, seed=0, agreement=agreement).stability
     masks = [pick(effect.mean(0)[None])[0] for effect in (one, two)]
-    return stability, float(agreement_of(masks[0], masks[1], agreement)[0])
+    return stability, float(agreement(masks[0], masks[1])[0])
 
 
 def simulate(trials: int, rules: Sequence[int], draws: int, seed: int) -> dict[str, np.ndarray]:

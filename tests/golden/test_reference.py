@@ -28,7 +28,7 @@ from editing.evaluation.evaluate import items_of
 from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 from interp.vocabulary import FORMS
 
 SHARED = Path(__file__).parents[3] / "shared"

@@ -26,7 +26,7 @@ from interp.app.steps import CHAIN
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 

@@ -16,8 +16,8 @@ from figures.report import write_report
 from interp.results import effects
 from interp.results.records import save_records
 from interp.rules.sources import Rule, dump_rules
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerSelection
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -337,7 +337,7 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 def _json(states: States) -> list[FileReader]:
     from editing.studies.comparison import read_cell
     from figures.paper import read_answers
-    from interp.selection.select import LayerSelection, load_for_rules
+    from interp.selection.layers import LayerSelection, load_for_rules
     from interp.tracing.knowledge import read_rows
 
     cell = next((states.after("sweep") / RUN / "sweep").glob("*/*.json"))

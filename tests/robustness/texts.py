@@ -223,7 +223,7 @@ def _size(text: str) -> None:
 
 
 def _layers(text: str) -> None:
-    from interp.selection.select import parse_layers
+    from interp.selection.layers import parse_layers
 
     for group in parse_layers(text, 12).groups:
         if not group.layers or not all(0 <= layer < 12 for layer in group.layers):

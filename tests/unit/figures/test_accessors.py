@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 import figures.accessors
 from figures.accessors import SCREEN_DPI
 from interp.results import effects
+from interp.selection.layers import LayerGroup, LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerGroup, LayerSelection
 
 LAYERS = 4
 TOKENS = (" The", " area", "$x$", " =")

@@ -13,11 +13,11 @@ from matplotlib.colors import to_rgba
 
 from figures import edit_scores, effect_map, layer_profile, layer_selection, paper, style
 from interp.results import effects as effects_schema
+from interp.results.intervals import resample_counts
 from interp.results.records import save_records
 from interp.results.scores import per_rule
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile as profile_of
-from interp.selection.profiles import resample_counts
-from interp.selection.select import LayerSelection
 
 TOKENS = (" The", " area", "\n", "$x_1$", " =")
 CORRUPTED = (False, True, False, True, False)
@@ -103,6 +103,9 @@ def selection(**instance: object) -> LayerSelection:
     weak = {
         "name": "instance", "forms": ("instance",), "layers": (0, 3), "score": 0.2, "lower": -0.1,
         "upper": 0.4, "stability": 0.31, "n_rules": 2, "supported": False, "reason": "weak",
+        "objections": (
+            "The interval reaches zero.", "Not significant: p = 0.250 with 2 rules (5 needed)."
+        ),
     }  # fmt: skip
     return LayerSelection.model_validate(
         {
@@ -417,40 +420,35 @@ def test_shading_covers_exactly_the_chosen_layers() -> None:
 def test_unsupported_selection_is_hatched_and_said_in_words() -> None:
     figure = layer_selection.selection_panel(hand_profile(), selection())
     formula, instance = figure.axes
-    assert "NOT SUPPORTED" not in formula.get_title(loc="left")
+    assert "Not" not in formula.get_title(loc="left")
     assert by_gid(formula, "chosen")[0].get_hatch() is None
     assert (
         instance.get_title(loc="left")
-        == "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nstability 31 % (between"
-        " halves of the rules)\nNOT SUPPORTED by the profile:\nthe interval of its score reaches"
-        " zero"
+        == "instance: layers 0, 3\nscore 0.20 [−0.10, 0.40] (n = 2 rules)\nstability 0.31 (between"
+        " halves of the rules)\nThe interval reaches zero. Not significant:\np = 0.250 with 2 rules"
+        " (5 needed)."
     )
     assert by_gid(instance, "chosen")[0].get_hatch() == "////"
     assert to_rgba(instance._left_title.get_color()) == to_rgba(style.WARNING_COLOUR)
 
 
 def test_objections_are_said_once() -> None:
-    reason = (
-        "not supported by the profile (not stronger than chance; 4 rules are too few): largest mean"
-        " mlp effect"
-    )
     ax = layer_selection.draw_layer_selection(
-        hand_profile(), selection(lower=0.1, reason=reason), "instance"
+        hand_profile(), selection(objections=("One.", "Two.")), "instance"
     )
-    assert (
-        ax.get_title(loc="left")
-        .replace("\n", " ")
-        .endswith("NOT SUPPORTED by the profile: not stronger than chance; 4 rules are too few")
-    )
+    assert ax.get_title(loc="left").endswith("halves of the rules)\nOne. Two.")
+    # A selection that does not list its objections still says that it has some.
+    ax = layer_selection.draw_layer_selection(hand_profile(), selection(objections=()), "instance")
+    assert ax.get_title(loc="left").endswith("\nNot supported. weak")
 
 
 def test_selection_from_one_rule_shows_no_interval_and_no_stability() -> None:
-    one = selection(n_rules=1, lower=0.2, upper=0.2, stability=1.0)
+    only = ("There is only one rule.",)
+    one = selection(n_rules=1, lower=0.2, upper=0.2, stability=1.0, objections=only)
     ax = layer_selection.draw_layer_selection(hand_profile(), one, "instance")
     assert (
         ax.get_title(loc="left")
-        == "instance: layers 0, 3\nscore 0.20 (n = 1 rule)\nNOT SUPPORTED by the profile:\nthere is"
-        " only one rule"
+        == "instance: layers 0, 3\nscore 0.20 (n = 1 rule)\nThere is only one rule."
     )
 
 

@@ -31,8 +31,8 @@ from interp.errors import DamagedError
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
 from interp.results.run_folder import RunFolder
+from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerSelection
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -289,11 +289,17 @@ def test_summary_says_what_was_traced_and_selected() -> None:
     effects["corrupted"].values[0] = [4, 6, 4, 6]  # no total effect
     said = " ".join(
         Page(
-            page(RunResults("x", effects=effects, selection=selection(supported=False)))
+            page(
+                RunResults(
+                    "x",
+                    effects=effects,
+                    selection=selection(supported=False, reason="It is strong."),
+                )
+            )
         ).text.split()
     )
     assert "6 prompts of 3 rules were traced: 4 traceable, 2 not" in said
-    assert "formula: layers 1–2 (stability 80%; 3 rules), not supported." in said
+    assert "formula: layers 1–2, not supported. It is strong." in said
 
 
 def test_absent_inputs_are_named_with_their_command(tmp_path: Path) -> None:

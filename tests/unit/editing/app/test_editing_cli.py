@@ -26,7 +26,7 @@ from interp.app import commands as cli
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 
 Command = Callable[..., tuple[int, str]]
 ARMS = {

@@ -20,7 +20,7 @@ from editing.edits.delta import DeltaError, EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 from tests.unit.editing_reference import (
     averaged_key,
     outputs_of,

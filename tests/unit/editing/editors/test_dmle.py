@@ -18,7 +18,7 @@ from editing.edits.delta import EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import LayerGroup, LayerSelection, parse_layers
+from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
 from tests.unit.editing_reference import averaged_key, second_moment, state
 
 CONTEXTS = ("", "The area of a square is 4. ")

@@ -29,7 +29,7 @@ from editing.edits.requests import requests_of, words_of
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 
 CONTEXTS = ("", "The area of a square is 4. ")
 LINES = [

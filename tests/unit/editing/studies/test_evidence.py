@@ -191,8 +191,8 @@ def test_the_published_fallback_has_no_combined_score() -> None:
 @pytest.mark.parametrize(
     ("strategy", "held", "message"),
     [
-        ("combined", None, "reads evidence"),
-        ("window", evidence(3), "reads evidence"),
+        ("combined", None, "reads evidence of edits .* and none was given"),
+        ("window", evidence(3), "does not read it; what reads evidence is combined"),
         ("combined", profile(), "expected evidence of edits"),
         ("combined", evidence(3, n_layers=9), "another model"),
         ("combined", evidence(3).assign_attrs(weight_hash="4567"), "another model"),

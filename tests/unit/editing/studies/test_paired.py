@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 from editing.studies.paired import Pair, comparison_table, pair_table, pairs, summary
+from interp.results.intervals import resample_counts
 from interp.results.scores import modes_with_scores, per_rule
-from interp.selection.profiles import resample_counts
 
 NAN = math.nan
 BOOTSTRAP = {"resamples": 400, "confidence": 0.9}

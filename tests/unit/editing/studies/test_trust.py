@@ -20,7 +20,7 @@ from interp.app import commands as cli
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 Command = Callable[..., tuple[int, str]]
 SETTINGS: dict[str, Any] = {

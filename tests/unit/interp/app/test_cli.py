@@ -18,7 +18,7 @@ import yaml
 from interp.app import commands as cli
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 from tests.unit.records import known, recorded
 
 Command = Callable[..., tuple[int, list[str]]]
@@ -108,7 +108,7 @@ def test_profile_and_select_follow_each_other(dmle: Command, tmp_path: Path) -> 
     assert "0 of 12 prompts left out as not traceable" in " ".join(said)
     code, said = dmle("select", "--run", tmp_path, "--width", "2")
     assert code == 0 and said[-1] == f"Done. Next: dmle edit --run {tmp_path}"
-    assert any(line.startswith("formula+description: layers 3, 4 (") for line in said)
+    assert "formula+description: layers 3–4" in said
     assert LayerSelection.load(tmp_path / "selection.json").layers_of("instance") == (3, 4)
 
 

@@ -19,7 +19,8 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.run_folder import RunFolder
 from interp.rules.sources import Rule, dump_rules
-from interp.selection.select import LayerGroup, LayerSelection, parse_layers
+from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
+from interp.settings.registered import registries
 from tests.unit.records import smallest
 
 STEPS = load_steps()
@@ -53,6 +54,8 @@ def candidates(cls: type[Section], field: str) -> Iterator[Any]:
     for part in (annotation, *get_args(annotation)):
         if get_origin(part) is Literal:
             yield from get_args(part)
+    for registry in registries(annotation, cls.model_fields[field].metadata):
+        yield from registry.meanings()
     if isinstance(default, tuple):
         yield from (default[:1], default[::-1], default[1:])
     if isinstance(default, dict):

@@ -163,7 +163,7 @@ def test_the_fast_route_is_verified_beyond_a_window_when_it_is_asked_for(
     checked: list[int] = []
     check = self_check.check_long
     monkeypatch.setattr(
-        "interp.models.language_model.check_long",
+        "interp.models.base.check_long",
         lambda model, at: checked.append(at) or check(model, at),
     )
     assert model.takes_fast_route(window) and not checked

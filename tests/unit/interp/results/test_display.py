@@ -11,8 +11,9 @@ import xarray as xr
 from editing.closed_form.solvers import LowRank
 from editing.edits.delta import EditDelta
 from interp.results import display, effects
+from interp.selection import shown
+from interp.selection.layers import LayerGroup, LayerSelection
 from interp.selection.profiles import layer_profile
-from interp.selection.select import LayerGroup, LayerSelection
 
 EVIL = "<script>alert('$x$')</script> & \"q\""
 
@@ -113,15 +114,15 @@ def one_map(noise: float = 0.1) -> xr.Dataset:
 
 
 def test_a_selection_shows_its_layers_and_evidence() -> None:
-    read = Reader(display.selection_html(selection()))
+    read = Reader(shown.selection_html(selection()))
     assert read.rows[1][:2] == ["formula + description", "2, 3"]
-    assert read.rows[1][3:] == ["0.26 [0.10, 0.40]", "83%", "0.031", "5", "yes", "strongest"]
-    assert read.rows[2][1] == "4" and read.rows[2][3:] == ["0.10", "–", "–", "1", "NO", EVIL]
+    assert read.rows[1][3:] == ["0.26 [0.10, 0.40]", "0.83", "0.031", "5", "yes", "strongest"]
+    assert read.rows[2][1] == "4" and read.rows[2][3:] == ["0.10", "–", "–", "1", "no", EVIL]
     assert "mlp at lookup tokens" in read.text and "Candidates: layers 1 to 4." in read.text
 
 
 def test_the_strip_of_a_selection_has_a_cell_for_each_layer_by_its_kind() -> None:
-    read = Reader(display.selection_html(selection()))
+    read = Reader(shown.selection_html(selection()))
     fills = [attrs["fill"] for name, attrs in read.elements if name == "rect"]
     supported, weak = fills[:6], fills[6:]
     assert supported[2] == supported[3] and weak[4] not in (supported[2], supported[1])
@@ -133,7 +134,7 @@ def test_the_strip_of_a_selection_has_a_cell_for_each_layer_by_its_kind() -> Non
 def test_layers_given_by_hand_have_no_evidence_to_show() -> None:
     group = LayerGroup(name="instance", forms=("instance",), layers=(0,), reason="given by hand")
     read = Reader(
-        display.selection_html(
+        shown.selection_html(
             selection(groups=(group,), role="", strategy="manual", last_layer=None)
         )
     )
@@ -142,7 +143,7 @@ def test_layers_given_by_hand_have_no_evidence_to_show() -> None:
 
 
 def test_markdown_of_a_selection_keeps_a_row_to_a_line_whatever_the_text() -> None:
-    text = display.selection_markdown(selection())
+    text = shown.selection_markdown(selection())
     lines = text.splitlines()
     assert lines[2].startswith("| forms | layers | score |") and lines[4].startswith(
         "| formula + description | 2, 3 |"
@@ -182,7 +183,7 @@ def test_a_delta_shows_itself_with_the_norms_of_its_updates() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        display.selection_html(selection()),
+        shown.selection_html(selection()),
         display.delta_html(
             [display.Update(EVIL, 0, (1, 1), None)], {}, {"editor": EVIL, "cast_loss": {"w": 0.1}}
         ),
@@ -245,7 +246,7 @@ def test_a_profile_is_tabled_by_the_layer_where_the_mean_effect_is_largest() -> 
     maps = effects.concat(
         {("a", "formula"): one_map(), ("b", "formula"): other, ("b", "instance"): one_map(3.0)}
     )
-    table = display.profile_table(layer_profile(maps))
+    table = shown.profile_table(layer_profile(maps))
     # resid at the subject: (0.5, 0.2, -0.1) and (0.7, 0.2, 0.3); mlp (-0.3, -0.2, -0.1) and (-0.1,
     # -0.2, 0.3).
     formula = table[table["form"] == "formula"].set_index("component")

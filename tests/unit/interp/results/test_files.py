@@ -47,7 +47,7 @@ from interp.results.files import (
 )
 from interp.results.records import load_records, save_records
 from interp.results.tensor_files import read_tensors, write_tensors
-from interp.selection.select import LayerSelection, load_for_rules, parse_layers, save_for_rules
+from interp.selection.layers import LayerSelection, load_for_rules, parse_layers, save_for_rules
 
 DAY = 24 * 3600
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from interp.config import SelectConfig
 from interp.selection import baselines
-from interp.selection.select import LayerSelection, parse_layers
+from interp.selection.layers import LayerSelection, parse_layers
 from interp.vocabulary import LOOKUP
 
 
@@ -79,7 +79,8 @@ def test_all_layers_and_reversed_groups() -> None:
     assert turned.layers_of("formula") == turned.layers_of("description") == (7, 8, 9)
     assert turned.layers_of("instance") == (3, 4)
     assert baselines.reversed_assignment(turned).layers_of("formula") == (3, 4)
-    assert turned.groups[0].reason == "layers selected for instance" and turned.n_layers == 12
+    assert turned.groups[0].reason == "The layers that were chosen for instance."
+    assert turned.n_layers == 12
     with pytest.raises(
         ValueError, match=r"has groups \['formula\+description\+instance'\]; two are needed"
     ):

@@ -9,10 +9,11 @@ import xarray as xr
 import yaml
 
 from interp.app import commands as cli
+from interp.errors import InputError
 from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
-from interp.selection.select import LayerGroup, LayerSelection, load_for_rules, parse_layers
-from interp.vocabulary import LOOKUP
+from interp.selection.layers import LayerGroup, LayerSelection, load_for_rules, parse_layers
+from interp.vocabulary import LOOKUP, ROLES
 from tests.unit.records import known, recorded
 
 
@@ -133,7 +134,7 @@ def test_easyedit_says_when_nothing_is_published_for_a_model(model: str) -> None
         yaml.safe_load(selection.to_easyedit_yaml("formula+description", model))["lm_head_module"]
         == "lm_head"
     )
-    with pytest.raises(KeyError, match="form 'rule' is in no group"):
+    with pytest.raises(InputError, match="form 'rule' is in no group"):
         selection.to_easyedit_yaml("rule", model)
 
 
@@ -149,6 +150,8 @@ def save_profile(path: Path) -> None:
         {
             "effect": (("rule", "form", "component", "role", "layer"), effect),
             "te": ("form", np.ones(3)),
+            "total_effect": (("rule", "form"), np.ones((6, 3))),
+            "traceable": (("rule", "form"), np.ones((6, 3), dtype=bool)),
         },
         coords={
             "rule": list("abcdef"),
@@ -159,6 +162,7 @@ def save_profile(path: Path) -> None:
         },
         attrs={"model": "smollm2-135m"},
     )
+    profile = profile.reindex(role=np.array([*ROLES, LOOKUP], dtype=object))
     effects.save(recorded(profile, "profile", "profile"), path)
 
 

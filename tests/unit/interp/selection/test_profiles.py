@@ -7,7 +7,8 @@ import xarray as xr
 from interp import vocabulary
 from interp.config import ProfileConfig
 from interp.results import effects
-from interp.selection.profiles import bootstrap_mean, layer_profile, mean_by_role, resample_counts
+from interp.results.intervals import bootstrap_mean
+from interp.selection.profiles import layer_profile, mean_by_role
 from interp.vocabulary import LOOKUP
 
 ROLES = ("prefix", "subject_first", "subject_last", "rule_word", "rule_word", "last")
@@ -46,76 +47,6 @@ def test_mean_by_role_pools_tokens_not_roles() -> None:
     np.testing.assert_allclose(
         mean_by_role(effect, np.array(ROLES), NAMES), [15.0, 11.0, np.nan, 7.0]
     )
-
-
-def test_resample_counts_are_draws_with_replacement() -> None:
-    counts = resample_counts(7, 4000, seed=3)
-    assert counts.shape == (4000, 7)
-    np.testing.assert_array_equal(counts.sum(1), 7)
-    # Binomial(7, 1/7): mean 1, variance 6/7.
-    np.testing.assert_allclose(counts.mean(0), 1, atol=4 * (6 / 7 / 4000) ** 0.5)
-    np.testing.assert_allclose(counts.var(0), 6 / 7, rtol=0.15)
-    np.testing.assert_array_equal(counts, resample_counts(7, 4000, seed=3))
-    assert not np.array_equal(counts, resample_counts(7, 4000, seed=4))
-
-
-def slow_bootstrap(
-    values: np.ndarray, draws: int, confidence: float, seed: int
-) -> tuple[np.ndarray, ...]:
-    """Mean and interval of one column, resample by resample, rule by rule."""
-    known = values[~np.isnan(values)]
-    if len(known) < 2:
-        return (known.mean() if len(known) else np.nan), np.nan, np.nan
-    means = []
-    for counts in resample_counts(len(values), draws, seed):
-        drawn = [
-            v
-            for v, count in zip(values, counts, strict=True)
-            for _ in range(int(count))
-            if not np.isnan(v)
-        ]
-        if drawn:
-            means.append(sum(drawn) / len(drawn))
-    tail = (1 - confidence) / 2
-    return known.mean(), *np.quantile(means, [tail, 1 - tail])
-
-
-@pytest.mark.parametrize("shape", [(6, 4), (2, 3), (1, 3), (5, 1), (4, 2, 3)])
-@pytest.mark.parametrize("share", [0.0, 0.4])
-def test_bootstrap_mean_equals_a_loop(shape: tuple[int, ...], share: float) -> None:
-    values = with_holes(shape, share, seed=2)
-    got = bootstrap_mean(values, draws=60, confidence=0.9, seed=5)
-    for part in got:
-        assert part.shape == shape[1:]
-    for place in np.ndindex(shape[1:]):
-        expected = slow_bootstrap(values[(slice(None), *place)], 60, 0.9, 5)
-        np.testing.assert_allclose([part[place] for part in got], expected, rtol=1e-12)
-
-
-def test_bootstrap_mean_of_nothing_is_nan() -> None:
-    values = np.array([[np.nan, 1.0, 2.0], [np.nan, np.nan, 4.0]])
-    mean, lower, upper = bootstrap_mean(values, draws=50, confidence=0.95, seed=0)
-    np.testing.assert_array_equal(mean, [np.nan, 1.0, 3.0])
-    np.testing.assert_array_equal(lower, [np.nan, np.nan, 2.0])
-    np.testing.assert_array_equal(upper, [np.nan, np.nan, 4.0])
-
-
-def test_bootstrap_draws_are_paired() -> None:
-    # The same draws for every entry: what is always larger by 5 has bounds larger by exactly 5.
-    values = with_holes((8, 1), 0.0)
-    _, lower, upper = bootstrap_mean(
-        np.concatenate([values, values + 5], axis=1), draws=40, confidence=0.9, seed=1
-    )
-    np.testing.assert_allclose(lower[1] - lower[0], 5, rtol=1e-12)
-    np.testing.assert_allclose(upper[1] - upper[0], 5, rtol=1e-12)
-
-
-def test_bootstrap_interval_covers_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(1.0, 2.0, size=(40, 1000))
-    _, lower, upper = bootstrap_mean(values, draws=400, confidence=0.9, seed=1)
-    covered = ((lower < 1) & (upper > 1)).mean()
-    assert 0.84 < covered < 0.93  # percentile intervals of 40 values are a little short
 
 
 # The labelled profile.

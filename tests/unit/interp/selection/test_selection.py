@@ -11,22 +11,24 @@ import xarray as xr
 from interp.config import SelectConfig
 from interp.errors import DmleError, InputError
 from interp.results import effects
-from interp.selection.profiles import resample_counts
-from interp.selection.select import (
+from interp.results.intervals import resample_counts
+from interp.selection import strategies
+from interp.selection.adaptive import select_for_rules
+from interp.selection.candidates import first_candidate
+from interp.selection.layers import (
     LayerGroup,
     LayerSelection,
-    first_candidate,
     load_for_rules,
     parse_layers,
     save_for_rules,
-    select_for_rules,
-    select_layers,
 )
+from interp.selection.select import select_layers
 from interp.tracing.windows import window
 from interp.vocabulary import LOOKUP
 
 FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8
+PROFILED = [each.name for each in strategies.every() if each.reads == ("profile",)]
 
 
 def profile(
@@ -141,7 +143,7 @@ def test_select_layers_leaves_out_windows_that_restore_the_first_blocks() -> Non
     assert chosen.layers_of("formula") == (6, 7, 8)
 
 
-@pytest.mark.parametrize("strategy", ["window", "mass", "changepoint", "groups", "adaptive"])
+@pytest.mark.parametrize("strategy", PROFILED)
 @pytest.mark.parametrize("restored", [2, 3, 4])
 def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(
     strategy: str, restored: int
@@ -174,7 +176,8 @@ def test_select_layers_flags_noise_as_not_supported() -> None:
         profile({}, noise=1.0), SelectConfig(strategy="window", width=5, bootstrap=2000)
     ).groups[1]
     assert group.lower is not None and group.lower < 0
-    assert not group.supported and group.reason.startswith("not supported by the profile")
+    assert not group.supported and "The interval reaches zero." in group.objections
+    assert all(objection in group.reason for objection in group.objections)
     assert group.stability is not None and group.stability < 0.9
 
 
@@ -186,7 +189,11 @@ def test_select_layers_flags_an_effect_that_is_certain_but_negligible() -> None:
 
 def test_select_layers_flags_a_single_rule_as_not_supported() -> None:
     for group in select_layers(planted(rules=1), SelectConfig(strategy="window")).groups:
-        assert group.n_rules == 1 and not group.supported and "only one rule" in group.reason
+        assert (
+            group.n_rules == 1
+            and not group.supported
+            and group.objections[0] == "There is only one rule."
+        )
 
 
 def test_select_layers_counts_a_rule_that_any_of_the_forms_supports() -> None:
@@ -216,13 +223,12 @@ def test_mass_selects_scattered_layers_by_hand() -> None:
     first, second = selection.groups
     assert first.layers == (2, 9) and second.layers == (7,) and selection.width == 2
     assert first.score == pytest.approx(2, abs=0.02) and first.stability == 1 and first.supported
-    assert "2 hold 6" in first.reason and "fewest layers for 60%" in first.reason
+    assert first.reason.startswith("Layers 2, 9 hold 6")
+    assert "No smaller set of layers holds 60 %." in first.reason
     most = select_layers(data, SelectConfig(strategy="mass", share=0.6, max_width=1))
     assert len(most.layers_of("formula")) == 1 and most.layers_of("formula")[0] in (2, 9)
-    assert (
-        len(select_layers(data, SelectConfig(strategy="mass", min_width=4)).layers_of("instance"))
-        == 4
-    )
+    four = select_layers(data, SelectConfig(strategy="mass", min_width=4)).group_of("instance")
+    assert len(four.layers) == 4 and "select.min_width asks for 4 layers." in four.reason
 
 
 def test_changepoint_finds_segments_of_any_width() -> None:
@@ -231,7 +237,7 @@ def test_changepoint_finds_segments_of_any_width() -> None:
     first, second = selection.groups
     assert first.layers == (2, 3, 4, 5, 6) and second.layers == (8, 9) and selection.width == 5
     assert first.supported and first.stability is not None and first.stability > 0.95
-    assert "outside" in first.reason
+    assert first.reason.startswith("Layers 2–6 have a higher mean MLP effect (")
     bounded = select_layers(data, SelectConfig(strategy="changepoint", max_width=3, min_width=3))
     assert [len(group.layers) for group in bounded.groups] == [3, 3]
 
@@ -300,7 +306,7 @@ def test_adaptive_gives_each_rule_its_own_layers_where_maps_are_clear() -> None:
             group.n_rules == 1 and (group.stability or 0) > 0.9 for group in selection.groups
         )
         assert selection.strategy == "adaptive" and selection.provenance["rule"] == f"rule{i}"
-        assert "deviation from the mean over 12 rules" in selection.groups[0].reason
+        assert "Of its deviation from the mean over 12 rules, " in selection.groups[0].reason
     population = select_layers(data, config)
     assert population.layers_of("formula") == (6, 7, 8) and population.strategy == "adaptive"
 
@@ -311,7 +317,8 @@ def test_adaptive_believes_the_standard_errors_that_the_profile_stores() -> None
     noisy = data.assign(effect_se=data["effect"] * 0 + 1e6)
     for selection in select_for_rules(noisy).values():
         assert [g.layers for g in selection.groups] == [g.layers for g in population.groups]
-        assert "0% is kept by its standard error" in selection.groups[0].reason
+        kept = ", 0 % is kept. The rest is taken for noise, by its standard error."
+        assert kept in selection.groups[0].reason
     exact = data.assign(effect_se=data["effect"] * 0)
     for i, selection in enumerate(select_for_rules(exact).values()):
         scores = (
@@ -340,7 +347,7 @@ def test_adaptive_gives_a_rule_without_a_map_the_population_s_layers() -> None:
     assert own.layers_of("formula") == (2, 3, 4)
     population = select_layers(data, SelectConfig(strategy="adaptive"))
     assert own.layers_of("instance") == population.layers_of("instance")
-    assert own.group_of("instance").reason.startswith("the rule is not traceable here")
+    assert own.group_of("instance").reason.startswith("This rule is not traceable here")
 
 
 def test_selections_by_rule_are_equal_after_saving_and_loading(tmp_path: Path) -> None:
@@ -396,7 +403,9 @@ def test_few_rules_are_undecided_since_no_test_could_tell() -> None:
     for rules, supported in ((4, False), (5, True)):
         group = select_layers(planted(rules=rules)).groups[0]
         assert group.supported == supported and group.p_value == 0.5**rules
-        assert ("4 rules are too few" in group.reason) == (not supported)
+        said = "Not significant: p = 0.062 with 4 rules (at least 5 needed)."
+        assert group.objections == (() if supported else (said,))
+        assert group.reason.endswith("Significant: p = 0.031 with 5 rules." if supported else said)
     assert (
         select_layers(planted(rules=4), SelectConfig(strategy="window", level=0.1))
         .groups[0]
@@ -424,14 +433,14 @@ def test_the_fallback_takes_the_published_layers_and_says_so() -> None:
     for group in chosen.groups:
         assert group.layers == (1, 2, 3, 4, 5) and not group.supported and group.stability is None
         assert group.reason.startswith(
-            "fallback, the published layers 4-8 of 28 to 32 blocks scaled to 10"
+            "These are the published layers 4–8 of models with 28 to 32 blocks, scaled to 10 blocks"
         )
-        assert "not supported by the profile (not stronger than chance" in group.reason
+        assert group.reason.endswith("Not significant: p = 0.125 with 3 rules (at least 5 needed).")
     values = data["effect"].sel(
         component="mlp", role=LOOKUP, form="instance", layer=[1, 2, 3, 4, 5]
     )
     assert chosen.groups[1].score == pytest.approx(float(values.mean()))
-    assert "choice of layers 3, 4, 5 is" in chosen.groups[0].reason
+    assert "not supported: Layers 3–5 are the" in chosen.groups[0].reason
     # What is supported does not fall back.
     assert select_layers(
         planted(), SelectConfig(strategy="window", fallback="published")
@@ -447,7 +456,7 @@ def test_the_fallback_takes_the_published_layers_and_says_so() -> None:
 # Bounds.
 
 
-@pytest.mark.parametrize("strategy", ["window", "mass", "changepoint", "groups", "adaptive"])
+@pytest.mark.parametrize("strategy", PROFILED)
 def test_bounds_hold_for_every_strategy(strategy: str) -> None:
     data = profile({form: (1, 2, 5, 8, 9) for form in FORMS}, rules=10)
     config = SelectConfig.model_validate({"strategy": strategy, "first": 3, "last": 7, "width": 2})
@@ -455,7 +464,7 @@ def test_bounds_hold_for_every_strategy(strategy: str) -> None:
         assert (selection.first_layer, selection.last_layer) == (3, 7)
         for group in selection.groups:
             assert 5 in group.layers and set(group.layers) <= {3, 4, 5, 6, 7}
-            assert "from layer 3 to 7" in group.reason
+            assert "Only layers 3–7 could be chosen." in group.reason
 
 
 @pytest.mark.parametrize(("low", "high"), [("first", "last"), ("min_width", "max_width")])
@@ -466,7 +475,7 @@ def test_bounds_that_cross_are_refused(low: str, high: str) -> None:
 
 def test_one_candidate_layer_and_one_rule_are_enough_for_every_strategy() -> None:
     data = planted(rules=1).isel(layer=slice(3, 4))
-    for strategy in ("window", "mass", "changepoint", "groups", "adaptive"):
+    for strategy in PROFILED:
         config = SelectConfig.model_validate(
             {"strategy": strategy, "width": 1, "identity_blocks": 0}
         )
@@ -494,7 +503,7 @@ def test_one_candidate_layer_and_one_rule_are_enough_for_every_strategy() -> Non
         ),
         (
             SelectConfig(strategy="window", identity_blocks=20),
-            "only 0 of the model's 10 layers are candidates .* select.identity_blocks",
+            "none of the model's 10 layers is a candidate .* select.identity_blocks",
         ),
         (
             SelectConfig(strategy="window", component="resid"),

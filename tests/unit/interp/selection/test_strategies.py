@@ -5,23 +5,12 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from interp.selection.profiles import resample_counts
-from interp.selection.strategies import (
-    block_shares,
-    chance,
-    choose,
-    halves,
-    mass_of,
-    merge_forms,
-    normalised,
-    published_block,
-    roughness_variance,
-    segment_of,
-    shrink,
-    signs,
-    window_of,
-    windows,
-)
+from interp.results.intervals import resample_counts
+from interp.selection.merging import merge_forms, normalised
+from interp.selection.pickers import Picker, block_shares, mass_of, segment_of, window_of, windows
+from interp.selection.published import published_block
+from interp.selection.shrinkage import roughness_variance, shrink
+from interp.selection.support import chance, choose, halves, overlap, rules_needed, same, signs
 from interp.tracing.windows import window
 from tests.benchmarks.stability import simulate
 
@@ -131,7 +120,7 @@ def test_choose_equals_resampling_and_splitting_written_out() -> None:
         scores = {start: rows[:, start : start + 2].mean() for start in range(5)}
         return max(scores, key=lambda start: scores[start])
 
-    got = choose(effect, window_of(2), draws=200, seed=9)
+    got = choose(effect, window_of(2), draws=200, seed=9, agreement=same)
     best = start_of(effect)
     assert got.layers == (best, best + 1)
     assert got.score == pytest.approx(effect[:, best : best + 2].mean())
@@ -153,7 +142,7 @@ def test_choose_equals_resampling_and_splitting_written_out() -> None:
 def test_overlap_is_the_mean_jaccard_index_of_disjoint_halves() -> None:
     effect = np.random.default_rng(2).normal(0.5, 1, size=(6, 8)) + np.linspace(0, 3, 8)
     pick = mass_of(0.5)
-    got = choose(effect, pick, draws=60, seed=4, agreement="overlap")
+    got = choose(effect, pick, draws=60, seed=4, agreement=overlap)
     indices = []
     for weights in zip(*halves(6, 60, 4), strict=True):
         a, b = (set(picked(pick, np.average(effect, axis=0, weights=side))[0]) for side in weights)
@@ -179,7 +168,12 @@ def test_halves_are_disjoint_resamples() -> None:
 
 
 def test_one_rule_has_no_stability() -> None:
-    assert choose(np.array([[0.0, 2.0, 1.0]]), window_of(1), draws=10, seed=0).stability == 0
+    assert (
+        choose(
+            np.array([[0.0, 2.0, 1.0]]), window_of(1), draws=10, seed=0, agreement=same
+        ).stability
+        == 0
+    )
 
 
 def test_stable_choices_are_found_again_on_other_rules() -> None:
@@ -241,6 +235,25 @@ def test_chance_is_at_least_what_the_number_of_rules_allows() -> None:
         assert chance(np.ones((rules, 4)), window_of(2), draws=10, seed=0) == 0.5**rules
     assert chance(-np.ones((8, 4)), window_of(2), draws=10, seed=0) == 1
     assert chance(np.ones((40, 4)), window_of(2), draws=99, seed=0) == 0.01
+
+
+@pytest.mark.parametrize("level", [1.0, 0.6, 0.5, 0.2, 0.1, 0.05, 0.01, 0.005, 0.001, 0.0005])
+@pytest.mark.parametrize("pick", [window_of(2), mass_of(0.5), segment_of(2, 3)])
+def test_rules_needed_is_where_the_clearest_effect_is_first_below_the_level(
+    level: float, pick: Picker
+) -> None:
+    options = {"draws": 2500, "seed": 7}
+    clearest = np.array([0.0, 0, 1, 1, 0, 0, 0])  # every rule says so, with the same strength
+    least = {n: chance(np.tile(clearest, (n, 1)), pick, **options) for n in range(1, 20)}
+    expected = next(n for n, p_value in least.items() if p_value <= level)
+    assert rules_needed(level, **options) == expected
+    assert all(least[n] > level for n in range(1, expected))
+
+
+def test_no_number_of_rules_is_enough_without_enough_draws() -> None:
+    assert rules_needed(0.0005, draws=1000, seed=0) is None  # the least p-value is 1/1001
+    assert rules_needed(0.001, draws=1000, seed=0) == 10  # all 1024 flips are tried
+    assert rules_needed(0.0005, draws=100_000, seed=0) == 12  # 11 by luck alone
 
 
 @pytest.mark.parametrize("pick", [window_of(3), mass_of(0.5), segment_of(2, 8)])

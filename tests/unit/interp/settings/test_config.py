@@ -99,7 +99,7 @@ def test_parse_section_names_the_nearest_valid_key(section: str, key: str, hint:
         (
             "trace",
             {"metrics": ["loss"]},
-            "trace.metrics.0 = 'loss': Input should be 'mean_log_prob'",
+            "trace.metrics.0 = 'loss': no such metric; valid are mean_log_prob",
         ),
         (
             "trace",
