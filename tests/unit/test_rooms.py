@@ -40,8 +40,9 @@ ROOMS = (
 UPWARD = {
     # The self-check runs the sweep that it is about.
     ("interp.models.self_check", "interp.tracing.patching"),
-    # The public API of a selection draws itself.
-    ("interp.results.display", "interp.selection.select"),
+    # A setting asks the folder of strategies, and the registry of metrics, for the valid names.
+    ("interp.config", "interp.selection.strategies"),
+    ("interp.config", "interp.tracing.metrics"),
     # The cache of models also remembers which files of others have passed.
     ("interp.results.foreign_files", "interp.models.embedded"),
     # Loading an edit chooses its class, and stacks edits in the precision of the solvers.
