@@ -8,7 +8,7 @@ import xarray as xr
 
 from interp.app.freshness import RECORD, VERSIONS, Made, settings_of
 from interp.app.steps import load_steps, parse_settings
-from interp.results.netcdf import KINDS, NUMBERED, UNLABELLED
+from interp.results.netcdf import KINDS, LABELS, NUMBERED, UNLABELLED, Kind
 
 
 def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **more: Any) -> Made:
@@ -36,10 +36,15 @@ def smallest(name: str) -> xr.Dataset:
     """The smallest dataset that readers take for the file of that name: one of everything."""
     if (kind := KINDS.get(name)) is None:
         return xr.Dataset({"x": ("y", np.zeros(1))})
-    labels = {
-        dim: [0] if dim in NUMBERED else np.array(["a"], dtype=object)
-        for dim in kind.dims - UNLABELLED
-    }
+    labels = {dim: _labels(dim, kind) for dim in kind.dims - UNLABELLED}
     dims = sorted(kind.dims)
-    values = {variable: (dims, np.zeros([1] * len(dims))) for variable in kind.variables}
+    shape = [len(labels.get(dim, [0])) for dim in dims]
+    values = {variable: (dims, np.zeros(shape)) for variable in kind.variables}
     return xr.Dataset(values, coords=labels)
+
+
+def _labels(dim: str, kind: Kind) -> list[int] | np.ndarray:
+    if dim in NUMBERED:
+        return [0]
+    known = LABELS.get(dim, ("a",))
+    return np.array(known if dim in kind.whole else known[:1], dtype=object)
