@@ -24,7 +24,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser lint typecheck format bench planted figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test browser lint typecheck format bench planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -83,6 +83,9 @@ KILLS ?= 200
 PAIRS ?= 3
 kills: setup ## Kill every command, KILLS times in all, and start each twice, PAIRS times: build/kills
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m tests.robustness.kills --kills $(KILLS) --pairs $(PAIRS)
+
+house: ## Measure the size and shape of the code: the table of ARCHITECTURE.md
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/benchmarks/house.py
 
 figures: setup ## Draw the figures and tables of runs/demo again
 	$(BIN)/dmle figures --run runs/demo

@@ -327,7 +327,7 @@ class CompareConfig(Section):
 
 class SweepConfig(Section):
     """Edits at every window of layers, one group of forms at a time (see
-    `editing.studies.sweep`).
+    `editing.studies.layer_sweep`).
     """
 
     neutral: ClassVar[frozenset[str]] = frozenset({"splits", "limit", "resamples", "confidence"})

@@ -19,7 +19,7 @@ from editing.evaluation import evaluate as evaluation
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 from interp.settings.section import Section, explained
 
 Settings = TypeVar("Settings", bound=Section)

@@ -209,7 +209,7 @@ def effect_caption(effects: xr.Dataset, rows: np.ndarray) -> str:
                 if attrs.get("direction") == "noise"
                 else []
             ),
-            *([f"{estimated:.0%} of scores estimated"] if estimated else []),
+            *([f"{estimated:.0%} estimated"] if estimated else []),
             f"total effect {value:.2f}{spread} {style.unit_name(effects.attrs['unit'])}",
             f"{samples} sample{'s' if samples != 1 else ''}",
             (

@@ -83,7 +83,7 @@ def edit(bench: Workbench) -> InContext:
     Raises:
         EditError: A request does not fit the model's context with the facts before it.
     """
-    return in_context(bench, "")
+    return in_context(bench, "", training_rules=[])
 
 
 def in_context(bench: Workbench, demonstrations: str, **more: Any) -> InContext:

@@ -63,7 +63,7 @@ def trace(
     """
     config = with_settings("trace", TraceConfig, config, settings)
     every = prompts([rules] if isinstance(rules, Rule) else list(rules))
-    noise = noise_of(model, config, list(dict.fromkeys(rule for rule, _ in every)))
+    noise = noise_of(model, config, list({rule.id: rule for rule, _ in every}.values()))
     maps: dict[tuple[str, str], xr.Dataset] = {}
     skipped: list[Skipped] = []
     with tqdm(

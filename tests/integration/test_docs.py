@@ -21,10 +21,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
-"""Beginnings of the commands that are run, on the README's own rule."""
+"""Beginnings of the commands that are run, on the rule of `docs/rules.md`."""
 ONLY_PARSED = {
     "trace": "loads a model, for minutes",
     "trace-prompt": "loads a model; the command's tests run some",
@@ -208,17 +209,17 @@ def test_a_wrong_line_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
         settings_of(["tune", "--config", "none.yaml"], monkeypatch)
 
 
-def test_rule_of_the_readme_is_built_and_checked_as_it_says(
+def test_rule_of_the_pages_is_built_and_checked_as_they_say(
     tmp_path: Path, dmle: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (rules,) = [
         text
         for page, text in blocks("yaml")
-        if page.name == "README.md" and text.startswith("domain:")
+        if page.name == "rules.md" and text.startswith("domain:")
     ]
     (tmp_path / "my_rules.yaml").write_text(rules, encoding="utf-8")
-    ran = [words for _, words in COMMANDS if is_run(words)]
+    ran = [words for page, words in COMMANDS if is_run(words) and page == "rules.md"]
     assert [words[:2] for words in ran] == [["rules", "build"], ["rules", "check"]]
     for words in ran:
         code, said = dmle(*words)
@@ -269,11 +270,48 @@ def test_python_of_the_published_format_runs(rules: Any) -> None:
 
 
 def test_every_python_block_has_a_test_that_runs_it() -> None:
-    assert {page.name for page, _ in blocks("python")} == {
-        "README.md",
-        "schemas.md",
-        "reference-format.md",
+    known = {
+        "README.md": "tests/integration/test_readme.py",
+        "python.md": "tests/integration/test_readme.py",
+        "CONTRIBUTING.md": "test_contributing.py, test_own_check.py",
+        "schemas.md": "here",
+        "reference-format.md": "here",
     }
+    assert {page.name for page, _ in blocks("python")} <= set(known)
+
+
+def test_links_lead_to_files_and_headings() -> None:
+    for page in PAGES:
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for link in re.findall(r"\]\(((?!http)[^)\s]+)\)", text):
+            path, _, heading = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if heading:
+                assert heading in headings(target), f"{page.name}: {link}"
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_page_is_listed_by_a_question() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"]({page.name})" in text, page.name
+
+
+def test_make_targets_and_modules_of_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for words in re.findall(r"(?:^|`)make ([a-z-]+)", text, re.MULTILINE):
+            assert words in targets, f"{page.name}: make {words}"
+        for module in re.findall(r"python -m (tests\.[\w.]+)", text):
+            path = ROOT / module.replace(".", "/")
+            assert path.is_dir() or path.with_suffix(".py").exists(), f"{page.name}: {module}"
 
 
 def test_references_name_every_setting_and_every_option() -> None:
@@ -314,3 +352,35 @@ def test_documentation_builds_without_warnings(tmp_path: Path) -> None:
     assert "<!-- generated" not in configuration
     assert "noise_replaces" in configuration
     assert "--overwrite" in (tmp_path / "cli.html").read_text(encoding="utf-8")
+
+
+PATH = re.compile(r"`((?:interp|editing|figures|tests|docs|notebooks)/(?:[\w./-]*(?:\.py|/))?)`")
+DOTTED = re.compile(r"`((?:interp|editing|figures)(?:\.\w+)+)`")
+
+
+def test_files_and_modules_of_the_pages_exist() -> None:
+    """Paths as they stand, and names such as `interp.rules.schema` or one that such a file has.
+
+    CONTRIBUTING.md also names files that its reader writes.
+    """
+    import interp
+
+    for page in [*PAGES, ROOT / "SECURITY.md"]:
+        if page.name == "CONTRIBUTING.md":
+            continue
+        text = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for path in PATH.findall(text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+        for name in DOTTED.findall(text):
+            assert is_module_or_name(name) or name.removeprefix("interp.") in interp.__all__, (
+                f"{page.name}: {name}"
+            )
+
+
+def is_module_or_name(dotted: str) -> bool:
+    """Whether a module has the name, or a module with all but the last part speaks of that part."""
+    path = ROOT / dotted.replace(".", "/")
+    if path.is_dir() or path.with_suffix(".py").exists():
+        return True
+    parent = path.parent.with_suffix(".py")
+    return parent.exists() and path.name in parent.read_text(encoding="utf-8")

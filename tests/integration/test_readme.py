@@ -1,4 +1,4 @@
-"""The README's code runs as it is printed."""
+"""The README's chain and what `docs/python.md` adds to it run as they are printed."""
 
 import re
 from pathlib import Path
@@ -6,29 +6,60 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CHAIN = """\
+import interp, editing
+
+model = interp.load_model()
+rules = interp.load_rules(split="train", limit=8)
+maps = interp.trace(model, rules)
+profile = interp.layer_profile(maps)
+layers = interp.select_layers(profile)
+edit = editing.edit(model, rules[0], editing.DMLE(layers))
+scores = editing.evaluate(model, rules[:1], edit)
+"""
+FEWER_RULES = ("limit=8", "limit=2")
+"""All that is changed where the chain is run: it takes minutes else."""
+
+
+def python_of(page: str) -> str:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL
+    )
+    return block
+
+
+def test_readme_is_short() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 120
+
+
+def test_readme_has_the_chain_word_for_word() -> None:
+    assert re.sub(r" +#.*", "", python_of("README.md")) == CHAIN
 
 
 @pytest.mark.slow
-def test_readme_python_block_edits_exports_and_reverts(tmp_path):
+@pytest.mark.timeout(1800)
+def test_chain_edits_exports_and_reverts(tmp_path: Path) -> None:
     from editing.edits.delta import EditDelta
     from interp.models.loading import load
+    from interp.selection.select import LayerSelection
 
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
-    )
     names: dict = {"folder": tmp_path}
-    exec(compile(block, "README.md", "exec"), names)
+    exec(compile(python_of("README.md").replace(*FEWER_RULES), "README.md", "exec"), names)
+    assert names["scores"].sizes["rule"] == 1
 
+    exec(compile(python_of("docs/python.md"), "docs/python.md", "exec"), names)
     exported = load(str(tmp_path / "edited"), check=False)
-    original = names["model"]
-    name = original.down_projection(4).name
+    original, layers = names["model"], names["layers"]
+    name = original.down_projection(layers.groups[0].layers[0]).name
     assert not exported.parameters[name].equal(original.parameters[name])
+    assert LayerSelection.load(tmp_path / "selection.json") == layers
     assert EditDelta.load(tmp_path / "edit.safetensors").model_hash == original.weight_hash
     assert load().weight_hash == original.weight_hash
     assert original.parameters[name].equal(load().parameters[name])  # reverted
 
 
-def test_readme_names_existing_files():
+def test_readme_names_existing_files() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+    for path in re.findall(r"\]\(((?!http)[^)#]+)", text):
         assert (ROOT / path).exists(), path

@@ -244,7 +244,7 @@ def _netcdf(states: States) -> list[FileReader]:
     from interp.results import effects
 
     made = {
-        "map": ("trace --prompt", "map.nc"),
+        "map": ("trace-prompt", "map.nc"),
         "effects": ("trace", "effects.nc"),
         "profile": ("profile", "profile.nc"),
         "evidence": ("evidence", "evidence.nc"),

@@ -9,14 +9,14 @@ from editing.config import EditorSettings
 from editing.editors.registry import edit
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from interp.selection.select import LayerSelection
+from interp.selection.layers import LayerSelection
 
 
 def bench_of(
     name: str,
     model: LanguageModel,
     requests: Sequence[EditRequest],
-    layers: Sequence[int] | LayerSelection = (),
+    layers: int | Sequence[int] | LayerSelection = (),
     statistics: Covariances | None = None,
     contexts: Sequence[str] | None = None,
     settings: EditorSettings | None = None,
@@ -26,7 +26,8 @@ def bench_of(
     chosen = isinstance(layers, LayerSelection)
     changes = {"editor": name, **({"layers": "auto"} if chosen else {})}
     settings = (settings or EditorSettings()).model_copy(update=changes)
-    where: dict[str, Any] = {"selection": layers} if chosen else {"layers": tuple(layers)}
+    blocks = (layers,) if isinstance(layers, int) else layers
+    where: dict[str, Any] = {"selection": layers} if chosen else {"layers": tuple(blocks)}
     return Workbench(
         model, requests, settings, statistics=statistics, given_contexts=contexts, **where, **more
     )

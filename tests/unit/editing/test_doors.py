@@ -14,7 +14,7 @@ from editing.edits.delta import EditDelta
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 
 QUICK = {"steps": 3, "contexts": 0, "lookup": "last"}
 ROOM = Path(editing.__file__).parent

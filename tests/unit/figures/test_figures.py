@@ -707,5 +707,5 @@ def test_a_caption_says_what_was_estimated_and_that_a_trace_noises() -> None:
         item.assign(exact=(item["score"].dims, exact)).assign_attrs(direction="noise"), rows
     )
     assert caption.startswith(
-        "noising: effect = what the clean run loses; 75% of scores estimated; total effect"
+        "noising: effect = what the clean run loses; 75% estimated; total effect"
     )

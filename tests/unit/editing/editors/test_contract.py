@@ -242,7 +242,7 @@ def test_bad_input_is_refused_before_any_work(
             edit(llama_bench.asked(requests, outside))
     if "statistics" in kind.needs:
         lost = replace(requests[0], subject="pyramid")
-        with pytest.raises(InputError, match="pyramid"):
+        with pytest.raises(DmleError, match="pyramid"):
             edit(llama_bench.asked([lost], settings_of(editor, lookup="subject_last")))
         bench = llama_bench.asked(requests, settings_of(editor))
         with pytest.raises(InputError, match=f"{editor} needs statistics"):

@@ -26,7 +26,7 @@ from editing.names import editor_names
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.select import parse_layers
+from interp.selection.layers import parse_layers
 from tests.unit.editing_making import edit_with, settings_of
 
 

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from interp.rules.checks import CHECKS, LEVELS, Finding, check_rules, counts, operations
+from interp.rules.checks import CHECKS, LEVELS, Finding, check_rules, counts
+from interp.rules.checks.wording import operations
 from interp.rules.expressions import tree
 from interp.rules.rulebook.build import build
 from interp.rules.rulebook.spec import RuleSpec
