@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from editing.closed_form.covariance import Covariances, described, measure
 from editing.config import CovarianceConfig
-from interp.models.embedded import cache_dir
 from interp.models.loading import LanguageModel
+from interp.results.cache import cache_dir
 
 FOLDER = "statistics"
 LOCK = "measuring.lock"

@@ -19,7 +19,8 @@ from mwparserfromhell.nodes import Heading, Node, Tag, Template, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
 from interp.errors import DamagedError, DmleError, MissingFileError
-from interp.models.embedded import KEY_LENGTH, EmbeddedFile, cache_dir, locate, make_once
+from interp.models.embedded import KEY_LENGTH, EmbeddedFile, locate, make_once
+from interp.results.cache import cache_dir
 from interp.results.files import check_seal, read_bytes, write_sealed
 
 EMBEDDED = "embedded"

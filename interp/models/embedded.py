@@ -9,7 +9,6 @@ sign of it.
 
 import hashlib
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -18,15 +17,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock
 
 from interp.errors import DmleError
+from interp.results.cache import cache_dir
 from interp.results.files import atomic, write_text
 
 _LOG = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "DMLE_CACHE"
 KEY_LENGTH = 12
 """Hexadecimal digits of a hash that name a cached file: 48 bits, readable and unique enough for
 a cache."""
@@ -138,20 +136,6 @@ def model_file(*, verify: bool = True, search: Sequence[Path] | None = None) -> 
         EmbeddedFileError: The distribution or its file is missing, or the file is damaged.
     """
     return locate(MODEL, verify=verify, search=search)
-
-
-def cache_dir() -> Path:
-    """Folder for everything that can be made again; it need not exist yet.
-
-    The environment variable DMLE_CACHE names it; if that is unset or empty, the system's convention
-    does.
-    """
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return (
-        Path(chosen).expanduser().absolute()
-        if chosen
-        else Path(platformdirs.user_cache_dir("dmle"))
-    )
 
 
 def converted_model(

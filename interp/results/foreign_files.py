@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import DmleError, InputError
-from interp.models.embedded import cache_dir
+from interp.results.cache import cache_dir
 from interp.results.files import check_seal, damaged
 
 if TYPE_CHECKING:

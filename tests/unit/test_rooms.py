@@ -25,6 +25,7 @@ ROOMS = (
     "interp.selection",
     "interp.app",
     "interp",
+    "editing.names",
     "editing.presets",
     "editing.config",
     "editing.edits",
@@ -32,6 +33,7 @@ ROOMS = (
     "editing.evaluation",
     "editing.editors",
     "editing.studies",
+    "editing.doors",
     "editing.app",
     "editing",
     "figures",
@@ -43,13 +45,6 @@ UPWARD = {
     # A setting asks the folder of strategies, and the registry of metrics, for the valid names.
     ("interp.config", "interp.selection.strategies"),
     ("interp.config", "interp.tracing.metrics"),
-    # The cache of models also remembers which files of others have passed.
-    ("interp.results.foreign_files", "interp.models.embedded"),
-    # Loading an edit chooses its class, and stacks edits in the precision of the solvers.
-    ("editing.edits.delta", "editing.closed_form.precision"),
-    ("editing.edits.delta", "editing.closed_form.solvers"),
-    ("editing.edits.delta", "editing.editors.grace"),
-    ("editing.edits.delta", "editing.editors.in_context"),
 }
 """Imports that run up: importer and imported. None may be added; one that is gone is deleted."""
 LATE = {

@@ -16,13 +16,13 @@ from interp.models.embedded import (
     MODEL,
     EmbeddedFile,
     EmbeddedFileError,
-    cache_dir,
     converted_model,
     file_sha256,
     locate,
     make_once,
     model_file,
 )
+from interp.results.cache import cache_dir
 from interp.results.files import PARTIAL
 
 CONTENT = b"weights of a model"
