@@ -17,13 +17,14 @@ from editing.closed_form.covariance import Covariances, measure
 from editing.config import CovarianceConfig
 from editing.edits.requests import requests_of
 from editing.studies.evidence import MEASURES, evidence_dataset, evidence_of
+from interp import vocabulary
 from interp.config import SelectConfig
 from interp.models.loading import LanguageModel
 from interp.models.tokens import token_positions
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
 from interp.selection.select import select_layers
-from interp.vocabulary import FORMS
+from interp.vocabulary import FORMS, ROLES
 from tests.unit.records import known, recorded
 
 Command = Callable[..., tuple[int, str]]
@@ -125,8 +126,14 @@ def profile(n_layers: int = 12, rules: int = 10) -> xr.Dataset:
         "role": ["lookup"],
         "layer": range(n_layers),
     }
+    traced = np.ones((rules, 3), dtype=bool)
     return xr.Dataset(
-        {"effect": (dims, effect), "te": ("form", np.full(3, 2.0))},
+        {
+            "effect": (dims, effect),
+            "te": ("form", np.full(3, 2.0)),
+            "total_effect": (("rule", "form"), 2.0 * traced),
+            "traceable": (("rule", "form"), traced),
+        },
         coords,
         {"window": 1, "weight_hash": "0123"},
     )
@@ -236,7 +243,7 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     made = profile(3, len(rules)).assign_coords(rule=ids).assign_attrs(weight_hash="")
     made = recorded(made, "profile", "profile")
     known(run)
-    effects.save(made, run / "profile.nc")
+    effects.save(made.reindex(role=[*ROLES, vocabulary.LOOKUP]), run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0
     code, said = dmle("evidence", *common)
     assert code == 0, said
