@@ -241,9 +241,9 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     assert code != 0 and "dmle profile" in said
     ids = [rule.id for rule in rules]
     made = profile(3, len(rules)).assign_coords(rule=ids).assign_attrs(weight_hash="")
-    made = recorded(made, "profile", "profile")
+    made = recorded(made, "profile", "profile").reindex(role=[*ROLES, vocabulary.LOOKUP])
     known(run)
-    effects.save(made.reindex(role=[*ROLES, vocabulary.LOOKUP]), run / "profile.nc")
+    effects.save(made, run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0
     code, said = dmle("evidence", *common)
     assert code == 0, said
