@@ -465,7 +465,8 @@ def _entry_error(model: "LanguageModel", length: int) -> float:
     component, windows.
     """
     # Late, as patching itself imports the model.
-    from interp.tracing.patching import CorruptedPrompt, Patcher, Site, SweepOptions
+    from interp.tracing.cases import CorruptedPrompt, Site
+    from interp.tracing.patching import Patcher, SweepOptions
 
     row = check_ids(model, length)[0].tolist()
     n, at = len(row) - ANSWER, (len(row) - ANSWER) // 2

@@ -11,6 +11,7 @@ al. 2023.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from interp.errors import InputError, ModelError
 from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
+from interp.tracing.cases import CorruptedPrompt, Side, Site, target
 from interp.tracing.metrics import Metric
-from interp.tracing.patching import CorruptedPrompt, Side, Site, SweepResult, target
+from interp.tracing.patching import SweepResult
 from interp.vocabulary import Direction
 
 
@@ -64,71 +66,92 @@ def attribute(
         raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
     clean, corrupted = Side.clean(case), Side.corrupted(case)
-    hooks, n, budget = (
-        [model.embedding_hook, *names],
-        len(case.answer),
-        memory or default_budget(model.device),
-    )
+    hooks, n = [model.embedding_hook, *names], len(case.answer)
+    budget = memory or default_budget(model.device)
     with torch.no_grad():
-        clean_logits = clean.run(model, hooks, n, lambda logits: logits, budget)
-        goal = target(case, model.device, clean_logits[0].float().log_softmax(-1))
-        found = corrupted.run(model, hooks, n, lambda logits: metric(logits, goal), budget)
-    scores = {"clean": metric(clean_logits, goal), "corrupted": found}
-    for name, values in scores.items():
-        require_finite(values, f"the {name} run", model)
-    to_base = direction == "denoise"
-    base, source = (corrupted, clean) if to_base else (clean, corrupted)
-    start = scores["corrupted" if to_base else "clean"].expand_as(scores["corrupted"])
-
-    def gradients(share: float) -> list[dict[str, Tensor]]:
-        mixed = source.states[model.embedding_hook] + share * (
-            base.states[model.embedding_hook] - source.states[model.embedding_hook]
-        )
-        mixed = mixed.expand(case.samples, -1, -1)
-        parts: list[list[dict[str, Tensor]]] = []
-        # What the backward pass needs is kept of every block.
-        row = model.row_bytes(len(case.ids), len(case.ids), len(case.answer)) * model.n_layers
-        size = max(1, budget // row)
-        chunked(
-            range(case.samples),
-            size,
-            lambda some: parts.append(_gradients(model, case, mixed[some], names, metric, goal)),
-        )
-        return [
-            {name: torch.cat([part[at][name] for part in parts]) for name in names}
-            for at in range(len(parts[0]))
-        ]
-
+        logits = clean.run(model, hooks, n, lambda logits: logits, budget)
+        goal = target(case, model.device, logits[0].float().log_softmax(-1))
+        clean_score = metric(logits, goal)
+        scores = corrupted.run(model, hooks, n, lambda logits: metric(logits, goal), budget)
+    require_finite(clean_score, "the clean run", model)
+    require_finite(scores, "the corrupted run", model)
+    base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
+    start = scores if direction == "denoise" else clean_score.expand_as(scores)
+    path = _Path(model, case, base, source, names, metric, goal, budget)
     # At the middle of each step from the base run (1) to the source run (0).
-    each = [gradients(1 - (step + 0.5) / steps if steps > 1 else 1.0) for step in range(steps)]
-    effects = []
-    for at in range(len(each[0])):
-        # [sample, position] of each hook: gradient · (source − base)
-        by_name = {
-            name: (
-                (
-                    torch.stack([one[at][name] for one in each]).mean(0)
-                    * _change(base, source, name)
-                ).sum(-1)
-            )
-            for name in names
-        }
-        sums = [
-            sum(
-                (by_name[model.hook(s.component, layer)][:, s.position] for layer in s.layers),
-                torch.zeros(()),
-            )
-            for s in sites
-        ]
-        effects.append(torch.stack([total.expand(case.samples) for total in sums]))
+    shares = [1 - (step + 0.5) / steps if steps > 1 else 1.0 for step in range(steps)]
+    effects = [
+        _summed(model, path.changes(gradients), sites, case.samples)
+        for gradients in zip(*(path.gradients(share) for share in shares), strict=True)
+    ]
     # [site, sample], with the metrics' axis behind if there is one.
     effect = torch.stack(effects, dim=-1) if start.ndim > 1 else effects[0]
     require_finite(effect, "a gradient", model)
-    return SweepResult(scores["clean"][0].cpu(), scores["corrupted"].cpu(), (start + effect).cpu())
+    return SweepResult(clean_score[0].cpu(), scores.cpu(), (start + effect).cpu())
 
 
-def _change(base: Side, source: Side, name: str) -> Tensor:
-    return source.states[name].float() - base.states[name].float()
+@dataclass(frozen=True)
+class _Path:
+    """The straight line in the embeddings from the base run to the source run."""
+
+    model: LanguageModel
+    case: CorruptedPrompt
+    base: Side
+    source: Side
+    names: Sequence[str]
+    metric: Metric
+    goal: Any
+    budget: int
+
+    def gradients(self, share: float) -> list[dict[str, Tensor]]:
+        """Gradients at a point of the line, by score and hook, shape (sample, pos, d).
+
+        `share` is 1 at the base run and 0 at the source run. Samples run together as memory
+        allows: what the backward pass needs is kept of every block.
+        """
+        start, end = (side.states[self.model.embedding_hook] for side in (self.source, self.base))
+        mixed = (start + share * (end - start)).expand(self.case.samples, -1, -1)
+        n_tokens, n_answer = len(self.case.ids), len(self.case.answer)
+        row = self.model.row_bytes(n_tokens, n_tokens, n_answer) * self.model.n_layers
+        parts: list[list[dict[str, Tensor]]] = []
+
+        def run(samples: list[int]) -> None:
+            some = mixed[samples]
+            parts.append(
+                _gradients(self.model, self.case, some, self.names, self.metric, self.goal)
+            )
+
+        chunked(range(self.case.samples), max(1, self.budget // row), run)
+        return [
+            {name: torch.cat([part[name] for part in of_score]) for name in self.names}
+            for of_score in zip(*parts, strict=True)
+        ]
+
+    def changes(self, gradients: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Mean gradient · (source − base) at each hook, shape (sample, pos)."""
+        return {
+            name: (torch.stack([each[name] for each in gradients]).mean(0) * self._gap(name)).sum(
+                -1
+            )
+            for name in self.names
+        }
+
+    def _gap(self, name: str) -> Tensor:
+        return self.source.states[name].float() - self.base.states[name].float()
+
+
+def _summed(
+    model: LanguageModel, changes: dict[str, Tensor], sites: Sequence[Site], samples: int
+) -> Tensor:
+    """Change of each site, shape (site, sample): the sum over the layers that it exchanges."""
+    sums = [
+        sum(
+            (changes[model.hook(site.component, layer)][:, site.position] for layer in site.layers),
+            torch.zeros(()),
+        )
+        for site in sites
+    ]
+    return torch.stack([total.expand(samples) for total in sums])
 
 
 def _gradients(

@@ -32,7 +32,7 @@ from interp.models.loading import Encoding, LanguageModel
 from interp.models.tokens import word_positions
 from interp.rules.sources import Rule, Twin
 from interp.rules.spans import check_phrases
-from interp.tracing.patching import CorruptedPrompt
+from interp.tracing.cases import CorruptedPrompt
 from interp.vocabulary import CorruptedSpan
 
 SPAN_ROLES: dict[str, tuple[str, ...]] = {

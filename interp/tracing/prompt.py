@@ -28,10 +28,11 @@ from interp.rules.spans import check_phrases
 from interp.settings.sizes import parse_size
 from interp.tracing import corruption
 from interp.tracing.answers import Answer, given_answer, own_answer
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.corruption import NoiseRule, noise_of
 from interp.tracing.fingerprint import config_text, trace_fingerprint
 from interp.tracing.metrics import METRICS, first_difference
-from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions
+from interp.tracing.patching import SweepOptions
 from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import default_window, window
 from interp.vocabulary import Component, Direction, RuleForm

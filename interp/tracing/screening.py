@@ -33,8 +33,9 @@ from torch import Tensor
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.tracing.attribution import attribute
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import METRICS, Metric, several
-from interp.tracing.patching import CorruptedPrompt, Patcher, Site, SweepOptions, SweepResult, sweep
+from interp.tracing.patching import Patcher, SweepOptions, SweepResult, sweep
 from interp.vocabulary import Method
 
 STRIDE = 6

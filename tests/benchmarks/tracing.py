@@ -39,8 +39,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, load
 from interp.tracing import prompt as tracing
+from interp.tracing.cases import Site, target
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import Site, SweepOptions, sweep, target
+from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.screening import score_sites
 from interp.tracing.windows import default_window
 

@@ -24,8 +24,9 @@ STRIDE = int(os.environ.get("DMLE_GOLDEN_STRIDE", "5"))
 def test_sweep_gives_romes_map_of_first_token_probabilities(at, smol):
     import torch
 
+    from interp.tracing.cases import CorruptedPrompt, Site
     from interp.tracing.metrics import first_token_prob
-    from interp.tracing.patching import CorruptedPrompt, Site, sweep
+    from interp.tracing.patching import sweep
 
     stored = np.load(REFERENCE / f"trace_{NAMES[at]}.npz", allow_pickle=False)
     first, last = stored["subject_range"]

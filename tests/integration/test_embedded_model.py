@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM
 from interp.models.loading import LanguageModel, find
 from interp.models.tokens import subject_spans, token_roles
 from interp.rules.sources import load_rules
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import first_token_prob, mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, sweep, sweep_reference
+from interp.tracing.patching import sweep
+from interp.tracing.reference import sweep_reference
 from interp.tracing.windows import default_window, window
 from interp.vocabulary import ROLES
 

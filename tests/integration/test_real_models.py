@@ -11,9 +11,11 @@ from interp.config import TraceConfig
 from interp.models import embedded
 from interp.rules.sources import Twin, load_rules
 from interp.tracing import corruption
+from interp.tracing.cases import CorruptedPrompt
 from interp.tracing.metrics import first_token_prob, mean_log_prob, several
-from interp.tracing.patching import CorruptedPrompt, SweepOptions, sweep, sweep_reference
+from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.prompt import prepare, site
+from interp.tracing.reference import sweep_reference
 
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel

@@ -41,6 +41,7 @@ ROOMS = (
 """From the lowest to the highest. A package's own name is its public API; `figures` is one room."""
 UPWARD = {
     # The self-check runs the sweep that it is about.
+    ("interp.models.self_check", "interp.tracing.cases"),
     ("interp.models.self_check", "interp.tracing.patching"),
     # A setting asks the folder of strategies, and the registry of metrics, for the valid names.
     ("interp.config", "interp.selection.strategies"),

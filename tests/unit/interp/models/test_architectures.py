@@ -25,9 +25,11 @@ from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, ModelError
 from interp.rules.sources import Rule
 from interp.tracing.attribution import attribute
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep, sweep_reference
+from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.prompt import engine
+from interp.tracing.reference import sweep_reference
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 LONG = 16

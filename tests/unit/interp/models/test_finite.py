@@ -23,9 +23,10 @@ from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.tracing.attribution import attribute
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.knowledge import assess
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep
+from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.trace import trace_rules
 from tests.unit.editing_making import edit_with
 

@@ -14,8 +14,10 @@ from interp.models import self_check
 from interp.models.lengths import Lengths
 from interp.models.loading import LanguageModel, ModelError
 from interp.models.self_check import device_error, tolerance
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep, sweep_reference
+from interp.tracing.patching import SweepOptions, sweep
+from interp.tracing.reference import sweep_reference
 
 PROMPTS = ((5, 9, 17), (3, 8, 2, 7, 11, 30, 41), (1, 4, 6, 6, 2, 9, 11, 12, 40, 77, 9, 200))
 

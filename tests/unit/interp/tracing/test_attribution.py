@@ -9,8 +9,9 @@ import torch
 
 from interp.models.loading import LanguageModel
 from interp.tracing.attribution import attribute
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import Target, mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, sweep
+from interp.tracing.patching import sweep
 
 PROMPT, ANSWER = (5, 9, 17, 3, 8, 2, 7), (11, 4)
 

@@ -17,6 +17,7 @@ from interp.errors import DamagedError
 from interp.models.loading import LanguageModel
 from interp.results.records import save_records
 from interp.rules.sources import Rule, Twin
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.fingerprint import trace_fingerprint
 from interp.tracing.knowledge import (
@@ -30,7 +31,7 @@ from interp.tracing.knowledge import (
     table,
 )
 from interp.tracing.metrics import METRICS
-from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
+from interp.tracing.reference import sweep_reference
 from interp.vocabulary import FORMS, RuleForm
 
 if TYPE_CHECKING:

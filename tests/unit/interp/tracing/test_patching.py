@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.models.loading import LanguageModel
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import (
     METRICS,
     Target,
@@ -23,14 +24,8 @@ from interp.tracing.metrics import (
     several,
     sum_log_prob,
 )
-from interp.tracing.patching import (
-    CorruptedPrompt,
-    Site,
-    SweepOptions,
-    SweepResult,
-    sweep,
-    sweep_reference,
-)
+from interp.tracing.patching import SweepOptions, SweepResult, sweep
+from interp.tracing.reference import sweep_reference
 from interp.tracing.windows import window
 from interp.vocabulary import Direction, Route
 

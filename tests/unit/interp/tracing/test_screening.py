@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from interp.models.loading import LanguageModel
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import mean_log_prob
-from interp.tracing.patching import CorruptedPrompt, Site, SweepOptions, sweep
+from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import window
 from interp.vocabulary import Direction

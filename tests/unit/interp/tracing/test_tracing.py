@@ -23,10 +23,11 @@ from interp.rules.sources import Rule, dump_rules
 from interp.settings.assignments import read_assignment
 from interp.tracing import fingerprint
 from interp.tracing import trace as tracing
+from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.corruption import gaussian_noise
 from interp.tracing.metrics import METRICS
-from interp.tracing.patching import CorruptedPrompt, Site, sweep_reference
 from interp.tracing.prompt import trace_prompt
+from interp.tracing.reference import sweep_reference
 from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_rules
 from interp.tracing.windows import window
 from interp.vocabulary import COMPONENTS
