@@ -24,7 +24,7 @@ from editing.config import EditorSettings, EvaluateConfig, SweepConfig
 from editing.evaluation.evaluate import edit_scores
 from editing.studies.arms import Arm, Statistics
 from editing.studies.cells import Cell, run_cells
-from interp.errors import InputError
+from interp.errors import DamagedError, InputError
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.files import write_text
@@ -254,11 +254,19 @@ def with_arms(data: xr.Dataset, table: pd.DataFrame) -> xr.Dataset:
 
 
 def arm_table(swept: xr.Dataset) -> pd.DataFrame:
-    """The score of every arm of a layer sweep: columns group, layers, rule, score."""
+    """The score of every arm of a layer sweep: columns group, layers, rule, score.
+
+    Raises:
+        DamagedError: Two arms have the same layers.
+    """
     flat = swept["arm_score"].to_dataframe().reset_index()
-    return flat.rename(columns={**ARM_LABELS, "arm_score": "score"}).filter(
-        ["group", "layers", "rule", "score"]
-    )
+    table = flat.rename(columns={**ARM_LABELS, "arm_score": "score"})
+    if table.duplicated(["group", "layers", "rule"]).any():
+        raise DamagedError(
+            "the sweep has two scores of one rule at the same layers; delete sweep.nc and run `dmle"
+            " sweep` again"
+        )
+    return table.filter(["group", "layers", "rule", "score"])
 
 
 def write_layer_sweep(sweep: LayerSweep, folder: Path) -> Path:
