@@ -3,6 +3,7 @@
 Regret of a strategy is the oracle's score − the score at the strategy's layers (`figures.oracle`).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def _order(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _draw_intervals(
-    ax: Axes, rows: list[dict[str, Any]], heights: list[float], colour: Any
+    ax: Axes, rows: list[dict[str, Any]], heights: Sequence[float], colour: Any
 ) -> None:
     """The interval of each row that has one, and its layers and rank beside the axes."""
     for height, row in zip(heights, rows, strict=True):
