@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from figures.before_after import draw_before_after
-    from figures.edit_scores import difference_panel, draw_edit_scores, score_table, scores_panel
+    from figures.edit_scores import difference_panel, draw_edit_scores, scores_panel
     from figures.effect_map import draw_effect_map, effect_panel, prompt_panel
     from figures.layer_profile import draw_layer_profile, profile_panel
     from figures.layer_selection import draw_layer_selection, selection_panel
     from figures.paper import draw_all
     from figures.report import write_report
+    from figures.score_tables import score_table
     from figures.style import save
     from figures.trade_off import draw_trade_off
 
@@ -64,7 +65,7 @@ _HOMES = {
     "profile_panel": "layer_profile",
     "prompt_panel": "effect_map",
     "save": "style",
-    "score_table": "edit_scores",
+    "score_table": "score_tables",
     "scores_panel": "edit_scores",
     "selection_panel": "layer_selection",
     "write_report": "report",

@@ -68,7 +68,7 @@ def _report(context: Context) -> str:
 
 
 def _fresh_report(context: Context) -> None:
-    from figures.report import INPUTS
+    from figures.report_inputs import INPUTS
 
     _check_fresh(context, INPUTS)
 

@@ -6,6 +6,8 @@ thin and unnamed, in the order of their change, and the tables name them. Locali
 it is agreement with the unedited model itself.
 """
 
+from typing import Any
+
 import numpy as np
 import seaborn as sns
 import xarray as xr
@@ -68,53 +70,14 @@ def draw_before_after(
         )
     rules = rules_of(scores, editor, mode) if rules is None else rules
     one = one.sel(metric=metric, rule=rules)
-    few = len(rules) <= MOST_NAMED
     ax = style.new_axes(style.SINGLE_COLUMN, 0.9 + _rows_height(len(rules))) if ax is None else ax
-    before, after, heights = (
-        one.sel(phase="pre").values,
-        one.sel(phase="post").values,
-        np.arange(len(rules)),
-    )
+    before, after = one.sel(phase="pre").values, one.sel(phase="post").values
     if metric in WITHOUT_FLOOR:
         before = np.full(len(rules), np.nan)
+    kinds = changes(before, after, mode)
     for kind, colour in _KINDS:
-        here = np.flatnonzero(changes(before, after, mode) == kind)
-        size = 3 if few else 1.2
-        ax.hlines(
-            heights[here],
-            before[here],
-            after[here],
-            colors=colour,
-            linewidth=1.0 if few else 0.35,
-            gid=kind,
-        )
-        ax.plot(
-            after[here],
-            heights[here],
-            "o",
-            color=colour,
-            markersize=size,
-            zorder=3,
-            gid=f"after {kind}",
-        )
-        if few:
-            ax.plot(
-                before[here],
-                heights[here],
-                "o",
-                color=colour,
-                markerfacecolor="white",
-                markersize=size,
-                markeredgewidth=0.7,
-                zorder=2,
-                gid=f"before {kind}",
-            )
-    if not few:
-        ax.set_yticks([])
-    elif named:  # in a panel all axes share these
-        ax.set_yticks(heights, [style.shorten(rule, 28) for rule in rules], parse_math=False)
-    ax.tick_params(axis="y", length=0, labelsize=5.5, labelleft=named)
-    ax.set_ylim(len(rules) - 0.4, -0.6)
+        _draw_kind(ax, kind, colour, np.flatnonzero(kinds == kind), before, after)
+    _name_rows(ax, rules, named=named)
     if mode in SHARES:
         ax.set_xlim(-0.04, 1.04)
         ax.set_xticks([0, 0.5, 1], ["0", ".5", "1"])
@@ -123,6 +86,37 @@ def draw_before_after(
     ax.set_axisbelow(True)
     sns.despine(ax=ax, left=True)
     return ax
+
+
+def _draw_kind(
+    ax: Axes, kind: str, colour: str, rows: np.ndarray, before: np.ndarray, after: np.ndarray
+) -> None:
+    """Dumbbells of the rules in these rows; thin, without a dot before, if there are many rules."""
+    few = len(after) <= MOST_NAMED
+    dot: Any = {
+        "color": colour,
+        "linestyle": "none",
+        "marker": "o",
+        "markersize": 3 if few else 1.2,
+    }
+    ax.hlines(
+        rows, before[rows], after[rows], colors=colour, linewidth=1.0 if few else 0.35, gid=kind
+    )
+    ax.plot(after[rows], rows, zorder=3, gid=f"after {kind}", **dot)
+    if few:
+        hollow: Any = {"markerfacecolor": "white", "markeredgewidth": 0.7, **dot}
+        ax.plot(before[rows], rows, zorder=2, gid=f"before {kind}", **hollow)
+
+
+def _name_rows(ax: Axes, rules: list[str], *, named: bool) -> None:
+    """A row for each rule, with its name if the rules are few enough."""
+    if len(rules) > MOST_NAMED:
+        ax.set_yticks([])
+    elif named:  # in a panel all axes share these
+        names = [style.shorten(rule, 28) for rule in rules]
+        ax.set_yticks(np.arange(len(rules)), names, parse_math=False)
+    ax.tick_params(axis="y", length=0, labelsize=5.5, labelleft=named)
+    ax.set_ylim(len(rules) - 0.4, -0.6)
 
 
 @style.paper_style()

@@ -4,15 +4,13 @@ layers.
 The sweep (``sweep.nc``) has dims ``group rule window`` with coords ``start`` (first layer) and
 ``width`` along ``window``, and data ``score``: success of edits there, from 0 to 1, NaN where not
 run. A rule counts if it was run at every window of its group. The oracle is the window with the
-best mean over those rules. Regret of a strategy is the oracle's score − the score at the strategy's
-layers.
+best mean over those rules.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
@@ -27,25 +25,12 @@ from interp.results.intervals import bootstrap_mean
 from interp.selection.reasons import runs
 from interp.vocabulary import LOOKUP
 
-REGRET_COLUMNS = (
-    "strategy",
-    "group",
-    "layers",
-    "regret",
-    "lower",
-    "upper",
-    "rank",
-    "n_windows",
-    "n_rules",
-)
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SUCCESS_COLOUR = "black"
 PROFILE_COLOUR = "#0173b2"
 ORACLE_COLOUR = "#de8f05"
 CHOSEN_COLOUR = "0.8"
-ROW_HEIGHT = 0.16
-"""Height of a strategy's row, inches."""
 
 
 def whole_rules(sweep: xr.Dataset, group: str) -> np.ndarray:
@@ -102,32 +87,13 @@ def draw_oracle(
     mean, lower, upper = bootstrap_mean(scores, draws=RESAMPLES, confidence=CONFIDENCE, seed=0)
     middles = starts + (widths - 1) / 2
     for width in np.unique(widths):
-        here = np.flatnonzero(widths == width)
-        here = here[np.argsort(starts[here])]
-        ax.plot(
-            middles[here],
-            mean[here],
-            "o-",
-            color=SUCCESS_COLOUR,
-            markersize=2.5,
-            linewidth=0.8,
-            gid="success",
-        )
-        ax.vlines(
-            middles[here], lower[here], upper[here], color=SUCCESS_COLOUR, linewidth=0.6, alpha=0.6
-        )
+        order = np.flatnonzero(widths == width)
+        _draw_success(ax, order[np.argsort(starts[order])], middles, mean, lower, upper)
     best = int(mean.argmax())
     _mark(ax, range(int(starts[best]), int(starts[best] + widths[best])), "oracle")
     _mark(ax, chosen, "chosen")
-    ax.plot(
-        middles[best],
-        mean[best],
-        "o",
-        markersize=7,
-        markerfacecolor="none",
-        color=ORACLE_COLOUR,
-        gid="best",
-    )
+    look: Any = {"markersize": 7, "markerfacecolor": "none", "color": ORACLE_COLOUR}
+    ax.plot(middles[best], mean[best], "o", gid="best", **look)
     # Room above the highest dot, so that the legend hides none.
     low, high = float(np.nanmin([mean, lower])), float(np.nanmax([mean, upper]))
     margin = max(0.02, 0.08 * (high - low))
@@ -142,89 +108,6 @@ def draw_oracle(
             handles=handles(chosen=bool(chosen), profile=right is not None), loc="upper center",
             bbox_to_anchor=(0.5, -0.2), ncols=2,
         )  # fmt: skip
-    return ax
-
-
-def draw_regret(regret: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
-    """Draw the regret of each strategy with its interval, a colour and marker for each group; left
-    is better.
-
-    Args:
-        regret: Columns of `REGRET_COLUMNS`; strategies are drawn in the order of their mean regret.
-        ax: Axes to draw into; new ones by default.
-
-    Raises:
-        ValueError: A column is missing, or there is no row.
-    """
-    if missing := set(REGRET_COLUMNS) - set(regret.columns):
-        raise InputError(
-            f"the regrets lack the columns {sorted(missing)}; write them anew with `dmle regret`"
-        )
-    # Layers that no edit was made at have no regret; the table names them.
-    scored = regret.dropna(subset=["regret"])
-    if scored.empty:
-        raise InputError(
-            "there is no strategy to compare; run `dmle sweep` and `dmle regret` first"
-        )
-    rows: list[dict[str, Any]] = [
-        {str(k): v for k, v in row.items()} for row in scored.to_dict("records")
-    ]
-    strategies = list(dict.fromkeys(str(row["strategy"]) for row in rows))
-    means = {
-        s: np.mean([row["regret"] for row in rows if row["strategy"] == s]) for s in strategies
-    }
-    order = sorted(strategies, key=lambda strategy: means[strategy])
-    groups = list(dict.fromkeys(str(row["group"]) for row in rows))
-    if ax is None:
-        ax = style.new_axes(
-            style.SINGLE_COLUMN, 0.9 + ROW_HEIGHT * len(groups) * max(len(order), 3)
-        )
-    offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else np.zeros(1)
-    markers, colours = "os^D", sns.color_palette("colorblind")
-    for number, (group, offset) in enumerate(zip(groups, offsets, strict=True)):
-        colour = colours[number % len(colours)]
-        own = [row for row in rows if row["group"] == group]
-        heights = [order.index(str(row["strategy"])) + offset for row in own]
-        for height, row in zip(heights, own, strict=True):
-            if np.isfinite([row["lower"], row["upper"]]).all():
-                ax.hlines(
-                    height,
-                    row["lower"],
-                    row["upper"],
-                    colors=[colour],
-                    linewidth=1.4,
-                    alpha=0.45,
-                    gid="interval",
-                )
-            ax.annotate(
-                _place(row),
-                (1.01, height),
-                xycoords=("axes fraction", "data"),
-                fontsize=5.5,
-                va="center",
-                color="0.25",
-            )
-        ax.plot(
-            [row["regret"] for row in own],
-            heights,
-            markers[number % len(markers)],
-            color=colour,
-            markersize=4,
-            label=style.visible(group.replace("+", " + ")),
-            gid="regret",
-        )
-    ax.axvline(0, color="0.6", linewidth=0.6, zorder=0)
-    ax.set_yticks(range(len(order)), [style.shorten(str(name), 24) for name in order])
-    ax.set_ylim(len(order) - 0.5, -0.5)
-    for border in np.arange(0.5, len(order) - 1):
-        ax.axhline(border, color="0.9", linewidth=0.6, zorder=0)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color="0.92", linewidth=0.5)
-    ax.set_axisbelow(True)
-    ax.set_xlabel("regret (oracle − strategy)")
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, handletextpad=0.2)
-    sns.despine(ax=ax, left=True)
-    style.caption(ax, _regret_note(rows))
     return ax
 
 
@@ -306,6 +189,21 @@ def handles(*, chosen: bool, profile: bool) -> list[Any]:
         *([Patch(facecolor=CHOSEN_COLOUR, label="chosen layers")] if chosen else []),
     ]
     return marks
+
+
+def _draw_success(
+    ax: Axes,
+    windows: np.ndarray,
+    middles: np.ndarray,
+    mean: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+) -> None:
+    """Dots with intervals, joined, of the windows with these numbers."""
+    colour: Any = {"color": SUCCESS_COLOUR}
+    line: Any = {"markersize": 2.5, "linewidth": 0.8, "gid": "success", **colour}
+    ax.plot(middles[windows], mean[windows], "o-", **line)
+    ax.vlines(middles[windows], lower[windows], upper[windows], linewidth=0.6, alpha=0.6, **colour)
 
 
 def _mark(ax: Axes, layers: Sequence[int], gid: str) -> None:
@@ -397,21 +295,3 @@ def _title(
 
 def _named(layers: tuple[int, ...]) -> str:
     return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs(list(layers)))
-
-
-def _place(row: dict[str, Any]) -> str:
-    """A strategy's layers and rank; a choice rule by rule has no layers of its own."""
-    layers = row["layers"] if isinstance(row["layers"], str) and row["layers"] else "by rule"
-    return f"{layers}, rank {int(row['rank'])}" if np.isfinite(row["rank"]) else layers
-
-
-def _regret_note(rows: list[dict[str, Any]]) -> str:
-    counts = sorted({int(row["n_rules"]) for row in rows})
-    n = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
-    rules = f"n = {n} rule{'s' if counts != [1] else ''}."
-    with_interval = any(np.isfinite(row["lower"]) for row in rows)
-    bars = "Bars: bootstrap interval over rules." if with_interval else "One rule, so no interval."
-    windows = max(int(row["n_windows"]) for row in rows)
-    return (
-        f"{rules} {bars} Right: layers, and their rank among {windows} windows (1: none is better)."
-    )

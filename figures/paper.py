@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure, SubFigure
 
@@ -28,15 +27,17 @@ from figures import (
     layer_profile,
     layer_selection,
     oracle,
+    score_tables,
     style,
     trade_off,
 )
+from figures.answers import read_answers
 from figures.manifest import Manifest, Record, digests, drawing_version, holds, output
+from figures.regret import draw_regret
 from interp.errors import InputError
 from interp.results import effects as effects_schema
 from interp.results.files import write_text
-from interp.results.records import load_records
-from interp.results.scores import modes_with_scores
+from interp.results.scores import modes_with_scores, per_rule
 from interp.selection.layers import LayerSelection
 from interp.vocabulary import COMPONENTS, LOOKUP
 
@@ -68,28 +69,6 @@ MAIN_COMPONENT = "mlp"
 PANELS = {"": COMPONENTS[:3], "-single-and-frozen": COMPONENTS[3:]}
 """Components that are drawn together; more columns than four are too narrow to read."""
 
-ANSWER_COLUMNS = (
-    "editor",
-    "rule",
-    "form",
-    "metric",
-    "prompt",
-    "target_new",
-    "target_true",
-    "before",
-    "after",
-)
-SCORE_MODES = (
-    "token_accuracy",
-    "exact",
-    "greedy_exact",
-    "greedy_prefix",
-    "equivalent",
-    "log_prob",
-    "kl",
-)
-ANSWER_NUMBERS = tuple(f"{score}_{when}" for score in SCORE_MODES for when in ("before", "after"))
-"""Columns of answers that hold numbers, where they are."""
 Note = Callable[[str], None]
 Drawing = tuple[str, Figure | str]
 """A path below the run folder, without the suffix if it is a figure; and the figure or text."""
@@ -141,6 +120,37 @@ def draw_all(
     Raises:
         ValueError: The folder holds none of the inputs.
     """
+    present = _present(run, without)
+    manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)
+    settings: dict[str, int | float | str] = {"max_rules": max_rules, "png_dpi": style.PNG_DPI}
+    for part in PARTS:
+        if not set(part.needs) <= set(present):
+            if (gone := manifest.parts.pop(part.name, None)) is not None:
+                done.removed += _remove_others(run, gone, {})
+                manifest.save(run)
+            continue
+        inputs = {name: hashes[name] for name in (*part.needs, *part.uses) if name in hashes}
+        wanted = Record(inputs=inputs, settings=settings, version=drawing_version())
+        earlier = manifest.parts.get(part.name)
+        if earlier is not None and not overwrite and earlier.current(wanted, run):
+            done.unchanged += [run / name for name in earlier.outputs]
+            continue
+        paths = _draw(part, run, max_rules, done.left_out.append)
+        outputs = digests(run, (path.relative_to(run).as_posix() for path in paths))
+        done.written += paths
+        done.removed += _remove_others(run, earlier, outputs)
+        # Saved after each part: a stopped drawing goes on with the next one.
+        manifest.parts[part.name] = wanted.model_copy(update={"outputs": outputs})
+        manifest.save(run)
+    return done
+
+
+def _present(run: Path, without: Collection[str]) -> list[str]:
+    """The inputs that the folder holds.
+
+    Raises:
+        InputError: There are none.
+    """
     present = [name for name in INPUTS if (run / name).is_file() and name not in without]
     if not present:
         commands = dict.fromkeys(INPUTS[name] for name in INPUTS if name not in ONLY_ON_REQUEST)
@@ -150,28 +160,7 @@ def draw_all(
         )
     for name in INPUTS.keys() - set(present):
         log.info("no %s in %s: its figures are left out; `%s` writes it", name, run, INPUTS[name])
-    manifest, done, hashes = Manifest.load(run), Drawn(), digests(run, present)
-    for part in PARTS:
-        if not set(part.needs) <= set(present):
-            if (gone := manifest.parts.pop(part.name, None)) is not None:
-                done.removed += _remove_others(run, gone, {})
-                manifest.save(run)
-            continue
-        read = {name: hashes[name] for name in (*part.needs, *part.uses) if name in hashes}
-        settings: dict[str, int | float | str] = {"max_rules": max_rules, "png_dpi": style.PNG_DPI}
-        wanted = Record(inputs=read, settings=settings, version=drawing_version())
-        held = manifest.parts.get(part.name)
-        if held is not None and not overwrite and held.current(wanted, run):
-            done.unchanged += [run / name for name in held.outputs]
-            continue
-        paths = _draw(part, run, max_rules, done.left_out.append)
-        outputs = digests(run, (path.relative_to(run).as_posix() for path in paths))
-        done.written += paths
-        done.removed += _remove_others(run, held, outputs)
-        # Saved after each part: a stopped drawing goes on with the next one.
-        manifest.parts[part.name] = wanted.model_copy(update={"outputs": outputs})
-        manifest.save(run)
-    return done
+    return present
 
 
 def _draw(part: Part, run: Path, max_rules: int, note: Note) -> list[Path]:
@@ -274,13 +263,13 @@ def _regret_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     if regret.empty:
         note("regret: no strategy yet")
         return
-    yield "figures/regret", _figure(oracle.draw_regret(regret))
+    yield "figures/regret", _figure(draw_regret(regret))
 
 
 def _score_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     scores = effects_schema.load(run / "scores.nc")
     for mode in modes_with_scores(scores):
-        arms = edit_scores.per_rule(scores, mode).sizes["editor"]
+        arms = per_rule(scores, mode).sizes["editor"]
         many = arms > edit_scores.MOST_COLOURS
         yield (
             f"figures/edit-scores-{slug(mode)}",
@@ -302,7 +291,7 @@ def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     if (mode := _main_mode(scores)) is None:
         note("before and after: no scores")
         return
-    editors = [str(editor) for editor in edit_scores.per_rule(scores, mode)["editor"].values]
+    editors = [str(editor) for editor in per_rule(scores, mode)["editor"].values]
     if len(editors) > MOST_EDITORS:
         note(f"before and after, rule by rule, of {MOST_EDITORS} of {len(editors)} editors")
         log.info("drawing the scores rule by rule of %d of %d editors", MOST_EDITORS, len(editors))
@@ -341,7 +330,7 @@ def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     scores = effects_schema.load(run / "scores.nc")
     for mode in modes_with_scores(scores):
         for suffix, each_rule in (("", True), ("-mean", False)):
-            table = edit_scores.score_table(scores, mode, each_rule=each_rule)
+            table = score_tables.score_table(scores, mode, each_rule=each_rule)
             yield f"tables/scores-{slug(mode)}{suffix}.md", table.markdown
             yield f"tables/scores-{slug(mode)}{suffix}.tex", table.latex
 
@@ -349,28 +338,8 @@ def _score_tables(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 def _answer_table(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     answers = read_answers(run / "answers.json")
     # locality_correctness asks the same questions as locality.
-    table = edit_scores.before_after_table(answers.query("metric != 'locality_correctness'"))
+    table = score_tables.before_after_table(answers.query("metric != 'locality_correctness'"))
     yield "tables/before-after.md", table
-
-
-def read_answers(path: Path) -> pd.DataFrame:
-    """Every answer as text, numbers too: what does not apply is empty.
-
-    Raises:
-        DamagedError: The file does not hold what `dmle evaluate` wrote.
-    """
-    rows = load_records(path, "table of answers", ANSWER_COLUMNS, ANSWER_NUMBERS)
-    # A model's answer may end within a character; tables of pandas hold whole ones.
-    texts = [
-        {_whole(name): "" if value is None else _whole(str(value)) for name, value in row.items()}
-        for row in rows
-    ]
-    return pd.DataFrame(texts, columns=None if texts else list(ANSWER_COLUMNS))
-
-
-def _whole(text: str) -> str:
-    """A text without halves of character pairs."""
-    return text.encode(errors="replace").decode()
 
 
 PARTS = (

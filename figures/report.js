@@ -34,7 +34,7 @@
     return element;
   }
 
-  /** Values of `pack` in figures/report.py. */
+  /** Values of `pack` in figures/report_numbers.py. */
   function unpack(packed) {
     const bytes = atob(packed.v);
     const values = new Float64Array(bytes.length / 2);

@@ -83,7 +83,7 @@ _RC: dict[str, Any] = {
     "patch.linewidth": 0.6,
     "hatch.linewidth": 0.5,
 }
-_WHITE_SPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
+WHITE_SPACE = {"\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽"}
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def visible(text: str) -> str:
     """
     text = text.removeprefix(" ") if text.strip() else text.replace(" ", "␣")
     known = _characters(findfont(FontProperties()))
-    text = "".join(_WHITE_SPACE.get(c, c) for c in text)
+    text = "".join(WHITE_SPACE.get(c, c) for c in text)
     return "".join(c if ord(c) in known and c.isprintable() else _escape(c) for c in text)
 
 

@@ -4,6 +4,7 @@ and understanding.
 
 from collections.abc import Mapping, Sequence
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -54,57 +55,58 @@ def draw_trade_off(
     Raises:
         ValueError: No arm has both scores.
     """
-    held = {
-        name: (one[COST], one[gain])
-        for name, one in points.items()
-        if np.isfinite([one[COST], one[gain]]).all()
+    both = {
+        name: (arm[COST], arm[gain])
+        for name, arm in points.items()
+        if np.isfinite([arm[COST], arm[gain]]).all()
     }
-    if not held:
+    if not both:
         raise InputError(
             f"no arm has both {COST} and {gain}; score some with `dmle compare` or `dmle evaluate`"
         )
     # A long name takes several lines: the legend stands beside the dots and must leave them room.
-    told = map(style.visible, told_apart(list(held)))
-    shown = {
-        name: fill(one, NAME_WIDTH, break_long_words=False)
-        for name, one in zip(held, told, strict=True)
-    }
-    lines = sum(name.count("\n") + 1 for name in shown.values())
-    ax = (
-        style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * lines))
-        if ax is None
-        else ax
-    )
-    best = front(held)
-    along = sorted((held[name] for name in best), key=lambda point: point[0])
+    shown = [
+        fill(style.visible(name), NAME_WIDTH, break_long_words=False)
+        for name in told_apart(list(both))
+    ]
+    lines = sum(name.count("\n") + 1 for name in shown)
+    if ax is None:
+        ax = style.new_axes(style.DOUBLE_COLUMN * 0.75, 0.9 + max(2.4, 0.13 * lines))
+    _draw_points(ax, both, shown)
+    ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
+    ax.set_ylabel(METRIC_NAMES[gain])
+    ax.set_title(MODE_NAMES[mode], loc="left")
+    sns.despine(ax=ax)
+    return ax
+
+
+def _draw_points(
+    ax: Axes, points: Mapping[str, tuple[float, float]], labels: Sequence[str]
+) -> None:
+    """The numbered dots, the line through those that no other beats, and the legend."""
+    best = front(points)
+    along = sorted((points[name] for name in best), key=lambda point: point[0])
     ax.plot(*zip(*along, strict=True), color="0.6", linewidth=0.8, zorder=1)
     colours = sns.color_palette("colorblind")
     handles = []
-    for number, (name, (x, y)) in enumerate(held.items(), start=1):
+    for number, (name, label) in enumerate(zip(points, labels, strict=True), start=1):
         colour = colours[0] if name in best else "0.45"
-        ax.plot(x, y, "o", color=colour, markersize=3, zorder=2)
+        dot: Any = {"marker": "o", "markersize": 3, "color": colour}
+        ax.plot(*points[name], linestyle="none", zorder=2, **dot)
         ax.annotate(
             str(number),
-            (x, y),
+            points[name],
             (2, 2),
             textcoords="offset points",
             fontsize=style.SMALL,
             color=colour,
         )
-        label = f"{number}  {shown[name]}"
-        handles.append(
-            Line2D([], [], linestyle="", marker="o", markersize=3, color=colour, label=label)
-        )
-    ax.set_xlabel(METRIC_NAMES[COST].replace("\n", " "))
-    ax.set_ylabel(METRIC_NAMES[gain])
-    ax.set_title(MODE_NAMES[mode], loc="left")
+        handles.append(Line2D([], [], linestyle="", label=f"{number}  {label}", **dot))
     legend = ax.legend(
         handles=handles, loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=0.8
     )
     for text in legend.get_texts():
         text.set_parse_math(False)
-    sns.despine(ax=ax)
-    return ax
 
 
 def told_apart(names: Sequence[str]) -> list[str]:
@@ -126,7 +128,7 @@ def told_apart(names: Sequence[str]) -> list[str]:
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Names of the points that no other is at least as good as in both, and better in one.
+    """Names of the points that no other is at least as good as in both, and better in arm.
 
     >>> sorted(front({"a": (0.9, 0.5), "b": (0.8, 0.7), "c": (0.8, 0.6)}))
     ['a', 'b']

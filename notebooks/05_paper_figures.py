@@ -36,8 +36,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 import figures.accessors  # results show themselves: dataset.dmle
-from figures.edit_scores import before_after_table, score_table
 from figures.paper import draw_all
+from figures.score_tables import before_after_table, score_table
 from figures.style import save
 from interp.app.run import Run
 from interp.results import effects

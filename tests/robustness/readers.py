@@ -336,7 +336,7 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 
 def _json(states: States) -> list[FileReader]:
     from editing.studies.cells import read_cell
-    from figures.paper import read_answers
+    from figures.answers import read_answers
     from interp.selection.layers import LayerSelection, load_for_rules
     from interp.tracing.knowledge import read_rows
 

@@ -11,7 +11,15 @@ from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 
-from figures import edit_scores, effect_map, layer_profile, layer_selection, paper, style
+from figures import (
+    edit_scores,
+    effect_map,
+    layer_profile,
+    layer_selection,
+    paper,
+    score_tables,
+    style,
+)
 from interp.results import effects as effects_schema
 from interp.results.intervals import resample_counts
 from interp.results.records import save_records
@@ -584,22 +592,22 @@ def test_mode_without_scores_is_refused() -> None:
     with pytest.raises(ValueError, match="mode 'kl' has no scores"):
         edit_scores.draw_edit_scores(hand_scores(), "kl")
     with pytest.raises(ValueError, match=r"no mode 'x'; choose from \['token_accuracy', 'kl'\]"):
-        edit_scores.score_table(hand_scores(), "x")
+        score_tables.score_table(hand_scores(), "x")
 
 
 def test_score_table_gives_before_and_after_per_rule_and_mean() -> None:
-    table = edit_scores.score_table(hand_scores(2)).markdown.splitlines()
+    table = score_tables.score_table(hand_scores(2)).markdown.splitlines()
     assert table[0] == "| Editor | Rule | Rel. | IP | Loc. |"
     assert table[2] == "| dmle | r\\_0 | 0.00 → 0.05 | 0.00 → 0.60 | 0.90 |"
     assert table[3] == "| dmle | r\\_1 | 0.10 → 0.25 | 0.00 → 0.60 | 0.90 |"
     assert table[4] == "| dmle | mean of 2 | 0.05 → 0.15 | 0.00 → 0.60 | 0.90 |"
     assert table[7] == "| in\\_context | mean of 2 | 0.05 → 0.50 | – | – |"
-    means = edit_scores.score_table(hand_scores(2), each_rule=False).markdown.splitlines()
+    means = score_tables.score_table(hand_scores(2), each_rule=False).markdown.splitlines()
     assert means[2:4] == [table[4], table[7]]
 
 
 def test_latex_table_is_booktabs_with_escaped_names() -> None:
-    latex = edit_scores.score_table(hand_scores(2)).latex
+    latex = score_tables.score_table(hand_scores(2)).latex
     assert latex.startswith(
         "\\begin{tabular}{llccc}\n\\toprule\nEditor & Rule & Rel. & IP & Loc. \\\\\n\\midrule\n"
     )
@@ -624,16 +632,16 @@ def answers() -> pd.DataFrame:
 
 
 def test_answer_table_keeps_one_line_per_answer_whatever_the_text() -> None:
-    table = edit_scores.before_after_table(answers())
+    table = score_tables.before_after_table(answers())
     lines = table.splitlines()
     assert len(lines) == 4
     assert (
         lines[2]
         == "| dmle | 0 | formula | reliability | A \\| B↵is | NA | \\$x\\_1\\$ | \\<b\\> | 12 |"
     )
-    assert edit_scores.before_after_table(answers(), rows=1).endswith("1 of 2 answers shown.\n")
+    assert score_tables.before_after_table(answers(), rows=1).endswith("1 of 2 answers shown.\n")
     with pytest.raises(ValueError, match=r"lack the columns \['before'\]"):
-        edit_scores.before_after_table(answers().drop(columns="before"))
+        score_tables.before_after_table(answers().drop(columns="before"))
 
 
 # Everything

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.legend import Legend
 
 from figures import oracle
+from figures.regret import draw_regret
 
 LAYERS = 6
 NAN = np.nan
@@ -137,7 +138,7 @@ def test_groups_without_a_whole_rule_are_refused_or_left_out() -> None:
 
 
 def test_regret_is_drawn_by_strategy_in_the_order_of_its_mean() -> None:
-    ax = oracle.draw_regret(regret())
+    ax = draw_regret(regret())
     assert [label.get_text() for label in ax.get_yticklabels()] == ["near", "far"]
     first, second = by_gid(ax, "regret")
     assert dict(zip(np.round(first.get_ydata(), 2), first.get_xdata(), strict=True)) == {
@@ -164,6 +165,6 @@ def test_regret_is_drawn_by_strategy_in_the_order_of_its_mean() -> None:
 
 def test_regret_without_columns_or_rows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"lack the columns \['rank'\]"):
-        oracle.draw_regret(regret().drop(columns="rank"))
+        draw_regret(regret().drop(columns="rank"))
     with pytest.raises(ValueError, match="no strategy to compare"):
-        oracle.draw_regret(regret().iloc[:0])
+        draw_regret(regret().iloc[:0])

@@ -11,21 +11,13 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from figures.answers import ANSWER_COLUMNS, ANSWER_NUMBERS
 from figures.app import REPORT
-from figures.paper import ANSWER_NUMBERS
-from figures.report import (
-    ANSWER_COLUMNS,
-    LIMIT,
-    RunResults,
-    answer_data,
-    map_data,
-    pack,
-    page,
-    read,
-    score_data,
-    standard_error,
-    t_quantile,
-)  # fmt: skip
+from figures.report import LIMIT, page
+from figures.report_data import answer_data, score_data
+from figures.report_inputs import RunResults, read
+from figures.report_maps import map_data, standard_error, t_quantile
+from figures.report_numbers import pack
 from interp.app.steps import Context
 from interp.errors import DamagedError
 from interp.results import effects as effects_schema
