@@ -37,7 +37,8 @@ import xarray as xr
 
 from interp.errors import InputError
 from interp.results import foreign_files
-from interp.results.files import atomic, seal
+from interp.results.checksums import seal
+from interp.results.files import atomic
 from interp.results.netcdf import Growing, content_of, load, opened, save
 from interp.vocabulary import COMPONENTS, ROLES
 
