@@ -15,13 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from interp.rules.ruleedit import (
-    MAX_ARCHIVE_BYTES,
-    MAX_MEMBER_BYTES,
-    REPAIRS,
-    read_ruleedit,
-    write_ruleedit,
-)
+from interp.rules.ruleedit.reading import MAX_ARCHIVE_BYTES, MAX_MEMBER_BYTES, read_ruleedit
+from interp.rules.ruleedit.repairs import REPAIRS
+from interp.rules.ruleedit.writing import write_ruleedit
 from interp.rules.sources import (
     Probe,
     Refusal,
