@@ -18,15 +18,9 @@ from typing import NamedTuple
 
 import sympy
 
-from interp.rules.expressions import (
-    MAX_CALLS,
-    ExpressionError,
-    exact,
-    names,
-    render,
-    to_sympy,
-    tree,
-)
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import MAX_CALLS, to_sympy
+from interp.rules.rendering import exact, render
 from interp.rules.work_limit import WorkOver, work_limit
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"

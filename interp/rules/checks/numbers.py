@@ -22,7 +22,8 @@ from interp.rules.derivation import (
     sides,
     unify,
 )
-from interp.rules.expressions import ExpressionError, names, parse, to_sympy, tree
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import parse, to_sympy
 from interp.rules.sources import Rule, RulePrompt
 from interp.rules.units import UnitError, check_dimensions
 

@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from interp.errors import InputError
 from interp.rules.agreement import agree
-from interp.rules.expressions import ExpressionError, exact, names, parse, tree
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import parse
+from interp.rules.rendering import exact
 from interp.rules.schema import RuleError
 from interp.rules.units import UnitError, check_dimensions, measure
 from interp.settings.plain_yaml import YamlError, read_yaml_file
