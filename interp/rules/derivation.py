@@ -153,10 +153,8 @@ def unify(
             return None
         return found
     match pattern, worked:
-        case ast.Constant(value=a), ast.Constant(value=b):
+        case (ast.Constant(value=a), ast.Constant(value=b)) | (ast.Name(id=a), ast.Name(id=b)):
             return found if a == b else None
-        case ast.Name(), ast.Name():
-            return found if pattern.id == worked.id else None
         case ast.BinOp(), ast.BinOp():
             if (
                 type(pattern.op) is not type(worked.op)

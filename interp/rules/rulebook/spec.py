@@ -116,6 +116,12 @@ class RuleSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RuleSpec":
+        self._check_sentences()
+        self._check_symbols()
+        self._check_expressions()
+        return self
+
+    def _check_sentences(self) -> None:
         for text in (self.phrase, self.plain):
             if len(re.findall(rf"(?<!\w){re.escape(self.subject)}(?!\w)", text)) != 1:
                 raise InputError(
@@ -137,6 +143,8 @@ class RuleSpec(BaseModel):
                 f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each"
                 " once"
             )
+
+    def _check_symbols(self) -> None:
         if not self.result_symbol or self.result_symbol in self.symbols:
             raise InputError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
         if self.words == self.edited_words:
@@ -146,6 +154,8 @@ class RuleSpec(BaseModel):
                 raise InputError(
                     f"symbol {name} has no values; give a range such as '2..9' or a list"
                 )
+
+    def _check_expressions(self) -> None:
         for field in ("expression", "edited"):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
@@ -166,7 +176,6 @@ class RuleSpec(BaseModel):
             units = {name: symbol.unit for name, symbol in self.symbols.items()}
             check_dimensions(tree(self.expression, self.names), units, self.unit)
         measure(self.unit)
-        return self
 
     @property
     def names(self) -> frozenset[str]:
