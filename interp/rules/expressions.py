@@ -7,9 +7,12 @@ order in which it was written.
 """
 
 import ast
+import operator
 import re
 import unicodedata
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
@@ -38,6 +41,13 @@ FUNCTIONS = {
 # log is to base 10, as in the decibel and the pH; ln is natural.
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+"""What the signs do, but for powers, which SymPy and floating point compute with care."""
 _WRITTEN = {
     "**": "^",
     "π": " pi ",
@@ -126,8 +136,8 @@ def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
             raise ExpressionError(
                 f"{text!r} has {odd!r} where a number, a name or an operator is read"
             )
-        number, word, operator = found.groups()
-        tokens += [number or operator] if word is None else _split(word, word, symbols)
+        number, word, sign = found.groups()
+        tokens += [number or sign] if word is None else _split(word, word, symbols)
         at = found.end()
     if not tokens:
         raise ExpressionError("an empty expression")

@@ -7,7 +7,14 @@ from collections.abc import Collection, Mapping
 
 import sympy
 
-from interp.rules.expressions import CONSTANTS, FUNCTIONS, MAX_LENGTH, ExpressionError, tree
+from interp.rules.expressions import (
+    ARITHMETIC,
+    CONSTANTS,
+    FUNCTIONS,
+    MAX_LENGTH,
+    ExpressionError,
+    tree,
+)
 from interp.rules.work_limit import WorkOver, work_limit
 
 MAX_EXPONENT = 64
@@ -113,17 +120,10 @@ def _applied(name: str, argument: sympy.Expr) -> sympy.Expr:
 
 
 def _combined(sign: ast.operator, left: sympy.Expr, right: sympy.Expr) -> sympy.Expr:
-    match sign:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            if right.is_zero:
-                raise ExpressionError("division by zero")
-            return left / right
+    if isinstance(sign, ast.Div) and right.is_zero:
+        raise ExpressionError("division by zero")
+    if type(sign) in ARITHMETIC:
+        return ARITHMETIC[type(sign)](left, right)
     if _is_too_large(right):
         raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
     if left.is_zero and right.is_number and right < 0:

@@ -46,6 +46,7 @@ def exact(value: sympy.Expr, places: int = 3) -> str | None:
 # Writing. Every part comes with how tightly it binds, so that brackets stand where they are needed.
 
 _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(5)
+_SIGNS: dict[type[ast.operator], str] = {ast.Add: "+", ast.Sub: "-"}
 
 
 def _render(node: ast.expr, values: Mapping[str, str] | None) -> tuple[str, int]:
@@ -63,7 +64,7 @@ def _render(node: ast.expr, values: Mapping[str, str] | None) -> tuple[str, int]
             return f"{name}({_render(argument, values)[0]})", _ATOM
         case ast.BinOp(left, ast.Add() | ast.Sub() as sign, right):
             before, after = _bracketed(left, values, _SUM), _bracketed(right, values, _PRODUCT)
-            return f"{before} {'+' if isinstance(sign, ast.Add) else '-'} {after}", _SUM
+            return f"{before} {_SIGNS[type(sign)]} {after}", _SUM
         case ast.BinOp(left, ast.Mult(), right):
             return _product(left, right, values), _PRODUCT
         case ast.BinOp(left, ast.Div(), right):

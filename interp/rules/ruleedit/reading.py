@@ -11,26 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from interp.rules.ruleedit.records import (
-    F_D,
-    FILES,
-    INS,
-    LocalityItems,
-    Record,
-    UnderstandingItem,
-    UnderstandingItems,
+from interp.rules.ruleedit.forms import (
+    form_of,
+    understanding_of_form,
+    understanding_of_instance,
+    with_truth,
 )
+from interp.rules.ruleedit.records import F_D, FILES, INS
 from interp.rules.ruleedit.repairs import Mending
-from interp.rules.schema import (
-    LocalityProbe,
-    Probe,
-    Refusal,
-    Repair,
-    Rule,
-    RuleError,
-    RulePrompt,
-    explain,
-)
+from interp.rules.schema import Refusal, Repair, Rule, RuleError, RulePrompt, explain
 from interp.vocabulary import RuleForm
 
 MAX_MEMBER_BYTES = 4 * 2**20
@@ -117,74 +106,15 @@ def _rule(mending: Mending, files: Mapping[str, bytes]) -> Rule:
     edited = {record.prompt for record in (formula, description, instance)}
     with _refusing(f"{id_}/f_d.json"):
         forms: dict[RuleForm, RulePrompt] = {
-            "formula": _form(formula, _understanding(formula.understanding, edited)),
-            "description": _form(description, _understanding(description.understanding, edited)),
+            "formula": form_of(formula, understanding_of_form(formula.understanding, edited)),
+            "description": form_of(
+                description, understanding_of_form(description.understanding, edited)
+            ),
         }
     with _refusing(f"{id_}/ins.json"):
-        given = _form(instance, _understanding_list(instance.understanding, edited))
-        forms["instance"] = given if given.target_true else _with_truth(given, formula)
+        given = form_of(instance, understanding_of_instance(instance.understanding, edited))
+        forms["instance"] = given if given.target_true else with_truth(given, formula)
         return Rule(id=id_, name=formula.rule, subject=formula.subject, forms=forms)
-
-
-def _with_truth(instance: RulePrompt, formula: Record) -> RulePrompt:
-    """The instance with the true answer that follows from the formula, if one does."""
-    # SymPy, which this imports, takes most of a second.
-    from interp.rules.derivation import instance_truth
-
-    derived = instance_truth(
-        formula.prompt,
-        formula.target_new,
-        formula.ground_truth,
-        instance.prompt,
-        instance.target_new,
-    )
-    if derived is None:
-        return instance
-    update = {
-        "target_true": derived.answers,
-        "target_true_source": "derived",
-        "values": derived.values,
-    }
-    return instance.model_copy(update=update)
-
-
-def _form(record: Record, understanding: tuple[Probe, ...]) -> RulePrompt:
-    instances = zip(record.instances.prompt, record.instances.target_new, strict=True)
-    return RulePrompt(
-        prompt=record.prompt,
-        subject=record.subject,
-        target_new=record.target_new,
-        target_true=record.ground_truth,
-        rephrasings=(record.rephrase_prompt,),
-        instances=tuple(Probe(prompt=prompt, target_new=target) for prompt, target in instances),
-        understanding=understanding,
-        neighborhood=_locality_probes(record.locality.neighborhood),
-        distracting=_locality_probes(record.locality.distracting),
-    )
-
-
-def _understanding(item: UnderstandingItem, edited: set[str]) -> tuple[Probe, ...]:
-    prompts = [item.prompt] if item.rephrase_prompt is None else [item.prompt, item.rephrase_prompt]
-    return tuple(
-        _understanding_probe(p, item.target_new, item.ground_truth, edited) for p in prompts
-    )
-
-
-def _understanding_list(items: UnderstandingItems, edited: set[str]) -> tuple[Probe, ...]:
-    triples = zip(items.prompt, items.target_new, items.ground_truth, strict=True)
-    return tuple(
-        _understanding_probe(prompt, new, (true,), edited) for prompt, new, true in triples
-    )
-
-
-def _understanding_probe(prompt: str, new: str, true: tuple[str, ...], edited: set[str]) -> Probe:
-    wording = "verbatim" if prompt in edited else "paraphrase"
-    return Probe(prompt=prompt, target_new=new, target_true=true, wording=wording)
-
-
-def _locality_probes(items: LocalityItems) -> tuple[LocalityProbe, ...]:
-    pairs = zip(items.prompt, items.ground_truth, strict=True)
-    return tuple(LocalityProbe(prompt=prompt, answer=answer) for prompt, answer in pairs)
 
 
 # Reading files.
