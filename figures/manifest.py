@@ -16,7 +16,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.errors import DmleError
-from interp.results.files import inside, read_json, write_json
+from interp.results.checksums import read_json, write_json
+from interp.results.paths import inside
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from editing.edits.requests import EditRequest, requests_of
 from interp.app.freshness import RECORD, VERSIONS, command, differences, settings_of
 from interp.app.steps import Context
 from interp.errors import StaleError
-from interp.results.files import inside
+from interp.results.paths import inside
 from interp.results.provenance import fingerprint
 from interp.rules.sources import Rule
 

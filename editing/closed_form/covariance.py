@@ -28,7 +28,7 @@ from editing.config import CovarianceConfig
 from editing.edits.precision import as_tensor, eigen, exact
 from interp.errors import InputError, NotFiniteError
 from interp.models.loading import LanguageModel
-from interp.results.files import damaged
+from interp.results.checksums import damaged
 from interp.results.provenance import fingerprint
 from interp.results.tensor_files import read_tensors, write_tensors
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from interp.errors import DamagedError, DmleError
 from interp.models.loading import LanguageModel, NamedHook
-from interp.results.files import damaged
+from interp.results.checksums import damaged
 from interp.results.tensor_files import read_tensors, write_tensors
 
 

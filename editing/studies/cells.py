@@ -30,7 +30,8 @@ from editing.evaluation.evaluate import evaluate_edit, unedited
 from editing.studies.arms import Arm
 from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteError
 from interp.models.loading import LanguageModel
-from interp.results.files import inside, read_json, write_json
+from interp.results.checksums import read_json, write_json
+from interp.results.paths import inside
 from interp.results.provenance import fingerprint
 from interp.rules.sources import Rule
 

@@ -11,7 +11,8 @@ from editing.evaluation.evaluate import COLUMNS
 from editing.evaluation.reference_format import case_average, metrics_of, rule_average
 from editing.studies.comparison import Comparison, answers_of, side_effect_rows
 from interp.results import effects
-from interp.results.files import inside, write_text
+from interp.results.files import write_text
+from interp.results.paths import inside
 from interp.results.records import save_records
 from interp.results.tables import Table, csv_text
 

@@ -130,7 +130,7 @@ def export(
 
         dmle rules export mine --source my_rules.json
     """
-    from interp.rules.ruleedit import write_ruleedit
+    from interp.rules.ruleedit.writing import write_ruleedit
 
     rules = load_rules(source)
     lost = write_ruleedit(rules, folder)

@@ -21,7 +21,7 @@ from mwparserfromhell.wikicode import Wikicode
 from interp.errors import DamagedError, DmleError, MissingFileError
 from interp.models.embedded import KEY_LENGTH, EmbeddedFile, locate, make_once
 from interp.results.cache import cache_dir
-from interp.results.files import check_seal, read_bytes, write_sealed
+from interp.results.checksums import check_seal, read_bytes, write_sealed
 
 EMBEDDED = "embedded"
 MIN_CHARACTERS = 200

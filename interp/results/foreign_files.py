@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from interp.errors import DmleError, InputError
 from interp.results.cache import cache_dir
-from interp.results.files import check_seal, damaged
+from interp.results.checksums import check_seal, damaged
 
 if TYPE_CHECKING:
     import xarray as xr

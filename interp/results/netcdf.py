@@ -1,10 +1,10 @@
-"""Labelled arrays on the disk: NetCDF4 files with a checksum behind them (`interp.results.files`).
+"""Labelled arrays on the disk: NetCDF4 files with a checksum behind them.
 
-xarray, h5py and every other reader of HDF5 open them as they are: what stands behind the end of
-HDF5's own data is passed over. A file is opened here only if its checksum fits, and if it was
-written here or has passed `foreign_files.check`: of another one the C library can make other
-numbers, an endless loop or a crash. Datasets from elsewhere are read by xarray, and saved by
-`save`.
+The checksum is that of `interp.results.checksums`. xarray, h5py and every other reader of HDF5 open
+them as they are: what stands behind the end of HDF5's own data is passed over. A file is opened
+here only if its checksum fits, and if it was written here or has passed `foreign_files.check`: of
+another one the C library can make other numbers, an endless loop or a crash. Datasets from
+elsewhere are read by xarray, and saved by `save`.
 
 HDF5 does not survive a failed write, and crashes the process. So files are made in memory, or by
 way of `Growing`, which never fails; errors of the disk are Python's.
@@ -21,7 +21,7 @@ from typing import Any
 import xarray as xr
 
 from interp.results import foreign_files
-from interp.results.files import check_seal, damaged, write_sealed
+from interp.results.checksums import check_seal, damaged, write_sealed
 from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from interp.results.files import damaged, read_json, write_json
+from interp.results.checksums import damaged, read_json, write_json
 
 SCHEMA = "dmle.records/1"
 Value = str | int | float | bool | None
@@ -41,7 +41,7 @@ def load_records(
         what: What it should be, for the error.
         columns: Columns that it must have.
         numbers: Columns that hold numbers, None or an empty text alone, where they are.
-        mend: What to do if it is damaged; by default what `interp.results.files.remedy` says.
+        mend: What to do if it is damaged; by default what `interp.results.checksums.remedy` says.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -21,7 +21,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from interp.errors import DamagedError, DmleError
-from interp.results.files import check_links, read_marked, write_bytes, write_marked
+from interp.results.checksums import read_marked, write_marked
+from interp.results.files import write_bytes
+from interp.results.paths import check_links
 from interp.results.printing import command as command_line
 from interp.settings.plain_yaml import YamlError, load_yaml
 

@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from interp.results.files import BLOCK, damaged, regular, writing
+from interp.results.checksums import BLOCK, damaged, regular
+from interp.results.files import writing
 
 HEADER = "dmle"
 """Key of the metadata that holds the JSON object."""
@@ -74,7 +75,7 @@ def read_tensors(
     Args:
         path: The file.
         what: What it should be, for the error.
-        mend: What to do if it is damaged; by default what `interp.results.files.remedy` says.
+        mend: What to do if it is damaged; by default what `interp.results.checksums.remedy` says.
         device: Where the tensors go.
         names: Whether the tensors are read; the object alone otherwise.
 

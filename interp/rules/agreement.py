@@ -17,7 +17,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from interp.rules.expressions import names
+from interp.rules.expressions import ARITHMETIC, names
 
 POINTS = 6
 PRECISION = 1e-9
@@ -87,15 +87,8 @@ def _computed(node: ast.expr, values: Mapping[str, complex]) -> complex:
 
 
 def _combined(op: ast.operator, left: complex, right: complex) -> complex:
-    match op:
-        case ast.Add():
-            return left + right
-        case ast.Sub():
-            return left - right
-        case ast.Mult():
-            return left * right
-        case ast.Div():
-            return left / right
+    if type(op) in ARITHMETIC:
+        return ARITHMETIC[type(op)](left, right)
     if left.imag == right.imag == 0 and (left.real >= 0 or right.real.is_integer()):
         return complex(left.real**right.real)  # more exact than the complex power
     return left**right

@@ -18,15 +18,9 @@ from typing import NamedTuple
 
 import sympy
 
-from interp.rules.expressions import (
-    MAX_CALLS,
-    ExpressionError,
-    exact,
-    names,
-    render,
-    to_sympy,
-    tree,
-)
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import MAX_CALLS, to_sympy
+from interp.rules.rendering import exact, render
 from interp.rules.work_limit import WorkOver, work_limit
 
 NUMBER = r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?"
@@ -159,10 +153,8 @@ def unify(
             return None
         return found
     match pattern, worked:
-        case ast.Constant(value=a), ast.Constant(value=b):
+        case (ast.Constant(value=a), ast.Constant(value=b)) | (ast.Name(id=a), ast.Name(id=b)):
             return found if a == b else None
-        case ast.Name(), ast.Name():
-            return found if pattern.id == worked.id else None
         case ast.BinOp(), ast.BinOp():
             if (
                 type(pattern.op) is not type(worked.op)

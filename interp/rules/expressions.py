@@ -1,25 +1,24 @@
-"""Mathematical text: read it into SymPy without evaluating code, and write it as people do.
+"""Mathematical text, read without evaluating code.
 
 `tree` reads what rule files, benchmarks and models write ("2(l + w)", "π r²", "1/2 m v^2") into a
 syntax tree of numbers, names, arithmetic and a few functions; everything else is refused, and
-nothing is ever executed. `to_sympy` gives its meaning, `render` its text in the order in which it
-was written.
+nothing is ever executed. `meaning.to_sympy` gives its meaning, `rendering.render` its text in the
+order in which it was written.
 """
 
 import ast
+import operator
 import re
 import unicodedata
-from collections.abc import Collection, Mapping
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import sympy
 
 from interp.errors import DmleError
-from interp.rules.work_limit import WorkOver, work_limit
 
 MAX_LENGTH = 300
-MAX_EXPONENT = 64
-MAX_FACTORIAL = 170
 FUNCTIONS = {
     "sqrt": sympy.sqrt,
     "sin": sympy.sin,
@@ -42,12 +41,13 @@ FUNCTIONS = {
 # log is to base 10, as in the decibel and the pH; ln is natural.
 FUNCTIONS["log"] = lambda x: sympy.log(x, 10)
 CONSTANTS = {"pi": sympy.pi}
-MAX_BITS = 4096
-MAX_ROOT_BITS, MAX_ROOT = 256, 1000
-"""Binary digits of a number of which a root is taken, and largest part of a fractional exponent."""
-MAX_CALLS = 500_000
-"""Calls of functions for the meaning of one expression: about a second; ordinary ones take a
-thousandth of it."""
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+"""What the signs do, but for powers, which SymPy and floating point compute with care."""
 _WRITTEN = {
     "**": "^",
     "π": " pi ",
@@ -103,127 +103,6 @@ def tree(text: str, symbols: frozenset[str] | None = None) -> ast.expr:
     return found
 
 
-def to_sympy(node: ast.expr, values: Mapping[str, object] | None = None) -> sympy.Expr:
-    """The meaning of a tree; names in `values` are replaced, others are positive real symbols.
-
-    Raises:
-        ExpressionError: If the result is too large to write out, or undefined.
-    """
-    known = {unicodedata.normalize("NFKC", name): value for name, value in (values or {}).items()}
-    try:
-        if _is_plain(node):
-            return _meaning(node, known)
-        with work_limit(MAX_CALLS):
-            return _meaning(node, known)
-    except ExpressionError:
-        raise
-    except WorkOver as error:
-        raise ExpressionError(
-            f"{ast.unparse(node)!r} takes more steps to compute than are done here"
-        ) from error
-    except (TypeError, ValueError, ArithmeticError, RecursionError, MemoryError) as error:
-        raise ExpressionError(f"{ast.unparse(node)!r} cannot be computed ({error})") from error
-
-
-def _is_plain(node: ast.expr) -> bool:
-    """Whether it has so few functions and roots that its meaning cannot take long, as those of
-    almost all rules.
-    """
-    odd = [
-        part
-        for part in ast.walk(node)
-        if isinstance(part, ast.Call)
-        or (
-            isinstance(part, ast.BinOp)
-            and isinstance(part.op, ast.Pow)
-            and not _is_whole(part.right)
-        )
-    ]
-    return len(odd) <= 2
-
-
-def _is_whole(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, int)
-
-
-def _meaning(node: ast.expr, values: Mapping[str, object]) -> sympy.Expr:
-    match node:
-        case ast.Constant(value=value):
-            return _number(str(value))
-        case ast.Name(id=name):
-            if name in CONSTANTS:
-                return CONSTANTS[name]
-            return (
-                _number(str(values[name])) if name in values else sympy.Symbol(name, positive=True)
-            )
-        case ast.UnaryOp(operand=operand):
-            return -_meaning(operand, values)
-        case ast.Call(func=ast.Name(id=name), args=[inner]):
-            argument = _meaning(inner, values)
-            counted = name == "factorial" and argument.is_number
-            if counted and not (argument.is_real and 0 <= argument <= MAX_FACTORIAL):
-                raise ExpressionError(f"factorial of {argument}; 0 to {MAX_FACTORIAL} are computed")
-            if (
-                name == "exp"
-                and argument.is_number
-                and not (argument.is_real and abs(argument) <= MAX_EXPONENT)
-            ):
-                raise ExpressionError(
-                    f"exp of {argument}; exponents up to {MAX_EXPONENT} are computed"
-                )
-            if name == "sqrt":
-                _check_root(argument, sympy.Rational(1, 2))
-            return _bounded(FUNCTIONS[name](argument))
-    assert isinstance(node, ast.BinOp)
-    left, right = _meaning(node.left, values), _meaning(node.right, values)
-    match node.op:
-        case ast.Add():
-            return _bounded(left + right)
-        case ast.Sub():
-            return _bounded(left - right)
-        case ast.Mult():
-            return _bounded(left * right)
-        case ast.Div():
-            if right.is_zero:
-                raise ExpressionError("division by zero")
-            return _bounded(left / right)
-    if right.is_number and not (right.is_real and abs(right) <= MAX_EXPONENT):
-        raise ExpressionError(f"a power of {right}; exponents up to {MAX_EXPONENT} are computed")
-    if left.is_zero and right.is_number and right < 0:
-        raise ExpressionError("division by zero")
-    _check_root(left, right)
-    return _bounded(left**right)
-
-
-def _check_root(left: sympy.Expr, right: sympy.Expr) -> None:
-    """Refuse a root of a number that SymPy would take apart for long: it looks for factors, and
-    writes out powers.
-    """
-    if not isinstance(right, sympy.Rational) or right.is_Integer:
-        return
-    bits = max((max(abs(n.p), n.q).bit_length() for n in left.atoms(sympy.Rational)), default=1)
-    if bits > MAX_ROOT_BITS or max(abs(right.p), right.q) > MAX_ROOT:
-        raise ExpressionError(
-            f"a power of {right} of a number of {bits} binary digits; smaller ones are computed"
-        )
-
-
-def _number(text: str) -> sympy.Expr:
-    found = re.fullmatch(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?", text)
-    if not found or abs(int(found[1] or 0)) > MAX_LENGTH or len(text) > MAX_LENGTH:
-        raise ExpressionError(f"{text[:40]!r} is not a number of ordinary size")
-    return sympy.Rational(text)
-
-
-def _bounded(value: sympy.Expr) -> sympy.Expr:
-    """The value, unless it is undefined or so large that going on would take for ever."""
-    if value.has(sympy.nan, sympy.zoo, sympy.oo, -sympy.oo):
-        raise ExpressionError("a value is undefined")
-    if any(max(abs(n.p), n.q).bit_length() > MAX_BITS for n in value.atoms(sympy.Rational)):
-        raise ExpressionError(f"a number of more than {MAX_BITS} binary digits")
-    return value
-
-
 def names(node: ast.expr) -> list[str]:
     """The symbols of a tree in order of first appearance, constants and functions left out."""
     functions = {
@@ -237,61 +116,6 @@ def names(node: ast.expr) -> list[str]:
         if isinstance(n, ast.Name) and n.id not in CONSTANTS and n.id not in functions
     ]
     return list(dict.fromkeys(n.id for n in sorted(found, key=lambda n: n.col_offset)))
-
-
-def parse(
-    text: str, symbols: Collection[str] | None = None, values: Mapping[str, object] | None = None
-) -> sympy.Expr:
-    """`to_sympy` of `tree`.
-
-    >>> parse("2(l + w)")
-    2*l + 2*w
-    >>> parse("2(l + w)", values={"l": 5, "w": 4})
-    18
-    >>> from interp.rules.expressions import ExpressionError
-    >>> try:
-    ...     parse("__import__('os')")
-    ... except ExpressionError as error:
-    ...     print(error)
-    "__import__('os')" has '_' where a number, a name or an operator is read
-    """
-    return to_sympy(tree(text, None if symbols is None else frozenset(symbols)), values)
-
-
-def render(node: ast.expr, values: Mapping[str, str] | None = None) -> str:
-    """Write a tree as mathematical text; with `values`, numbers take the places of the names.
-
-    >>> render(tree("1/2*m*v**2")), render(tree("2*(l + w)"))
-    ('(1/2)mv^2', '2(l + w)')
-    >>> render(tree("2*(l + w)"), {"l": "5", "w": "4"})
-    '2 × (5 + 4)'
-    """
-    return _render(node, values)[0]
-
-
-def exact(value: sympy.Expr, places: int = 3) -> str | None:
-    """A number as text if that loses nothing: an integer, a decimal of few places, or such a
-    multiple of π.
-
-    >>> exact(sympy.Rational(5, 2)), exact(9 * sympy.pi)
-    ('2.5', '9π')
-    >>> exact(sympy.Rational(1, 3)), exact(sympy.sqrt(2))
-    (None, None)
-    """
-    value = sympy.nsimplify(value) if value.is_Float else value
-    over_pi = value / sympy.pi
-    if over_pi.is_Rational and not value.is_zero:
-        factor = exact(over_pi, places)
-        return None if factor is None else {"1": "π", "-1": "-π"}.get(factor, f"{factor}π")
-    if not value.is_Rational or not (value * 10**places).is_Integer:
-        return None
-    digits = str(abs(value * 10**places)).rjust(places + 1, "0")
-    return ("-" if value < 0 else "") + f"{digits[:-places]}.{digits[-places:]}".rstrip("0").rstrip(
-        "."
-    )
-
-
-# Reading.
 
 
 def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
@@ -312,8 +136,8 @@ def _tokens(text: str, symbols: frozenset[str] | None) -> list[str]:
             raise ExpressionError(
                 f"{text!r} has {odd!r} where a number, a name or an operator is read"
             )
-        number, word, operator = found.groups()
-        tokens += [number or operator] if word is None else _split(word, word, symbols)
+        number, word, sign = found.groups()
+        tokens += [number or sign] if word is None else _split(word, word, symbols)
         at = found.end()
     if not tokens:
         raise ExpressionError("an empty expression")
@@ -391,77 +215,3 @@ def _check(node: ast.expr) -> None:
             _check(argument)
         case _:
             raise ExpressionError(f"{ast.unparse(node)!r} is not arithmetic")
-
-
-# Writing. Every part comes with how tightly it binds, so that brackets stand where they are needed.
-
-_SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(5)
-
-
-def _render(node: ast.expr, values: Mapping[str, str] | None) -> tuple[str, int]:
-    match node:
-        case ast.Constant(value=value):
-            return str(value), _ATOM
-        case ast.Name(id=name):
-            text = "π" if name == "pi" else (values or {}).get(name, name)
-            return text, _SIGN if text.startswith("-") else _ATOM
-        case ast.UnaryOp(operand=operand):
-            return "-" + _bracketed(operand, values, _POWER), _SIGN
-        case ast.Call(func=ast.Name(id="factorial"), args=[argument]):
-            return _bracketed(argument, values, _ATOM) + "!", _ATOM
-        case ast.Call(func=ast.Name(id=name), args=[argument]):
-            return f"{name}({_render(argument, values)[0]})", _ATOM
-        case ast.BinOp(left, ast.Add(), right):
-            return f"{_bracketed(left, values, _SUM)} + {_bracketed(right, values, _PRODUCT)}", _SUM
-        case ast.BinOp(left, ast.Sub(), right):
-            return f"{_bracketed(left, values, _SUM)} - {_bracketed(right, values, _PRODUCT)}", _SUM
-        case ast.BinOp(left, ast.Mult(), right):
-            return _product(left, right, values), _PRODUCT
-        case ast.BinOp(left, ast.Div(), right):
-            above, below = _bracketed(left, values, _PRODUCT), _bracketed(right, values, _POWER)
-            spaced = values is not None and not (
-                isinstance(left, ast.Constant) and isinstance(right, ast.Constant)
-            )
-            return f"{above} / {below}" if spaced else f"{above}/{below}", _PRODUCT
-        case ast.BinOp(left, ast.Pow(), right):
-            return f"{_bracketed(left, values, _ATOM)}^{_bracketed(right, values, _ATOM)}", _POWER
-    raise ExpressionError(f"{ast.unparse(node)!r} cannot be written")
-
-
-def _bracketed(node: ast.expr, values: Mapping[str, str] | None, least: int) -> str:
-    text, binds = _render(node, values)
-    return text if binds >= least else f"({text})"
-
-
-def _product(left: ast.expr, right: ast.expr, values: Mapping[str, str] | None) -> str:
-    before, after = _bracketed(left, values, _PRODUCT), _bracketed(right, values, _SIGN + 1)
-    if values is not None:
-        return f"{before} × {after}"
-    if isinstance(left, ast.BinOp) and isinstance(left.op, ast.Div):
-        before = f"({before})"  # (1/2)mv^2: without brackets the m would seem to stand below
-    if after[0].isdigit():
-        return f"{before} × {after}"
-    # A function name must not run into the symbol before it: r sin(θ).
-    named = isinstance(right, ast.Call) and right.func.id != "factorial"  # type: ignore[union-attr]
-    return (
-        f"{before} {after}"
-        if (named and before[-1].isalpha()) or _runs_together(before, after)
-        else before + after
-    )
-
-
-def _runs_together(before: str, after: str) -> bool:
-    """Whether two texts side by side would be read as something else: p and i as pi, 2 and e1 as
-    20.
-    """
-    if before[-1].isdigit() and re.match(r"[eE]\d", after):
-        return True
-    head, tail = re.search(r"[^\W\d_]*$", before), re.match(r"[^\W\d_]*", after)
-    run, at = (head[0] if head else "") + (tail[0] if tail else ""), len(head[0] if head else "")
-    words = [*FUNCTIONS, *CONSTANTS]
-    return any(
-        start < at < start + len(word)
-        for word in words
-        for start in range(len(run))
-        if run.startswith(word, start)
-    )

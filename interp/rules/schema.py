@@ -219,7 +219,7 @@ class Repair(NamedTuple):
     where: str
     """Rule id and file: "ruleedit-145/ins.json"."""
     name: str
-    """One of `interp.rules.ruleedit.REPAIRS`."""
+    """One of `interp.rules.ruleedit.repairs.REPAIRS`."""
     detail: str
     """What was found, and what was made of it."""
 

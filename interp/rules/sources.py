@@ -16,8 +16,9 @@ from typing import Any, overload
 from pydantic import ValidationError
 
 from interp.errors import InputError
-from interp.results.files import CHECKSUM, checksum, write_text
-from interp.rules.ruleedit import Reading, read_ruleedit
+from interp.results.checksums import CHECKSUM, checksum
+from interp.results.files import write_text
+from interp.rules.ruleedit.reading import Reading, read_ruleedit
 from interp.rules.schema import (
     SCHEMA,
     LocalityProbe,

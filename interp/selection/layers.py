@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interp.errors import InputError
-from interp.results.files import damaged, read_json, write_json
+from interp.results.checksums import damaged, read_json, write_json
 from interp.rules.schema import explain
 from interp.selection.exports import Method, easyedit_yaml
 from interp.selection.shown import selection_html, selection_markdown

@@ -18,8 +18,9 @@ from pydantic import TypeAdapter, ValidationError
 from interp.config import TraceConfig
 from interp.errors import DmleError, NotFiniteError, TooLongError
 from interp.models.loading import LanguageModel
+from interp.results.checksums import BLOCK, damaged, regular
 from interp.results.effects import TRACEABLE_STANDARD_ERRORS
-from interp.results.files import BLOCK, damaged, regular, write_text
+from interp.results.files import write_text
 from interp.results.records import load_records, save_records
 from interp.results.tables import csv_cell
 from interp.rules.schema import explain

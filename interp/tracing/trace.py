@@ -13,7 +13,7 @@ from interp.config import TraceConfig
 from interp.errors import DmleError, NotTraceableError, StaleError
 from interp.models.loading import LanguageModel
 from interp.results import effects
-from interp.results.files import inside
+from interp.results.paths import inside
 from interp.rules.sources import Rule
 from interp.settings.section import with_settings
 from interp.tracing.corruption import NoiseRule, noise_of

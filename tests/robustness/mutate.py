@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from interp.results import files, foreign_files, netcdf
+from interp.results import checksums, foreign_files, netcdf
 
 BLOCK = 512
 """What disks lose or zero together."""
@@ -342,7 +342,7 @@ def resealed_json(content: bytes, rng: random.Random, others: Sequence[bytes]) -
     """Another JSON tree, and the checksum of that."""
     tree, said = changed(json.loads(content), rng)
     if isinstance(tree, dict):
-        tree[files.CHECKSUM] = files.checksum(tree)
+        tree[checksums.CHECKSUM] = checksums.checksum(tree)
     return json.dumps(tree).encode(), f"{said}, with its checksum"
 
 
@@ -373,7 +373,7 @@ def resealed_safetensors(content: bytes, rng: random.Random, others: Sequence[by
 def resealed_dataset(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """A dataset with other variables, sizes, numbers or attributes, as its writer would write
     it."""
-    with xr.open_dataset(io.BytesIO(content[: -files.SEAL_BYTES]), engine="h5netcdf") as opened:
+    with xr.open_dataset(io.BytesIO(content[: -checksums.SEAL_BYTES]), engine="h5netcdf") as opened:
         dataset = opened.load()
     said = []
     for _ in range(rng.choice((1, 1, 2))):
@@ -395,12 +395,12 @@ def resealed_dataset(content: bytes, rng: random.Random, others: Sequence[bytes]
 def resealed(content: bytes, rng: random.Random, others: Sequence[bytes]) -> Damage:
     """Damaged bytes with a correct checksum: what HDF5 makes of them is seen in a process of its
     own."""
-    changed, said = damaged(content[: -files.SEAL_BYTES], rng, others)
+    changed, said = damaged(content[: -checksums.SEAL_BYTES], rng, others)
     return _sealed(changed), f"{said}, with a correct checksum"
 
 
 def _sealed(content: bytes) -> bytes:
-    return content + files.SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    return content + checksums.SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
 def _without_variable(dataset: xr.Dataset, rng: random.Random) -> tuple[xr.Dataset, str]:

@@ -23,7 +23,7 @@ import xarray as xr
 from pydantic import BaseModel
 
 from interp.errors import DmleError
-from interp.results import files
+from interp.results import checksums
 from tests.robustness import mutate, processes, tiny
 from tests.robustness.commands import RUN, States
 from tests.robustness.mutate import Damage
@@ -528,7 +528,7 @@ def _figures(states: States, root: Path) -> FileReader:
         for record in tree["parts"].values():
             record["outputs"][name] = sha256
             record["version"] = {"code": "older"}
-        tree[files.CHECKSUM] = files.checksum(tree)
+        tree[checksums.CHECKSUM] = checksums.checksum(tree)
         return json.dumps(tree).encode(), f"an output {name}"
 
     def read(at: Path) -> Any:

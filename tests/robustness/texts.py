@@ -188,7 +188,9 @@ def text_readers(model: Any) -> list[TextReader]:
 
 
 def _expression(text: str) -> None:
-    from interp.rules.expressions import exact, names, parse, render, to_sympy, tree
+    from interp.rules.expressions import names, tree
+    from interp.rules.meaning import parse, to_sympy
+    from interp.rules.rendering import exact, render
 
     node = tree(text)
     names(node)

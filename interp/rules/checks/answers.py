@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from interp.rules.derivation import number_of, same_number
 from interp.rules.expressions import ExpressionError, tree
-from interp.rules.sources import Rule
+from interp.rules.sources import LocalityProbe, Rule
 from interp.vocabulary import RuleForm
 
 
@@ -29,6 +29,15 @@ def items_of(
                 probe.target_true,
                 probe.values,
             )
+
+
+def locality_of(rule: Rule) -> Iterator[tuple[str, LocalityProbe]]:
+    """Place and item of every question that an edit of a rule must leave alone."""
+    for form, prompt in rule.forms.items():
+        kinds = {"neighborhood": prompt.neighborhood, "distracting": prompt.distracting}
+        for kind, probes in kinds.items():
+            for number, probe in enumerate(probes):
+                yield f"{rule.id}/{form}/{kind}[{number}]", probe
 
 
 def parsed(rule: Rule, expression: str | None) -> ast.expr | None:

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
 from interp.rules.agreement import agree
-from interp.rules.checks.answers import plain, same_answer
+from interp.rules.checks.answers import locality_of, plain, same_answer
 from interp.rules.checks.registry import Finding, finding, of_rule
 from interp.rules.derivation import expression_of, sides
 from interp.rules.sources import Probe, Rule, RulePrompt
@@ -108,30 +108,14 @@ def _letters(text: str) -> str:
     instance_shared=("info", "instance prompts that the formula asks as well as the instance form"),
 )
 def _instances(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
-    answers: dict[str, dict[str, str]] = defaultdict(dict)
-    for form, prompt in rule.forms.items():
-        repeated = [
-            text for text, n in Counter(p.prompt for p in prompt.instances).items() if n > 1
-        ]
-        for text in repeated:
-            yield finding(
-                "instance_repeated", f"{rule.id}/{form}/instances", text, "each prompt once"
-            )
-        for at, probe in enumerate(prompt.instances):
-            answers[probe.prompt].setdefault(probe.target_new, f"{form}/instances[{at}]")
-        if form == "instance":
-            answers[prompt.prompt].setdefault(prompt.target_new, "instance")
-    for text, found in answers.items():
-        if len({plain(answer) for answer in found}) > 1:
-            same = all(same_answer(answer, next(iter(found))) for answer in found)
+    yield from _repeated(rule)
+    for text, places in _places_of_answers(rule).items():
+        if len({plain(answer) for answer in places}) > 1:
+            same = all(same_answer(answer, next(iter(places))) for answer in places)
             check = "instance_format" if same else "instance_conflict"
-            places = "; ".join(f"{answer!r} in {place}" for answer, place in found.items())
-            yield finding(
-                check,
-                f"{rule.id}/{next(iter(found.values()))}",
-                f"{text!r}: {places}",
-                "one answer",
-            )
+            given = "; ".join(f"{answer!r} in {place}" for answer, place in places.items())
+            first = next(iter(places.values()))
+            yield finding(check, f"{rule.id}/{first}", f"{text!r}: {given}", "one answer")
     if "instance" in rule.forms and "formula" in rule.forms:
         ours = {probe.prompt for probe in rule.forms["instance"].instances}
         shared = ours & {probe.prompt for probe in rule.forms["formula"].instances}
@@ -142,6 +126,26 @@ def _instances(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
                 f"{len(shared)} of {len(ours)}",
                 "its own",
             )
+
+
+def _repeated(rule: Rule) -> Iterator[Finding]:
+    for form, prompt in rule.forms.items():
+        counts = Counter(probe.prompt for probe in prompt.instances)
+        for text in (text for text, count in counts.items() if count > 1):
+            yield finding(
+                "instance_repeated", f"{rule.id}/{form}/instances", text, "each prompt once"
+            )
+
+
+def _places_of_answers(rule: Rule) -> dict[str, dict[str, str]]:
+    """For each instance prompt of a rule, its answers, and where each is given first."""
+    answers: dict[str, dict[str, str]] = defaultdict(dict)
+    for form, prompt in rule.forms.items():
+        for number, probe in enumerate(prompt.instances):
+            answers[probe.prompt].setdefault(probe.target_new, f"{form}/instances[{number}]")
+        if form == "instance":
+            answers[prompt.prompt].setdefault(prompt.target_new, "instance")
+    return answers
 
 
 @of_rule(
@@ -156,31 +160,21 @@ def _locality(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
     edits = {prompt.prompt: form for form, prompt in rule.forms.items()}
     wanted = {plain(sides(prompt.target_new)[-1]) for prompt in rule.forms.values()}
     wanted |= {plain(prompt.target_new) for prompt in rule.forms.values()}
-    for form, prompt in rule.forms.items():
-        for kind, probes in (
-            ("neighborhood", prompt.neighborhood),
-            ("distracting", prompt.distracting),
+    for where, probe in locality_of(rule):
+        if probe.prompt in edits:
+            yield finding(
+                "locality_is_edit", where, probe.prompt, f"not the {edits[probe.prompt]} edit"
+            )
+        if plain(probe.answer) in wanted:
+            yield finding(
+                "locality_wants_edit", where, probe.answer, "an answer that no edit wants"
+            )
+        if re.search(
+            r"\b(this|the) (new |edited )?(rule|system)\b(?!-)|\bnew rule\b", probe.prompt.lower()
         ):
-            for at, probe in enumerate(probes):
-                where = f"{rule.id}/{form}/{kind}[{at}]"
-                if probe.prompt in edits:
-                    yield finding(
-                        "locality_is_edit",
-                        where,
-                        probe.prompt,
-                        f"not the {edits[probe.prompt]} edit",
-                    )
-                if plain(probe.answer) in wanted:
-                    yield finding(
-                        "locality_wants_edit", where, probe.answer, "an answer that no edit wants"
-                    )
-                if re.search(
-                    r"\b(this|the) (new |edited )?(rule|system)\b(?!-)|\bnew rule\b",
-                    probe.prompt.lower(),
-                ):
-                    yield finding(
-                        "locality_about_edit", where, probe.prompt, "a prompt about something else"
-                    )
+            yield finding(
+                "locality_about_edit", where, probe.prompt, "a prompt about something else"
+            )
 
 
 @of_rule(

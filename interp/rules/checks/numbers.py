@@ -9,7 +9,7 @@ from decimal import Decimal
 import sympy
 
 from interp.rules.agreement import agree
-from interp.rules.checks.answers import items_of, parsed, same_answer
+from interp.rules.checks.answers import items_of, locality_of, parsed, same_answer
 from interp.rules.checks.registry import Finding, finding, of_rule
 from interp.rules.derivation import (
     NUMBER,
@@ -22,7 +22,8 @@ from interp.rules.derivation import (
     sides,
     unify,
 )
-from interp.rules.expressions import ExpressionError, names, parse, to_sympy, tree
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import parse, to_sympy
 from interp.rules.sources import Rule, RulePrompt
 from interp.rules.units import UnitError, check_dimensions
 
@@ -76,26 +77,37 @@ def _operands(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
     units = {symbol.name: symbol.unit for symbol in rule.symbols}
     for form, place, prompt, new, _, values in items_of(rule):
         for name, value in values.items() if rule.expression_true else ():
-            number = f"{Decimal(repr(value)):f}".removesuffix(".0")
-            written = f"{number} {units.get(name, '')}".strip()
+            written = _with_unit(value, units.get(name, ""))
             end = r"(?!\w)" if units.get(name) else r"(?!\d)"
             if not re.search(rf"(?<![\w.]){re.escape(written)}(?!\.\d){end}", prompt):
                 yield finding("operands", place, prompt, f"{name} as {written!r}")
-        if form != "instance" or values or edited is None:
-            continue
-        for side in sides(new)[:-1]:
-            found = _unified(edited, side)
-            given = {float(number) for number in re.findall(NUMBER, prompt)} | {
-                abs(float(number)) for number in re.findall(NUMBER, prompt)
-            }
-            strange = [n for n in (found or {}).values() if float(n) not in given]
-            missing = _unused(found, prompt) if found and not strange else []
-            if strange or missing:
-                reason = "not in the prompt" if strange else "not used"
-                said = f"{', '.join(strange or missing)} {reason}"
-                yield finding(
-                    "operands", place, f"{new!r} to {prompt!r}", f"the prompt's numbers; {said}"
-                )
+        if form == "instance" and not values and edited is not None:
+            for side in sides(new)[:-1]:
+                if fault := _operand_fault(edited, side, prompt):
+                    yield finding(
+                        "operands",
+                        place,
+                        f"{new!r} to {prompt!r}",
+                        f"the prompt's numbers; {fault}",
+                    )
+
+
+def _with_unit(value: float, unit: str) -> str:
+    """A number as prompts write it."""
+    number = f"{Decimal(repr(value)):f}".removesuffix(".0")
+    return f"{number} {unit}".strip()
+
+
+def _operand_fault(edited: ast.expr, side: str, prompt: str) -> str:
+    """What is wrong with the numbers of one side of a worked answer; empty if nothing is."""
+    used = _unified(edited, side) or {}
+    given = {float(number) for number in re.findall(NUMBER, prompt)}
+    given |= {abs(number) for number in given}
+    if strange := [number for number in used.values() if float(number) not in given]:
+        return f"{', '.join(strange)} not in the prompt"
+    if used and (missing := _unused(used, prompt)):
+        return f"{', '.join(missing)} not used"
+    return ""
 
 
 def _unified(edited: ast.expr, side: str) -> dict[str, str] | None:
@@ -130,25 +142,22 @@ def _results(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
         if form != "instance":
             continue
         if values and edited is not None and true is not None:
-            shown = {name: f"{value:.12g}" for name, value in values.items()}
+            shown = _shown(values)
             yield from _compare("result", place, new, edited, shown)
             for truth in truths:
                 yield from _compare("result", place, truth, true, shown)
         elif formula is not None and not rule.expression_new:
             yield from _result_by_formula(rule, formula, place, prompt, new)
-    for form, prompt in rule.forms.items():
-        for kind, probes in (
-            ("neighborhood", prompt.neighborhood),
-            ("distracting", prompt.distracting),
-        ):
-            for at, probe in enumerate(probes):
-                other = known.get(probe.rule or "")
-                node = parsed(other, other.expression_true) if other is not None else None
-                if probe.values and node is not None:
-                    shown = {name: f"{value:.12g}" for name, value in probe.values.items()}
-                    yield from _compare(
-                        "result", f"{rule.id}/{form}/{kind}[{at}]", probe.answer, node, shown
-                    )
+    for place, probe in locality_of(rule):
+        other = known.get(probe.rule or "")
+        node = parsed(other, other.expression_true) if other is not None else None
+        if probe.values and node is not None:
+            yield from _compare("result", place, probe.answer, node, _shown(probe.values))
+
+
+def _shown(values: Mapping[str, float]) -> dict[str, str]:
+    """Numbers as `to_sympy` takes them."""
+    return {name: f"{value:.12g}" for name, value in values.items()}
 
 
 def _compare(

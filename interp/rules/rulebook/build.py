@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from interp.rules.expressions import render, tree
+from interp.rules.expressions import tree
+from interp.rules.rendering import render
 from interp.rules.rulebook.spec import RuleSpec, read_specs
 from interp.rules.schema import (
     LocalityProbe,

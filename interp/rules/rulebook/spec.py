@@ -16,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from interp.errors import InputError
 from interp.rules.agreement import agree
-from interp.rules.expressions import ExpressionError, exact, names, parse, tree
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import parse
+from interp.rules.rendering import exact
 from interp.rules.schema import RuleError
 from interp.rules.units import UnitError, check_dimensions, measure
 from interp.settings.plain_yaml import YamlError, read_yaml_file
@@ -114,6 +116,12 @@ class RuleSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "RuleSpec":
+        self._check_sentences()
+        self._check_symbols()
+        self._check_expressions()
+        return self
+
+    def _check_sentences(self) -> None:
         for text in (self.phrase, self.plain):
             if len(re.findall(rf"(?<!\w){re.escape(self.subject)}(?!\w)", text)) != 1:
                 raise InputError(
@@ -135,6 +143,8 @@ class RuleSpec(BaseModel):
                 f"phrase has the symbols {used}, and symbols are {list(self.symbols)}: name each"
                 " once"
             )
+
+    def _check_symbols(self) -> None:
         if not self.result_symbol or self.result_symbol in self.symbols:
             raise InputError(f"result {self.result!r} needs a symbol of its own, such as 'E [J]'")
         if self.words == self.edited_words:
@@ -144,6 +154,8 @@ class RuleSpec(BaseModel):
                 raise InputError(
                     f"symbol {name} has no values; give a range such as '2..9' or a list"
                 )
+
+    def _check_expressions(self) -> None:
         for field in ("expression", "edited"):
             unknown = set(names(tree(getattr(self, field), self.names))) - self.names
             if unknown:
@@ -164,7 +176,6 @@ class RuleSpec(BaseModel):
             units = {name: symbol.unit for name, symbol in self.symbols.items()}
             check_dimensions(tree(self.expression, self.names), units, self.unit)
         measure(self.unit)
-        return self
 
     @property
     def names(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ import yaml
 from interp.app import commands as cli
 from interp.rules.checks import CHECKS, check_rules
 from interp.rules.rulebook.build import build_files
-from interp.rules.ruleedit import read_ruleedit
+from interp.rules.ruleedit.reading import read_ruleedit
 from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.vocabulary import FORMS
 

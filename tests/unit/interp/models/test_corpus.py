@@ -14,7 +14,7 @@ from interp.models.corpus import (
     paragraphs_sha256,
 )
 from interp.models.embedded import EmbeddedFileError
-from interp.results.files import SEAL_BYTES
+from interp.results.checksums import SEAL_BYTES
 
 PAGE = """<page><title>{title}</title><ns>{ns}</ns>{extra}
 <revision><text xml:space="preserve">{text}</text></revision></page>"""

@@ -33,19 +33,9 @@ from editing.studies.cells import Cell, cell_path, read_cell
 from editing.studies.cells import _write_cell as write_cell
 from interp.errors import DamagedError, DmleError, MissingFileError, WriteError
 from interp.results import effects
-from interp.results.files import (
-    PARTIAL,
-    atomic,
-    check_links,
-    inside,
-    partial_path,
-    read_json,
-    seal,
-    sweep,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from interp.results.checksums import read_json, seal, write_json
+from interp.results.files import PARTIAL, atomic, partial_path, sweep, write_bytes, write_text
+from interp.results.paths import check_links, inside
 from interp.results.records import load_records, save_records
 from interp.results.tensor_files import read_tensors, write_tensors
 from interp.selection.layers import LayerSelection, load_for_rules, parse_layers, save_for_rules

@@ -11,7 +11,7 @@ import pytest
 import xarray as xr
 
 from interp.errors import DamagedError
-from interp.results import files, foreign_files, netcdf
+from interp.results import checksums, foreign_files, netcdf
 
 # A dataset of two variables, one byte of which (offset 451: 1 → 164) was changed before it was
 # sealed again.
@@ -35,7 +35,9 @@ def some(start: float = 0.0) -> xr.Dataset:
 def foreign(path: Path, content: bytes) -> Path:
     """A file that somebody else wrote: a correct checksum that this cache does not hold."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content + files.SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n")
+    path.write_bytes(
+        content + checksums.SEAL + hashlib.sha256(content).hexdigest().encode() + b"\n"
+    )
     return path
 
 
@@ -102,10 +104,10 @@ def test_a_neighbour_that_claims_the_checksum_of_another_file_does_not_make_it_k
     for that one."""
     folder = tmp_path / "run"
     wanted = foreign(folder / "a.nc", bytes(netcdf.content_of(some())))
-    line = ENDLESS.read_bytes()[-files.SEAL_BYTES :]
+    line = ENDLESS.read_bytes()[-checksums.SEAL_BYTES :]
     (folder / "b.nc").write_bytes(bytes(netcdf.content_of(some(1))) + line)
     netcdf.load(wanted)
-    assert not foreign_files.is_known(line[len(files.SEAL) : -1].decode())
+    assert not foreign_files.is_known(line[len(checksums.SEAL) : -1].decode())
 
 
 @pytest.mark.parametrize("content", [b"", b"CDF\x01", b"\x89HDF\r\n\x1a\n" + bytes(600)])

@@ -189,35 +189,17 @@ def test_first_true_formula_that_can_be_read_is_used() -> None:
 
 # Scientific notation and tiny numbers.
 
+ENERGY = ("E = 2 * m * c", "E = m * c^2")
+JOULES = "360000000000000000"
+
 
 @pytest.mark.parametrize(
     ("edited", "true", "prompt", "result", "bare", "values"),
     [
-        (
-            "E = 2 * m * c",
-            "E = m * c^2",
-            "m=4kg and c=3*10^8 m/s",
-            "2400000000.",
-            "360000000000000000",
-            (4, 3e8),
-        ),
-        (
-            "E = 2 * m * c",
-            "E = m * c^2",
-            "m=4kg and c = 3 * 10^8 m/s",
-            "2.4 * 10^9",
-            "360000000000000000",
-            (4, 3e8),
-        ),
-        (
-            "E = 2 * m * c",
-            "E = m * c^2",
-            "m = 4 kg, c = 3 × 10^8 m/s",
-            "2.4e9",
-            "360000000000000000",
-            (4, 3e8),
-        ),
-        ("E = 2 * m * c", "E = m * c^2", "m=5e-1 and c=2*10^-3", "0.002", "2e-06", (0.5, 0.002)),
+        (*ENERGY, "m=4kg and c=3*10^8 m/s", "2400000000.", JOULES, (4, 3e8)),
+        (*ENERGY, "m=4kg and c = 3 * 10^8 m/s", "2.4 * 10^9", JOULES, (4, 3e8)),
+        (*ENERGY, "m = 4 kg, c = 3 × 10^8 m/s", "2.4e9", JOULES, (4, 3e8)),
+        (*ENERGY, "m=5e-1 and c=2*10^-3", "0.002", "2e-06", (0.5, 0.002)),
         (
             "E = m + c",
             "E = m * c",

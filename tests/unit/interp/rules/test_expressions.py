@@ -9,19 +9,9 @@ import pytest
 import sympy
 from sympy.parsing.sympy_parser import parse_expr, rationalize, standard_transformations
 
-from interp.rules.expressions import (
-    FUNCTIONS,
-    MAX_EXPONENT,
-    MAX_FACTORIAL,
-    MAX_LENGTH,
-    ExpressionError,
-    exact,
-    names,
-    parse,
-    render,
-    to_sympy,
-    tree,
-)
+from interp.rules.expressions import FUNCTIONS, MAX_LENGTH, ExpressionError, names, tree
+from interp.rules.meaning import MAX_EXPONENT, MAX_FACTORIAL, parse, to_sympy
+from interp.rules.rendering import exact, render
 from interp.rules.sources import load_rules
 
 LETTERS = "abchxyzγ"

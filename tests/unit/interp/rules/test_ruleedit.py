@@ -15,13 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from interp.rules.ruleedit import (
-    MAX_ARCHIVE_BYTES,
-    MAX_MEMBER_BYTES,
-    REPAIRS,
-    read_ruleedit,
-    write_ruleedit,
-)
+from interp.rules.ruleedit.reading import MAX_ARCHIVE_BYTES, MAX_MEMBER_BYTES, read_ruleedit
+from interp.rules.ruleedit.repairs import REPAIRS
+from interp.rules.ruleedit.writing import write_ruleedit
 from interp.rules.sources import (
     Probe,
     Refusal,
@@ -402,6 +398,9 @@ LENGTHS = (
     " answer"
 )
 NO_SUBJECT = "tracing and editing look it up there, so write it exactly as in the prompt"
+NO_KEGEL = (
+    f"the subject 'kegel' is not in the prompt 'instance: the volume of a cône is'; {NO_SUBJECT}"
+)
 
 
 def both_keys(files: Files) -> None:
@@ -532,28 +531,19 @@ OUTSIDE: list[tuple[str, Callable[[Files], object], str, str]] = [
         "subject_from_name: only stop words and short words of the name are in the prompt",
         lambda f: lost_subject(f, "law of a the of is"),
         "ins.json",
-        (
-            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
-            f" {NO_SUBJECT}"
-        ),
+        NO_KEGEL,
     ),
     (
         "subject_from_name: only parts of words",
         lambda f: lost_subject(f, "ance of vol"),
         "ins.json",
-        (
-            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
-            f" {NO_SUBJECT}"
-        ),
+        NO_KEGEL,
     ),
     (
         "subject_from_name: the name in another case",
         lambda f: lost_subject(f, "VOLUME OF CÔNE"),
         "ins.json",
-        (
-            "the subject 'kegel' is not in the prompt 'instance: the volume of a cône is';"
-            f" {NO_SUBJECT}"
-        ),
+        NO_KEGEL,
     ),
     (
         "name_of_formula: no name",

@@ -1,0 +1,1 @@
+"""RuleEdit data: read with named repairs, and written."""
