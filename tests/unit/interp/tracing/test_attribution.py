@@ -12,6 +12,8 @@ from interp.tracing.attribution import attribute
 from interp.tracing.metrics import Target, mean_log_prob
 from interp.tracing.patching import CorruptedPrompt, Site, sweep
 
+pytestmark = pytest.mark.slow
+
 PROMPT, ANSWER = (5, 9, 17, 3, 8, 2, 7), (11, 4)
 
 
