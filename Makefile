@@ -57,10 +57,9 @@ test-fast: setup ## Run the tests that load no trained model and take no long ti
 
 check: lint typecheck test-fast ## Check style and types, and run the fast tests
 
+# In one process: what a test starts as a process of its own is not counted.
 coverage: setup ## Run all tests, and print the lines and branches that none of them runs
-	rm -f .coverage .coverage.*
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -n auto --dist loadgroup --no-loadscope-reorder
-	$(BIN)/python -m coverage combine -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest
 	$(BIN)/python -m coverage report
 
 # The only target that installs something in the system. Without Chromium the tests of the report in a browser are skipped.
@@ -144,5 +143,5 @@ lock: ## Resolve all dependencies anew and write requirements.lock
 	rm -rf $(LOCK_VENV) build/freeze.txt
 
 clean: ## Remove caches and build outputs (neither .venv nor runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json bench-quick.json planted.json .coverage .coverage.*
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json bench-quick.json planted.json .coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
