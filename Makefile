@@ -1,4 +1,4 @@
-# Everything a user or a check runs. `make` lists the targets; all but help, lock and clean begin with `setup`.
+# Everything a user or a check runs. `make` lists the targets; all but help, browser, house, lock and clean begin with `setup`.
 PYTHON ?= python3
 VENV ?= .venv
 
@@ -24,7 +24,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test browser lint typecheck format bench planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test test-fast check coverage browser lint typecheck format bench bench-quick planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,12 +45,25 @@ $(STAMP): pyproject.toml $(LOCK)
 demo: setup ## Run the whole chain on the embedded model and rules: runs/demo
 	$(BIN)/dmle run --config demo.yaml --run runs/demo
 
-# One process per core, each with one thread: tiny models do not fill more.
-test: setup browser ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+# One process per core, each with one thread: tiny models do not fill more. tests/conftest.py keeps a file's tests on
+# one worker, where its fixtures are made once, and begins with the slowest.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-# For the tests of the report, which are skipped without one: installed where that is allowed and one command away.
-browser:
+test: setup ## Run all tests
+	$(TEST)
+
+test-fast: setup ## Run the tests that load no trained model and take no long time
+	$(TEST) -m "not slow"
+
+check: lint typecheck test-fast ## Check style and types, and run the fast tests
+
+# In one process: what a test starts as a process of its own is not counted.
+coverage: setup ## Run all tests, and print the lines and branches that none of them runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage report
+
+# The only target that installs something in the system. Without Chromium the tests of the report in a browser are skipped.
+browser: ## Install Chromium, where there is none and that is allowed
 	@command -v chromium chromium-browser google-chrome > /dev/null || { test "$$(id -u)" = 0 && \
 	  command -v apt-get > /dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium \
 	  > /dev/null; } || echo "There is no Chromium, and none could be installed: the report's browser tests are skipped."
@@ -66,8 +79,11 @@ format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: setup ## Time the parts that cost most: bench.json
+bench: setup ## Time the parts that cost most, for an hour: bench.json
 	$(BIN)/python -m tests.benchmarks
+
+bench-quick: setup ## Time the same parts at small sizes, in minutes: bench-quick.json
+	$(BIN)/python -m tests.benchmarks --quick
 
 # MODELS=tiny leaves the embedded model out: minutes instead of hours.
 planted: setup ## Plant associations in known layers, and count how often they are found: planted.json
@@ -127,5 +143,5 @@ lock: ## Resolve all dependencies anew and write requirements.lock
 	rm -rf $(LOCK_VENV) build/freeze.txt
 
 clean: ## Remove caches and build outputs (neither .venv nor runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json planted.json
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache bench.json bench-quick.json planted.json .coverage
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

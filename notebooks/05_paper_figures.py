@@ -23,6 +23,18 @@ run = (  # a run folder of yours, such as runs/demo; empty: a small one is made 
     ""
 )
 folder = "runs/notebooks"  # where the small one is
+small = {
+    "rules.ids": ["circle-area", "cube-volume", "square-perimeter", "rectangle-area"],
+    "trace.samples": 2,
+    "trace.positions": ["subject_last", "rule_word"],
+    "trace.components": ["mlp"],
+    "covariance.tokens": 3000,
+    "edit.editors": ["dmle"],
+    "edit.contexts": 1,
+    "edit.steps": 10,
+    "edit.lookup": "mention_last",
+    "evaluate.answer_tokens": 8,
+}
 
 # %% [markdown]
 # The small run: three rules traced, one edited, nothing tuned. It is what the command
@@ -44,18 +56,6 @@ from interp.results import effects
 from interp.selection.layers import LayerSelection
 
 pd.set_option("display.max_colwidth", None)
-small = {
-    "rules.ids": ["circle-area", "cube-volume", "square-perimeter", "rectangle-area"],
-    "trace.samples": 2,
-    "trace.positions": ["subject_last", "rule_word"],
-    "trace.components": ["mlp"],
-    "covariance.tokens": 3000,
-    "edit.editors": ["dmle"],
-    "edit.contexts": 1,
-    "edit.steps": 10,
-    "edit.lookup": "mention_last",
-    "evaluate.answer_tokens": 8,
-}
 if not run:
     Run(folder, settings=small, overwrite=True)("trace", "profile", "select", "edit", "evaluate")
 run_folder = Path(run or folder)

@@ -30,6 +30,8 @@ ARCHITECTURES = (
     "phi",
     "gemma3_text",
 )
+PER_MODEL = ("architecture", "kind")
+"""Parameters that name a model, which is made once for all tests that use it."""
 # Initial weights of the usual size (0.02) make so narrow a model nearly linear, with effects next
 # to nothing.
 WEIGHT_STD = 0.25
@@ -159,6 +161,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "openai-gpt": _OLD_NAMES,
     "mixtral": {**_GROUPED, "num_local_experts": 2},
 }
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file, or of one model in it, on one worker; begin with the slow ones.
+
+    What a file's tests share is then made once, and the last worker does not end on a long test.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            call = getattr(item, "callspec", None)  # of parametrised tests alone
+            given = {} if call is None else call.params
+            model = next((given[name] for name in PER_MODEL if name in given), "")
+            item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {model}".strip()))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

@@ -1,7 +1,7 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …] [--prompts 0 1 2] [--out
-bench.json]
+python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …]
+[--prompts 0 1 2] [--quick] [--out bench.json]
 """
 
 import argparse
@@ -30,20 +30,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--prompts", type=int, nargs="+", default=[0, 1, 2], help="tracing: which prompts (0 to 2)"
     )
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    parser.add_argument("--quick", action="store_true", help="every ratio at a small size")
+    parser.add_argument("--out", type=Path, help="bench.json, or bench-quick.json")
     options = parser.parse_args(arguments)
+    out = options.out or Path("bench-quick.json" if options.quick else "bench.json")
     rows: list[dict[str, Any]] = []
 
     def say(part: Any, row: dict[str, Any]) -> None:
         rows.append(row)
-        options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         sys.stdout.write(part.describe(row) + "\n")
         sys.stdout.flush()
 
     for name in options.parts or PARTS:
         part = PARTS[name]
         more = {"prompts": options.prompts} if name == "tracing" else {}
-        part.run(partial(say, part), **more)
+        part.run(partial(say, part), quick=options.quick, **more)
 
 
 if __name__ == "__main__":  # child processes import this module again

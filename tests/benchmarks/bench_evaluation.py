@@ -19,10 +19,8 @@ baseline's; a larger one than `TOLERANCE` is an error. The cost does not depend 
 """
 
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -36,6 +34,7 @@ from editing.evaluation.evaluate import evaluate, evaluate_edit, items_of, unedi
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule, load_rules
+from tests.benchmarks.apart import apart
 from tests.unit.editing_making import edit_with
 
 RULE = "rectangle-perimeter"
@@ -188,13 +187,10 @@ def difference(expected: Mapping[tuple[str, str, str, str], float], got: xr.Data
     return math.inf if any(map(math.isnan, errors)) else max(errors)
 
 
-def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
-    """All cases, in a process of their own; rows as in bench.json."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        rows = pool.submit(measured).result()
-    for row in rows:
+def run(say: Callable[[dict[str, Any]], None], *, quick: bool = False) -> None:
+    """All cases, in a process of their own; rows as in bench.json. They are quick as they are."""
+    for row in apart(measured):
         say(row)
-    return rows
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ COMPONENTS = ("resid", "mlp", "attn")
 LENGTHS = (10, 24)
 """Shortest and longest prompt, in tokens."""
 OPENINGS = 5
+QUICK_RULES, QUICK_OPENINGS = 20, 1
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -59,9 +60,10 @@ def joined(rules: int = RULES, seed: int = 0) -> xr.Dataset:
     return effects.concat(maps)
 
 
-def run(say: Callable[[dict[str, Any]], None], *, openings: int = OPENINGS) -> None:
+def run(say: Callable[[dict[str, Any]], None], *, quick: bool = False) -> None:
     """Write the page and open it some times, each in a browser of its own."""
-    maps = joined()
+    rules, openings = (QUICK_RULES, QUICK_OPENINGS) if quick else (RULES, OPENINGS)
+    maps = joined(rules)
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder)
         effects.save(maps, run / "effects.nc")
@@ -71,7 +73,8 @@ def run(say: Callable[[dict[str, Any]], None], *, openings: int = OPENINGS) -> N
         wrote = time.process_time() - start
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         seconds = [] if browser is None else [opening(browser, page) for _ in range(openings)]
-        say({"bytes": page.stat().st_size, "write_cpu_s": wrote, "open_s": seconds})
+        size = page.stat().st_size
+        say({"rules": rules, "bytes": size, "write_cpu_s": wrote, "open_s": seconds})
 
 
 def opening(browser: str, page: Path) -> float:
@@ -98,6 +101,6 @@ def describe(row: dict[str, Any]) -> str:
         else "no Chromium to open it"
     )
     return (
-        f"report of {RULES} rules: {row['bytes'] / 1e6:.1f} MB, written in {row['write_cpu_s']:.1f}"
-        f" CPU-s, {opened} (wall clock: on a quiet machine only)"
+        f"report of {row['rules']} rules: {row['bytes'] / 1e6:.1f} MB, written in"
+        f" {row['write_cpu_s']:.1f} CPU-s, {opened} (wall clock: on a quiet machine only)"
     )

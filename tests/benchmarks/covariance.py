@@ -13,11 +13,9 @@ Times are CPU-seconds of one thread in a process of its own: the machine may be 
 ratios, not seconds. `python -m tests.benchmarks.covariance` prints the rows.
 """
 
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -27,9 +25,10 @@ from editing.config import CovarianceConfig
 from interp.models.corpus import paragraphs
 from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
+from tests.benchmarks.apart import apart
 
-TOKENS = 4000
-CONFIG = CovarianceConfig(tokens=TOKENS)
+TOKENS, QUICK_TOKENS = 4000, 800
+CONFIG = CovarianceConfig()
 TOGETHER = CONFIG.batch_size * CONFIG.max_length
 
 
@@ -69,11 +68,11 @@ CASES: dict[str, Callable[[LanguageModel, list[Any]], None]] = {
 }
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, tokens: int) -> dict[str, Any]:
     """Run one case in this process, with its peak memory."""
     torch.set_num_threads(1)
     model = load(device="cpu")
-    rows = corpora.rows_of(model, paragraphs()[1], CONFIG)
+    rows = corpora.rows_of(model, paragraphs()[1], CovarianceConfig(tokens=tokens))
     # Warm: buffers of the largest batch are there in every case.
     forward(model, rows)
     loaded = _peak_mb()
@@ -88,28 +87,22 @@ def measure(name: str) -> dict[str, Any]:
     }
 
 
-def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
+def run(say: Callable[[dict[str, Any]], None], *, quick: bool = False) -> None:
     """All cases, each in a fresh process, as rows; `ratio` is (c)'s time over the row's,
     `of_forward` over (a)'s."""
-    context = multiprocessing.get_context("spawn")
-    found: dict[str, dict[str, Any]] = {}
-    for name in CASES:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
-            found[name] = pool.submit(measure, name).result()
-    rows: list[dict[str, Any]] = []
+    tokens = QUICK_TOKENS if quick else TOKENS
+    found: dict[str, dict[str, Any]] = {name: apart(measure, name, tokens) for name in CASES}
     baseline = "(c) a pass per block"
     for name, values in found.items():
         row = {
             "name": name,
-            "case": f"{TOKENS} tokens, {values.pop('n_layers')} blocks",
+            "case": f"{tokens} tokens, {values.pop('n_layers')} blocks",
             **values,
             "ratio": found[baseline]["seconds"] / values["seconds"],
             "baseline": baseline,
             "of_forward": values["seconds"] / found["(a) forward"]["seconds"],
         }
-        rows.append(row)
         say(row)
-    return rows
 
 
 def _peak_mb() -> float:

@@ -14,14 +14,12 @@ Times are CPU-seconds of one thread in a process of its own; read ratios. `z_err
 `update_error` are the largest relative differences of (b) from (a).
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +35,7 @@ from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
 from interp.rules.sources import load_rules
 from interp.selection.layers import parse_layers
+from tests.benchmarks.apart import apart as in_process
 from tests.unit.editing_making import edit_with
 
 RULE = "rectangle-perimeter"
@@ -44,7 +43,14 @@ BLOCK, STAGES = (4, 5, 6, 7, 8), "3,4,5/12,13,14"
 SETTINGS = EditorSettings()
 WORDS = EditorSettings(lookup="last", answer="words")
 CORPUS = CovarianceConfig(tokens=4000, shrinkage=0.1)
-FURTHER = 5
+QUICK_STEPS = 3
+
+
+class Case(NamedTuple):
+    """What is edited with, and the gradient evaluations of its target search."""
+
+    editor: str
+    steps: int
 
 
 class Straight:
@@ -161,11 +167,11 @@ def hooked(handle: Any) -> Iterator[None]:
 
 
 def straight(
-    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+    case: Case, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
 ) -> dict[str, Any]:
     """(a)"""
-    requests, plain = requests_of_rule(editor), Straight(model, settings_of(editor))
-    if editor != "dmle":
+    requests, plain = requests_of_rule(case), Straight(model, settings_of(case))
+    if case.editor != "dmle":
         z, updates = plain.memit(requests, BLOCK, statistics, contexts)
         return {"z": z, "updates": updates}
     z, updates = plain.memit(requests[:2], (3, 4, 5), statistics, contexts)
@@ -174,11 +180,11 @@ def straight(
 
 
 def ours(
-    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+    case: Case, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
 ) -> dict[str, Any]:
     """(b)"""
-    requests, settings = requests_of_rule(editor), settings_of(editor)
-    if editor != "dmle":
+    requests, settings = requests_of_rule(case), settings_of(case)
+    if case.editor != "dmle":
         delta = edit_with("memit", model, requests, BLOCK, statistics, contexts, settings)
     else:
         delta = edit_with(
@@ -196,24 +202,20 @@ def ours(
 
 
 def targets(
-    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+    case: Case, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
 ) -> dict[str, Any]:
     """The targets of (b), for the comparison; MEMIT's alone, since DMLE's second stage is on an
     edited model."""
     return {
-        "z": (
-            find_targets(
-                model, requests_of_rule(editor), BLOCK[-1], contexts, settings_of(editor)
-            ).z
-        )
+        "z": (find_targets(model, requests_of_rule(case), BLOCK[-1], contexts, settings_of(case)).z)
     }
 
 
 def further(
-    editor: str, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
+    case: Case, model: LanguageModel, statistics: Covariances, contexts: Sequence[str]
 ) -> dict[str, Any]:
     """(c): seconds of solving five layers, the factors at hand or not."""
-    requests = requests_of_rule(editor)
+    requests = requests_of_rule(case)
     keys = {layer: find_keys(model, requests, layer, contexts, SETTINGS.lookup) for layer in BLOCK}
     residual = torch.ones(model.d_model, len(requests))
     spent: dict[str, float] = {}
@@ -236,14 +238,15 @@ def further(
     return spent
 
 
-def settings_of(editor: str) -> EditorSettings:
+def settings_of(case: Case) -> EditorSettings:
     """Settings of a case."""
-    return WORDS if editor == "memit-words" else SETTINGS
+    settings = WORDS if case.editor == "memit-words" else SETTINGS
+    return settings.model_copy(update={"steps": case.steps})
 
 
-def requests_of_rule(editor: str) -> list[EditRequest]:
+def requests_of_rule(case: Case) -> list[EditRequest]:
     """The three requests of the rule that is edited, or their words."""
-    settings = settings_of(editor)
+    settings = settings_of(case)
     requests = requests_of(load_rules("embedded", ids=[RULE]).rules[0], settings.lookup)
     return (
         [word for one in requests for word in words_of(one)]
@@ -252,22 +255,21 @@ def requests_of_rule(editor: str) -> list[EditRequest]:
     )
 
 
-def measured(part: str, editor: str, folder: str, contexts: Sequence[str]) -> dict[str, Any]:
+def measured(part: str, case: Case, folder: str, contexts: Sequence[str]) -> dict[str, Any]:
     """One part in this process, with one thread."""
     torch.set_num_threads(1)
     model = load()
     statistics = measure(model, range(3, 15), CORPUS, Path(folder))
     start = time.process_time()
-    result = globals()[part](editor, model, statistics, contexts)
+    result = globals()[part](case, model, statistics, contexts)
     return {**result, "seconds": time.process_time() - start}
 
 
-def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[str, Any]]:
+def run(say: Callable[[dict[str, Any]], None], *, quick: bool = False) -> None:
     """All parts, each in a process of its own; rows as in bench.json."""
-    out: list[dict[str, Any]] = []
+    steps = QUICK_STEPS if quick else SETTINGS.steps
 
     def add(**row: Any) -> None:
-        out.append(row)
         say(row)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -276,9 +278,7 @@ def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[s
         measure(model, range(3, 15), CORPUS, Path(folder))
 
         def apart(part: str, editor: str) -> dict[str, Any]:
-            spawn = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                return pool.submit(measured, part, editor, folder, contexts).result()
+            return in_process(measured, part, Case(editor, steps), folder, contexts)
 
         for editor in ("memit", "dmle", "memit-words"):
             slow, fast = apart("straight", editor), apart("ours", editor)
@@ -318,7 +318,6 @@ def run(say: Callable[[dict[str, Any]], None] = lambda row: None) -> list[dict[s
                 ratio=ratio,
                 baseline="afresh",
             )
-    return out
 
 
 def error(got: Tensor, expected: Tensor) -> float:

@@ -24,12 +24,10 @@ share of the layer profile (mean over the tokens of a role) that lies inside the
 samples are ten: the summed standard errors over the summed absolute effects.
 """
 
-import multiprocessing
 import resource
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +40,9 @@ from interp.tracing import prompt as tracing
 from interp.tracing.cases import Site, target
 from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import SweepOptions, sweep
-from interp.tracing.screening import score_sites
+from interp.tracing.screening import ScoringOptions, score_sites
 from interp.tracing.windows import default_window
+from tests.benchmarks.apart import apart as in_process
 
 PROMPTS = (
     ("circle-area", "formula"),
@@ -51,36 +50,52 @@ PROMPTS = (
     ("second-order-reaction-rate", "instance"),
 )
 """11, 21 and 40 tokens."""
-SAMPLES, LOOP_SITES, GENERIC_SITES, SEED = 10, 24, 96, 0
 SCREENS = (0.2, 0.3)
 COMPONENTS = ("resid", "mlp", "attn")
+SEED = 0
+
+
+class Size(NamedTuple):
+    """Noise samples, sites of (a) and (b) and of (c), and how far the layers are apart."""
+
+    samples: int = 10
+    loop_sites: int = 24
+    generic_sites: int = 96
+    stride: int = 1
+
+
+QUICK = Size(samples=2, loop_sites=3, generic_sites=15, stride=6)
 
 
 class Bench:
     """One prompt's map, and ways to get it."""
 
-    def __init__(self, which: int, dtype: str = "float32") -> None:
+    def __init__(self, which: int, dtype: str, size: Size) -> None:
         from interp.rules.sources import load_rules
 
         torch.set_num_threads(1)
         rule_id, form = PROMPTS[which]
+        self.size = size
         self.model = load(device="cpu", dtype=dtype)
         rule = load_rules(ids=[rule_id]).rules[0]
         ready = tracing.prepare(
-            self.model, rule, form, TraceConfig(samples=SAMPLES, positions="all")
+            self.model, rule, form, TraceConfig(samples=size.samples, positions="all")
         )
         self.case, self.roles = ready.case, ready.roles
         width = default_window(self.model.n_layers)
+        self.layers = range(0, self.model.n_layers, size.stride)
         self.sites = [
             tracing.site(component, layer, position, width, self.model.n_layers)
             for component in COMPONENTS
             for position in range(self.case.positions[0], len(self.case.prompt))
-            for layer in range(self.model.n_layers)
+            for layer in self.layers
         ]
         rng = np.random.default_rng(SEED)
-        self.loop_sites = sorted(rng.choice(len(self.sites), LOOP_SITES, replace=False).tolist())
+        self.loop_sites = sorted(
+            rng.choice(len(self.sites), size.loop_sites, replace=False).tolist()
+        )
         self.generic_sites = sorted(
-            rng.choice(len(self.sites), GENERIC_SITES, replace=False).tolist()
+            rng.choice(len(self.sites), size.generic_sites, replace=False).tolist()
         )
 
     # Each gives scores [site, sample] of some sites, and what else it measured.
@@ -98,7 +113,7 @@ class Bench:
         )
         clean = model.capture(torch.tensor([case.ids]), names)
         goal, first = target(case, model.device), int(clean_row)
-        ids = torch.tensor([case.ids]).expand(SAMPLES + first, -1)
+        ids = torch.tensor([case.ids]).expand(self.size.samples + first, -1)
         assert case.noise is not None
         noise = case.noise
 
@@ -124,14 +139,14 @@ class Bench:
         with torch.inference_mode():
             start = time.process_time()
             scores = torch.stack([one(self.sites[i]) for i in self.loop_sites])
-            seconds = (time.process_time() - start) * len(self.sites) / LOOP_SITES
+            seconds = (time.process_time() - start) * len(self.sites) / self.size.loop_sites
         return {"scores": scores, "sites": self.loop_sites, "seconds": seconds}
 
     def generic(self) -> dict[str, Any]:
         some = [self.sites[i] for i in self.generic_sites]
         start = time.process_time()
         found = sweep(self.model, self.case, some, mean_log_prob, SweepOptions(route="generic"))
-        seconds = (time.process_time() - start) * len(self.sites) / GENERIC_SITES
+        seconds = (time.process_time() - start) * len(self.sites) / self.size.generic_sites
         return {"scores": found.restored, "sites": self.generic_sites, "seconds": seconds}
 
     def fast(self) -> dict[str, Any]:
@@ -153,7 +168,9 @@ class Bench:
 
     def _scored(self, **options: Any) -> dict[str, Any]:
         start = time.process_time()
-        found = score_sites(self.model, self.case, self.sites, ["mean_log_prob"], **options)
+        found = score_sites(
+            self.model, self.case, self.sites, ["mean_log_prob"], ScoringOptions(**options)
+        )
         seconds = time.process_time() - start
         return {
             "scores": found.restored[..., 0],
@@ -175,7 +192,7 @@ class Bench:
         total = sum(event.self_cpu_time_total for event in events)
         shares = {event.key: event.self_cpu_time_total / total for event in events}
         return {
-            "done": counter.get_total_flops() * SAMPLES,
+            "done": counter.get_total_flops() * self.size.samples,
             "needed": self._needed(),
             "rate": self._matmul_rate(),
             "profile": dict(sorted(shares.items(), key=lambda item: -item[1])[:12]),
@@ -196,7 +213,7 @@ class Bench:
             total += (
                 blocks * (2 * tokens * weights + 4 * attended * self.model.d_model) + unembedding
             )
-        return total * SAMPLES
+        return total * self.size.samples
 
     def _matmul_rate(self) -> float:
         """Operations per second of plain products of the block's own shapes, at the rows of a
@@ -230,9 +247,11 @@ def _block_weights(model: LanguageModel) -> int:
     return sum(module.weight.numel() for module in block.modules() if isinstance(module, nn.Linear))
 
 
-def measure(which: int, dtype: str, name: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+def measure(
+    which: int, dtype: str, name: str, arguments: tuple[Any, ...], size: Size
+) -> dict[str, Any]:
     """Run one case in this process, with its peak memory."""
-    bench = Bench(which, dtype)
+    bench = Bench(which, dtype, size)
     loaded = _peak_mb()
     start = time.perf_counter()
     found = getattr(bench, name)(*arguments)
@@ -247,25 +266,22 @@ def measure(which: int, dtype: str, name: str, arguments: tuple[Any, ...]) -> di
         "n_sites": len(bench.sites),
         "tokens": len(bench.case.prompt),
         "answer_tokens": len(bench.case.answer),
-        "n_layers": bench.model.n_layers,
+        "n_layers": len(bench.layers),
     }
 
 
-def apart(which: int, name: str, *arguments: Any, dtype: str = "float32") -> dict[str, Any]:
-    """`measure` in a fresh process, so that its memory is its own."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(measure, which, dtype, name, arguments).result()
-
-
-def bench_prompt(which: int, say: Callable[[dict[str, Any]], None]) -> None:
+def bench_prompt(which: int, say: Callable[[dict[str, Any]], None], size: Size) -> None:
     """All cases of one prompt, as rows."""
+
+    def apart(which: int, name: str, *arguments: Any, dtype: str = "float32") -> dict[str, Any]:
+        return in_process(measure, which, dtype, name, arguments, size)
+
     loop, fast = apart(which, "loop"), apart(which, "fast")
     effects = fast["scores"] - fast["corrupted"]
     mean = effects.mean(1)
     mass = np.abs(mean).sum()
-    noise = (effects.std(1, ddof=1) / SAMPLES**0.5).sum() / mass
-    case = f"{fast['tokens']} tokens, {fast['n_sites']} sites, {SAMPLES} samples"
+    noise = (effects.std(1, ddof=1) / size.samples**0.5).sum() / mass
+    case = f"{fast['tokens']} tokens, {fast['n_sites']} sites, {size.samples} samples"
 
     def row(name: str, found: dict[str, Any], **more: Any) -> None:
         scores = found["scores"]
@@ -278,7 +294,7 @@ def bench_prompt(which: int, say: Callable[[dict[str, Any]], None]) -> None:
                 "missed": float(np.abs(guess - mean).sum() / mass),
                 "rank": _spearman(guess, mean),
                 "noise": float(noise),
-                "profile_within": _profile_within(guess, fast),
+                "profile_within": _profile_within(guess, fast, size.samples),
                 **found.get("about", {}),
             }
         say(
@@ -296,9 +312,9 @@ def bench_prompt(which: int, say: Callable[[dict[str, Any]], None]) -> None:
             }
         )
 
-    row("(a) loop", loop, measured_sites=LOOP_SITES)
-    row("(b) rome", apart(which, "rome"), measured_sites=LOOP_SITES)
-    row("(c) generic", apart(which, "generic"), measured_sites=GENERIC_SITES)
+    row("(a) loop", loop, measured_sites=size.loop_sites)
+    row("(b) rome", apart(which, "rome"), measured_sites=size.loop_sites)
+    row("(c) generic", apart(which, "generic"), measured_sites=size.generic_sites)
     counted = apart(which, "arithmetic")
     row(
         "(d) fast",
@@ -322,17 +338,17 @@ def _spearman(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def _profile_within(guess: np.ndarray, fast: dict[str, Any]) -> float:
+def _profile_within(guess: np.ndarray, fast: dict[str, Any], samples: int) -> float:
     """Share of the layer profile (component × role × layer) inside the exact one's 95 % interval
     over noise samples."""
     shape = (len(COMPONENTS), -1, fast["n_layers"])
-    effects = (fast["scores"] - fast["corrupted"]).reshape(*shape, SAMPLES)
+    effects = (fast["scores"] - fast["corrupted"]).reshape(*shape, samples)
     roles = np.array(fast["roles"][fast["first"] :])
     inside = []
     for role in sorted(set(roles)):
         exact = effects[:, roles == role].mean(1)
         # Where an effect is nothing (behind the last block, say) its error is rounding.
-        error = np.maximum(exact.std(-1, ddof=1) / SAMPLES**0.5, 1e-4)
+        error = np.maximum(exact.std(-1, ddof=1) / samples**0.5, 1e-4)
         inside.append(
             np.abs(guess.reshape(shape)[:, roles == role].mean(1) - exact.mean(-1)) < 1.96 * error
         )
@@ -359,7 +375,12 @@ def describe(row: dict[str, Any]) -> str:
     return text + f"  largest difference to (d) {row['largest_difference']:.1e}"
 
 
-def run(say: Callable[[dict[str, Any]], None], prompts: Sequence[int] = (0, 1, 2)) -> None:
-    """All cases of the prompts; rows as they come."""
-    for which in prompts:
-        bench_prompt(which, say)
+def run(
+    say: Callable[[dict[str, Any]], None],
+    *,
+    prompts: Sequence[int] = (0, 1, 2),
+    quick: bool = False,
+) -> None:
+    """All cases of the prompts, or of the first at small size; rows as they come."""
+    for which in prompts[:1] if quick else prompts:
+        bench_prompt(which, say, QUICK if quick else Size())

@@ -7,6 +7,7 @@ Every fifth layer by default, each map another fifth; `DMLE_GOLDEN_STRIDE=1` com
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ STRIDE = int(os.environ.get("DMLE_GOLDEN_STRIDE", "5"))
 @pytest.mark.skipif(
     not REFERENCE.is_dir(), reason="the stored ROME runs are not beside this checkout"
 )
-def test_sweep_gives_romes_map_of_first_token_probabilities(at, smol):
+def test_sweep_gives_romes_map_of_first_token_probabilities(at: int, smol: Any) -> None:
     import torch
 
     from interp.tracing.cases import CorruptedPrompt, Site

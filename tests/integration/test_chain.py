@@ -15,8 +15,7 @@ import torch
 import yaml
 
 from editing.closed_form.covariance import Covariances
-from editing.config import EditConfig
-from editing.editors import memit
+from editing.config import EditorSettings
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
 from editing.evaluation.evaluate import COLUMNS, items_of
@@ -27,6 +26,7 @@ from interp.results import effects
 from interp.results.run_folder import RunError
 from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.layers import LayerSelection
+from tests.unit.editing_making import edit_with
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chain")]
 
@@ -263,7 +263,8 @@ def test_an_edit_of_the_embedded_model_reverts_bit_for_bit(smol: LanguageModel) 
     # Statistics and search are as cheap as can be: it is about the weights.
     statistics = Covariances({5: 0.01 * torch.eye(1536)}, smol.weight_hash, 0, {})
     requests = requests_of(rule, "subject_last")[:1]
-    delta = memit.edit(smol, requests, [5], statistics, ("",), EditConfig(steps=2, ridge=0.01))
+    settings = EditorSettings(steps=2, ridge=0.01)
+    delta = edit_with("memit", smol, requests, [5], statistics, ("",), settings)
     assert all(torch.equal(p, before[name]) for name, p in smol.parameters.items())
     with delta.applied(smol), torch.no_grad():
         assert (smol.logits(ids, keep=1) - unedited).abs().max() > 1e-3

@@ -15,6 +15,18 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
 """They read one another's traces where they find them: one folder, one worker, one after the
 other."""
+TWO_RULES = 'rule_ids = ["circle-area", "cube-volume"]'
+SMALLER = {
+    "02_layer_profiles": TWO_RULES,
+    "03_layer_selection": TWO_RULES,
+    "04_editing_a_rule": "steps = 3",
+    "05_paper_figures": """
+small["rules.ids"].remove("square-perimeter")
+small |= {"edit.steps": 3, "evaluate.answer_tokens": 3}
+""",
+    "06_your_own_model_and_rules": "samples = 2",
+}
+"""Parameters with which a notebook does the same on fewer rules, or with fewer steps."""
 FIGURES = {
     "01_causal_tracing": 1,
     "02_layer_profiles": 3,
@@ -71,6 +83,8 @@ def test_a_notebook_runs_and_shows_its_figures(
         os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     )
     notebook = parsed(name)
+    given = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells.insert(given + 1, nbformat.v4.new_code_cell(SMALLER.get(name, "")))
     # On a busy machine a cell may take long: the time limit is that of the test.
     where = {"metadata": {"path": str(folder)}}
     client = NotebookClient(notebook, timeout=None, kernel_name="python3", resources=where)

@@ -15,6 +15,8 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, load_rules
 
+pytestmark = pytest.mark.slow
+
 RULES = Path(__file__).parents[1] / "data" / "cjk_rules.json"
 FAST = [
     "covariance.identity=true",

@@ -647,6 +647,7 @@ def test_answer_table_keeps_one_line_per_answer_whatever_the_text() -> None:
 # Everything
 
 
+@pytest.mark.slow
 def test_draw_all_draws_every_figure_and_table_of_a_run(tmp_path: Path) -> None:
     data = joined(("0", "rule a/b"))
     effects_schema.save(data, tmp_path / "effects.nc")

@@ -29,6 +29,8 @@ from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.layers import parse_layers
 from tests.unit.editing_making import edit_with
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str]]
 ARMS = {
     "early": {"editor": "memit", "block": "0"},

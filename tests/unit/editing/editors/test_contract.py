@@ -28,6 +28,8 @@ from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule
 from tests.unit.editing_making import STRONG, settings_of
 
+pytestmark = pytest.mark.slow
+
 EDITORS = editor_names()
 KIND = editors()
 NEEDING = [name for name, kind in KIND.items() if "statistics" in kind.needs]

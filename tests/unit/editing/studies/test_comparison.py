@@ -24,6 +24,8 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str]]
 ARMS = {
     "weak": {"editor": "ft", "ft": {"steps": 1, "learning_rate": 1e-9}},

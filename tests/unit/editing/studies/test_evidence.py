@@ -27,6 +27,8 @@ from interp.selection.select import select_layers
 from interp.vocabulary import FORMS, ROLES
 from tests.unit.records import known, recorded
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str]]
 LOOKUP = "subject_last"
 

@@ -25,6 +25,8 @@ from interp.selection.from_sweep import select_from_sweep
 from interp.vocabulary import LOOKUP, ROLES
 from tests.unit.records import recorded
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str]]
 SCORES = np.array([[0.2, 0.6, 0.4], [0.4, 0.8, 0.9], [0.3, 0.7, 0.2]])
 """Rule × window; means 0.3, 0.7, 0.5."""

@@ -22,6 +22,8 @@ from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
 from interp.selection.layers import LayerSelection
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str]]
 SETTINGS: dict[str, Any] = {
     "trace": {

@@ -22,6 +22,8 @@ from interp.rules.sources import Rule, dump_rules, load_rules
 from interp.selection.layers import LayerSelection
 from tests.unit.records import known, recorded
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, list[str]]]
 
 

@@ -23,6 +23,8 @@ from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
 from interp.settings.registered import registries
 from tests.unit.records import smallest
 
+pytestmark = pytest.mark.slow
+
 STEPS = load_steps()
 SECTIONS: dict[str, type[Section]] = {
     name: cls

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_states, keys_of_prompts
 from editing.config import EditorSettings
-from editing.editors.memit import edit
 from editing.edits.requests import requests_of
 from editing.evaluation.scoring import Question, greedy_ids, teacher_forced
 from interp.config import TraceConfig
@@ -30,6 +29,9 @@ from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.prompt import engine
 from interp.tracing.reference import sweep_reference
+from tests.unit.editing_making import edit_with
+
+pytestmark = pytest.mark.slow
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 LONG = 16
@@ -215,7 +217,7 @@ def test_an_edit_moves_the_state_to_its_target_and_is_gone_afterwards(
     d_mlp = keys_of_prompts(model, requests, 1).shape[1]
     identity = Covariances({1: torch.eye(d_mlp)}, model.weight_hash, 0, {})
     before = {name: value.detach().clone() for name, value in model.parameters.items()}
-    made = edit(model, requests, [1], identity, ("",), settings)
+    made = edit_with("memit", model, requests, [1], identity, ("",), settings)
     assert made.about["residual_left"][0] < 0.01
     ids = torch.tensor([model.encode("A circle is").ids])
     with made.applied(model):

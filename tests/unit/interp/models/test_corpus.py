@@ -142,6 +142,7 @@ def test_paragraphs_unusable_text_files_are_errors_that_say_why(tmp_path: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_paragraphs_embedded_are_clean_cached_and_the_same_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -22,6 +22,8 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaMLP
 from interp.models.loading import LanguageModel, ModelError, load
 from interp.models.tokens import pad_right
 
+pytestmark = pytest.mark.slow
+
 TEXTS = (
     "The area of a square is",
     "What is the rectangle's perimeter (π = 3.14)?",

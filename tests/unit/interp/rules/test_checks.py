@@ -837,6 +837,7 @@ def test_instance_that_cannot_show_the_edit_is_found() -> None:
 # The rulebook.
 
 
+@pytest.mark.slow
 def test_embedded_rulebook_has_nothing_above_info() -> None:
     findings = check_rules(load_rules())
     assert [finding for finding in findings if finding.level != "info"] == []

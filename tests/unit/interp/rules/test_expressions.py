@@ -253,6 +253,7 @@ def test_hostile_text_is_refused_at_once(text: str) -> None:
         parse(text)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20, func_only=True)
 def test_deep_text_is_refused_or_read_at_once() -> None:
     assert parse("(" * BRACKETS + "7" + ")" * BRACKETS) == 7

@@ -221,6 +221,7 @@ def test_select_says_what_cannot_be_exported(
     assert not (tmp_path / "c.json").exists()
 
 
+@pytest.mark.slow
 def test_select_adaptive_writes_a_selection_for_each_rule(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """The array core of the selection against enumeration, loops and hand-worked arrays."""
 
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from interp.tracing.windows import window
 from tests.benchmarks.stability import simulate
 
 
-def picked(pick, profile) -> tuple[list[int], float]:
+def picked(pick: Picker, profile: Any) -> tuple[list[int], float]:
     chosen, strength = pick(np.asarray(profile, dtype=float)[None])
     return np.flatnonzero(chosen[0]).tolist(), float(strength[0])
 
@@ -176,6 +177,7 @@ def test_one_rule_has_no_stability() -> None:
     )
 
 
+@pytest.mark.slow
 def test_stable_choices_are_found_again_on_other_rules() -> None:
     found = simulate(trials=800, rules=(8, 16, 32, 100), draws=100, seed=0)
     for name, rows in found.items():
@@ -258,7 +260,7 @@ def test_no_number_of_rules_is_enough_without_enough_draws() -> None:
 
 @pytest.mark.parametrize("pick", [window_of(3), mass_of(0.5), segment_of(2, 8)])
 @pytest.mark.parametrize("rules", [8, 20])
-def test_chance_rejects_noise_as_often_as_its_level_says(pick, rules: int) -> None:
+def test_chance_rejects_noise_as_often_as_its_level_says(pick: Picker, rules: int) -> None:
     rng = np.random.default_rng(5)
     smooth = np.eye(15) + np.eye(15, k=1) + np.eye(15, k=-1)  # overlapping windows correlate layers
     found = [

@@ -13,6 +13,8 @@ from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import Target, mean_log_prob
 from interp.tracing.patching import sweep
 
+pytestmark = pytest.mark.slow
+
 PROMPT, ANSWER = (5, 9, 17, 3, 8, 2, 7), (11, 4)
 
 

@@ -14,6 +14,8 @@ from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import window
 from interp.vocabulary import Direction
 
+pytestmark = pytest.mark.slow
+
 PROMPT = (5, 9, 17, 3, 8, 2, 7)
 
 
