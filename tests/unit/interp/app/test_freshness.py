@@ -66,6 +66,7 @@ def candidates(cls: type[Section], field: str) -> Iterator[Any]:
                 yield {name: value * 0.9}
                 yield {name: value + 1}
     yield from ("4GiB", "0.1", "mean_log_prob", "embedded+rules", "1", "llama-3-8b", 1, 0.5, 5)
+    yield from ("alphaedit", "memit")
     yield from (["memit"], ["reliability"], ["negative_kl"], [1, 2], ["validation", "test"])
     yield from ({"ridge": [0.5]}, {"early": {"editor": "memit"}}, {"locality": 0.5})
 

@@ -354,7 +354,7 @@ def test_twins_have_the_true_answer_of_another_rule() -> None:
 def test_embedded_file_is_canonical(tmp_path: Path) -> None:
     path = tmp_path / "rules.json"
     dump_rules(EMBEDDED, path)
-    embedded = Path(__file__).parents[4] / "interp" / "rulebook" / "rules.json"
+    embedded = Path(__file__).parents[4] / "interp" / "rules" / "rulebook" / "rules.json"
     assert path.read_bytes() == embedded.read_bytes()
     assert load_rules(path).rules == EMBEDDED
     assert load_rules().refused == load_rules().repairs == ()

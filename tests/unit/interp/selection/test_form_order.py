@@ -201,8 +201,8 @@ def test_without_an_order_p_values_are_uniform() -> None:
 def test_report_and_table_say_the_same(tmp_path: Path) -> None:
     effect = peaked(np.array([[4.0, 4.5, 8.0], [6, 6, 9], [5, 5.5, 9]]))
     data = profile(effect)
-    effects.save(data, tmp_path / "profile.nc")
-    of_rules = depths(effects.load(tmp_path / "profile.nc"))
+    effects.save(data, tmp_path / "means.nc")
+    of_rules = depths(effects.load(tmp_path / "means.nc"))
     made = compare_forms(of_rules)
     lines = report(of_rules, made)
     assert len(lines) == 3 + 4

@@ -579,8 +579,8 @@ def test_a_selection_is_equal_after_saving_and_loading(tmp_path: Path) -> None:
 
 
 def test_a_selection_of_a_saved_profile_keeps_its_provenance(tmp_path: Path) -> None:
-    effects.save(planted(), tmp_path / "profile.nc")
-    selection = select_layers(effects.load(tmp_path / "profile.nc"))
+    effects.save(planted(), tmp_path / "means.nc")
+    selection = select_layers(effects.load(tmp_path / "means.nc"))
     assert selection.provenance == {
         "model": "tiny",
         "weight_hash": "0123",

@@ -89,9 +89,8 @@ def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(
     exact = effect(score_sites(model, case, some, ["mean_log_prob"]))
 
     def error(**options: Any) -> float:
-        got = effect(
-            score_sites(model, case, some, ["mean_log_prob"], ScoringOptions(steps=3), **options)
-        )
+        how = ScoringOptions(steps=3, **options)
+        got = effect(score_sites(model, case, some, ["mean_log_prob"], how))
         return float(np.abs(got - exact).sum() / np.abs(exact).sum())
 
     gradients, few, many = (
