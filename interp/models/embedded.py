@@ -11,7 +11,6 @@ import hashlib
 import logging
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -150,7 +149,7 @@ def converted_model(
     The folder is named after the hash of the weights it was made from.
 
     Args:
-        convert: Given the GGUF file and an existing empty folder, fills the folder.
+        convert: Given the GGUF file and a folder, fills it. The file may lie in it.
         name: What the folder is called.
         parts: The files whose contents, one after the other, are the GGUF file.
         search: Folders that hold installed distributions; by default those of `sys.path`.
@@ -166,13 +165,14 @@ def converted_model(
         if len(sources) == 1:
             convert(sources[0], folder)
             return
-        with tempfile.TemporaryDirectory() as scratch:
-            joined = Path(scratch) / f"{name}.gguf"
-            with joined.open("wb") as file:
-                for source in sources:
-                    with source.open("rb") as part:
-                        shutil.copyfileobj(part, file)
-            convert(joined, folder)
+        # In the folder, which is removed if this process is killed.
+        joined = folder / f"{name}.gguf"
+        with joined.open("wb") as file:
+            for source in sources:
+                with source.open("rb") as part:
+                    shutil.copyfileobj(part, file)
+        convert(joined, folder)
+        joined.unlink()
 
     return make_once(cache_dir() / "models" / f"{name}-{parts[0].sha256[:KEY_LENGTH]}", make)
 

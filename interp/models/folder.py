@@ -7,16 +7,14 @@ These are copied as they were, byte for byte. Left out are other weights, and th
 describes the model before the edit.
 """
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
 
 from interp.errors import ModelError
-from interp.results.files import PARTIAL_SUFFIX
+from interp.results.files import partial_path, sweep
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 _COMPANIONS = frozenset(
@@ -87,7 +85,8 @@ def replaced(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Of the absolute path: "." has no name.
     place = folder.absolute()
-    partial = place.with_name(f".{place.name}.{os.getpid()}-{uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    sweep(place.parent)
+    partial = partial_path(place)
     partial.mkdir()
     try:
         yield partial

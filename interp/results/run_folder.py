@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import yaml
 from filelock import FileLock, Timeout
 
 from interp.errors import DamagedError, DmleError
 from interp.results.checksums import read_marked, write_marked
-from interp.results.files import write_bytes
+from interp.results.files import partial_path, sweep, write_bytes
 from interp.results.paths import check_links
 from interp.results.printing import command as command_line
 from interp.settings.plain_yaml import YamlError, load_yaml
@@ -85,8 +84,9 @@ class RunFolder:
             raise RunError(str(error)) from error
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".write-test-{uuid4().hex}"
+            probe = partial_path(self.path / "write-test")  # swept up if this process is killed
             probe.touch(exist_ok=False)
+            sweep(self.path, probe)
             probe.unlink()
         except OSError as error:
             raise RunError(

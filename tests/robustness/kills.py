@@ -209,7 +209,9 @@ def main() -> int:
     for tally in run(States(root), given.kills, given.pairs, given.only or list(BY_NAME)):
         tallies.append(tally)
         counts = f"{tally.events:8}{tally.kills:7}{tally.pairs:7}{tally.refused:9}"
-        tell(f"{tally.command:16}{counts}{len(tally.failures):10}{tally.seconds:9}")
+        tell(
+            f"{tally.command:16}{counts}{len(tally.failures):10}{tally.seconds:9}", *tally.failures
+        )
     failures = [line for tally in tallies for line in tally.failures]
     tell(
         f"{sum(t.kills for t in tallies)} kills and {sum(t.pairs for t in tallies)} pairs,"

@@ -1,6 +1,9 @@
 """Run folders: what is kept, and what is said when something is in the way or missing."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,20 @@ def test_create_makes_the_folder_and_leaves_nothing_in_it(tmp_path: Path) -> Non
     run.create()
     run.create()
     assert run.path.is_dir() and list(run.path.iterdir()) == []
+
+
+def test_create_removes_what_a_process_left_that_was_killed_in_it(tmp_path: Path) -> None:
+    killed = """
+import os, signal, sys
+from pathlib import Path
+from interp.results.run_folder import RunFolder
+Path.unlink = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+RunFolder(Path(sys.argv[1])).create()
+"""
+    ended = subprocess.run([sys.executable, "-c", killed, tmp_path], check=False)
+    assert ended.returncode == -signal.SIGKILL and len(list(tmp_path.iterdir())) == 1
+    RunFolder(tmp_path).create()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("inside", ["", "deeper"])
