@@ -214,7 +214,9 @@ def test_both_routes_equal_the_definition(
     corruption: str, direction: Direction, model: LanguageModel
 ) -> None:
     assert model.has_prefix_cache and model.has_entry
-    one, some = CASES[corruption], every_kind_of_site((1, 3, 7))
+    # Before the corrupted tokens nothing differs: one site of each component is enough there.
+    before = [Site(component, 1, range(1, 2)) for component in ("resid", "mlp", "attn")]
+    one, some = CASES[corruption], [*before, *every_kind_of_site((3, 7))]
     expected = sweep_reference(model, one, some, BOTH, direction=direction)
     for route in ("fast", "generic"):
         got = sweep(
