@@ -27,7 +27,7 @@ the effect of a window is that of all its blocks, and a single block that carrie
 as a plateau of as many layers as are restored, most of which are not that block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -365,15 +365,28 @@ def _groups_of_data(task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
     def named(indices: Sequence[int]) -> list[str]:
         return [traced[i] for i in indices]
 
-    groups = [named(indices) for indices in alike]
-    for given in config.groups:
-        untraced = [form for form in given if form not in traced]
-        partner = next((form for form in given if form in traced), None)
+    groups = _with_untraced([named(indices) for indices in alike], config.groups)
+    return groups, [grouping_in_words(named(c.first), named(c.second), c) for c in comparisons]
+
+
+def _with_untraced(
+    groups: Sequence[list[str]], given: Iterable[Sequence[str]]
+) -> list[tuple[str, ...]]:
+    """Groups of traced forms with the other forms, each beside a form that it is given with.
+
+    Raises:
+        NotTraceableError: No form that it is given with is traced.
+    """
+    traced = {form for group in groups for form in group}
+    for forms in given:
+        untraced = [form for form in forms if form not in traced]
+        partner = next((form for form in forms if form in traced), None)
         if untraced and partner is None:
             raise untraceable(tuple(untraced[:1]))
-        next(group for group in groups if partner is None or partner in group).extend(untraced)
-    words = [grouping_in_words(named(c.first), named(c.second), c) for c in comparisons]
-    return [tuple(group) for group in groups], words
+        for group in groups:
+            if partner in group:
+                group += untraced
+    return [tuple(group) for group in groups]
 
 
 def _plain(value: Any) -> Any:
