@@ -76,9 +76,8 @@ class LanguageModel(ModelGeneration, ModelText):
         """
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
         _check_pieces(name, tokenizer, self.parameters)
-        self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
-        self.folder = folder
-        self._buffers = _persistent_buffers(hf_model)
+        self.name, self.folder, self.tokenizer = name, folder, tokenizer
+        self.config, self._buffers = hf_model.config, _persistent_buffers(hf_model)
         # As they came, for export: both are changed below.
         self._generation, self._own_config = copy.deepcopy(
             (hf_model.generation_config, hf_model.config)

@@ -49,7 +49,7 @@ def load_records(
     """
     content = read_json(path, what, schema=SCHEMA, mend=mend)
     names, rows = content.get("columns"), content.get("rows")
-    if not (_is_list_of(str, names) and isinstance(rows, list)):
+    if not _is_list_of(names, str) or not isinstance(rows, list):
         raise damaged(path, what, "it has no columns and rows", mend)
     if missing := sorted(set(columns) - set(names)):
         raise damaged(path, what, f"it lacks the columns {missing}", mend)
@@ -63,7 +63,7 @@ def _fault(row: Any, names: Sequence[str], numbers: Sequence[str]) -> str:
     """What is wrong with a row; "" if nothing is."""
     if not isinstance(row, list) or len(row) != len(names):
         return "its rows and columns do not fit together"
-    if not _is_list_of(str | int | float | None, row):
+    if not _is_list_of(row, str | int | float | None):
         return "a row holds something else than texts and numbers"
     named = dict(zip(names, row, strict=True))
     if any(isinstance(named.get(name) or 0, str) for name in numbers):
@@ -71,7 +71,7 @@ def _fault(row: Any, names: Sequence[str], numbers: Sequence[str]) -> str:
     return ""
 
 
-def _is_list_of(kind: Any, values: Any) -> TypeGuard[list[Any]]:
+def _is_list_of(values: Any, kind: Any) -> TypeGuard[list[Any]]:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 

@@ -68,9 +68,8 @@ def merge_forms(
         compared = [_compare(shares, a, b, draws=draws, seed=seed) for a, b in pairs]
         first = max(compared, key=lambda c: -np.inf if np.isnan(c[0]) else c[0])
         a, b = pairs[compared.index(first)]
-        merged = first[1] > level
-        made.append(Comparison(a, b, *first, merged))
-        if merged:
+        made.append(Comparison(a, b, *first, merged=first[1] > level))
+        if made[-1].merged:
             groups = [group for group in groups if group not in (a, b)] + [tuple(sorted(a + b))]
         else:
             differ.add(frozenset(a + b))

@@ -10,7 +10,7 @@ Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated 
 al. 2023.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,17 +194,28 @@ def _gradients(
     ids = torch.tensor([case.ids], device=model.device).expand(len(mixed), -1)
     with torch.enable_grad():
         scores = metric(model.logits(ids, keep=len(case.answer), hooks=hooks), goal)
-        totals = scores.sum(0).reshape(-1)
-        gradients = []
-        for index, total in enumerate(totals):
-            more = index + 1 < len(totals)
-            got = torch.autograd.grad(
-                total, [values[name] for name in names], retain_graph=more, allow_unused=True
-            )
-            if unused := [name for name, value in zip(names, got, strict=True) if value is None]:
-                raise ModelError(
-                    f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects"
-                    " cannot be estimated by gradients; use trace.method=exact"
-                )
-            gradients.append({name: value.float() for name, value in zip(names, got, strict=True)})
-    return gradients
+        *others, last = scores.sum(0).reshape(-1)
+        # The graph is needed until the last score's gradients are taken.
+        gradients = [_gradients_of(model, total, names, values, keep=True) for total in others]
+        return [*gradients, _gradients_of(model, last, names, values, keep=False)]
+
+
+def _gradients_of(
+    model: LanguageModel,
+    total: Tensor,
+    names: Sequence[str],
+    values: Mapping[str, Tensor],
+    *,
+    keep: bool,
+) -> dict[str, Tensor]:
+    """Gradients of a number with respect to values, by hook; `keep`: the graph is used again."""
+    gradients = torch.autograd.grad(
+        total, [values[name] for name in names], retain_graph=keep, allow_unused=True
+    )
+    by_hook = dict(zip(names, gradients, strict=True))
+    if unused := [name for name, value in by_hook.items() if value is None]:
+        raise ModelError(
+            f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects"
+            " cannot be estimated by gradients; use trace.method=exact"
+        )
+    return {name: value.float() for name, value in by_hook.items()}

@@ -164,17 +164,21 @@ def noise_rule(
     if kind == "e":
         return NoiseRule(text, scale * model.embedding_std())
     if kind == "s":
-        ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
-        if not ids:
-            raise InputError(
-                f"noise {text!r} takes its scale from the rules' subjects, and there is none"
-            )
-        return NoiseRule(text, scale * model.embeddings(ids).std().item())
+        return NoiseRule(text, scale * _subjects_std(text, model, subjects))
     if kind == "t" and scale <= 2:
         raise InputError(
             f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom"
         )
     return _text_noise(text, model.embeddings(_some_text(model, corpus())), scale)
+
+
+def _subjects_std(text: str, model: LanguageModel, subjects: Iterable[str]) -> float:
+    ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
+    if not ids:
+        raise InputError(
+            f"noise {text!r} takes its scale from the rules' subjects, and there is none"
+        )
+    return model.embeddings(ids).std().item()
 
 
 def _text_noise(text: str, embeddings: Float[Tensor, "token d_model"], scale: float) -> NoiseRule:

@@ -136,17 +136,7 @@ def assess(
     """
     if greedy is None:
         greedy = greedy_answers(model, [rule.forms[form].prompt])[0]
-    te, se, source = math.nan, math.nan, "none"
-    try:
-        ready = prepare(model, rule, form, config)
-    except NotFiniteError:
-        raise  # no number is not the same as no effect
-    except DmleError:
-        pass  # the row says so: no source, no numbers
-    else:
-        result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)
-        te = (result.clean - result.corrupted.mean()).item()
-        se, source = result.corrupted.std().item() / ready.case.samples**0.5, ready.answer.source
+    te, se, source = _total_effect(model, rule, form, config)
     return Knowledge(
         rule=rule.id,
         form=form,
@@ -160,6 +150,23 @@ def assess(
         twin=_first_twin(model, rule, form),
         fingerprint=trace_fingerprint(model, rule, form, config),
     )
+
+
+def _total_effect(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
+) -> tuple[float, float, str]:
+    """Total effect, its standard error, and whose answer is scored; NaN and "none" if nothing can
+    be corrupted or scored.
+    """
+    try:
+        ready = prepare(model, rule, form, config)
+    except NotFiniteError:
+        raise  # no number is not the same as no effect
+    except DmleError:
+        return math.nan, math.nan, "none"
+    result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)
+    te = (result.clean - result.corrupted.mean()).item()
+    return te, result.corrupted.std().item() / ready.case.samples**0.5, ready.answer.source
 
 
 def _known(answer: str, truths: Sequence[str]) -> str:
@@ -209,9 +216,7 @@ def assess_rules(
             then.
     """
     _check_replaceable(path)
-    for rule, form in prompts(rules):
-        if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
-            raise TooLongError(f"{rule.id}/{form}: {reason}")
+    _check_lengths(model, rules, config)
     known = _known_rows(path.with_suffix(".json"))
     keys = {
         (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config))
@@ -247,6 +252,12 @@ def _known_rows(path: Path) -> dict[tuple[str, str, str], Knowledge]:
     """Rows of an earlier run by rule, form and fingerprint."""
     rows = read_rows(path) if path.exists() else []
     return {(row.rule, row.form, row.fingerprint): row for row in rows}
+
+
+def _check_lengths(model: LanguageModel, rules: Sequence[Rule], config: TraceConfig) -> None:
+    for rule, form in prompts(rules):
+        if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
+            raise TooLongError(f"{rule.id}/{form}: {reason}")
 
 
 def _check_replaceable(path: Path) -> None:
