@@ -19,11 +19,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from interp.app.rule_digests import digests
 from interp.app.steps import COMMON, Context, load_steps
 from interp.config import Section
 from interp.errors import DmleError, StaleError
 from interp.results.provenance import fingerprint
-from interp.rules.sources import Rule
 
 RECORD = "made"
 """Attribute of a NetCDF file, key of a selection's provenance and of what is said of an edit."""
@@ -53,16 +53,6 @@ MAKERS = {
 """Files with a record, and the step that makes each."""
 SHOWN = 3
 """Differences that are named."""
-TRAINING = ("train",)
-UNTRACED = (
-    "target_new",
-    "rephrasings",
-    "instances",
-    "understanding",
-    "neighborhood",
-    "distracting",
-)
-"""What a form of a rule holds for editing and evaluation."""
 _NONE = object()
 
 
@@ -113,15 +103,14 @@ def made(
         rules: Sections that say which rules it is about.
         more: Further settings by ``section.key``, such as single ones of other sections.
     """
-    records = {name: record_of(context.run.path / name) for name in inputs}
-    read = {name: record for name, record in records.items() if record is not None}
-    settings: dict[str, Any] = {}
-    about: dict[str, dict[str, str]] = {}
-    whole = dict.fromkeys(("model", *sections) if _has_model(context) else sections)
     model = context.model.weight_hash if _has_model(context) else ""
-    for record in read.values():
+    whole = dict.fromkeys(("model", *sections) if _has_model(context) else sections)
+    settings: dict[str, Any] = {}
+    digests_of: dict[str, dict[str, str]] = {}
+    records = _records(context, inputs)
+    for record in records.values():
         settings |= record.settings
-        about |= record.rules
+        digests_of |= record.rules
         model = model or record.model
         whole |= dict.fromkeys(record.sections)
     for name in whole:
@@ -132,32 +121,21 @@ def made(
         model=model,
         settings={**settings, **_plain(more or {})},
         sections=tuple(whole),
-        rules={**about, **{name: digests(context, name) for name in rules}},
-        inputs={name: record.fingerprint for name, record in read.items()},
+        rules={**digests_of, **{name: digests(context, name) for name in rules}},
+        inputs={name: record.fingerprint for name, record in records.items()},
     )
+
+
+def _records(context: Context, names: Iterable[str]) -> dict[str, Made]:
+    """The records of files of the run folder, of those that have one."""
+    records = {name: record_of(context.run.path / name) for name in names}
+    return {name: record for name, record in records.items() if record is not None}
 
 
 def settings_of(name: str, section: Section) -> dict[str, Any]:
     """Settings of a section that numbers depend on, by ``section.key``, inner sections flat."""
     values = section.model_dump(mode="json", exclude=set(section.neutral))
     return _plain(_flat(name, values))
-
-
-def digests(context: Context, section: str) -> dict[str, str]:
-    """Fingerprints of the rules that a section chooses, by id: of what tracing reads of them, or
-    of all.
-    """
-    return {
-        rule.id: _traced(rule) if section == "trace" else _whole(rule)
-        for rule in rules_in_force(context, section)
-    }
-
-
-def rules_in_force(context: Context, section: str) -> list[Rule]:
-    """The rules that a section chooses: `evidence` those that are traced, `tune` training rules."""
-    config: Any = context.sections["trace" if section == "evidence" else section]
-    limit = getattr(context.sections["edit"] if section == "tune" else config, "limit", None)
-    return context.rules_of(getattr(config, "splits", TRAINING), f"{section}.splits")[:limit]
 
 
 def record_of(path: Path) -> Made | None:
@@ -269,21 +247,17 @@ def _stale(context: Context, name: str) -> tuple[list[str], str] | None:
     if record.version != current:
         why = f"{path} was made by version {record.version} of {record.step}, this is {current}"
         return [record.step], why
-    there = {
-        each: record_of(context.run.path / each)
-        for each in record.inputs
-        if (context.run.path / each).is_file()
-    }
-    for each in there:
+    present = [each for each in record.inputs if (context.run.path / each).is_file()]
+    for each in present:
         if (stale := _stale(context, each)) is not None:
             return [*stale[0], record.step], stale[1]
     # A selection that was copied here has none of its inputs beside it: only what was said for this
     # run is against it.
-    foreign = bool(record.inputs) and not there
+    foreign = bool(record.inputs) and not present
     if difference := _difference(context, path, record, foreign=foreign):
         return [record.step], difference
-    for each, made_of in there.items():
-        if made_of is not None and made_of.fingerprint != record.inputs[each]:
+    for each, source in _records(context, present).items():
+        if source.fingerprint != record.inputs[each]:
             return [record.step], f"{each} was made anew after {path}"
     return None
 
@@ -360,20 +334,6 @@ def _rule_difference(context: Context, path: Path, record: Made) -> str:
 
 def _has_model(context: Context) -> bool:
     return "model" in vars(context)
-
-
-def _traced(rule: Rule) -> str:
-    """Of all but what a trace never reads: what is edited in, and what evaluates an edit."""
-    values = rule.model_dump(mode="json", exclude={"expression_true", "expression_new", "split"})
-    forms = {
-        form: {k: v for k, v in each.items() if k not in UNTRACED}
-        for form, each in values.pop("forms").items()
-    }
-    return fingerprint(rule=values, forms=forms)
-
-
-def _whole(rule: Rule) -> str:
-    return fingerprint(rule=rule.model_dump(mode="json"))
 
 
 def _flat(prefix: str, values: Any) -> dict[str, Any]:

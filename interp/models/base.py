@@ -7,11 +7,9 @@ from torch import nn
 
 from interp.errors import TooLongError
 from interp.models.lengths import Lengths
-from interp.models.self_check import (
-    SelfCheck,
-    check_long,
-    tolerance,
-)
+from interp.models.self_check.basis import tolerance
+from interp.models.self_check.check import SelfCheck
+from interp.models.self_check.routes import check_long
 
 NO_LIMIT = 2**31 - 1
 """Context length of models without one."""

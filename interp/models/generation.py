@@ -5,7 +5,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
@@ -78,10 +78,10 @@ class ModelGeneration(ModelRuns):
         )
         windows = self.check is not None and bool(self.lengths.switches(width))
         padded = self.pads_left and (len(set(lengths)) == 1 or not windows or self.shares(width))
-        found: dict[tuple[bool, int], list[int]] = {}
+        groups: dict[tuple[bool, int], list[int]] = {}
         for row, (length, more) in enumerate(zip(lengths, grows, strict=True)):
-            found.setdefault((more, length if more or not padded else 0), []).append(row)
-        return list(found.values())
+            groups.setdefault((more, length if more or not padded else 0), []).append(row)
+        return list(groups.values())
 
     def _grows_past(self, length: int) -> bool:
         return self.lengths.kind(length) != 0
@@ -132,34 +132,21 @@ class ModelGeneration(ModelRuns):
         **options: Any,
     ) -> Any:
         """What Hugging Face's generation returns; prompts of one group (see `groups`)."""
-        pad = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token_id is not None
-            else self.tokenizer.eos_token_id or 0
-        )
-        width = max(len(p) for p in prompts)
+        grows = self._grows_past(max(len(p) for p in prompts) + n_tokens)
         self.lengths.forget()
-        # Generation appends on the right, so prompts are padded on the left; the mask hides the
-        # padding.
-        n = 0
+        n_prefix = 0
         if prefix is not None:
-            if self._grows_past(width + n_tokens):
+            if grows:
                 raise ModelError(
                     f"{self.name}: no prefix holds for texts of more than {self.lengths.rope}"
                     " tokens"
                 )
-            n = prefix.get_seq_length()
+            n_prefix = prefix.get_seq_length()
             rows = torch.zeros(len(prompts), dtype=torch.long, device=self.device)
             options["past_key_values"] = self.rows_of_cache(prefix, rows)
-        ids = torch.tensor(
-            [[*p[:n], *[pad] * (width - len(p)), *p[n:]] for p in prompts], device=self.device
-        )
-        mask = torch.tensor(
-            [[1] * n + [0] * (width - len(p)) + [1] * (len(p) - n) for p in prompts],
-            device=self.device,
-        )
+        ids, mask, pad = self._padded_left(prompts, n_prefix)
         # Keys of the beginning are not those of a text that has grown past such a length.
-        options["use_cache"] = not self._grows_past(width + n_tokens)
+        options["use_cache"] = not grows
 
         def finite(ids: Tensor, scores: Tensor) -> Tensor:
             require_finite(scores, "a prediction", self)
@@ -174,6 +161,19 @@ class ModelGeneration(ModelRuns):
                 logits_processor=LogitsProcessorList([finite]),
                 **options,
             )
+
+    def _padded_left(
+        self, prompts: Sequence[Sequence[int]], n_prefix: int
+    ) -> tuple[Int[Tensor, "row pos"], Int[Tensor, "row pos"], int]:
+        """Ids, mask, and the padding token. Generation appends on the right, so the padding is on
+        the left, behind the prefix; the mask hides it.
+        """
+        pad, end = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        pad = (end or 0) if pad is None else pad
+        width, n = max(len(p) for p in prompts), n_prefix
+        ids = [[*p[:n], *[pad] * (width - len(p)), *p[n:]] for p in prompts]
+        mask = [[1] * n + [0] * (width - len(p)) + [1] * (len(p) - n) for p in prompts]
+        return torch.tensor(ids, device=self.device), torch.tensor(mask, device=self.device), pad
 
 
 def _once(act: Hook) -> Hook:

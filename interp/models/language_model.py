@@ -16,6 +16,7 @@ Importing this module takes seconds (TransformerLens), so command-line code impo
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,16 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from interp.errors import ModelError
 from interp.models.bridge_repairs import repair
-from interp.models.checkpoint import told
 from interp.models.finite import require_finite
 from interp.models.folder import GENERATION, copy_companions, replaced
 from interp.models.generation import ModelGeneration
 from interp.models.identity import model_hash, settings_digest
 from interp.models.lengths import Lengths
 from interp.models.quiet import quiet
-from interp.models.self_check import (
-    SelfCheck,
-    check_device,
-    check_rows,
-    foreign_errors,
-    self_check,
-)
+from interp.models.refusals import refusal
+from interp.models.self_check.basis import check_rows
+from interp.models.self_check.check import SelfCheck, foreign_errors, self_check
+from interp.models.self_check.device import check_device
 from interp.models.text import ModelText
 
 
@@ -77,22 +74,10 @@ class LanguageModel(ModelGeneration, ModelText):
             ModelError: The weights are quantised, the tokenizer has no offsets, or the self-check
                 fails.
         """
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(
-                f"{name}: its tokenizer gives no character offsets; a fast tokenizer"
-                " (tokenizer.json) is needed"
-            )
         self.parameters: dict[str, nn.Parameter] = dict(hf_model.named_parameters())
-        if bad := [
-            n for n, p in self.parameters.items() if not p.is_floating_point() or p.itemsize < 2
-        ]:
-            raise ModelError(
-                f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model"
-                " unquantised, for example in bfloat16"
-            )
-        self.name, self.tokenizer, self.config = name, tokenizer, hf_model.config
-        self.folder = folder
-        self._buffers = _persistent_buffers(hf_model)
+        _check_pieces(name, tokenizer, self.parameters)
+        self.name, self.folder, self.tokenizer = name, folder, tokenizer
+        self.config, self._buffers = hf_model.config, _persistent_buffers(hf_model)
         # As they came, for export: both are changed below.
         self._generation, self._own_config = copy.deepcopy(
             (hf_model.generation_config, hf_model.config)
@@ -106,36 +91,45 @@ class LanguageModel(ModelGeneration, ModelText):
         hf_model.generation_config = GenerationConfig(eos_token_id=self.ends or None)
         self.lengths = Lengths.of(hf_model)
         self._long: dict[int, bool] = {}
+        ids, expected = self._first_run(hf_model, with_logits=check)
+        apart = 0.0 if expected is None else check_device(self, hf_model, ids)
+        self._names = {id(p): n for n, p in self.parameters.items()}
+        self.bridge: Any = self._wrapped(hf_model)
+        self._hf_model: Any = hf_model
+        self.check: SelfCheck | None = None
+        if expected is not None:
+            self.check = replace(self_check(self, ids, expected), device=apart)
+
+    def _first_run(self, hf_model: Any, *, with_logits: bool) -> tuple[Tensor, Tensor | None]:
+        """Tokens of the self-check, and their logits before wrapping if they are wanted."""
         architecture = type(hf_model).__name__
-        apart = 0.0
-        expected: Tensor | None = None
         with (
-            told(f"{name}: {architecture} cannot run a row of tokens", "use another model"),
-            foreign_errors(name),
+            refusal(f"{self.name}: {architecture} cannot run a row of tokens", "use another model"),
+            foreign_errors(self.name),
         ):
             ids = check_rows(self)
-            if check:
-                with torch.no_grad():
-                    expected = hf_model(ids).logits
-                assert expected is not None
-                require_finite(expected, "a first run", self)
-        if expected is not None:
-            apart = check_device(self, hf_model, ids)
+            if not with_logits:
+                return ids, None
+            with torch.no_grad():
+                expected: Tensor = hf_model(ids).logits
+            require_finite(expected, "a first run", self)
+        return ids, expected
+
+    def _wrapped(self, hf_model: Any) -> Any:
+        """The bridge around a Hugging Face model."""
+        architecture = type(hf_model).__name__
         # from_config leaves this empty, and the bridge looks the architecture up there.
         hf_model.config.architectures = [architecture]
-        self._names = {id(p): n for n, p in self.parameters.items()}
-        with told(f"{name}: TransformerLens cannot wrap {architecture}", "use another model"):
-            self.bridge: Any = build_bridge_from_module(
+        with refusal(
+            f"{self.name}: TransformerLens cannot wrap {architecture}", "use another model"
+        ):
+            return build_bridge_from_module(
                 hf_model,
                 architecture,
                 hf_config=hf_model.config,
                 tokenizer=None,
                 post_adapter_hook=lambda adapter: repair(adapter, self.config.get_text_config()),
             )
-        self._hf_model: Any = hf_model
-        self.check: SelfCheck | None = None
-        if expected is not None:
-            self.check = replace(self_check(self, ids, expected), device=apart)
 
     def current_hash(self) -> str:
         """The identity with the parameters as they are now; `weight_hash` unless an edit is in
@@ -158,12 +152,8 @@ class LanguageModel(ModelGeneration, ModelText):
             ModelError: The folder holds something else, or is the model's own.
         """
         folder = Path(folder)
-        if (
-            self.folder is not None
-            and folder.exists()
-            and self.folder.exists()
-            and folder.samefile(self.folder)
-        ):
+        own = self.folder if self.folder is not None and self.folder.exists() else None
+        if own is not None and folder.exists() and folder.samefile(own):
             raise ModelError(
                 f"{folder} is where {self.name} was loaded from, and would be lost; give another"
                 " folder"
@@ -176,16 +166,20 @@ class LanguageModel(ModelGeneration, ModelText):
         with (
             replaced(folder) as partial,
             quiet(),
-            told(f"cannot write {folder}", "make room, or give another folder"),
+            refusal(f"cannot write {folder}", "make room, or give another folder"),
         ):
             clean.save_pretrained(partial)
             (partial / GENERATION).unlink(missing_ok=True)
-            if self.folder is not None and self.folder.is_dir():
-                copy_companions(self.folder, partial)
-            else:
-                self.tokenizer.save_pretrained(partial)
-                if self._generation is not None:
-                    self._generation.to_json_file(partial / GENERATION)
+            self._write_companions(partial)
+
+    def _write_companions(self, folder: Path) -> None:
+        """What lies beside the weights: as it came with them, or made anew."""
+        if self.folder is not None and self.folder.is_dir():
+            copy_companions(self.folder, folder)
+            return
+        self.tokenizer.save_pretrained(folder)
+        if self._generation is not None:
+            self._generation.to_json_file(folder / GENERATION)
 
     def clean_copy(self) -> Any:
         """The Hugging Face model as it was before wrapping, without hooks, on the same memory.
@@ -213,6 +207,19 @@ class LanguageModel(ModelGeneration, ModelText):
                 f"{self.name}: cannot be rebuilt, parameters without a value: {missing[:3]}"
             )
         return clean.to(self.device).eval().requires_grad_(False)
+
+
+def _check_pieces(name: str, tokenizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{name}: its tokenizer gives no character offsets; a fast tokenizer"
+            " (tokenizer.json) is needed"
+        )
+    if bad := [n for n, p in parameters.items() if not p.is_floating_point() or p.itemsize < 2]:
+        raise ModelError(
+            f"{name}: {len(bad)} quantised parameters (such as {bad[0]}); load the model"
+            " unquantised, for example in bfloat16"
+        )
 
 
 def _persistent_buffers(hf_model: Any) -> dict[str, Tensor]:

@@ -11,15 +11,16 @@ from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from interp.errors import ModelError
-from interp.models import checkpoint, embedded
-from interp.models.checkpoint import told
+from interp.models import checkpoint, embedded, weights
 from interp.models.folder import make_readable
 from interp.models.language_model import LanguageModel
 from interp.models.parts import PARTS, DownProjection, Projection
 from interp.models.quiet import quiet
+from interp.models.refusals import AGAIN, one_line, refusal
 from interp.models.runs import Hook, NamedHook
-from interp.models.self_check import SelfCheck
+from interp.models.self_check.check import SelfCheck
 from interp.models.text import Encoding
+from interp.models.weight_files import stored_tensors
 
 __all__ = [
     "EMBEDDED",
@@ -66,29 +67,21 @@ def load(
         ModelError: There is no such model, its files are damaged, quantised or of another kind of
             model, or it fails the self-check.
     """
-    torch_dtype = getattr(torch, dtype, None)
-    if torch_dtype not in DTYPES:
-        stores = isinstance(torch_dtype, torch.dtype) and torch_dtype.is_floating_point
-        kind = (
-            "a type to store numbers in, not to compute with"
-            if stores
-            else "not a torch floating-point type"
-        )
-        raise ModelError(f"dtype {dtype!r} is {kind}; use float32, bfloat16, float16 or float64")
+    torch_dtype = _dtype(dtype)
     place, target = find(name), _device(device)
     with quiet():
         folder = Path(place) if Path(place).is_dir() else _snapshot(place)
         checkpoint.check_settings(folder)
-        with told(f"{folder}: config.json does not describe a model", checkpoint.AGAIN):
+        with refusal(f"{folder}: config.json does not describe a model", AGAIN):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        stored = checkpoint.stored_tensors(folder)
-        checkpoint.check_weights(folder, config, stored)
-        with told(
+        stored = stored_tensors(folder)
+        weights.check_weights(folder, config, stored)
+        with refusal(
             f"{folder}: its tokenizer cannot be read",
             "copy a tokenizer.json of the model that needs no code",
         ):
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        with told(f"cannot load model {name!r}", f"{checkpoint.AGAIN}, or use another model"):
+        with refusal(f"cannot load model {name!r}", f"{AGAIN}, or use another model"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=torch_dtype,
@@ -98,12 +91,14 @@ def load(
                 output_loading_info=True,
             )
             hf_model, report = loaded
-            checkpoint.compare(folder, hf_model, report, stored)
+            weights.compare(folder, hf_model, report, stored)
             checkpoint.check_tokenizer(
                 folder, tokenizer, hf_model.get_input_embeddings().weight.shape[0]
             )
             hf_model.to(target)
-        with told(f"model {name!r} cannot be wrapped for tracing and editing", "use another model"):
+        with refusal(
+            f"model {name!r} cannot be wrapped for tracing and editing", "use another model"
+        ):
             return LanguageModel(hf_model, tokenizer, name, check=check, folder=folder)
 
 
@@ -125,7 +120,7 @@ def find(name: str) -> str:
     except Exception as error:  # whichever HTTP library the hub client uses has its own errors
         raise ModelError(
             f"no model {_shown(name)}: it is not the embedded {EMBEDDED!r}, not a folder here, not"
-            f" in the Hugging Face cache, and the hub gave: {checkpoint.one_line(error)}. Check the"
+            f" in the Hugging Face cache, and the hub gave: {one_line(error)}. Check the"
             " spelling, or give a local folder"
         ) from error
     return name
@@ -149,7 +144,7 @@ def _local(name: str) -> Path | None:
         RuntimeError,
         OSError,
     ) as error:  # no such user, no right to look, a name that is too long
-        reason = checkpoint.one_line(error, limit=80)
+        reason = one_line(error, limit=80)
         raise ModelError(
             f"no model {_shown(name)}: {reason}; give a folder that can be read"
         ) from error
@@ -190,15 +185,15 @@ def _snapshot(name: str) -> Path:
     """Folder of a hub model's files, which are downloaded if they are not in the cache: small
     ones, then weights.
     """
-    with told(
+    with refusal(
         f"cannot get the files of {name!r} from the hub",
         "check the network, or give a local folder",
     ):
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
         checkpoint.check_settings(folder)  # before gigabytes come for nothing
-        for weights in WEIGHT_FILES:
-            folder = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, weights]))
-            if any(folder.glob(weights)):
+        for pattern in WEIGHT_FILES:
+            folder = Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, pattern]))
+            if any(folder.glob(pattern)):
                 break
     return folder
 
@@ -225,6 +220,19 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     make_readable(folder)
 
 
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if dtype in DTYPES:
+        return dtype
+    stores = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    kind = (
+        "a type to store numbers in, not to compute with"
+        if stores
+        else "not a torch floating-point type"
+    )
+    raise ModelError(f"dtype {name!r} is {kind}; use float32, bfloat16, float16 or float64")
+
+
 def _device(name: str) -> torch.device:
     if name != "auto":
         try:
@@ -235,9 +243,7 @@ def _device(name: str) -> torch.device:
         except (
             Exception
         ) as error:  # what torch was not built for raises AssertionError, ImportError and others
-            reason = (
-                "it holds no numbers" if name.startswith("meta") else checkpoint.one_line(error)
-            )
+            reason = "it holds no numbers" if name.startswith("meta") else one_line(error)
             raise ModelError(
                 f"device {name!r} cannot be used here: {reason}. Give another, or auto"
             ) from error

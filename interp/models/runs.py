@@ -14,9 +14,7 @@ from transformers import DynamicCache
 from interp.errors import ModelError
 from interp.models.parts import ModelParts
 from interp.models.prefixes import longest
-from interp.models.self_check import (
-    check_ids,
-)
+from interp.models.self_check.basis import check_ids
 
 EMBEDDED_TOGETHER = 128
 

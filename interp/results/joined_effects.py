@@ -185,24 +185,9 @@ def _padded(
         forms: Labels along `form`.
         varying: Attributes that become arrays.
     """
-    first = next(iter(maps.values()))
-    lead = ("metric",) if "metric" in first.sizes else ()
-    sizes = {**first.sizes, "rule": len(rules), "form": len(forms)}
+    sizes = {**next(iter(maps.values())).sizes, "rule": len(rules), "form": len(forms)}
     sizes["pos"] = max(item.sizes["pos"] for item in maps.values())
-
-    def empty(dims: tuple[str, ...], value: Any, dtype: type) -> Any:
-        dims = ("rule", "form", *dims)
-        return dims, np.full([sizes[dim] for dim in dims], value, dtype)
-
-    arrays = {
-        "clean": empty(lead, np.nan, np.float32),
-        "corrupted": empty((*lead, "sample"), np.nan, np.float32),
-        "token": empty(("pos",), "", object),
-        "role": empty(("pos",), "", object),
-        "is_corrupted": empty(("pos",), False, bool),
-        "n_tokens": empty((), 0, np.int64),
-        **{name: empty((), "", object) for name in ("prompt", "answer", *varying)},
-    }
+    arrays = _empty_arrays(sizes, varying)
     for (rule, form), item in maps.items():
         place, n_tokens = (rules.index(rule), forms.index(form)), item.sizes["pos"]
         for name, value in _small_values(item, varying).items():
@@ -212,6 +197,27 @@ def _padded(
             else:
                 values[place] = value
     return arrays
+
+
+def _empty_arrays(
+    sizes: Mapping[Any, int], varying: Sequence[str]
+) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
+    """Dims and values of the small arrays before any map is in them."""
+    lead = ("metric",) if "metric" in sizes else ()
+
+    def empty(dims: tuple[str, ...], value: Any, dtype: type) -> Any:
+        dims = ("rule", "form", *dims)
+        return dims, np.full([sizes[dim] for dim in dims], value, dtype)
+
+    return {
+        "clean": empty(lead, np.nan, np.float32),
+        "corrupted": empty((*lead, "sample"), np.nan, np.float32),
+        "token": empty(("pos",), "", object),
+        "role": empty(("pos",), "", object),
+        "is_corrupted": empty(("pos",), False, bool),
+        "n_tokens": empty((), 0, np.int64),
+        **{name: empty((), "", object) for name in ("prompt", "answer", *varying)},
+    }
 
 
 def _small_values(item: xr.Dataset, varying: Sequence[str]) -> dict[str, Any]:
@@ -229,8 +235,8 @@ def _write_padded(
     target: Any, joined: xr.Dataset, rule: str, form: str, values: np.ndarray
 ) -> None:
     """Write one map's array into the joined one, leaving the padding behind its last token."""
-    at = joined.get_index("rule").get_loc(rule), joined.get_index("form").get_loc(form)
-    target[(*at, ..., slice(0, values.shape[-2]), slice(None))] = values
+    place = joined.get_index("rule").get_loc(rule), joined.get_index("form").get_loc(form)
+    target[(*place, ..., slice(0, values.shape[-2]), slice(None))] = values
 
 
 def _split_attrs(attrs: list[dict]) -> tuple[dict, list[str]]:

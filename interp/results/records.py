@@ -7,7 +7,7 @@ a text escaped for its place, and a damaged cell shows by nothing.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from interp.results.checksums import damaged, read_json, write_json
 
@@ -47,25 +47,32 @@ def load_records(
         FileNotFoundError: There is no such file.
         DamagedError: It does not hold what was written, or lacks a column.
     """
-    held = read_json(path, what, schema=SCHEMA, mend=mend)
-    names, rows = held.get("columns"), held.get("rows", mend)
-    if (
-        not isinstance(names, list)
-        or not all(isinstance(name, str) for name in names)
-        or not isinstance(rows, list)
-    ):
+    content = read_json(path, what, schema=SCHEMA, mend=mend)
+    names, rows = content.get("columns"), content.get("rows")
+    if not _is_list_of(names, str) or not isinstance(rows, list):
         raise damaged(path, what, "it has no columns and rows", mend)
     if missing := sorted(set(columns) - set(names)):
         raise damaged(path, what, f"it lacks the columns {missing}", mend)
     for row in rows:
-        if not isinstance(row, list) or len(row) != len(names):
-            raise damaged(path, what, "its rows and columns do not fit together", mend)
-        named = dict(zip(names, row, strict=True))
-        if not all(isinstance(value, str | int | float | None) for value in row):
-            raise damaged(path, what, "a row holds something else than texts and numbers", mend)
-        if any(isinstance(named.get(name) or 0, str) for name in numbers):
-            raise damaged(path, what, "a row holds a text where a number should be", mend)
+        if fault := _fault(row, names, numbers):
+            raise damaged(path, what, fault, mend)
     return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def _fault(row: Any, names: Sequence[str], numbers: Sequence[str]) -> str:
+    """What is wrong with a row; "" if nothing is."""
+    if not isinstance(row, list) or len(row) != len(names):
+        return "its rows and columns do not fit together"
+    if not _is_list_of(row, str | int | float | None):
+        return "a row holds something else than texts and numbers"
+    named = dict(zip(names, row, strict=True))
+    if any(isinstance(named.get(name) or 0, str) for name in numbers):
+        return "a row holds a text where a number should be"
+    return ""
+
+
+def _is_list_of(values: Any, kind: Any) -> TypeGuard[list[Any]]:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _plain(value: Any) -> Value:

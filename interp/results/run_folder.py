@@ -166,33 +166,29 @@ class RunFolder:
         path = self.path / "run.yaml"
         with lock:
             before = path.read_bytes() if path.is_file() else None
-            held = self._content()
-            known = _names(held, "settled")
-            written = self._update(
-                held, set(settings) - known, set(resolved) - known, settings, resolved, provenance
-            )
+            content = self._content()
+            known = _names(content, "settled")
+            new, newly_given = set(resolved) - known, set(settings) - known
+            written = self._update(content, newly_given, new, settings, resolved, provenance)
         try:
             yield
         except Exception:
             with lock:
                 # Another process may have ended its step since.
                 if path.is_file() and path.read_bytes() == written:
-                    if before is None:
-                        path.unlink(missing_ok=True)
-                    else:
-                        write_bytes(path, before)
+                    _restore(path, before)
             raise
         with lock:
-            held = self._content()  # another process may have settled more
-            known |= _names(held, "settled")
-            held["settled"] = sorted(known | set(settled))
-            held["steps"] = sorted(_names(held, "steps") | {step})
+            content = self._content()  # another process may have settled more
+            known |= _names(content, "settled")
+            content["settled"] = sorted(known | set(settled))
+            content["steps"] = sorted(_names(content, "steps") | {step})
             new = set(settled) | (set(resolved) - known)
-            self._update(held, new, new, settings, resolved, provenance)
+            self._update(content, new, new, settings, resolved, provenance)
 
     def _update(
         self,
-        held: dict[str, Any],
+        content: dict[str, Any],
         given: Collection[str],
         names: Collection[str],
         settings: Mapping[str, Any],
@@ -200,15 +196,15 @@ class RunFolder:
         provenance: Mapping[str, Any],
     ) -> bytes:
         """Write the file; its content as it is now on the disk."""
-        kept = _renewed(held.get("settings"), settings, given)
-        whole = _renewed(held.get("resolved"), resolved, names)
+        kept = _renewed(content.get("settings"), settings, given)
+        whole = _renewed(content.get("resolved"), resolved, names)
         # In one order, however often steps were stopped and begun again.
         order = [*resolved, *sorted({*kept, *whole} - set(resolved))]
         parts = {
             "settings": {name: kept[name] for name in order if name in kept},
             "resolved": {name: whole[name] for name in order if name in whole},
-            "settled": sorted(_names(held, "settled")),
-            "steps": sorted(_names(held, "steps")),
+            "settled": sorted(_names(content, "settled")),
+            "steps": sorted(_names(content, "steps")),
             "provenance": dict(provenance),
         }
         text = yaml.safe_dump(parts, sort_keys=False, allow_unicode=True)
@@ -239,7 +235,14 @@ def _renewed(
     return kept | {name: new[name] for name in new if name in names}
 
 
+def _restore(path: Path, before: bytes | None) -> None:
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_bytes(path, before)
+
+
 def _names(content: Mapping[str, Any], key: str) -> set[str]:
     """A list of names in `run.yaml`, whatever somebody has made of it."""
-    held = content.get(key)
-    return {str(name) for name in held} if isinstance(held, list) else set()
+    names = content.get(key)
+    return {str(name) for name in names} if isinstance(names, list) else set()

@@ -15,10 +15,10 @@ import xarray as xr
 
 from interp.config import SelectConfig
 from interp.errors import InputError
-from interp.results.intervals import interval_of
 from interp.selection import strategies
 from interp.selection.layers import SCHEMA, LayerGroup, LayerSelection
-from interp.selection.reasons import Finding, judged, objections, sentences
+from interp.selection.reasons import Finding
+from interp.selection.select import Grounds, judged_group
 from interp.selection.strategy import Strategy
 from interp.selection.support import chance, choose
 
@@ -37,23 +37,12 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
         InputError: The dataset is no sweep, no window lies within the bounds, or no rule has all
             scores.
     """
-    if swept.attrs.get("schema") != SWEEP_SCHEMA:
-        raise InputError(
-            f"expected a sweep ({SWEEP_SCHEMA}), got {swept.attrs.get('schema')!r}; `dmle sweep`"
-            " makes one"
-        )
+    within = _within_bounds(swept, config)
+    n_layers = int(swept.attrs["n_layers"])
     strategy = strategies.get(config.strategy)
     if "sweep" not in strategy.reads:
         strategy = strategies.get("sweep")
-    n_layers = int(swept.attrs["n_layers"])
     last = n_layers - 1 if config.last is None else config.last
-    ends = swept["start"] + swept["width"] - 1
-    within = swept.isel(window=((swept["start"] >= config.first) & (ends <= last)).values)
-    if not within.sizes["window"]:
-        raise InputError(
-            f"no window of the sweep lies within layers {config.first} to {last}; widen"
-            " select.first and select.last"
-        )
     return LayerSelection(
         schema=SCHEMA,
         strategy=strategy.name,
@@ -74,6 +63,24 @@ def select_from_sweep(swept: xr.Dataset, config: SelectConfig) -> LayerSelection
     )
 
 
+def _within_bounds(swept: xr.Dataset, config: SelectConfig) -> xr.Dataset:
+    """The windows of a sweep that lie within the bounds."""
+    if swept.attrs.get("schema") != SWEEP_SCHEMA:
+        raise InputError(
+            f"expected a sweep ({SWEEP_SCHEMA}), got {swept.attrs.get('schema')!r}; `dmle sweep`"
+            " makes one"
+        )
+    last = int(swept.attrs["n_layers"]) - 1 if config.last is None else config.last
+    ends = swept["start"] + swept["width"] - 1
+    within = swept.isel(window=((swept["start"] >= config.first) & (ends <= last)).values)
+    if not within.sizes["window"]:
+        raise InputError(
+            f"no window of the sweep lies within layers {config.first} to {last}; widen"
+            " select.first and select.last"
+        )
+    return within
+
+
 def _group(swept: xr.Dataset, name: str, config: SelectConfig, strategy: Strategy) -> LayerGroup:
     scores = swept["score"].sel(group=name).transpose("rule", "window").values
     scores = scores[~np.isnan(scores).any(1)]
@@ -92,27 +99,6 @@ def _group(swept: xr.Dataset, name: str, config: SelectConfig, strategy: Strateg
         p_value = chance(scores - level, pick, draws=draws, seed=seed)
     best = swept.isel(window=choice.layers[0])
     layers = tuple(range(int(best["start"]), int(best["start"]) + int(best["width"])))
-    lower, upper = interval_of(choice.draws)
-    against = objections(
-        n_rules=n_rules,
-        stability=choice.stability,
-        config=config,
-        min_rules=strategy.min_rules,
-        p_value=p_value,
-    )
     finding = replace(Finding.of(choice, scores, config, first=0, unit=""), layers=layers)
-    verdict = judged(against, choice.stability, n_rules, config, p_value=p_value)
-    return LayerGroup(
-        name=name,
-        forms=tuple(name.split("+")),
-        layers=layers,
-        score=choice.score,
-        lower=lower,
-        upper=upper,
-        stability=choice.stability,
-        p_value=p_value,
-        n_rules=n_rules,
-        supported=not against,
-        objections=against,
-        reason=sentences(strategy.explain(finding), verdict),
-    )
+    grounds = Grounds(finding, choice.stability, p_value, n_rules)
+    return judged_group(strategy, tuple(name.split("+")), grounds)

@@ -68,9 +68,8 @@ def merge_forms(
         compared = [_compare(shares, a, b, draws=draws, seed=seed) for a, b in pairs]
         first = max(compared, key=lambda c: -np.inf if np.isnan(c[0]) else c[0])
         a, b = pairs[compared.index(first)]
-        merged = first[1] > level
-        made.append(Comparison(a, b, *first, merged))
-        if merged:
+        made.append(Comparison(a, b, *first, merged=first[1] > level))
+        if made[-1].merged:
             groups = [group for group in groups if group not in (a, b)] + [tuple(sorted(a + b))]
         else:
             differ.add(frozenset(a + b))
@@ -80,15 +79,16 @@ def _compare(
     shares: np.ndarray, a: Sequence[int], b: Sequence[int], *, draws: int, seed: int
 ) -> tuple[float, float, int]:
     """Correlation of the mean profiles, p-value that they are the same, and rules in common."""
-    one, two = (mean_of_known(shares[list(forms)], 0) for forms in (a, b))
-    both = ~(np.isnan(one).any(1) | np.isnan(two).any(1))
-    one, two = one[both], two[both]
-    if not len(one):
+    first, second = (mean_of_known(shares[list(forms)], 0) for forms in (a, b))
+    both = ~(np.isnan(first).any(1) | np.isnan(second).any(1))
+    first, second = first[both], second[both]
+    if not len(first):
         return float("nan"), 1.0, 0
-    means = np.stack([one.mean(0), two.mean(0)])
+    means = np.stack([first.mean(0), second.mean(0)])
     flat = (np.ptp(means, axis=1) == 0).any()
     correlation = float("nan") if flat else float(np.corrcoef(means)[0, 1])
-    length = ((signs(len(one), draws, seed) @ (one - two) / len(one)) ** 2).sum(1)
+    n_rules = len(first)
+    length = ((signs(n_rules, draws, seed) @ (first - second) / n_rules) ** 2).sum(1)
     # No difference at all is not an extreme one.
     p_value = float((length >= length[0] * (1 - ROUNDING)).mean())
-    return correlation, p_value, len(one)
+    return correlation, p_value, n_rules

@@ -19,6 +19,8 @@ Besides the token roles there is the role ``lookup``: the mean over the roles wh
 rule up. The bootstrap resamples rules, the same draws for every form and layer (paired).
 """
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -90,16 +92,23 @@ def layer_profile(maps: xr.Dataset, config: ProfileConfig | None = None) -> xr.D
             "layer": maps["layer"].values,
         },
         attrs={
-            **{k: v for k, v in maps.attrs.items() if k != "schema"},
-            "schema": SCHEMA,
-            "lookup_roles": " ".join(config.lookup_roles),
-            "confidence": config.confidence,
-            "bootstrap": config.bootstrap,
-            "bootstrap_seed": config.seed,
+            **_attributes(maps, config),
             "n_untraceable": int((traced & ~traceable).sum()),
             "n_prompts": int(traced.sum()),
         },
     )
+
+
+def _attributes(maps: xr.Dataset, config: ProfileConfig) -> dict[str, Any]:
+    """Where the maps come from, and how they are averaged."""
+    return {
+        **{name: value for name, value in maps.attrs.items() if name != "schema"},
+        "schema": SCHEMA,
+        "lookup_roles": " ".join(config.lookup_roles),
+        "confidence": config.confidence,
+        "bootstrap": config.bootstrap,
+        "bootstrap_seed": config.seed,
+    }
 
 
 def _effects_by_role(

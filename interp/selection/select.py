@@ -27,7 +27,7 @@ the effect of a window is that of all its blocks, and a single block that carrie
 as a plateau of as many layers as are restored, most of which are not that block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +142,7 @@ def select_layers(
     task = Task.of(profile, config or SelectConfig(), evidence)
     if task.strategy.grouping is None:
         return selection_of(task, [select_group(task, forms) for forms in task.config.groups])
-    groups, compared = _found_groups(task)
+    groups, compared = _groups_of_data(task)
     words = sentences(*compared) or "There is one form only."
     chosen = [select_group(task, forms) for forms in groups]
     return selection_of(
@@ -167,33 +167,64 @@ def select_group(task: Task, forms: tuple[str, ...]) -> LayerGroup:
     # layers share says nothing of a layer, and would be taken for an effect where there is none.
     level = candidates.mean(1, keepdims=True) if candidates.shape[1] > 1 else 0.0
     p_value = chance(candidates - level, pick, draws=draws, seed=seed)
-    lower, upper = interval_of(choice.draws)
+    finding = Finding.of(choice, candidates, config, first=task.bounds.first, unit=task.unit)
+    grounds = Grounds(finding, choice.stability, p_value, n_rules)
+    group = judged_group(strategy, forms, grounds, floor=task.floor(forms), limits=task.limits)
+    return with_fallback(task, group, per_rule)
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What is known of the layers chosen for a group of forms."""
+
+    finding: Finding
+    stability: float
+    p_value: float
+    n_rules: int
+
+
+def judged_group(
+    strategy: Strategy,
+    forms: tuple[str, ...],
+    grounds: Grounds,
+    *,
+    floor: float | None = None,
+    limits: str = "",
+) -> LayerGroup:
+    """A choice with what speaks for it and against it.
+
+    Args:
+        strategy: What the layers were chosen by.
+        forms: The forms that they are for.
+        grounds: What is known of them.
+        floor: What the interval must lie above; None: nothing.
+        limits: Which layers could be chosen, in words.
+    """
+    finding, config = grounds.finding, grounds.finding.config
     against = objections(
-        n_rules=n_rules,
-        stability=choice.stability,
+        n_rules=grounds.n_rules,
+        stability=grounds.stability,
         config=config,
         min_rules=strategy.min_rules,
-        lower=lower,
-        floor=task.floor(forms),
-        p_value=p_value,
+        lower=None if floor is None else finding.lower,
+        floor=floor or 0.0,
+        p_value=grounds.p_value,
     )
-    finding = Finding.of(choice, candidates, config, first=task.bounds.first, unit=task.unit)
-    verdict = judged(against, choice.stability, n_rules, config, p_value=p_value)
-    group = LayerGroup(
+    verdict = judged(against, grounds.stability, grounds.n_rules, config, p_value=grounds.p_value)
+    return LayerGroup(
         name="+".join(forms),
         forms=forms,
         layers=finding.layers,
-        score=choice.score,
-        lower=lower,
-        upper=upper,
-        stability=choice.stability,
-        p_value=p_value,
-        n_rules=n_rules,
+        score=finding.score,
+        lower=finding.lower,
+        upper=finding.upper,
+        stability=grounds.stability,
+        p_value=grounds.p_value,
+        n_rules=grounds.n_rules,
         supported=not against,
         objections=against,
-        reason=sentences(strategy.explain(finding), verdict, task.limits),
+        reason=sentences(strategy.explain(finding), verdict, limits),
     )
-    return with_fallback(task, group, per_rule)
 
 
 def with_fallback(task: Task, group: LayerGroup, per_rule: np.ndarray) -> LayerGroup:
@@ -311,8 +342,8 @@ def _measures(
     ]
 
 
-def _found_groups(task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Groups of forms found from the data, and the comparisons made, in words.
+def _groups_of_data(task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Groups of forms by their profiles, and the comparisons made, in words.
 
     A form that no rule is traceable in has no profile to compare; it goes where the given grouping
     has it.
@@ -327,22 +358,35 @@ def _found_groups(task: Task) -> tuple[list[tuple[str, ...]], list[str]]:
     if not traced:
         raise untraceable(forms)
     assert task.strategy.grouping is not None
-    at, made = task.strategy.grouping(np.stack([effects[form] for form in traced]), config)
+    alike, comparisons = task.strategy.grouping(
+        np.stack([effects[form] for form in traced]), config
+    )
 
     def named(indices: Sequence[int]) -> list[str]:
         return [traced[i] for i in indices]
 
-    groups = [named(indices) for indices in at]
-    for given in config.groups:
-        partner = next((form for form in given if form in traced), None)
-        for form in given:
-            if form in traced:
-                continue
-            if partner is None:
-                raise untraceable((form,))
-            next(group for group in groups if partner in group).append(form)
-    compared = [grouping_in_words(named(c.first), named(c.second), c) for c in made]
-    return [tuple(group) for group in groups], compared
+    groups = _with_untraced([named(indices) for indices in alike], config.groups)
+    return groups, [grouping_in_words(named(c.first), named(c.second), c) for c in comparisons]
+
+
+def _with_untraced(
+    groups: Sequence[list[str]], given: Iterable[Sequence[str]]
+) -> list[tuple[str, ...]]:
+    """Groups of traced forms with the other forms, each beside a form that it is given with.
+
+    Raises:
+        NotTraceableError: No form that it is given with is traced.
+    """
+    traced = {form for group in groups for form in group}
+    for forms in given:
+        untraced = [form for form in forms if form not in traced]
+        partner = next((form for form in forms if form in traced), None)
+        if untraced and partner is None:
+            raise untraceable(tuple(untraced[:1]))
+        for group in groups:
+            if partner in group:
+                group += untraced
+    return [tuple(group) for group in groups]
 
 
 def _plain(value: Any) -> Any:

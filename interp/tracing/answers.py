@@ -98,17 +98,25 @@ def given_answer(
         own = own_answer(model, encoding, n_tokens, one_line=one_line)
         if own.text in (text, joined.answer if joined else text):
             return Answer(own.ids, text, source, AS_OWN)
+    ids = _ids_of(model, encoding, text, space)
+    assert joined is not None  # a blank answer is refused there
+    return Answer(ids, text, source, joined.said)
+
+
+def _ids_of(
+    model: LanguageModel, encoding: Encoding, text: str, space: bool | None
+) -> tuple[int, ...]:
+    """Tokens of an answer that is not the model's own. Errors: see `given_answer`."""
     if BROKEN in text:
         raise TextError(
             f"the answer {text!r} holds U+FFFD, a part of a character, and is not the model's own"
             " answer as a whole; leave the answer out, or give whole characters"
         )
     ids = model.encode_continuation(text, encoding.text, space)
-    assert joined is not None  # a blank answer is refused there
     model.need_room(
         len(encoding.ids) + len(ids) - 1, f"the prompt {encoding.text!r} with its answer {text!r}"
     )
-    return Answer(ids, text, source, joined.said)
+    return ids
 
 
 def first_line(texts: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ Source: Nanda 2023 (attribution patching); Sundararajan et al. 2017 (integrated 
 al. 2023.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from interp.errors import InputError, ModelError
 from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
-from interp.tracing.cases import CorruptedPrompt, Side, Site, target
-from interp.tracing.metrics import Metric
+from interp.tracing.cases import CorruptedPrompt, Side, Site, require_inside, target
+from interp.tracing.metrics import Metric, Target
 from interp.tracing.patching import SweepResult
 from interp.vocabulary import Direction
 
@@ -33,8 +33,8 @@ def attribute(
     sites: Sequence[Site],
     metric: Metric,
     *,
-    direction: Direction = "denoise",
     steps: int = 1,
+    direction: Direction = "denoise",
     memory: int | None = None,
 ) -> SweepResult:
     """What `interp.tracing.patching.sweep` gives, approximately.
@@ -46,9 +46,9 @@ def attribute(
             which leaves out that its blocks act on one another. That a component is frozen behind a
             site is left out, too.
         metric: Logits and target → score per row.
-        direction: See `sweep`.
         steps: Points between the base and the source run at which the gradient is taken; 1: at the
             base run alone.
+        direction: See `sweep`.
         memory: Bytes that one backward pass may take (estimated); noise samples are taken together
             up to it.
 
@@ -62,19 +62,11 @@ def attribute(
     """
     if steps < 1:
         raise InputError(f"steps is {steps}; at least one gradient is needed")
-    if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
-        raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+    require_inside(case, sites)
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
-    clean, corrupted = Side.clean(case), Side.corrupted(case)
-    hooks, n = [model.embedding_hook, *names], len(case.answer)
     budget = memory or default_budget(model.device)
-    with torch.no_grad():
-        logits = clean.run(model, hooks, n, lambda logits: logits, budget)
-        goal = target(case, model.device, logits[0].float().log_softmax(-1))
-        clean_score = metric(logits, goal)
-        scores = corrupted.run(model, hooks, n, lambda logits: metric(logits, goal), budget)
-    require_finite(clean_score, "the clean run", model)
-    require_finite(scores, "the corrupted run", model)
+    clean, corrupted = Side.clean(case), Side.corrupted(case)
+    goal, clean_score, scores = _scored(model, case, clean, corrupted, names, metric, budget)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)
     start = scores if direction == "denoise" else clean_score.expand_as(scores)
     path = _Path(model, case, base, source, names, metric, goal, budget)
@@ -90,6 +82,27 @@ def attribute(
     return SweepResult(clean_score[0].cpu(), scores.cpu(), (start + effect).cpu())
 
 
+def _scored(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    clean: Side,
+    corrupted: Side,
+    names: Sequence[str],
+    metric: Metric,
+    budget: int,
+) -> tuple[Target, Tensor, Tensor]:
+    """Do both runs, keeping their states: what they are scored against, and their scores."""
+    hooks, n = [model.embedding_hook, *names], len(case.answer)
+    with torch.no_grad():
+        logits = clean.run(model, hooks, n, lambda logits: logits, budget)
+        goal = target(case, model.device, logits[0].float().log_softmax(-1))
+        clean_score = metric(logits, goal)
+        scores = corrupted.run(model, hooks, n, lambda logits: metric(logits, goal), budget)
+    require_finite(clean_score, "the clean run", model)
+    require_finite(scores, "the corrupted run", model)
+    return goal, clean_score, scores
+
+
 @dataclass(frozen=True)
 class _Path:
     """The straight line in the embeddings from the base run to the source run."""
@@ -100,7 +113,7 @@ class _Path:
     source: Side
     names: Sequence[str]
     metric: Metric
-    goal: Any
+    goal: Target
     budget: int
 
     def gradients(self, share: float) -> list[dict[str, Tensor]]:
@@ -160,7 +173,7 @@ def _gradients(
     mixed: Tensor,
     names: Sequence[str],
     metric: Metric,
-    goal: Any,
+    goal: Target,
 ) -> list[dict[str, Tensor]]:
     """Gradients of each score at the hooks in runs from given embeddings, shape (sample, pos,
     d).
@@ -181,17 +194,28 @@ def _gradients(
     ids = torch.tensor([case.ids], device=model.device).expand(len(mixed), -1)
     with torch.enable_grad():
         scores = metric(model.logits(ids, keep=len(case.answer), hooks=hooks), goal)
-        totals = scores.sum(0).reshape(-1)
-        found = []
-        for at, total in enumerate(totals):
-            more = at + 1 < len(totals)
-            got = torch.autograd.grad(
-                total, [values[name] for name in names], retain_graph=more, allow_unused=True
-            )
-            if unused := [name for name, value in zip(names, got, strict=True) if value is None]:
-                raise ModelError(
-                    f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects"
-                    " cannot be estimated by gradients; use trace.method=exact"
-                )
-            found.append({name: value.float() for name, value in zip(names, got, strict=True)})
-    return found
+        *others, last = scores.sum(0).reshape(-1)
+        # The graph is needed until the last score's gradients are taken.
+        gradients = [_gradients_of(model, total, names, values, keep=True) for total in others]
+        return [*gradients, _gradients_of(model, last, names, values, keep=False)]
+
+
+def _gradients_of(
+    model: LanguageModel,
+    total: Tensor,
+    names: Sequence[str],
+    values: Mapping[str, Tensor],
+    *,
+    keep: bool,
+) -> dict[str, Tensor]:
+    """Gradients of a number with respect to values, by hook; `keep`: the graph is used again."""
+    gradients = torch.autograd.grad(
+        total, [values[name] for name in names], retain_graph=keep, allow_unused=True
+    )
+    by_hook = dict(zip(names, gradients, strict=True))
+    if unused := [name for name, value in by_hook.items() if value is None]:
+        raise ModelError(
+            f"{model.name}: what is seen at {unused[0]} has no gradient, so its effects"
+            " cannot be estimated by gradients; use trace.method=exact"
+        )
+    return {name: value.float() for name, value in by_hook.items()}

@@ -66,18 +66,21 @@ class CorruptedPrompt:
                 f" {len(self.positions)}, d_model): one vector per corrupted token"
             )
         if self.counterfactual is not None:
-            if len(self.counterfactual) != n:
-                raise InputError(
-                    f"the counterfactual prompt has {len(self.counterfactual)} tokens, the prompt"
-                    f" {n}; states of the two can only be exchanged where tokens stand at equal"
-                    " positions: choose another"
-                )
-            differing = [i for i in range(n) if self.prompt[i] != self.counterfactual[i]]
-            if list(self.positions) != differing:
-                raise InputError(
-                    f"positions {self.positions} are not where the prompts differ, which is"
-                    f" {differing}"
-                )
+            self._check_counterfactual(self.counterfactual)
+
+    def _check_counterfactual(self, other: tuple[int, ...]) -> None:
+        n = len(self.prompt)
+        if len(other) != n:
+            raise InputError(
+                f"the counterfactual prompt has {len(other)} tokens, the prompt"
+                f" {n}; states of the two can only be exchanged where tokens stand at equal"
+                " positions: choose another"
+            )
+        differing = [i for i in range(n) if self.prompt[i] != other[i]]
+        if list(self.positions) != differing:
+            raise InputError(
+                f"positions {self.positions} are not where the prompts differ, which is {differing}"
+            )
 
     @property
     def continuation(self) -> tuple[int, ...]:
@@ -97,6 +100,16 @@ class CorruptedPrompt:
     def take(self, samples: Sequence[int]) -> "CorruptedPrompt":
         """The same case with some of the noise samples."""
         return self if self.noise is None else replace(self, noise=self.noise[list(samples)])
+
+
+def require_inside(case: CorruptedPrompt, sites: Iterable[Site]) -> None:
+    """See that every site is a token of the prompt.
+
+    Raises:
+        InputError: One is not.
+    """
+    if bad := [site for site in sites if not 0 <= site.position < len(case.prompt)]:
+        raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
 
 
 def target(
@@ -184,20 +197,20 @@ class Side:
             together: Runs of a batch, whatever the memory.
         """
         parts: list[Tensor] = []
-        found: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
+        states: dict[str, list[Tensor]] = {name: [] for name in sorted(names)}
 
         def work(rows: list[int]) -> None:
             seen: dict[str, Tensor] = {}
-            hooks = [*self.embedding_hooks(model, rows), *watch_hooks(found, seen)]
+            hooks = [*self.embedding_hooks(model, rows), *watch_hooks(states, seen)]
             parts.append(score(model.logits(self.tokens(model, len(rows)), keep=keep, hooks=hooks)))
             for name, value in seen.items():
-                found[name].append(value)
+                states[name].append(value)
 
         size = together or memory // model.row_bytes(len(self.ids), len(self.ids), keep)
         chunked(range(self.rows), max(1, size), work)
         self.states = {
             name: values[0] if len(values) == 1 else torch.cat(values)
-            for name, values in found.items()
+            for name, values in states.items()
         }
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

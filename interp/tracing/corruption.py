@@ -164,22 +164,32 @@ def noise_rule(
     if kind == "e":
         return NoiseRule(text, scale * model.embedding_std())
     if kind == "s":
-        ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
-        if not ids:
-            raise InputError(
-                f"noise {text!r} takes its scale from the rules' subjects, and there is none"
-            )
-        return NoiseRule(text, scale * model.embeddings(ids).std().item())
+        return NoiseRule(text, scale * _subjects_std(text, model, subjects))
     if kind == "t" and scale <= 2:
         raise InputError(
             f"noise {text!r}: Student's t has a covariance only above 2 degrees of freedom"
         )
-    vectors = model.embeddings(_some_text(model, corpus())).double()
+    return _text_noise(text, model.embeddings(_some_text(model, corpus())), scale)
+
+
+def _subjects_std(text: str, model: LanguageModel, subjects: Iterable[str]) -> float:
+    ids = [i for subject in dict.fromkeys(subjects) for i in model.encode(subject).ids]
+    if not ids:
+        raise InputError(
+            f"noise {text!r} takes its scale from the rules' subjects, and there is none"
+        )
+    return model.embeddings(ids).std().item()
+
+
+def _text_noise(text: str, embeddings: Float[Tensor, "token d_model"], scale: float) -> NoiseRule:
+    """`m` and `t`: mean and covariance of the embeddings of running text."""
+    vectors = embeddings.double()
     covariance = torch.cov(vectors.T)
     values, directions = torch.linalg.eigh(covariance)
     root = (directions * values.clamp_min(0).sqrt()).float()
     std = (covariance.trace() / len(covariance)).sqrt().item()
-    return NoiseRule(text, std, vectors.mean(0).float(), root, scale if kind == "t" else None)
+    degrees = scale if text.startswith("t") else None
+    return NoiseRule(text, std, vectors.mean(0).float(), root, degrees)
 
 
 def noise_of(model: LanguageModel, config: TraceConfig, rules: Iterable[Rule]) -> NoiseRule:
@@ -218,44 +228,47 @@ def counterfactual(
     Raises:
         ValueError: No twin aligns; says why each does not.
     """
-    names = {"rule_word", "number", *SPAN_ROLES["subject"]}
     reasons = []
     for twin in twins:
-        prompt = twin.prompt
-        other = model.encode(prompt)
-        ids = other.ids
-        if len(ids) != len(encoding.ids):
-            reasons.append(f"{prompt!r} has {len(ids)} tokens, not {len(encoding.ids)}")
+        prompt, other = twin.prompt, model.encode(twin.prompt)
+        if reason := _misalignment(encoding, other, roles):
+            reasons.append(f"{prompt!r} {reason}")
             continue
-        if _words(other) != _words(encoding):
-            reasons.append(
-                f"{prompt!r} has words of other lengths, so that its tokens stand against other"
-                " words"
-            )
-            continue
-        positions = [
-            i for i, (one, other) in enumerate(zip(encoding.ids, ids, strict=True)) if one != other
-        ]
-        if not positions:
-            reasons.append(f"{prompt!r} has the same tokens")
-        elif not names & {roles[i] for i in positions}:
-            reasons.append(f"{prompt!r} differs at no token that names the rule")
-        else:
-            alternative = model.encode_continuation(twin.answer, prompt, twin.space)
-            model.need_room(
-                len(ids) + len(alternative) - 1,
-                f"the counterfactual prompt {prompt!r} with its answer",
-            )
-            case = CorruptedPrompt(
-                encoding.ids,
-                tuple(answer),
-                tuple(positions),
-                counterfactual=ids,
-                alternative=alternative,
-            )
-            return case, prompt
+        alternative = model.encode_continuation(twin.answer, prompt, twin.space)
+        model.need_room(
+            len(other.ids) + len(alternative) - 1,
+            f"the counterfactual prompt {prompt!r} with its answer",
+        )
+        case = CorruptedPrompt(
+            encoding.ids,
+            tuple(answer),
+            tuple(_differing(encoding, other)),
+            counterfactual=other.ids,
+            alternative=alternative,
+        )
+        return case, prompt
     why = "; ".join(reasons) or "it has none"
     raise NotTraceableError(f"no counterfactual prompt aligns with {encoding.text!r}: {why}")
+
+
+def _misalignment(encoding: Encoding, other: Encoding, roles: Sequence[str]) -> str:
+    """Why another prompt does not align with a prompt; "" if it does."""
+    if len(other.ids) != len(encoding.ids):
+        return f"has {len(other.ids)} tokens, not {len(encoding.ids)}"
+    if _words(other) != _words(encoding):
+        return "has words of other lengths, so that its tokens stand against other words"
+    positions = _differing(encoding, other)
+    if not positions:
+        return "has the same tokens"
+    if not {"rule_word", "number", *SPAN_ROLES["subject"]} & {roles[i] for i in positions}:
+        return "differs at no token that names the rule"
+    return ""
+
+
+def _differing(encoding: Encoding, other: Encoding) -> list[int]:
+    """Positions at which two prompts of as many tokens differ."""
+    pairs = zip(encoding.ids, other.ids, strict=True)
+    return [i for i, (token, twin) in enumerate(pairs) if token != twin]
 
 
 def _words(encoding: Encoding) -> list[int]:

@@ -9,7 +9,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -136,39 +136,52 @@ def assess(
     """
     if greedy is None:
         greedy = greedy_answers(model, [rule.forms[form].prompt])[0]
-    encoding = model.encode(rule.forms[form].prompt)
-    te, se, source = math.nan, math.nan, "none"
-    try:
-        ready = prepare(model, rule, form, config)
-    except NotFiniteError:
-        raise  # no number is not the same as no effect
-    except DmleError:
-        pass  # the row says so: no source, no numbers
-    else:
-        result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)
-        te = (result.clean - result.corrupted.mean()).item()
-        se, source = result.corrupted.std().item() / ready.case.samples**0.5, ready.answer.source
-    truths = rule.forms[form].target_true
-    aligned = [
-        at
-        for at, twin in enumerate(rule.forms[form].twins, start=1)
-        if len(model.encode(twin.prompt).ids) == len(encoding.ids)
-    ]
+    te, se, source = _total_effect(model, rule, form, config)
     return Knowledge(
         rule=rule.id,
         form=form,
         split=rule.split or "",
         greedy=greedy,
-        known=(
-            "" if not truths else "yes" if any(holds(greedy, truth) for truth in truths) else "no"
-        ),
+        known=_known(greedy, rule.forms[form].target_true),
         answer_source=source,
         total_effect=round(te, 6),
         standard_error=round(se, 6),
         traceable=te > 0 and te > TRACEABLE_STANDARD_ERRORS * se,
-        twin=aligned[0] if aligned else 0,
+        twin=_first_twin(model, rule, form),
         fingerprint=trace_fingerprint(model, rule, form, config),
     )
+
+
+def _total_effect(
+    model: LanguageModel, rule: Rule, form: RuleForm, config: TraceConfig
+) -> tuple[float, float, str]:
+    """Total effect, its standard error, and whose answer is scored; NaN and "none" if nothing can
+    be corrupted or scored.
+    """
+    try:
+        ready = prepare(model, rule, form, config)
+    except NotFiniteError:
+        raise  # no number is not the same as no effect
+    except DmleError:
+        return math.nan, math.nan, "none"
+    result = sweep(model, ready.case, [], METRICS[config.metrics[0]].function)
+    te = (result.clean - result.corrupted.mean()).item()
+    return te, result.corrupted.std().item() / ready.case.samples**0.5, ready.answer.source
+
+
+def _known(answer: str, truths: Sequence[str]) -> str:
+    if not truths:
+        return ""
+    return "yes" if any(holds(answer, truth) for truth in truths) else "no"
+
+
+def _first_twin(model: LanguageModel, rule: Rule, form: RuleForm) -> int:
+    """Which twin, counted from 1, is the first with as many tokens; 0 if none has."""
+    n_tokens = len(model.encode(rule.forms[form].prompt).ids)
+    for number, twin in enumerate(rule.forms[form].twins, start=1):
+        if len(model.encode(twin.prompt).ids) == n_tokens:
+            return number
+    return 0
 
 
 def greedy_answers(model: LanguageModel, texts: Sequence[str]) -> list[str]:
@@ -203,36 +216,48 @@ def assess_rules(
             then.
     """
     _check_replaceable(path)
-    for rule, form in prompts(rules):
-        if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
-            raise TooLongError(f"{rule.id}/{form}: {reason}")
-    state = path.with_suffix(".json")
-    held = (
-        {(row.rule, row.form, row.fingerprint): row for row in read_rows(state)}
-        if state.exists()
-        else {}
-    )
+    _check_lengths(model, rules, config)
+    known = _known_rows(path.with_suffix(".json"))
     keys = {
         (rule.id, form): (rule.id, form, trace_fingerprint(model, rule, form, config))
         for rule, form in prompts(rules)
     }
     todo: list[tuple[Rule, RuleForm]] = [
-        pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in held
+        pair for pair in prompts(rules) if keys[pair[0].id, pair[1]] not in known
     ]
     advance(len(keys) - len(todo))
     # Rows that are of no use (of other settings) are not carried on.
-    rows = [held[key] for key in keys.values() if key in held]
+    rows = [known[key] for key in keys.values() if key in known]
     _write(path, rows)
-    for at in range(0, len(todo), BATCH):
-        some = todo[at : at + BATCH]
+    for row in _assessed(model, todo, config):
+        known[row.rule, row.form, row.fingerprint] = row
+        rows.append(row)
+        _write(path, rows)
+        advance(1)
+    return [known[key] for key in keys.values()]
+
+
+def _assessed(
+    model: LanguageModel, todo: Sequence[tuple[Rule, RuleForm]], config: TraceConfig
+) -> Iterator[Knowledge]:
+    """Rows of prompts, one after the other; answers are generated together."""
+    for start in range(0, len(todo), BATCH):
+        some = todo[start : start + BATCH]
         answers = greedy_answers(model, [rule.forms[form].prompt for rule, form in some])
         for (rule, form), greedy in zip(some, answers, strict=True):
-            row = assess(model, rule, form, config, greedy)
-            held[keys[rule.id, form]] = row
-            rows.append(row)
-            _write(path, rows)
-            advance(1)
-    return [held[key] for key in keys.values()]
+            yield assess(model, rule, form, config, greedy)
+
+
+def _known_rows(path: Path) -> dict[tuple[str, str, str], Knowledge]:
+    """Rows of an earlier run by rule, form and fingerprint."""
+    rows = read_rows(path) if path.exists() else []
+    return {(row.rule, row.form, row.fingerprint): row for row in rows}
+
+
+def _check_lengths(model: LanguageModel, rules: Sequence[Rule], config: TraceConfig) -> None:
+    for rule, form in prompts(rules):
+        if reason := too_long(model, rule, form, config, GREEDY_TOKENS):
+            raise TooLongError(f"{rule.id}/{form}: {reason}")
 
 
 def _check_replaceable(path: Path) -> None:
@@ -241,8 +266,10 @@ def _check_replaceable(path: Path) -> None:
         return
     with regular(path, "CSV file of rows", "move it away") as file:
         first = file.readline(BLOCK).decode(errors="replace")
-    if (found := next(csv.reader([first]), [])) != list(COLUMNS):
-        raise DmleError(f"{path} has the columns {found}; needed are {list(COLUMNS)}: move it away")
+    if (columns := next(csv.reader([first]), [])) != list(COLUMNS):
+        raise DmleError(
+            f"{path} has the columns {columns}; needed are {list(COLUMNS)}: move it away"
+        )
 
 
 def _write(path: Path, rows: Sequence[Knowledge]) -> None:
@@ -284,21 +311,22 @@ def table(sources: Iterable[tuple[str, Sequence[Knowledge]]]) -> str:
     ]
     for name, rows in sources:
         for form in FORMS:
-            some = [row for row in rows if row.form == form]
-            judged = [row for row in some if row.known]
-            known = sum(row.known == "yes" for row in judged)
-            cells = (
-                name,
-                form,
-                str(len(some)),
-                str(len(judged)),
-                _share(known, len(judged)),
-                _share(sum(row.traceable for row in some), len(some)),
-                _mean([row.total_effect for row in some if not math.isnan(row.total_effect)]),
-                _share(sum(row.twin > 0 for row in some), len(some)),
-            )
+            cells = (name, form, *_cells([row for row in rows if row.form == form]))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _cells(rows: Sequence[Knowledge]) -> tuple[str, ...]:
+    """What the table says of the rows of one form."""
+    judged = [row for row in rows if row.known]
+    return (
+        str(len(rows)),
+        str(len(judged)),
+        _share(sum(row.known == "yes" for row in judged), len(judged)),
+        _share(sum(row.traceable for row in rows), len(rows)),
+        _mean([row.total_effect for row in rows if not math.isnan(row.total_effect)]),
+        _share(sum(row.twin > 0 for row in rows), len(rows)),
+    )
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -224,8 +224,17 @@ def report(effects: "xr.Dataset") -> list[str]:
             f"traceable: NO, the total effect is not above {bound}, so the map means nothing;"
             " corrupt more of what names the answer (--words), or take more samples (--samples)"
         )
-    effect = indirect_effect(effects)
-    lines.append(f"strongest cells (indirect effect in {unit}; the best layer of each token):")
+    return lines + _strongest_cells(indirect_effect(effects), attrs)
+
+
+def _joint(attrs: Mapping[str, Any]) -> str:
+    joint = attrs.get("answer_joint", "")
+    return f", {joint}" if joint and attrs["answer_source"] == "given" else ""
+
+
+def _strongest_cells(effect: "xr.DataArray", attrs: Mapping[str, Any]) -> list[str]:
+    """A line for each component."""
+    lines = [f"strongest cells (indirect effect in {attrs['unit']}; the best layer of each token):"]
     for component in effect["component"].values:
         wide = component in ("mlp", "attn") and attrs["window"] > 1
         name = (
@@ -233,11 +242,6 @@ def report(effects: "xr.Dataset") -> list[str]:
         )
         lines.append(f"  {name}: {'; '.join(_strongest(effect.sel(component=component)))}")
     return lines
-
-
-def _joint(attrs: Mapping[str, Any]) -> str:
-    said = attrs.get("answer_joint", "")
-    return f", {said}" if said and attrs["answer_source"] == "given" else ""
 
 
 def _strongest(effect: "xr.DataArray") -> list[str]:

@@ -44,7 +44,7 @@ from interp.errors import InputError
 from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
-from interp.tracing.cases import CorruptedPrompt, Side, Site, target
+from interp.tracing.cases import CorruptedPrompt, Side, Site, require_inside, target
 from interp.tracing.metrics import Metric
 from interp.vocabulary import Direction, Route
 
@@ -128,8 +128,7 @@ class Patcher:
         """Do the two runs, keeping the states that the sites need. Arguments and errors: see
         `sweep`.
         """
-        if bad := [s for s in sites if not 0 <= s.position < len(case.prompt)]:
-            raise InputError(f"site {bad[0]} is outside the prompt of {len(case.prompt)} tokens")
+        require_inside(case, sites)
         holds = options.unchecked or model.takes_fast_route(len(case.ids))
         if options.route == "fast" and not holds:
             raise InputError(
@@ -145,18 +144,18 @@ class Patcher:
         self._base, self._source = (
             (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
         )
-        taken = {model.hook(s.component, layer) for s in sites for layer in s.layers}
-        kept = {
-            model.hook(s.frozen, n)
-            for s in sites
-            if s.frozen
-            for n in range(s.layers.stop, model.n_layers)
-        }
-        if self._fast and sites:
-            kept |= {_stream(layer) for layer in range(model.n_layers)}
-            kept |= {model.hook(s.component, s.layers.start) for s in sites if s.component == "mlp"}
-        of_clean, of_corrupted = (kept, taken) if clean is self._base else (taken, kept)
+        self._run_sides(clean, corrupted)
+
+    def _run_sides(self, clean: Side, corrupted: Side) -> None:
+        """Do and score both runs, the clean one first."""
+        model, case, metric = self._model, self._case, self._metric
         n, memory = len(case.answer), self._memory
+        of_source = {
+            model.hook(site.component, layer) for site in self._sites for layer in site.layers
+        }
+        of_clean, of_corrupted = of_source, self._base_hooks()
+        if clean is self._base:
+            of_clean, of_corrupted = of_corrupted, of_clean
         with torch.inference_mode():
             logits = clean.run(model, of_clean, n, lambda logits: logits, memory)
             # What the other runs are compared with is known from here on.
@@ -172,6 +171,26 @@ class Patcher:
                 self._batch_size,
             )
             require_finite(self.corrupted, "a corrupted run", model)
+
+    def _base_hooks(self) -> set[str]:
+        """Hooks whose states of the base run are needed: for what is frozen, and on the fast route
+        for sites that join the batch.
+        """
+        model, sites = self._model, self._sites
+        names = {
+            model.hook(site.frozen, layer)
+            for site in sites
+            if site.frozen
+            for layer in range(site.layers.stop, model.n_layers)
+        }
+        if self._fast and sites:
+            names |= {_stream(layer) for layer in range(model.n_layers)}
+            names |= {
+                model.hook(site.component, site.layers.start)
+                for site in sites
+                if site.component == "mlp"
+            }
+        return names
 
     def generic(self) -> "Patcher":
         """The same on the generic route, with the runs that are done."""
@@ -247,7 +266,7 @@ class Patcher:
 
         Those of the base run; what a site exchanges before that block is exchanged already.
         """
-        found: dict[int, list[Tensor]] = {}
+        joining: dict[int, list[Tensor]] = {}
         for site, block in zip(sites, blocks, strict=True):
             stream = self._base.take(_stream(block), samples)[:, site.position :]
             if block > site.layers.start:
@@ -256,8 +275,8 @@ class Patcher:
                 if site.component == "mlp":
                     new = stream[:, 0] - self._base.take(name, samples)[:, site.position] + new
                 stream = torch.cat([new.unsqueeze(1), stream[:, 1:]], dim=1)
-            found.setdefault(block, []).append(stream)
-        return [(block, torch.cat(streams)) for block, streams in found.items()]
+            joining.setdefault(block, []).append(stream)
+        return [(block, torch.cat(streams)) for block, streams in joining.items()]
 
     def _exchanges(
         self, sites: Sequence[Site], samples: Sequence[int], start: int, blocks: Sequence[int]

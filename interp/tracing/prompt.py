@@ -10,7 +10,7 @@ Source: ROME 2.1 (causal tracing); the corrupted span and whole-answer score fol
 """
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,26 @@ def trace_prompt(
         for position in positions
     ]
     result = score_sites(model, ready.case, sites, config.metrics, scoring_options(config), advance)
+    attrs = {
+        "rule_name": rule.name,
+        "subject": rule.forms[form].subject,
+        **_attributes(model, ready, config, noise, width),
+        **result.about,
+        "fingerprint": trace_fingerprint(model, rule, form, config, noise),
+        **versions(),
+    }
+    return _map_of(model, ready, config, result, positions, attrs)
+
+
+def _map_of(
+    model: LanguageModel,
+    ready: Prepared,
+    config: TraceConfig,
+    result: ScoredSites,
+    positions: Sequence[int],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Scores of the sites at the traced positions as an effect map."""
     grid = (len(config.components), model.n_layers, len(positions), ready.case.samples)
     score, exact = _on_all_tokens(ready, result, grid, positions, config.direction)
     clean, corrupted = result.clean.numpy(), result.corrupted.numpy().T
@@ -109,14 +129,7 @@ def trace_prompt(
         answer=ready.answer.text,
         metrics=units if several else None,
         exact=exact,
-        attrs={
-            "rule_name": rule.name,
-            "subject": rule.forms[form].subject,
-            **_attributes(model, ready, config, noise, width),
-            **result.about,
-            "fingerprint": trace_fingerprint(model, rule, form, config, noise),
-            **versions(),
-        },
+        attrs=attrs,
     )
 
 
@@ -151,22 +164,32 @@ def prepare(
         case, twin = corruption.counterfactual(
             model, encoding, answer.ids, rule.forms[form].twins, roles
         )
-        if set(config.metrics) & {
-            name for name, metric in METRICS.items() if metric.needs_alternative
-        }:
+        if any(METRICS[name].needs_alternative for name in config.metrics):
             first_difference(case.answer, case.alternative)
         return Prepared(encoding, roles, answer, case, twin)
+    noise = noise or noise_of(model, config, [rule])
+    case = _noisy(model, config, noise, encoding, roles, answer)
+    return Prepared(encoding, roles, answer, case)
+
+
+def _noisy(
+    model: LanguageModel,
+    config: TraceConfig,
+    noise: NoiseRule,
+    encoding: Encoding,
+    roles: Sequence[str],
+    answer: Answer,
+) -> CorruptedPrompt:
+    """A prompt whose corrupted runs have noise on the embeddings of the span."""
     if isinstance(config.span, str):
         corrupted = corruption.corrupted_positions(roles, config.span)
     else:
         corrupted = corruption.phrase_positions(encoding, config.span)
-    rule_of_noise = noise or noise_of(model, config, [rule])
     stream = zlib.crc32(repr(encoding.ids).encode())
-    draws = rule_of_noise.draw(
+    draws = noise.draw(
         config.samples, len(corrupted), model.d_model, seed=config.seed, stream=stream
     )
-    case = CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), draws, config.noise_replaces)
-    return Prepared(encoding, roles, answer, case)
+    return CorruptedPrompt(encoding.ids, answer.ids, tuple(corrupted), draws, config.noise_replaces)
 
 
 def find_answer(

@@ -1,6 +1,7 @@
 """The sweep the slow and obvious way: the definition that the fast routes are held against."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,9 +9,13 @@ from torch import Tensor
 
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.cases import CorruptedPrompt, Site, target
-from interp.tracing.metrics import Metric
+from interp.tracing.metrics import Metric, Target
 from interp.tracing.patching import SweepResult
 from interp.vocabulary import Direction
+
+_WATCHED = ("resid", "mlp", "attn")
+Change = tuple[str, int, Tensor]
+"""Hook, position, and the state that is set there."""
 
 
 def sweep_reference(
@@ -24,25 +29,43 @@ def sweep_reference(
     """The same numbers the slow and obvious way: whole forward passes, one per site and noise
     sample.
     """
-    components = ("resid", "mlp", "attn")
-    names = [
-        model.hook(component, layer) for component in components for layer in range(model.n_layers)
-    ]
+    samples = range(case.samples)
+    with torch.no_grad():
+        clean_ids = torch.tensor([case.ids], device=model.device)
+        clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
+        runs = _WholeRuns(model, case, metric, target(case, model.device, clean_log_probs))
+        clean, _ = runs.run(False, 0)
+        corrupted = torch.stack([runs.run(True, sample)[0] for sample in samples])
+        restored = [
+            torch.stack([runs.patched(site, sample, direction) for sample in samples])
+            for site in sites
+        ]
+    return SweepResult(
+        clean,
+        corrupted,
+        torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape),
+    )
+
+
+@dataclass(frozen=True)
+class _WholeRuns:
+    """Runs of all tokens through all blocks, one row each."""
+
+    model: LanguageModel
+    case: CorruptedPrompt
+    metric: Metric
+    goal: Target
 
     def run(
-        corrupted: bool, sample: int, changes: Sequence[tuple[str, int, Tensor]] = ()
-    ) -> tuple[Tensor, dict]:
-        """Logits and states of one run in which the state at (hook, position) is set to a value."""
+        self, corrupted: bool, sample: int, changes: Sequence[Change] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Score and states of one run in which the states of some hooks and positions are set."""
+        model, case = self.model, self.case
         ids = case.counterfactual if corrupted and case.counterfactual else case.prompt
         states: dict[str, Tensor] = {}
 
         def embed(value: Tensor, hook: Any) -> Tensor:
-            value = value.clone()
-            if corrupted and case.noise is not None:
-                noise = case.noise[sample].to(value)
-                at = list(case.positions)
-                value[0, at] = noise if case.replace else value[0, at] + noise
-            return value
+            return self._corrupted(value.clone(), sample) if corrupted else value.clone()
 
         def change(value: Tensor, hook: Any, name: str) -> Tensor:
             value = value.clone()
@@ -52,35 +75,33 @@ def sweep_reference(
             states[name] = value[0]
             return value
 
+        names = [model.hook(part, layer) for part in _WATCHED for layer in range(model.n_layers)]
         hooks: list[NamedHook] = [(model.embedding_hook, embed)]
         hooks += [
             (name, lambda value, hook, name=name: change(value, hook, name)) for name in names
         ]
         tokens = torch.tensor([[*ids, *case.continuation]], device=model.device)
         logits = model.logits(tokens, hooks=hooks)[:, len(case.prompt) - 1 :]
-        return metric(logits, target(case, model.device, clean_log_probs))[0].cpu(), states
+        return self.metric(logits, self.goal)[0].cpu(), states
 
-    def patched(site: Site, sample: int) -> Tensor:
-        to, at = direction == "denoise", site.position
-        base, source = run(to, sample)[1], run(not to, sample)[1]
+    def _corrupted(self, value: Tensor, sample: int) -> Tensor:
+        if self.case.noise is not None:
+            noise = self.case.noise[sample].to(value)
+            places = list(self.case.positions)
+            value[0, places] = noise if self.case.replace else value[0, places] + noise
+        return value
+
+    def patched(self, site: Site, sample: int, direction: Direction) -> Tensor:
+        """Score of the base run with a site's states of the source run."""
+        model, is_corrupted = self.model, direction == "denoise"
+        _, base = self.run(is_corrupted, sample)
+        _, source = self.run(not is_corrupted, sample)
         taken = [model.hook(site.component, layer) for layer in site.layers]
         later = range(site.layers.stop, model.n_layers) if site.frozen else ()
         kept = [model.hook(str(site.frozen), layer) for layer in later]
-        changes = [(name, at, source[name][at]) for name in taken] + [
-            (name, at, base[name][at]) for name in kept
-        ]
-        return run(to, sample, changes)[0]
+        changes = _changes(taken, site.position, source) + _changes(kept, site.position, base)
+        return self.run(is_corrupted, sample, changes)[0]
 
-    with torch.no_grad():
-        clean_ids = torch.tensor([case.ids], device=model.device)
-        clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
-        clean = run(False, 0)[0]
-        corrupted = torch.stack([run(True, sample)[0] for sample in range(case.samples)])
-        restored = [
-            torch.stack([patched(site, sample) for sample in range(case.samples)]) for site in sites
-        ]
-    return SweepResult(
-        clean,
-        corrupted,
-        torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape),
-    )
+
+def _changes(names: Sequence[str], position: int, states: Mapping[str, Tensor]) -> list[Change]:
+    return [(name, position, states[name][position]) for name in names]

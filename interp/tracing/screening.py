@@ -103,18 +103,9 @@ def score_sites(
         InputError: A metric compares with the counterfactual answer, and there is none, or `screen`
             is asked for such a metric.
     """
-    if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
-        raise InputError(
-            f"metrics {missing} compare with the answer to a counterfactual prompt, and there is"
-            " none"
-        )
-    contrasts = [index for index, name in enumerate(metrics) if METRICS[name].contrast]
+    contrasts = _contrasts(case, metrics, options)
     metric = several([METRICS[name].function for name in metrics])
     if options.method == "screen":
-        if contrasts:
-            raise InputError(
-                "log_prob_difference takes a second sweep, which method screen has not; use exact"
-            )
         patcher = Patcher(model, case, sites, metric, options.sweep)
         guess = _attribute(model, case, sites, metric, options)
         return screen(patcher, guess, sites, options, advance)
@@ -131,19 +122,37 @@ def score_sites(
         return result
 
     result = score(case, metric)
-    clean, corrupted, restored = (
-        scores.clone() for scores in (result.clean, result.corrupted, result.restored)
-    )
+    scores = ScoredSites(result.clean.clone(), result.corrupted.clone(), result.restored.clone())
     if contrasts and case.alternative is not None:
         metric = several([METRICS[metrics[index]].function for index in contrasts])
         other = score(replace(case, answer=case.alternative), metric)
-        clean[contrasts] -= other.clean
-        corrupted[:, contrasts] -= other.corrupted
-        restored[..., contrasts] -= other.restored
+        scores.clean[contrasts] -= other.clean
+        scores.corrupted[:, contrasts] -= other.corrupted
+        scores.restored[..., contrasts] -= other.restored
     if options.method == "exact":
-        return ScoredSites(clean, corrupted, restored)
-    nowhere = torch.zeros(restored.shape[:2], dtype=torch.bool)
-    return ScoredSites(clean, corrupted, restored, nowhere, {"exact_share": 0.0})
+        return scores
+    nowhere = torch.zeros(scores.restored.shape[:2], dtype=torch.bool)
+    return replace(scores, exact=nowhere, about={"exact_share": 0.0})
+
+
+def _contrasts(case: CorruptedPrompt, metrics: Sequence[str], options: ScoringOptions) -> list[int]:
+    """Which of the metrics subtract the score of the counterfactual answer, which takes a second
+    sweep.
+
+    Raises:
+        InputError: See `score_sites`.
+    """
+    if missing := [n for n in metrics if METRICS[n].needs_alternative and case.alternative is None]:
+        raise InputError(
+            f"metrics {missing} compare with the answer to a counterfactual prompt, and there is"
+            " none"
+        )
+    contrasts = [index for index, name in enumerate(metrics) if METRICS[name].contrast]
+    if contrasts and options.method == "screen":
+        raise InputError(
+            "log_prob_difference takes a second sweep, which method screen has not; use exact"
+        )
+    return contrasts
 
 
 def _attribute(
@@ -175,17 +184,16 @@ def screen(
         options: Share, tolerance and seed.
         advance: Called with the share of the work done since the last call.
     """
-    n_samples = len(guess.corrupted)
     work = _Screen(
         patcher, guess, options.tolerance * float((guess.clean - guess.corrupted.mean(0)).abs()[0])
     )
     lines = [_Line(line, [_middle(sites[i]) for i in line]) for line in _lines(sites)]
     work.run(sorted({i for line in lines for i in line.grid(STRIDE)}))
-    wanted = max(len(work.done), math.ceil(options.share * len(sites)))
     first = len(work.done)
+    wanted = max(first, math.ceil(options.share * len(sites)))
     for turn in range(ROUNDS):
-        target = first + math.ceil((wanted - first) * (turn + 1) / ROUNDS)
-        work.run(_worst(lines, work, target - len(work.done)))
+        goal = first + math.ceil((wanted - first) * (turn + 1) / ROUNDS)
+        work.run(_worst(lines, work, goal - len(work.done)))
         advance(1 / (ROUNDS + 2))
     work.complete()
     advance(1 / (ROUNDS + 2))
@@ -193,25 +201,11 @@ def screen(
     for line in lines:
         line.interpolate(work, correction)
     estimate = guess.restored + torch.from_numpy(correction).float().unsqueeze(1)
-    rest = np.array(sorted(set(range(len(sites))) - set(work.done)), dtype=int)
-    size = min(len(rest), max(MIN_AUDIT, round(AUDIT * len(sites))))
-    drawn = np.random.default_rng(options.seed).choice(rest, size=size, replace=False).tolist()
-    base = (
-        guess.corrupted
-        if patcher.direction == "denoise"
-        else guess.clean.expand_as(guess.corrupted)
-    )
-    missed = 0.0
-    if drawn:
-        truth = patcher.run(drawn, range(n_samples))
-        error = (truth.mean(1) - estimate[drawn].mean(1))[:, 0].abs().mean().item()
-        mass = (estimate - base).mean(1)[:, 0].abs().sum().item()
-        missed = error * (len(rest) - len(drawn)) / mass if mass else 0.0
-        estimate[drawn] = truth
+    drawn, missed = work.audit(estimate, options.seed)
     exact = torch.zeros(estimate.shape[:2], dtype=torch.bool)
-    for at, values in work.values.items():
-        estimate[at, : len(values)] = values
-        exact[at, : len(values)] = True
+    for site, values in work.values.items():
+        estimate[site, : len(values)] = values
+        exact[site, : len(values)] = True
     exact[drawn] = True
     advance(1 / (ROUNDS + 2))
     about = {
@@ -245,6 +239,30 @@ class _Screen:
         if todo := [i for i in self.values if rest and self._standard_error(i) > self.error]:
             for i, scores in zip(todo, self.patcher.run(todo, rest), strict=True):
                 self.values[i] = torch.cat([self.values[i], scores])
+
+    def audit(self, estimate: Tensor, seed: int) -> tuple[list[int], float]:
+        """Run sites in full, drawn from those that were not run, and put their scores in place.
+
+        Args:
+            estimate: Scores of all sites, shape (site, sample, metric); changed in place.
+            seed: Of the draw.
+
+        Returns:
+            The sites, and the share of the map's absolute effects that is wrong.
+        """
+        guess, n_sites = self.guess, len(estimate)
+        rest = np.array(sorted(set(range(n_sites)) - set(self.done)), dtype=int)
+        size = min(len(rest), max(MIN_AUDIT, round(AUDIT * n_sites)))
+        drawn = np.random.default_rng(seed).choice(rest, size=size, replace=False).tolist()
+        if not drawn:
+            return [], 0.0
+        denoises = self.patcher.direction == "denoise"
+        base = guess.corrupted if denoises else guess.clean.expand_as(guess.corrupted)
+        truth = self.patcher.run(drawn, range(len(guess.corrupted)))
+        error = (truth.mean(1) - estimate[drawn].mean(1))[:, 0].abs().mean().item()
+        mass = (estimate - base).mean(1)[:, 0].abs().sum().item()
+        estimate[drawn] = truth
+        return drawn, error * (len(rest) - len(drawn)) / mass if mass else 0.0
 
     def gap(self, i: int) -> np.ndarray:
         """Exact minus approximate score of a site, mean over the samples run, per metric."""
@@ -289,10 +307,10 @@ class _Line:
 
     def interpolate(self, work: _Screen, into: np.ndarray) -> None:
         known = [k for k, i in enumerate(self.sites) if i in work.values]
-        at = [self.layers[k] for k in known]
+        layers = [self.layers[k] for k in known]
         gaps = np.stack([work.gap(self.sites[k]) for k in known])
         for metric in range(gaps.shape[1]):
-            into[self.sites, metric] = np.interp(self.layers, at, gaps[:, metric])
+            into[self.sites, metric] = np.interp(self.layers, layers, gaps[:, metric])
 
 
 @dataclass(frozen=True, order=True)

@@ -118,31 +118,29 @@ def trace_rules(
         StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any
             run.
     """
-    every = prompts(rules)
     noise = noise_of(model, config, rules)
-    reasons = {(rule.id, form): too_long(model, rule, form, config) for rule, form in every}
-    skipped = [Skipped(rule, form, reason) for (rule, form), reason in reasons.items() if reason]
-    todo: list[tuple[Rule, RuleForm]] = [
-        (rule, form)
-        for rule, form in every
-        if not reasons[rule.id, form]
-        and not _is_done(model, rule, form, config, noise, folder, overwrite)
-    ]
-    advance(len(every) - len(todo))
+    todo: list[tuple[Rule, RuleForm]] = []
+    skipped: list[Skipped] = []
+    for rule, form in prompts(rules):
+        if reason := too_long(model, rule, form, config):
+            skipped.append(Skipped(rule.id, form, reason))
+        elif not _is_done(model, rule, form, config, noise, folder, overwrite):
+            todo.append((rule, form))
+    advance(len(prompts(rules)) - len(todo))
     for rule, form in todo:
-        told: list[float] = []
+        shares: list[float] = []
 
-        def tell(share: float, told: list[float] = told) -> None:
-            told.append(share)
+        def count(share: float, shares: list[float] = shares) -> None:
+            shares.append(share)
             advance(share)
 
         try:
-            item = trace_prompt(model, rule, form, config, noise=noise, advance=tell)
+            item = trace_prompt(model, rule, form, config, noise=noise, advance=count)
         except DmleError as error:
             skipped.append(Skipped(rule.id, form, str(error)))
         else:  # a full disk is no property of the prompt
             effects.save(item, trace_path(folder, rule.id, form))
-        advance(1 - sum(told))
+        advance(1 - sum(shares))
     return skipped
 
 
@@ -228,28 +226,28 @@ def _is_done(
     path = trace_path(folder, rule.id, form)
     if not path.is_file():
         return False
-    held = _attrs_of(path)
-    if held.get("fingerprint") == trace_fingerprint(model, rule, form, config, noise):
+    attrs = _attrs_of(path)
+    if attrs.get("fingerprint") == trace_fingerprint(model, rule, form, config, noise):
         return True
     if overwrite:
         return False
     raise StaleTraceError(
         f"{path} was traced with other settings, another model or another wording"
-        f" ({_change(held, model, config)}); use another run folder, or --overwrite to trace it"
+        f" ({_change(attrs, model, config)}); use another run folder, or --overwrite to trace it"
         " again"
     )
 
 
 def _attrs_of(path: Path) -> dict[str, Any]:
-    with effects.opened(path) as found:
-        return dict(found.attrs)
+    with effects.opened(path) as item:
+        return dict(item.attrs)
 
 
-def _change(held: Mapping[str, Any], model: LanguageModel, config: TraceConfig) -> str:
+def _change(attrs: Mapping[str, Any], model: LanguageModel, config: TraceConfig) -> str:
     """What differs from a trace's attributes, in words."""
-    if held.get("weight_hash") != model.weight_hash:
-        return f"the model was {held.get('weight_hash')}, it is {model.weight_hash} now"
-    before, now = (json.loads(text) for text in (held.get("config", "{}"), config_text(config)))
+    if attrs.get("weight_hash") != model.weight_hash:
+        return f"the model was {attrs.get('weight_hash')}, it is {model.weight_hash} now"
+    before, now = (json.loads(text) for text in (attrs.get("config", "{}"), config_text(config)))
     changed = [
         f"trace.{key} was {json.dumps(before.get(key))}, it is {json.dumps(now[key])} now"
         for key in now

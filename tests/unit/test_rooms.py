@@ -41,8 +41,8 @@ ROOMS = (
 """From the lowest to the highest. A package's own name is its public API; `figures` is one room."""
 UPWARD = {
     # The self-check runs the sweep that it is about.
-    ("interp.models.self_check", "interp.tracing.cases"),
-    ("interp.models.self_check", "interp.tracing.patching"),
+    ("interp.models.self_check.routes", "interp.tracing.cases"),
+    ("interp.models.self_check.routes", "interp.tracing.patching"),
     # A setting asks the folder of strategies, and the registry of metrics, for the valid names.
     ("interp.config", "interp.selection.strategies"),
     ("interp.config", "interp.tracing.metrics"),
@@ -50,7 +50,7 @@ UPWARD = {
 """Imports that run up: importer and imported. None may be added; one that is gone is deleted."""
 LATE = {
     # A model is checked while it is loaded, and its prompts are tokenised for that.
-    ("interp.models.self_check", "interp.models.tokens"),
+    ("interp.models.self_check.routes", "interp.models.tokens"),
 }
 """Imports within a room that would close a circle, and stand in a function for that reason."""
 MODEL_LIBRARIES = {"transformer_lens", "transformers", "huggingface_hub", "accelerate"}

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from interp.rules.agreement import agree
 from interp.rules.checks.answers import locality_of, plain, same_answer
@@ -35,50 +35,48 @@ from interp.vocabulary import FORMS, RuleForm
 def _understanding(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
     edits = {prompt.prompt: (form, prompt) for form, prompt in rule.forms.items()}
     for form, prompt in rule.forms.items():
+        where = f"{rule.id}/{form}"
         verbatim = 0
-        for at, probe in enumerate(prompt.understanding):
-            where = f"{rule.id}/{form}/understanding[{at}]"
-            if probe.prompt not in edits:
-                continue
-            verbatim += 1
-            of, edit = edits[probe.prompt]
-            if probe.target_new != edit.target_new:
-                yield finding(
-                    "understanding_target",
-                    where,
-                    probe.target_new,
-                    f"{edit.target_new} (the {of} edit)",
-                )
-            if probe.target_true and edit.target_true and not _same_truth(probe, edit):
-                yield finding(
-                    "understanding_truth",
-                    where,
-                    " | ".join(probe.target_true),
-                    " | ".join(edit.target_true),
+        for index, probe in enumerate(prompt.understanding):
+            if probe.prompt in edits:
+                verbatim += 1
+                yield from _against_edit(
+                    f"{where}/understanding[{index}]", probe, *edits[probe.prompt]
                 )
         if verbatim:
-            where = f"{rule.id}/{form}/understanding"
             yield finding(
                 "understanding_verbatim",
-                where,
+                f"{where}/understanding",
                 f"{verbatim} of {len(prompt.understanding)}",
                 "held-out wording",
             )
-        for kind, texts in (
-            ("rephrasings", prompt.rephrasings),
-            (
-                "understanding",
-                [p.prompt for p in prompt.understanding if p.wording == "paraphrase"],
-            ),
-        ):
-            for at, text in enumerate(texts):
-                if text in edits:
-                    yield finding(
-                        "contaminated",
-                        f"{rule.id}/{form}/{kind}[{at}]",
-                        text,
-                        "a prompt that is not edited",
-                    )
+        paraphrases = [p.prompt for p in prompt.understanding if p.wording == "paraphrase"]
+        yield from _contaminated(f"{where}/rephrasings", prompt.rephrasings, edits)
+        yield from _contaminated(f"{where}/understanding", paraphrases, edits)
+
+
+def _against_edit(where: str, probe: Probe, form: str, edit: RulePrompt) -> Iterator[Finding]:
+    """An item against the edit of the same prompt."""
+    if probe.target_new != edit.target_new:
+        yield finding(
+            "understanding_target",
+            where,
+            probe.target_new,
+            f"{edit.target_new} (the {form} edit)",
+        )
+    if probe.target_true and edit.target_true and not _same_truth(probe, edit):
+        yield finding(
+            "understanding_truth",
+            where,
+            " | ".join(probe.target_true),
+            " | ".join(edit.target_true),
+        )
+
+
+def _contaminated(where: str, texts: Sequence[str], edits: Container[str]) -> Iterator[Finding]:
+    for index, text in enumerate(texts):
+        if text in edits:
+            yield finding("contaminated", f"{where}[{index}]", text, "a prompt that is not edited")
 
 
 def _same_truth(probe: Probe, edit: RulePrompt) -> bool:

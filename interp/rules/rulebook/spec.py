@@ -259,29 +259,25 @@ def read_specs(path: Path) -> list[RuleSpec]:
         )
     shared = {key: content.get(key, "") for key in ("domain", "topic")}
     specs: list[RuleSpec] = []
-    for at, fields in enumerate(content["rules"]):
+    for number, fields in enumerate(content["rules"], start=1):
+        is_mapping = isinstance(fields, dict)
         try:
-            specs.append(
-                RuleSpec.model_validate(
-                    {**shared, **fields} if isinstance(fields, dict) else fields
-                )
-            )
+            specs.append(RuleSpec.model_validate({**shared, **fields} if is_mapping else fields))
         except (ValidationError, UnitError, ExpressionError, TypeError) as error:
-            named = (
-                f"{fields.get('subject')}, {fields.get('quantity')}"
-                if isinstance(fields, dict)
-                else str(fields)
-            )
-            said = (
-                "; ".join(_said(e) for e in error.errors())
-                if isinstance(error, ValidationError)
-                else str(error)
-            )
-            raise RuleError(f"{path}, rule {at + 1} ({clipped(named)}): {said}") from error
+            name = f"{fields.get('subject')}, {fields.get('quantity')}" if is_mapping else fields
+            raise RuleError(
+                f"{path}, rule {number} ({clipped(str(name))}): {_reason(error)}"
+            ) from error
     return specs
 
 
-def _said(error: Any) -> str:
+def _reason(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    return "; ".join(_fault(each) for each in error.errors())
+
+
+def _fault(error: Any) -> str:
     field = ".".join(str(part) for part in error["loc"])
     return f"{field}: {error['msg']}" if field else error["msg"].removeprefix("Value error, ")
 
@@ -302,15 +298,15 @@ def _numbers(text: str) -> list[Fraction]:
     text = text.strip()
     if not text:
         return []
-    found = _RANGE.fullmatch(text)
-    if not found:
+    ends = _RANGE.fullmatch(text)
+    if not ends:
         try:
             return [_decimal_fraction(part.strip()) for part in text.split(",")]
         except (ValueError, ZeroDivisionError) as error:
             raise InputError(f"{text!r} is not a list of decimal numbers") from error
-    low, high, step = Fraction(found["low"]), Fraction(found["high"]), Fraction(found["step"] or 1)
+    low, high, step = Fraction(ends["low"]), Fraction(ends["high"]), Fraction(ends["step"] or 1)
     if high < low or step <= 0:
         raise InputError(f"the range {text!r} is empty")
     if (count := int((high - low) / step) + 1) > MAX_CHOICES:
         raise InputError(f"the range {text!r} has {count} numbers; narrow it to {MAX_CHOICES}")
-    return [low + step * at for at in range(count)]
+    return [low + step * n for n in range(count)]

@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from interp.errors import ModelError
-from interp.models.checkpoint import told
 from interp.models.loading import LanguageModel, load
+from interp.models.refusals import refusal
 
 WEIGHTS, UP = "model.safetensors", "model.layers.1.mlp.up_proj.weight"
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
@@ -403,7 +403,7 @@ def test_types_and_devices_without_arithmetic_are_refused(model_folder: Path) ->
     ],
 )
 def test_errors_of_libraries_become_one_line(error: Exception, words: str) -> None:
-    with pytest.raises(ModelError) as raised, told("x", "mend"):
+    with pytest.raises(ModelError) as raised, refusal("x", "mend"):
         raise error
     assert (
         words in str(raised.value)

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from editing.evaluation.scoring import greedy_ids
-from interp.models import self_check
 from interp.models.lengths import Lengths
 from interp.models.loading import LanguageModel, ModelError
-from interp.models.self_check import device_error, tolerance
+from interp.models.self_check import device
+from interp.models.self_check.basis import tolerance
+from interp.models.self_check.routes import check_long
 from interp.tracing.cases import CorruptedPrompt, Site
 from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import SweepOptions, sweep
@@ -163,10 +164,9 @@ def test_the_fast_route_is_verified_beyond_a_window_when_it_is_asked_for(
     more |= {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
     model = make_model(family, **more)
     checked: list[int] = []
-    check = self_check.check_long
     monkeypatch.setattr(
         "interp.models.base.check_long",
-        lambda model, at: checked.append(at) or check(model, at),
+        lambda model, at: checked.append(at) or check_long(model, at),
     )
     assert model.takes_fast_route(window) and not checked
     assert model.takes_fast_route(window + 3) and model.takes_fast_route(window + 4)
@@ -199,7 +199,7 @@ def test_a_device_that_computes_something_else_is_found(make_hf: Callable[..., A
     hf = make_hf("llama")
     ids = torch.tensor([[5, 9, 17, 3]])
     with torch.no_grad():
-        assert device_error(hf, ids) == 0
+        assert device.device_error(hf, ids) == 0
         module = hf.model.layers[1].mlp
 
         def wrong(one: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -207,10 +207,10 @@ def test_a_device_that_computes_something_else_is_found(make_hf: Callable[..., A
             return out * 1.01 if one is module else out
 
         handle = module.register_forward_hook(wrong)
-        error = device_error(hf, ids)
+        error = device.device_error(hf, ids)
         handle.remove()
         assert tolerance(torch.float32) < error < 0.1
-        assert device_error(hf, ids) == 0
+        assert device.device_error(hf, ids) == 0
     assert len(hf.model.layers) == 3
 
 
@@ -223,15 +223,15 @@ def test_the_device_is_compared_at_load_where_it_is_not_the_cpu(
     )
     model = object.__new__(LanguageModel)
     model.parameters, model.name = dict(hf.named_parameters()), "there"
-    assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == 0
+    assert device.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == 0
     first = hf.transformer.h[0].mlp
     first.register_forward_hook(lambda one, args, out: out * 1.1 if one is first else out)
     with pytest.raises(
         ModelError,
         match=r"first blocks on meta differ from those on the CPU by .*use another device",
     ):
-        self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]]))
+        device.check_device(model, hf, torch.tensor([[5, 9, 17, 3]]))
     monkeypatch.setattr(
-        self_check.copy, "deepcopy", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory"))
+        device.copy, "deepcopy", lambda *a: (_ for _ in ()).throw(RuntimeError("no memory"))
     )
-    assert self_check.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == float("inf")
+    assert device.check_device(model, hf, torch.tensor([[5, 9, 17, 3]])) == float("inf")
