@@ -42,7 +42,7 @@ import xarray as xr
 
 from editing.config import EvaluateConfig
 from editing.edits.protocol import Edit, View
-from editing.evaluation.equivalence import equivalent, first_sentences
+from editing.evaluation.equivalence import equivalent
 from editing.evaluation.scoring import (
     Forced,
     Question,
@@ -54,6 +54,7 @@ from editing.evaluation.scoring import (
     in_own_tokens,
     teacher_forced,
 )
+from editing.evaluation.statements import first_sentences
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Probe, Rule
 from interp.vocabulary import FORMS, RuleForm

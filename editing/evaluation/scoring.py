@@ -22,7 +22,7 @@ from torch import Tensor
 
 from editing.edits.protocol import View, no_hooks
 from editing.edits.requests import EditRequest
-from editing.evaluation.equivalence import first_sentences, sentence_count
+from editing.evaluation.statements import first_sentences, sentence_count
 from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from editing.config import SweepConfig
+from editing.studies.config import SweepConfig
 from editing.studies.layer_sweep import Block, arm_table, group_name, layers_text
 from editing.studies.regret_measures import (
     left_out,
