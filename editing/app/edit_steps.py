@@ -166,7 +166,7 @@ def _edit_arm(
         bench.asked((), planned[0].settings).sample()
     with ExitStack() as stack:
         for wanted in planned:
-            made = wanted.held()
+            made = wanted.kept()
             if made is None:
                 made = _make(bench, wanted, earlier)
             yield from remarks(made.about)

@@ -24,7 +24,8 @@ from torch.nn.functional import normalize
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
-from editing.closed_form.targets import Site, Targets, find_targets, state_hook
+from editing.closed_form.target_batches import Site
+from editing.closed_form.targets import Targets, find_targets, state_hook
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.edits.delta import EditDelta, merge

@@ -43,14 +43,12 @@ import xarray as xr
 from editing.config import EvaluateConfig
 from editing.edits.protocol import Edit, View
 from editing.evaluation.equivalence import equivalent
+from editing.evaluation.greedy import greedy_exact, greedy_ids, greedy_prefix
 from editing.evaluation.scoring import (
     Forced,
     Question,
     agreement,
     divergence,
-    greedy_exact,
-    greedy_ids,
-    greedy_prefix,
     in_own_tokens,
     teacher_forced,
 )

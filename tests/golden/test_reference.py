@@ -25,7 +25,8 @@ from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
 from editing.edits.requests import EditRequest
 from editing.evaluation.evaluate import items_of
-from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
 from interp.selection.layers import parse_layers

@@ -16,7 +16,8 @@ from editing.editors.grace import Codebook, _placed
 from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from tests.unit.editing_making import edit_with

@@ -19,7 +19,8 @@ from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_states, keys_of_prompts
 from editing.config import EditorSettings
 from editing.edits.requests import requests_of
-from editing.evaluation.scoring import Question, greedy_ids, teacher_forced
+from editing.evaluation.greedy import greedy_ids
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, ModelError
 from interp.rules.sources import Rule
