@@ -14,7 +14,7 @@ from editing.closed_form import covariance
 from editing.config import CovarianceConfig, EditConfig, EditorSettings
 from editing.editors.registry import editor, load_edit, needs
 from editing.edits.requests import EditRequest, requests_of
-from interp.app.freshness import RECORD, VERSIONS, command, differences, settings_of
+from interp.app.freshness import VERSIONS, command, differences, settings_of
 from interp.app.steps import Context
 from interp.errors import StaleError
 from interp.results.paths import inside
@@ -72,7 +72,7 @@ class Planned:
         if not self.path.is_file():
             return None
         edit = load_edit(self.path)
-        return edit if edit.about.get("fingerprint") == self.fingerprint else None
+        return edit if edit.report.fingerprint == self.fingerprint else None
 
 
 def plan(
@@ -165,7 +165,7 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
     for wanted in planned:
         path = context.run.need(str(wanted.path.relative_to(context.run.path)), "edit")
         edit = load_edit(path)
-        if edit.about.get("fingerprint") != wanted.fingerprint:
+        if edit.report.fingerprint != wanted.fingerprint:
             raise StaleError(
                 f"{_difference(context, wanted, edit)}; run `{command(context, 'edit')}` first"
             )
@@ -190,7 +190,7 @@ def remove_others(context: Context, plans: Mapping[str, Sequence[Planned]]) -> N
 
 def _difference(context: Context, wanted: Planned, edit: "Edit") -> str:
     """In words, why a file does not hold the planned edit."""
-    before, now = edit.about.get(RECORD), wanted.about
+    before, now = edit.report.made, wanted.about
     if not isinstance(before, Mapping) or before.get("version") != now["version"]:
         return (
             f"{wanted.path} was made by another version, which does not say what it was made with"

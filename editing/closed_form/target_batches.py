@@ -146,9 +146,7 @@ def _row_bytes(model: LanguageModel, layer: int) -> float:
 def _prepare(model: LanguageModel, chunk: Sequence[Row], layer: int, site: Site) -> Batch:
     """Run what comes before δ, and lay out what is run at each step."""
     device = model.device
-    middle = model.takes_fast_route(max(len(row.ids) for row in chunk))
-    # Beginnings of different length are padded on the left.
-    middle = middle and (model.pads_left or len({row.lookup for row in chunk}) == 1)
+    middle = _begins_in_the_middle(model, chunk)
     entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
     cuts = [row.lookup if middle else 0 for row in chunk]
     rows = list(zip(chunk, cuts, strict=True))
@@ -157,9 +155,10 @@ def _prepare(model: LanguageModel, chunk: Sequence[Row], layer: int, site: Site)
     if any(cuts):
         prefix, prefix_mask = model.prefixes([row.ids[:cut] for row, cut in rows])
         mask = torch.cat([prefix_mask, mask], 1)
-    predictions = [_predictions(row, cut) for row, cut in rows]
-    row_of = [i for i, each in enumerate(predictions) for _ in each]
-    flat = [prediction for each in predictions for prediction in each]
+    flat = [(i, *each) for i, pair in enumerate(rows) for each in _predictions(*pair)]
+    row_of, position, target, weight = (
+        torch.tensor(values, device=device) for values in zip(*flat, strict=True)
+    )
     return Batch(
         request=torch.tensor([row.request for row in chunk], device=device),
         prefix=prefix,
@@ -168,13 +167,18 @@ def _prepare(model: LanguageModel, chunk: Sequence[Row], layer: int, site: Site)
         positions=torch.tensor([row.lookup - cut for row, cut in rows], device=device),
         entry=entry,
         state=_state_before(model, entry, ids, mask, prefix) if middle else None,
-        places=(
-            torch.tensor(row_of, device=device),
-            torch.tensor([position for position, _, _ in flat], device=device),
-        ),
-        target=torch.tensor([target for _, target, _ in flat], device=device),
-        weight=torch.tensor([weight for _, _, weight in flat], device=device),
+        places=(row_of, position),
+        target=target,
+        weight=weight,
     )
+
+
+def _begins_in_the_middle(model: LanguageModel, chunk: Sequence[Row]) -> bool:
+    """Whether what comes before the lookup token is run once for all steps."""
+    if not model.takes_fast_route(max(len(row.ids) for row in chunk)):
+        return False
+    # Beginnings of different length are padded on the left.
+    return model.pads_left or len({row.lookup for row in chunk}) == 1
 
 
 def _state_before(
