@@ -275,7 +275,7 @@ def test_the_model_is_as_before_when_a_closed_form_fails(
 
     targets = far(tiny_llama, requests, "blocks.1.hook_resid_post")
     with pytest.raises(RuntimeError, match="stop"):
-        spread(bench(tiny_llama, requests), form(fails), [(0, 1)] * 3, targets)
+        spread(bench(tiny_llama, requests), form(fails), [(0, 1)] * 3, targets, EditReport())
     assert seen == [True, False]  # the first block was edited when the second failed
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
 
