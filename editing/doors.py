@@ -143,7 +143,7 @@ def evaluate(
         raise InputError(f"no edit of {', '.join(missing)}; there are edits of {list(of_rules)}")
     by_editor: dict[str, dict[str, Edit]] = {}
     for rule in rules:
-        name = str(of_rules[rule.id].about.get("editor", "edit"))
+        name = str(of_rules[rule.id].report.editor or "edit")
         by_editor.setdefault(name, {})[rule.id] = of_rules[rule.id]
     config = _checked(EvaluateConfig, "evaluate", settings)
     return evaluation.evaluate(model, rules, by_editor, config)[0]

@@ -5,29 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from interp.results.records import load_records
-
-ANSWER_COLUMNS = (
-    "editor",
-    "rule",
-    "form",
-    "metric",
-    "prompt",
-    "target_new",
-    "target_true",
-    "before",
-    "after",
-)
-SCORE_MODES = (
-    "token_accuracy",
-    "exact",
-    "greedy_exact",
-    "greedy_prefix",
-    "equivalent",
-    "log_prob",
-    "kl",
-)
-ANSWER_NUMBERS = tuple(f"{score}_{when}" for score in SCORE_MODES for when in ("before", "after"))
-"""Columns of answers that hold numbers, where they are."""
+from interp.results.scores import ANSWER_COLUMNS, ANSWER_NUMBERS
 
 
 def read_answers(path: Path) -> pd.DataFrame:

@@ -13,18 +13,9 @@ from matplotlib.axes import Axes
 
 from figures import style
 from interp.errors import InputError
+from interp.results.scores import REGRET_NUMBERS
 
-REGRET_COLUMNS = (
-    "strategy",
-    "group",
-    "layers",
-    "regret",
-    "lower",
-    "upper",
-    "rank",
-    "n_windows",
-    "n_rules",
-)
+REGRET_COLUMNS = ("strategy", "group", "layers", *REGRET_NUMBERS)
 ROW_HEIGHT = 0.16
 """Height of a strategy's row, inches."""
 MARKERS = "os^D"

@@ -8,7 +8,6 @@ import pandas as pd
 import xarray as xr
 
 from figures import style
-from figures.answers import ANSWER_COLUMNS
 from figures.edit_scores import (
     CONFIDENCE,
     METRIC_NAMES,
@@ -20,7 +19,7 @@ from figures.edit_scores import (
 from figures.layer_profile import band_note, components_with_data, roles_with_data
 from figures.report_maps import component_labels
 from figures.report_numbers import mean, number, numbers, pack
-from interp.results.scores import WITHOUT_FLOOR, modes_with_scores, per_rule
+from interp.results.scores import ANSWER_COLUMNS, WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.selection.layers import LayerSelection
 
 ANSWER_SCORES = ("token_accuracy", "exact")

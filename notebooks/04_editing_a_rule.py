@@ -60,7 +60,7 @@ delta = editing.edit(model, rule, recipe, statistics=statistics)
 delta
 
 # %%
-editing.remarks(delta.about) or "no remarks"
+editing.remarks(delta.report) or "no remarks"
 
 # %% [markdown]
 # **What does the model say now?** Inside the block the model is edited; on leaving it every weight is back, bit for

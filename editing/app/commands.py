@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from editing.names import editor_names
 from interp.app.command_line import Common, execute, split
 from interp.config import ConfigError
 from interp.settings.plain_yaml import load_yaml
@@ -18,16 +19,19 @@ def edit(
         str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")
     ] = None,
     editors: Annotated[
-        str | None, Parameter(help="Editors or arms separated by commas: dmle,memit,ft.")
+        str | None,
+        Parameter(
+            help="Editors or arms separated by commas, such as dmle,memit,ft. Editors:"
+            f" {', '.join(editor_names())}."
+        ),
     ] = None,
     common: Common | None = None,
 ) -> None:
     """Edit each rule in all its forms and keep every edit as a delta; the model itself is not
     changed.
 
-    Editors: dmle, memit, alphaedit, emmet, rome, ft, lora, grace, ice, ike. Every one gets the same
-    requests, contexts and statistics of the unedited model. Variants are named under `edit.arms` of
-    a configuration file.
+    Every editor gets the same requests, contexts and statistics of the unedited model. Variants are
+    named under `edit.arms` of a configuration file.
 
     For example:
 

@@ -10,14 +10,9 @@ from editing.app.edit_steps import (
     record_of_scores,
     selected_layers,
 )
-from editing.config import (
-    CompareConfig,
-    CovarianceConfig,
-    EditConfig,
-    EvaluateConfig,
-    TuneConfig,
-)
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from editing.names import editor_names
+from editing.studies.config import CompareConfig, TuneConfig
 from interp.app.steps import Context, Step
 from interp.config import RulesConfig
 from interp.errors import InputError

@@ -166,10 +166,10 @@ def _edit_arm(
         bench.asked((), planned[0].settings).sample()
     with ExitStack() as stack:
         for wanted in planned:
-            made = wanted.held()
+            made = wanted.kept()
             if made is None:
                 made = _make(bench, wanted, earlier)
-            yield from remarks(made.about)
+            yield from remarks(made.report)
             if in_sequence and isinstance(made, EditDelta):
                 stack.enter_context(made.applied(bench.model))
                 earlier += wanted.requests
@@ -180,17 +180,13 @@ def _make(bench: "Workbench", wanted: "Planned", earlier: "Sequence[EditRequest]
     """Make one edit and keep it."""
     from editing.editors.registry import edit
     from editing.edits.delta import EditDelta
-    from interp.app.freshness import RECORD
 
     made = edit(bench.asked(wanted.requests, wanted.settings, earlier=earlier))
     if isinstance(made, EditDelta):
-        made = made.with_about(cast_loss=made.cast_loss(bench.model))
-    record = {
-        "fingerprint": wanted.fingerprint,
-        "earlier": wanted.earlier,
-        RECORD: dict(wanted.about),
-    }
-    made = made.with_about(**record)
+        made = made.with_report(cast_loss=made.cast_loss(bench.model))
+    made = made.with_report(
+        fingerprint=wanted.fingerprint, earlier=wanted.earlier, made=dict(wanted.about)
+    )
     made.save(wanted.path)
     return made
 
@@ -254,6 +250,7 @@ def _edits_of(
     """
     from editing.app.planned import load_planned, plan, together
     from editing.edits.delta import EditDelta, merge
+    from editing.edits.report import EditReport
     from editing.studies.arms import training_rules
 
     arms = {name: config.settings_of(name) for name in config.editors}
@@ -263,7 +260,7 @@ def _edits_of(
         edits = load_planned(context, planned)
         if config.mode == "sequential" and not together(config, arms[name]):
             deltas = [edit for edit in edits if isinstance(edit, EditDelta)]
-            edits = [merge(deltas, {"editor": name, "mode": "sequential"})] * len(rules)
+            edits = [merge(deltas, EditReport(editor=name))] * len(rules)
         elif together(config, arms[name]):
             edits = edits * len(rules)
         of_arms[name] = {rule.id: edit for rule, edit in zip(rules, edits, strict=True)}

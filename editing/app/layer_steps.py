@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from editing.app.edit_steps import measured
-from editing.config import CovarianceConfig, EditConfig, EvaluateConfig, SweepConfig
+from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
+from editing.studies.config import SweepConfig
 from interp.app.steps import Context, Step
 from interp.config import SelectConfig
 from interp.errors import InputError

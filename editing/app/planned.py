@@ -14,7 +14,7 @@ from editing.closed_form import covariance
 from editing.config import CovarianceConfig, EditConfig, EditorSettings
 from editing.editors.registry import editor, load_edit, needs
 from editing.edits.requests import EditRequest, requests_of
-from interp.app.freshness import RECORD, VERSIONS, command, differences, settings_of
+from interp.app.freshness import VERSIONS, command, differences, settings_of
 from interp.app.steps import Context
 from interp.errors import StaleError
 from interp.results.paths import inside
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ALL = "_all"
 """File name of an edit of all rules."""
 RESOLVED = ("layers", "block", "memory")
-"""Settings of an editor that are told by the layers that they stand for, or change no number."""
+"""Settings of an editor that the layers stand for, or that change no number."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Planned:
         """
         return self.about["earlier"]
 
-    def held(self) -> "Edit | None":
+    def kept(self) -> "Edit | None":
         """The edit, if its file is there and holds it.
 
         Raises:
@@ -72,7 +72,7 @@ class Planned:
         if not self.path.is_file():
             return None
         edit = load_edit(self.path)
-        return edit if edit.about.get("fingerprint") == self.fingerprint else None
+        return edit if edit.report.fingerprint == self.fingerprint else None
 
 
 def plan(
@@ -93,34 +93,44 @@ def plan(
         ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics
             cannot be read.
     """
-    config, model = context.settings(EditConfig), context.model
+    config = context.settings(EditConfig)
     arms = {name: config.settings_of(name) for name in layers}
     closed = any(needs(settings, "statistics") for settings in arms.values())
-    statistics = statistics_of(model, context.settings(CovarianceConfig)) if closed else {}
+    statistics = context.settings(CovarianceConfig)
+    of_statistics = statistics_of(context.model, statistics) if closed else {}
+    shown = [rule.id for rule in training]
     plans: dict[str, list[Planned]] = {}
     for name, settings in arms.items():
         shared = {
             "version": VERSIONS["edit"],
-            "weights": model.weight_hash,
+            "weights": context.model.weight_hash,
             "layers": {forms: list(each) for forms, each in layers[name].items()},
             "settings": _settings(settings),
-            "statistics": statistics if needs(settings, "statistics") else {},
-            "demonstrations": (
-                [rule.id for rule in training] if needs(settings, "training rules") else []
-            ),
+            "statistics": of_statistics if needs(settings, "statistics") else {},
+            "demonstrations": shown if needs(settings, "training rules") else [],
         }
-        plans[name] = []
-        for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
-            requests = tuple(each for rule in group for each in requests_of(rule, settings.lookup))
-            after = config.mode == "sequential" and plans[name]
-            about = {
-                **shared,
-                "requests": {rule.id: _digest(requests, rule) for rule in group},
-                "earlier": plans[name][-1].fingerprint if after else "",
-            }
-            path = delta_path(context, name, group[0] if len(group) == 1 else None)
-            plans[name].append(Planned(name, settings, tuple(group), requests, path, about))
+        plans[name] = _plan_of_arm(context, name, rules, shared)
     return plans
+
+
+def _plan_of_arm(
+    context: Context, arm: str, rules: Sequence[Rule], shared: Mapping[str, Any]
+) -> list[Planned]:
+    """The edits of one arm; `shared` is what all of them depend on."""
+    config = context.settings(EditConfig)
+    settings = config.settings_of(arm)
+    planned: list[Planned] = []
+    for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
+        requests = tuple(each for rule in group for each in requests_of(rule, settings.lookup))
+        in_sequence = config.mode == "sequential" and planned
+        about = {
+            **shared,
+            "requests": {rule.id: _digest(requests, rule) for rule in group},
+            "earlier": planned[-1].fingerprint if in_sequence else "",
+        }
+        path = delta_path(context, arm, group[0] if len(group) == 1 else None)
+        planned.append(Planned(arm, settings, tuple(group), requests, path, about))
+    return planned
 
 
 def statistics_of(model: "LanguageModel", config: CovarianceConfig) -> dict[str, Any]:
@@ -155,7 +165,7 @@ def load_planned(context: Context, planned: Sequence[Planned]) -> "list[Edit]":
     for wanted in planned:
         path = context.run.need(str(wanted.path.relative_to(context.run.path)), "edit")
         edit = load_edit(path)
-        if edit.about.get("fingerprint") != wanted.fingerprint:
+        if edit.report.fingerprint != wanted.fingerprint:
             raise StaleError(
                 f"{_difference(context, wanted, edit)}; run `{command(context, 'edit')}` first"
             )
@@ -180,7 +190,7 @@ def remove_others(context: Context, plans: Mapping[str, Sequence[Planned]]) -> N
 
 def _difference(context: Context, wanted: Planned, edit: "Edit") -> str:
     """In words, why a file does not hold the planned edit."""
-    before, now = edit.about.get(RECORD), wanted.about
+    before, now = edit.report.made, wanted.about
     if not isinstance(before, Mapping) or before.get("version") != now["version"]:
         return (
             f"{wanted.path} was made by another version, which does not say what it was made with"

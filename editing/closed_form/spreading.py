@@ -14,7 +14,7 @@ Source: Meng et al. 2023 (MEMIT), algorithm 1. Layers are 0-based.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,13 +24,15 @@ from torch.nn.functional import normalize
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
-from editing.closed_form.targets import Site, Targets, find_targets, state_hook
+from editing.closed_form.target_batches import Site
+from editing.closed_form.targets import Targets, find_targets, state_hook
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.edits.delta import EditDelta, merge
 from editing.edits.low_rank import LowRank
 from editing.edits.precision import as_tensor, together
 from editing.edits.protocol import EditError
+from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
 from interp.settings.sizes import parse_size
@@ -88,12 +90,6 @@ class ClosedForm:
     report: Report = nothing_to_say
 
 
-@dataclass
-class _Report:
-    collinear: list[dict[str, object]] = field(default_factory=list)
-    served: dict[str, list[float]] = field(default_factory=dict)
-
-
 def site_of(model: LanguageModel, plan: Sequence[Sequence[int]]) -> Site:
     """Where targets are: the output of a block, or of its down-projection for models with a norm
     behind the MLP.
@@ -136,20 +132,23 @@ def edit_block(bench: Workbench, form: ClosedForm, *, targets: Targets | None = 
             bench.settings,
             site=site_of(bench.model, plan),
         )
-    parts, report = spread(bench, form, plan, targets)
-    about = {
-        "contexts": list(bench.contexts),
-        "covariance": covariances.about,
-        **report,
-        **form.report(covariances, bench.layers, bench.settings),
-    }
-    return merge(parts, {**bench.record(**about), "editor": form.name})
+    report = bench.report(
+        editor=form.name,
+        contexts=list(bench.contexts),
+        covariance=covariances.about,
+        own=form.report(covariances, bench.layers, bench.settings),
+    )
+    return spread(bench, form, plan, targets, report)
 
 
 def spread(
-    bench: Workbench, form: ClosedForm, plan: Sequence[Sequence[int]], targets: Targets
-) -> tuple[list[EditDelta], dict[str, Any]]:
-    """One update per block that is in the plan of any request.
+    bench: Workbench,
+    form: ClosedForm,
+    plan: Sequence[Sequence[int]],
+    targets: Targets,
+    report: EditReport,
+) -> EditDelta:
+    """One update per block that is in the plan of any request, as one edit.
 
     Args:
         bench: Model, requests, statistics and settings.
@@ -158,18 +157,17 @@ def spread(
             is not in its plan a request takes part with a residual of zero: its output there should
             stay.
         targets: Targets of all requests.
-
-    Returns:
-        A delta for each block, and what there is to say: losses of the search, the share of the way
-        that is left at the end (NaN: no change was wanted), what each block's update gives each
-        request of its share, and colliding keys.
+        report: What made the edit. Its losses, shares that are left and served, and colliding keys
+            are filled in.
     """
     model, requests, settings = bench.model, bench.requests, bench.settings
     memory, site = parse_size(settings.memory), site_of(model, plan)
     layers = sorted({layer for blocks in plan for layer in blocks})
     covariances = bench.covariances(layers)
     hooks = [state_hook(model, site, blocks[-1]) for blocks in plan]
-    report, parts = _Report(), []
+    parts: list[EditDelta] = []
+    collinear: list[dict[str, object]] = []
+    served: dict[str, list[float]] = {}
 
     def missing() -> Float[Tensor, "n d_model"]:
         return targets.z - _states(model, requests, hooks, settings.lookup, memory)
@@ -177,31 +175,43 @@ def spread(
     with ExitStack() as stack:
         for layer in layers:
             share = torch.tensor([_share(blocks, layer) for blocks in plan])
-            keys = _keys(bench, requests, layer)
-            assert keys is not None
-            residual = missing()
-            residual = residual * share.to(residual.device).unsqueeze(1)
-            problem = Problem(
-                layer,
-                residual.T,
-                keys.T,
-                covariances,
-                settings,
-                protected=_protected(bench, layer, memory),
-                earlier=None if (kept := _keys(bench, bench.earlier, layer)) is None else kept.T,
-            )
+            problem = _problem(bench, layer, covariances, missing, share)
             update = form.solve(problem)
-            part = block_delta(model, layer, update)
-            _describe(report, problem, requests, update)
-            parts.append(part)
-            stack.enter_context(part.applied(model))
+            collinear += _collinear(problem, requests)
+            served[str(layer)] = _served(problem, update)
+            parts.append(block_delta(model, layer, update))
+            stack.enter_context(parts[-1].applied(model))
         left = missing().norm(dim=-1)
-    return parts, {
-        "losses": [list(losses) for losses in targets.losses],
-        "residual_left": _shares_left(targets, left),
-        "served": report.served,
-        "collinear_keys": report.collinear,
-    }
+    filled = report.with_values(
+        losses=[list(losses) for losses in targets.losses],
+        residual_left=_shares_left(targets, left),
+        served=served,
+        collinear_keys=collinear,
+    )
+    return merge(parts, filled)
+
+
+def _problem(
+    bench: Workbench,
+    layer: int,
+    covariances: Covariances,
+    missing: Callable[[], Float[Tensor, "n d_model"]],
+    share: Float[Tensor, " n"],
+) -> Problem:
+    """One block's problem on the model as it is now: each request's share of what it lacks."""
+    keys, earlier = (_keys(bench, some, layer) for some in (bench.requests, bench.earlier))
+    assert keys is not None
+    residual = missing()
+    residual = residual * share.to(residual.device).unsqueeze(1)
+    return Problem(
+        layer,
+        residual.T,
+        keys.T,
+        covariances,
+        bench.settings,
+        protected=_protected(bench, layer),
+        earlier=None if earlier is None else earlier.T,
+    )
 
 
 def _shares_left(targets: Targets, left: Float[Tensor, " n"]) -> list[float]:
@@ -269,25 +279,27 @@ def _keys(
     )
 
 
-def _protected(bench: Workbench, layer: int, memory: int) -> Float[Tensor, "d_mlp m"] | None:
+def _protected(bench: Workbench, layer: int) -> Float[Tensor, "d_mlp m"] | None:
     """Keys of every token of the protected prompts and answers; None if there are none."""
     if not bench.protected:
         return None
-    return keys_of_prompts(bench.model, bench.protected, layer, memory).T
+    return keys_of_prompts(bench.model, bench.protected, layer, parse_size(bench.settings.memory)).T
 
 
-def _describe(
-    report: _Report, problem: Problem, requests: Sequence[EditRequest], update: LowRank
-) -> None:
-    keys, residual = problem.keys.T, problem.residual.T
-    report.collinear += [
-        {"layer": problem.layer, **pair} for pair in collinear_keys(keys, residual, requests)
-    ]
-    left, right, read = together(update.left, update.right, keys)
+def _collinear(problem: Problem, requests: Sequence[EditRequest]) -> list[dict[str, object]]:
+    """Pairs of requests that collide at a block (see `collinear_keys`)."""
+    pairs = collinear_keys(problem.keys.T, problem.residual.T, requests)
+    return [{"layer": problem.layer, **pair} for pair in pairs]
+
+
+def _served(problem: Problem, update: LowRank) -> list[float]:
+    """What a block's update gives each request of its share; NaN where no change was wanted."""
+    residual = problem.residual.T
+    left, right, read = together(update.left, update.right, problem.keys.T)
     given = as_tensor((left @ (right.T @ read.T)).T).to(residual.dtype).to(residual.device)
     size = residual.square().sum(-1)
     along = (given * residual).sum(-1) / size.clamp_min(1e-30)
-    report.served[str(problem.layer)] = torch.where(size > 0, along, torch.nan).tolist()
+    return torch.where(size > 0, along, torch.nan).tolist()
 
 
 def block_delta(model: LanguageModel, layer: int, update: LowRank) -> EditDelta:

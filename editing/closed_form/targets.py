@@ -25,29 +25,23 @@ Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight deca
 nor is it here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from editing.closed_form.contexts import preservation_row, rows
 from editing.closed_form.keys import find_states
+from editing.closed_form.target_batches import Batch, Site, batches_of, kl_places, without
 from editing.config import TargetConfig
 from editing.edits.requests import EditRequest
 from interp.errors import InputError, NotFiniteError
 from interp.models.budget import one_batch
 from interp.models.finite import cause, require_finite
 from interp.models.loading import LanguageModel, NamedHook
-from interp.models.tokens import pad_right
 from interp.settings.sizes import parse_size
-
-Site = Literal["resid", "mlp"]
-PADDING, FREE_PADDING = 1.15, 40
-"""Rows are batched together as long as no more than this many times their tokens, and so many more,
-are run: a batch costs as much as some 40 tokens by its weights alone, which have to be read."""
 
 
 class TargetSearchError(NotFiniteError):
@@ -62,52 +56,6 @@ class Targets:
     initial: Float[Tensor, "request d_model"]
     losses: tuple[tuple[float, ...], ...]
     """Total loss at each evaluation, per request."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One text of a request: a context, the prompt and its target; or the preservation prompt
-    (no target).
-    """
-
-    request: int
-    ids: tuple[int, ...]
-    lookup: int
-    target: tuple[int, ...]
-    share: float
-    """What it counts in the request's loss."""
-
-    @property
-    def suffix(self) -> int:
-        return len(self.ids) - self.lookup
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Rows that run together, cut at the lookup token, with all that stays the same from step to
-    step.
-    """
-
-    request: Int[Tensor, " row"]
-    prefix: Any
-    """Keys and values of the tokens before the lookup token; None if there are none or the model
-    cannot."""
-    mask: Int[Tensor, "row all_pos"]
-    ids: Int[Tensor, "row pos"]
-    at: Int[Tensor, " row"]
-    """Where δ is added; 0 behind a prefix."""
-    entry: int
-    """Block before which the run begins."""
-    state: Float[Tensor, "row pos d_model"] | None
-    """Residual stream there; None if the model cannot begin in the middle."""
-    places: tuple[Int[Tensor, " place"], Int[Tensor, " place"]]
-    """Row and position of every prediction that counts."""
-    target: Int[Tensor, " place"]
-    """Token that should be predicted there; −1 at the lookup token of a preservation row."""
-    weight: Float[Tensor, " place"]
-    """1 / (contexts · target tokens); kl_factor for a preservation row."""
-    unedited: Float[Tensor, "kl d_vocab"] | None = None
-    """Log-probabilities at the preservation rows before any change."""
 
 
 def state_hook(model: LanguageModel, site: Site, layer: int) -> str:
@@ -146,9 +94,7 @@ def find_targets(
         raise InputError(f"the first context must be empty (the bare prompt), got {contexts[:1]}")
     hook = state_hook(model, site, layer)
     initial = find_states(model, requests, hook, config.lookup, parse_size(config.memory))
-    texts = _rows(model, requests, contexts, config)
-    chunks = _batched(texts, _row_bytes(model, layer), config, model.lengths.kind)
-    batches = [_prepare(model, chunk, layer, site) for chunk in chunks]
+    batches = batches_of(model, requests, layer, contexts, config, site)
     size, delta = initial.norm(dim=-1), torch.zeros_like(initial, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=config.learning_rate)
     done = torch.zeros(len(requests), dtype=torch.bool, device=initial.device)
@@ -168,21 +114,30 @@ def find_targets(
         if bool(done.all()) or last:
             break
         if bool(finished.any()):
-            going_on = [batch for batch in batches if not bool(done[batch.request].all())]
-            batches = [_without(model, batch, done) for batch in going_on]
-        before = delta.detach().clone()
-        optimiser.step()
-        with torch.no_grad():
-            delta *= (config.clamp * size / delta.norm(dim=-1)).clamp(max=1).unsqueeze(-1)
-            delta[done] = before[done]  # Adam's momentum moves them, too
+            batches = without(model, batches, done)
+        _step(optimiser, delta, config.clamp * size, done)
     z = initial + delta.detach()
     require_finite(z, "a target", model)
     return Targets(z, initial, tuple(tuple(course) for course in losses))
 
 
+def _step(
+    optimiser: torch.optim.Optimizer,
+    delta: Float[Tensor, "request d_model"],
+    limit: Float[Tensor, " request"],
+    done: Bool[Tensor, " request"],
+) -> None:
+    """One step of every δ that is still searched for, kept within a norm."""
+    before = delta.detach().clone()
+    optimiser.step()
+    with torch.no_grad():
+        delta *= (limit / delta.norm(dim=-1)).clamp(max=1).unsqueeze(-1)
+        delta[done] = before[done]  # Adam's momentum moves them, too
+
+
 def _descend(
     model: LanguageModel,
-    batches: list[_Batch],
+    batches: list[Batch],
     hook: str,
     delta: Float[Tensor, "request d_model"],
     decay: Float[Tensor, " request"],
@@ -227,119 +182,15 @@ def _refuse_divergence(
     raise TargetSearchError(f"the target search diverged at step {step} for {worst}: {why}")
 
 
-def _rows(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
-    config: TargetConfig,
-) -> list[_Row]:
-    found: list[_Row] = []
-    for i, request in enumerate(requests):
-        target = model.encode_continuation(request.target_new, request.prompt, request.space)
-        asked = rows(model, request, contexts, config.lookup)
-        longest_row = max(len(row.ids) for row in asked) + len(target) - 1
-        model.need_room(
-            longest_row, f"the prompt {request.prompt[:60]!r} with its new answer, in its contexts,"
-        )
-        found += [
-            _Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked
-        ]
-        if config.kl_factor:
-            row = preservation_row(model, request, config.lookup)
-            # Attention is causal: nothing behind the lookup token matters to what is said there.
-            found.append(_Row(i, row.ids[: row.lookup + 1], row.lookup, (), config.kl_factor))
-    return found
-
-
-def _batched(
-    found: Sequence[_Row],
-    row_bytes: float,
-    config: TargetConfig,
-    kind: Callable[[int], int] = lambda length: 0,
-) -> Iterator[list[_Row]]:
-    """Rows in batches of similar length, and of one kind (`interp.models.lengths`), that fit
-    into the memory.
-    """
-    memory = parse_size(config.memory)
-    batch: list[_Row] = []
-    for row in sorted(found, key=lambda row: (kind(len(row.ids)), row.suffix)):
-        padded = row.suffix * (len(batch) + 1)
-        real = row.suffix + sum(other.suffix for other in batch)
-        alike = not batch or kind(len(batch[0].ids)) == kind(len(row.ids))
-        if batch and (
-            not alike or padded > PADDING * real + FREE_PADDING or padded * row_bytes > memory
-        ):
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-def _row_bytes(model: LanguageModel, layer: int) -> float:
-    """Memory per token that a step takes for its gradients."""
-    d_mlp = model.down_projection(0).weight.numel() / model.d_model
-    # What a block keeps: streams, norms, queries, keys, values and the MLP's inner states.
-    return (model.n_layers - layer) * (12 * model.d_model + 5 * d_mlp) * 4
-
-
-def _prepare(model: LanguageModel, chunk: Sequence[_Row], layer: int, site: Site) -> _Batch:
-    device = model.device
-    middle = model.takes_fast_route(max(len(row.ids) for row in chunk))
-    # Beginnings of different length are padded on the left.
-    middle = middle and (model.pads_left or len({row.lookup for row in chunk}) == 1)
-    entry = layer + 1 if site == "resid" and layer + 1 < model.n_layers else layer
-    cut = [row.lookup if middle else 0 for row in chunk]
-    ids, suffix_mask = pad_right([row.ids[c:] for row, c in zip(chunk, cut, strict=True)], device)
-    prefix, state = None, None
-    mask = suffix_mask
-    if any(cut):
-        prefix, prefix_mask = model.prefixes(
-            [row.ids[:c] for row, c in zip(chunk, cut, strict=True)]
-        )
-        mask = torch.cat([prefix_mask, suffix_mask], 1)
-    if middle:
-        seen: list[Tensor] = []
-        name = f"blocks.{entry}.hook_resid_pre"
-        with torch.no_grad():
-            model.logits(
-                ids,
-                mask=mask,
-                prefix=prefix,
-                keep=1,
-                hooks=[(name, lambda value, hook: seen.append(value.clone()))],
-            )
-        state = seen[0]
-    row_at, where, target, weight = [], [], [], []
-    for i, (row, c) in enumerate(zip(chunk, cut, strict=True)):
-        first = len(row.ids) - max(1, len(row.target)) - c
-        wanted = row.target or (-1,)
-        row_at += [i] * len(wanted)
-        where += range(first, first + len(wanted))
-        target += wanted
-        weight += [row.share / len(wanted)] * len(wanted)
-    return _Batch(
-        request=torch.tensor([row.request for row in chunk], device=device),
-        prefix=prefix,
-        mask=mask,
-        ids=ids,
-        at=torch.tensor([row.lookup - c for row, c in zip(chunk, cut, strict=True)], device=device),
-        entry=entry,
-        state=state,
-        places=(torch.tensor(row_at, device=device), torch.tensor(where, device=device)),
-        target=torch.tensor(target, device=device),
-        weight=torch.tensor(weight, device=device),
-    )
-
-
 def _losses(
-    model: LanguageModel, batch: _Batch, hook: str, delta: Tensor
+    model: LanguageModel, batch: Batch, hook: str, delta: Tensor
 ) -> tuple[Float[Tensor, " place"], Float[Tensor, "kl d_vocab"]]:
     """Share of the loss at each place, and what the model says at the preservation rows."""
     row = torch.arange(len(batch.ids), device=batch.ids.device)
 
     def add_delta(value: Tensor, hook: Any = None) -> Tensor:
         change = delta[batch.request].to(value.dtype)
-        return value + torch.zeros_like(value).index_put((row, batch.at), change)
+        return value + torch.zeros_like(value).index_put((row, batch.positions), change)
 
     layer = int(hook.split(".")[1])
     hooks: list[NamedHook] = [(hook, add_delta)]
@@ -352,7 +203,7 @@ def _losses(
     logits = model.logits(
         batch.ids, mask=batch.mask, prefix=batch.prefix, hooks=hooks, joins=joins, only=batch.places
     )[0].float()
-    kept = _kl_places(batch)
+    kept = kl_places(batch)
     said = logits[kept].log_softmax(-1)
     base = said.detach() if batch.unedited is None else batch.unedited
     kl = (said.exp() * (said - base)).sum(-1)
@@ -361,31 +212,4 @@ def _losses(
     return (
         torch.where(kept, torch.zeros_like(nll).masked_scatter(kept, kl), nll) * batch.weight,
         said.detach(),
-    )
-
-
-def _kl_places(batch: _Batch) -> Tensor:
-    return batch.target < 0
-
-
-def _without(model: LanguageModel, batch: _Batch, done: Tensor) -> _Batch:
-    """The batch without the rows of finished requests; some rows are left."""
-    keep = ~done[batch.request]
-    if bool(keep.all()):
-        return batch
-    kept = keep.nonzero().flatten()
-    places, number = keep[batch.places[0]], keep.cumsum(0) - 1
-    said = batch.unedited
-    return replace(
-        batch,
-        request=batch.request[kept],
-        prefix=None if batch.prefix is None else model.rows_of_cache(batch.prefix, kept),
-        mask=batch.mask[kept],
-        ids=batch.ids[kept],
-        at=batch.at[kept],
-        state=None if batch.state is None else batch.state[kept],
-        places=(number[batch.places[0][places]], batch.places[1][places]),
-        target=batch.target[places],
-        weight=batch.weight[places],
-        unedited=None if said is None else said[places[_kl_places(batch)]],
     )

@@ -5,7 +5,7 @@ once, when an editor first asks for it; `asked` gives the same workbench with ot
 settings on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from editing.closed_form.covariance import Covariances
 from editing.closed_form.statistics import Statistics
 from editing.config import EditorSettings
 from editing.edits.protocol import EditError
+from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
@@ -111,12 +112,12 @@ class Workbench:
             )
         return found
 
-    def record(self, **more: Any) -> Mapping[str, Any]:
-        """What made an edit, for its header; `more` comes last."""
-        return {
-            "editor": self.settings.editor,
-            "layers": list(self.layers),
-            "requests": [asdict(request) for request in self.requests],
-            "settings": self.settings.model_dump(mode="json"),
-            **more,
-        }
+    def report(self, **values: Any) -> EditReport:
+        """What made an edit, with the values of other fields of the report."""
+        made = EditReport(
+            editor=self.settings.editor,
+            layers=list(self.layers),
+            requests=[asdict(request) for request in self.requests],
+            settings=self.settings.model_dump(mode="json"),
+        )
+        return made.with_values(**values)

@@ -52,17 +52,16 @@ def edit(bench: Workbench) -> EditDelta:
         selection.group_of(request.form)
     # Here, since statistics and contexts are of the model before any stage.
     layers = sorted({layer for group in selection.groups for layer in group.layers})
-    about = bench.record(
+    report = bench.report(
         layers={group.name: list(group.layers) for group in selection.groups},
         contexts=list(bench.contexts),
         covariance=bench.covariances(layers).about,
     )
     if bench.settings.protection == "joint":
         plan = [selection.layers_of(request.form) for request in bench.requests]
-        parts, report = spread(bench, form, plan, _joint_targets(bench, plan))
-        return merge(parts, {**about, **report})
+        return spread(bench, form, plan, _joint_targets(bench, plan), report)
     stages = _stages(bench, selection, form)
-    return merge(stages, {**about, "stages": [dict(stage.about) for stage in stages]})
+    return merge(stages, report.with_values(stages=[stage.report for stage in stages]))
 
 
 def _stages(bench: Workbench, selection: LayerSelection, form: ClosedForm) -> list[EditDelta]:

@@ -61,7 +61,7 @@ def edit(bench: Workbench) -> EditDelta:
     names = [down.name for down in downs]
     updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
     of_layer = dict(zip(names, layers, strict=True))
-    return EditDelta(updates, of_layer, model.weight_hash, bench.record(losses=losses))
+    return EditDelta(updates, of_layer, model.weight_hash, bench.report(losses=losses))
 
 
 def _train(

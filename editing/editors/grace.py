@@ -33,7 +33,7 @@ coverage). Differences:
 - A grown radius is larger than the distance by a margin for rounding, a cut one smaller.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -46,7 +46,16 @@ from torch import Tensor
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.editors.registry import register
-from editing.edits.protocol import EditError, View, check_model, damaged_edit, read_file, write_file
+from editing.edits.protocol import (
+    EditError,
+    View,
+    check_model,
+    damaged_edit,
+    read_file,
+    report_of,
+    write_file,
+)
+from editing.edits.report import EditReport
 from editing.evaluation.scoring import Asked, ask, question_of
 from interp.errors import NotFiniteError
 from interp.models.finite import cause
@@ -67,7 +76,7 @@ class Codebook:
         radii: Euclidean distance up to which a key answers.
         labels: Target of each key.
         model_hash: Hash of the model it was made for.
-        about: Settings, requests, losses.
+        report: What made it: settings, requests, losses.
     """
 
     schema: ClassVar[str] = "dmle.codebook/1"
@@ -77,7 +86,7 @@ class Codebook:
     radii: Float[Tensor, " n"]
     labels: tuple[str, ...]
     model_hash: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    report: EditReport = field(default_factory=EditReport)
 
     def __post_init__(self) -> None:
         """Refuse what are no numbers.
@@ -118,9 +127,9 @@ class Codebook:
 
         yield View(model, hooks=hooks)
 
-    def with_about(self, **more: Any) -> "Codebook":
-        """The same edit with more said about it."""
-        return replace(self, about={**self.about, **more})
+    def with_report(self, **changes: Any) -> "Codebook":
+        """The same edit with other values in its report."""
+        return replace(self, report=self.report.with_values(**changes))
 
     def save(self, path: Path) -> None:
         """Write safetensors with a JSON header."""
@@ -129,7 +138,7 @@ class Codebook:
             "model_hash": self.model_hash,
             "layer": self.layer,
             "labels": list(self.labels),
-            "about": dict(self.about),
+            "about": self.report.to_json(),
         }
         write_file(path, {"keys": self.keys, "values": self.values, "radii": self.radii}, header)
 
@@ -159,7 +168,7 @@ class Codebook:
             )
         try:
             return cls(
-                layer, keys, values, radii, tuple(labels), header["model_hash"], header["about"]
+                layer, keys, values, radii, tuple(labels), header["model_hash"], report_of(header)
             )
         except NotFiniteError as error:
             raise damaged_edit(path, what, error) from error
@@ -217,7 +226,7 @@ def edit(bench: Workbench) -> Codebook:
         book = replace(
             book, values=torch.cat([book.values[:index], value[None], book.values[index + 1 :]])
         )
-    return replace(book, about=bench.record(losses=losses))
+    return replace(book, report=bench.report(losses=losses))
 
 
 def _placed(

@@ -8,7 +8,7 @@ The text before a prompt is
 Source: Zheng et al. 2023, whose format this keeps. Difference: several requests give several facts.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from editing.closed_form.workbench import Workbench
 from editing.editors.registry import register
-from editing.edits.protocol import View, check_model, damaged_edit, read_file, write_file
+from editing.edits.protocol import View, check_model, damaged_edit, read_file, report_of, write_file
+from editing.edits.report import EditReport
 from editing.evaluation.scoring import ask, question_of
 from interp.models.loading import LanguageModel
 from interp.rules.joining import join
@@ -29,13 +30,13 @@ class InContext:
     Attributes:
         before: The text.
         model_hash: Hash of the model it was made for.
-        about: Settings, requests, training rules.
+        report: What made it: settings, requests, training rules.
     """
 
     schema: ClassVar[str] = "dmle.context/1"
     before: str
     model_hash: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    report: EditReport = field(default_factory=EditReport)
 
     @contextmanager
     def edited(self, model: LanguageModel) -> Iterator[View]:
@@ -48,9 +49,9 @@ class InContext:
         check_model(model, self.model_hash, "context")
         yield View(model, before=self.before)
 
-    def with_about(self, **more: Any) -> "InContext":
-        """The same edit with more said about it."""
-        return replace(self, about={**self.about, **more})
+    def with_report(self, **changes: Any) -> "InContext":
+        """The same edit with other values in its report."""
+        return replace(self, report=self.report.with_values(**changes))
 
     def save(self, path: Path) -> None:
         """Write safetensors that hold no tensors, with everything in the JSON header."""
@@ -58,7 +59,7 @@ class InContext:
             "schema": self.schema,
             "model_hash": self.model_hash,
             "before": self.before,
-            "about": dict(self.about),
+            "about": self.report.to_json(),
         }
         write_file(path, {}, header)
 
@@ -73,7 +74,7 @@ class InContext:
         _, header = read_file(path, what, cls.schema)
         if not isinstance(before := header.get("before"), str):
             raise damaged_edit(path, what, "its header has no text")
-        return cls(before, header["model_hash"], header["about"])
+        return cls(before, header["model_hash"], report_of(header))
 
 
 @register("ice", makes=InContext, in_order=True)
@@ -83,16 +84,20 @@ def edit(bench: Workbench) -> InContext:
     Raises:
         EditError: A request does not fit the model's context with the facts before it.
     """
-    return in_context(bench, "", training_rules=[])
+    return in_context(bench, "")
 
 
-def in_context(bench: Workbench, demonstrations: str, **more: Any) -> InContext:
-    """Demonstrations and the new facts before every prompt; `more` is said in the header."""
+def in_context(
+    bench: Workbench, demonstrations: str, training_rules: Sequence[str] = ()
+) -> InContext:
+    """Demonstrations of some rules and the new facts before every prompt."""
     facts = "".join(fact(each.prompt, each.target_new, each.space) for each in bench.requests)
     before = f"{demonstrations}{facts}Prompt: "
     # Found out here rather than after an hour of other editors.
     ask(View(bench.model, before=before), [question_of(each) for each in bench.requests])
-    return InContext(before, bench.model.weight_hash, bench.record(**more))
+    return InContext(
+        before, bench.model.weight_hash, bench.report(training_rules=list(training_rules))
+    )
 
 
 def fact(prompt: str, target: str, space: bool | None) -> str:

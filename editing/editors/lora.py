@@ -72,7 +72,7 @@ def edit(bench: Workbench) -> EditDelta:
         for place, adapter in zip(places, adapters, strict=True)
     }
     of_layer = {place.name: place.layer for place in places}
-    return EditDelta(updates, of_layer, model.weight_hash, bench.record(losses=losses))
+    return EditDelta(updates, of_layer, model.weight_hash, bench.report(losses=losses))
 
 
 def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -> list[Any]:

@@ -25,7 +25,7 @@ from editing.config import EditorSettings
 from editing.edits.delta import EditDelta, merge
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit, EditError, damaged_edit, read_file
-from editing.edits.remarks import UNANSWERED, doubtful
+from editing.edits.remarks import doubtful
 from editing.edits.requests import words_of
 from editing.evaluation.scoring import question_of, teacher_forced
 from editing.names import editor_names
@@ -172,7 +172,7 @@ def edit(bench: Workbench, **more: Any) -> Edit:
     if not needs(bench.settings, "statistics"):
         return editor(bench.settings.editor).make(bench, **more)
     made = _rounds(bench, **more)
-    return made.with_about(**{UNANSWERED: _unanswered(bench, made)})
+    return made.with_report(unanswered=_unanswered(bench, made))
 
 
 def _rounds(bench: Workbench, **more: Any) -> EditDelta:
@@ -188,12 +188,12 @@ def _rounds(bench: Workbench, **more: Any) -> EditDelta:
     if len(parts) == 1:
         return parts[0]
     # What is said of an edit is what the last round leaves; the searches of all are kept.
-    return merge(parts, {**parts[-1].about, "rounds": [dict(part.about) for part in parts[:-1]]})
+    return merge(parts, parts[-1].report.with_values(rounds=[part.report for part in parts[:-1]]))
 
 
 def _unanswered(bench: Workbench, made: EditDelta) -> list[tuple[str, str]]:
     """Rules and forms that may not be served, and are not: the edited model answers otherwise."""
-    asked = doubtful(made.about)
+    asked = doubtful(made.report)
     doubted = [each for each in bench.requests if (each.rule, each.form) in asked]
     if not doubted:
         return []
@@ -225,8 +225,16 @@ def ready(bench: Workbench) -> Workbench:
         bench = replace(bench, selection=chosen, chosen=chosen)
     elif not bench.layers:
         bench = replace(bench, layers=block_of(settings, n_layers))
-    if not needs(settings, "statistics"):
-        return bench
+    return _with_statistics(bench) if needs(settings, "statistics") else bench
+
+
+def _with_statistics(bench: Workbench) -> Workbench:
+    """A closed form's workbench, with statistics and contexts of the model before the edit.
+
+    Raises:
+        EditError, InputError: As in `edit`.
+    """
+    settings = bench.settings
     for request in bench.requests:
         request.lookup_span(settings.lookup)
     # Now, since both are of the model as it is before the edit.

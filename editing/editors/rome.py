@@ -59,5 +59,5 @@ def edit(bench: Workbench, *, targets: Targets | None = None) -> EditDelta:
             stack.enter_context(part.applied(model))
     return merge(
         parts,
-        bench.record(contexts=list(contexts), covariance=covariances.about, losses=losses),
+        bench.report(contexts=list(contexts), covariance=covariances.about, losses=losses),
     )

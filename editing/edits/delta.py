@@ -33,8 +33,10 @@ from editing.edits.protocol import (
     check_model,
     damaged_edit,
     read_file,
+    report_of,
     write_file,
 )
+from editing.edits.report import EditReport
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel, ModelError, Projection
 from interp.results.display import Update, delta_html
@@ -62,14 +64,14 @@ class EditDelta:
             orientation: two factors, or the whole matrix where an editor's update has no low rank.
         layers: Parameter name → block.
         model_hash: Hash of the model the edit was made for.
-        about: Editor, settings, requests, contexts, seeds; anything JSON can hold.
+        report: What made it, and how far it got.
     """
 
     schema: ClassVar[str] = "dmle.delta/2"
     updates: Mapping[str, LowRank | Tensor]
     layers: Mapping[str, int]
     model_hash: str
-    about: Mapping[str, Any] = field(default_factory=dict)
+    report: EditReport = field(default_factory=EditReport)
 
     def __post_init__(self) -> None:
         """Refuse updates that are no numbers, so that none is ever written, kept or applied.
@@ -130,9 +132,9 @@ class EditDelta:
         with self.applied(model):
             yield View(model)
 
-    def with_about(self, **more: Any) -> "EditDelta":
-        """The same edit with more said about it."""
-        return replace(self, about={**self.about, **more})
+    def with_report(self, **changes: Any) -> "EditDelta":
+        """The same edit with other values in its report."""
+        return replace(self, report=self.report.with_values(**changes))
 
     def norms(self) -> dict[int, float]:
         """Frobenius norm of the change of each block."""
@@ -185,7 +187,7 @@ class EditDelta:
             "schema": self.schema,
             "model_hash": self.model_hash,
             "layers": dict(self.layers),
-            "about": dict(self.about),
+            "about": self.report.to_json(),
         }
         write_file(path, tensors, header)
 
@@ -203,7 +205,7 @@ class EditDelta:
             raise damaged_edit(path, what, "its header has no layers by parameter")
         updates = {name: _update_of(tensors, name, path, what) for name in layers}
         try:
-            return cls(updates, layers, header["model_hash"], header["about"])
+            return cls(updates, layers, header["model_hash"], report_of(header))
         except NotFiniteError as error:
             raise damaged_edit(path, what, error) from error
 
@@ -220,7 +222,7 @@ class EditDelta:
             shown.append(
                 Update(name, self.layers[name], shape, update.left.shape[1] if low else None)
             )
-        return delta_html(shown, self.norms(), self.about, model_hash=self.model_hash)
+        return delta_html(shown, self.norms(), self.report.to_json(), model_hash=self.model_hash)
 
     def _placed(self, model: LanguageModel, name: str) -> tuple[Projection, Exact, Exact]:
         """Where an update goes, the weights there and the update: float64, in the parameter's
@@ -258,7 +260,7 @@ def _matrix(update: LowRank | Tensor) -> Exact:
     return left @ right.T
 
 
-def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
+def merge(deltas: Sequence[EditDelta], report: EditReport) -> EditDelta:
     """One delta that does what the given ones do together; updates of the same parameter add up.
 
     Raises:
@@ -272,7 +274,7 @@ def merge(deltas: Sequence[EditDelta], about: Mapping[str, Any]) -> EditDelta:
         layers |= delta.layers
         for name, new in delta.updates.items():
             updates[name] = _sum(updates[name], new) if name in updates else new
-    return EditDelta(updates, layers, deltas[0].model_hash, about)
+    return EditDelta(updates, layers, deltas[0].model_hash, report)
 
 
 @contextmanager

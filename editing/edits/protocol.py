@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from jaxtyping import Int
 from torch import Tensor
 
+from editing.edits.report import EditReport
 from interp.errors import DamagedError, DmleError
 from interp.models.loading import LanguageModel, NamedHook
 from interp.results.checksums import damaged
@@ -89,16 +90,16 @@ class Edit(Protocol):
         ...
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """Editor, settings, requests, seeds; anything JSON can hold."""
+    def report(self) -> EditReport:
+        """What made it, and how far it got."""
         ...
 
     def edited(self, model: LanguageModel) -> AbstractContextManager[View]:
         """The edited model inside a `with` block; as before on leaving it, also by an exception."""
         ...
 
-    def with_about(self, **more: Any) -> "Edit":
-        """The same edit with more said about it."""
+    def with_report(self, **changes: Any) -> "Edit":
+        """The same edit with other values in its report."""
         ...
 
     def save(self, path: Path) -> None:
@@ -157,7 +158,16 @@ def read_file(
     for name, kind in (("schema", str), ("model_hash", str), ("about", dict)):
         if not isinstance(header.get(name), kind):
             raise damaged_edit(path, what, f"its header has no {name}")
+    try:
+        report_of(header)
+    except TypeError as error:
+        raise damaged_edit(path, what, error) from error
     return tensors, header
+
+
+def report_of(header: Mapping[str, Any]) -> EditReport:
+    """The report in the header of a file."""
+    return EditReport.from_json(header["about"])
 
 
 def damaged_edit(path: Path, what: str, reason: object) -> DamagedEditError:

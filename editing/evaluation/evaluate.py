@@ -42,51 +42,27 @@ import xarray as xr
 
 from editing.config import EvaluateConfig
 from editing.edits.protocol import Edit, View
-from editing.evaluation.equivalence import equivalent, first_sentences
+from editing.evaluation.equivalence import equivalent
+from editing.evaluation.greedy import greedy_exact, greedy_ids, greedy_prefix
 from editing.evaluation.scoring import (
     Forced,
     Question,
     agreement,
     divergence,
-    greedy_exact,
-    greedy_ids,
-    greedy_prefix,
     in_own_tokens,
     teacher_forced,
 )
+from editing.evaluation.statements import first_sentences
 from interp.models.loading import LanguageModel
+from interp.results.scores import ANSWER_COLUMNS, ANSWER_NUMBERS, METRICS, MODES, PHASES
 from interp.rules.sources import Probe, Rule
 from interp.vocabulary import FORMS, RuleForm
 
 SCHEMA = "dmle.scores/1"
-METRICS = (
-    "reliability",
-    "generality",
-    "instance_portability",
-    "rule_understanding_verbatim",
-    "rule_understanding_paraphrase",
-    "locality",
-    "locality_correctness",
-)
-MODES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent", "log_prob", "kl")
 MARGIN = 8
 """Tokens that a greedy answer may have beyond its target: to end the sentence, or to say it in
 more words."""
-PHASES = ("pre", "post")
-COLUMNS = (
-    "editor",
-    "rule",
-    "form",
-    "metric",
-    "prompt",
-    "target_new",
-    "target_true",
-    "before",
-    "after",
-    "answer_before",
-    "answer_after",
-    *(f"{mode}_{when}" for mode in MODES for when in ("before", "after")),
-)
+COLUMNS = (*ANSWER_COLUMNS, "answer_before", "answer_after", *ANSWER_NUMBERS)
 """Columns of the table of raw answers.
 
 `answer_before` and `answer_after` are the greedy answers that are scored, `before` and `after`

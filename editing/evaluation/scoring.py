@@ -3,14 +3,10 @@
 Teacher forcing feeds the target and asks at each of its tokens whether the model would have said
 it. That leaks the target's prefix and length, so the share of right tokens (EasyEdit's "accuracy",
 kept for comparison) flatters; ``exact``, all tokens right, does not: it holds exactly when greedy
-generation starts with the target's tokens.
-
-Greedy answers are judged as text: `greedy_exact` and `greedy_prefix` here, by what they mean in
-`editing.evaluation.equivalence`. Case, spacing and punctuation at the end make no difference to
-either.
+generation starts with the target's tokens. What a model says by itself is in
+`editing.evaluation.greedy`.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -22,13 +18,11 @@ from torch import Tensor
 
 from editing.edits.protocol import View, no_hooks
 from editing.edits.requests import EditRequest
-from editing.evaluation.equivalence import first_sentences, sentence_count
 from interp.models.budget import chunked, default_budget
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel
 from interp.models.tokens import pad_right
 from interp.rules.joining import join
-from interp.rules.spans import begins_word
 from interp.settings.sizes import parse_size
 
 REMEDY = "use a smaller evaluate.batch_size, another device, or model.dtype=bfloat16"
@@ -162,28 +156,21 @@ def teacher_forced(
     view = View.of(model)
     prompts, targets = _encoded(view, questions)
     whole = [len(p) + len(t) - 1 for p, t in zip(prompts, targets, strict=True)]
-    shared = _shared(view, prompts, max(whole, default=0))
-    prefix = None
-    if shared:
-        prefix = view.model.prefix_cache(
-            torch.tensor([prompts[0][:shared]], device=view.model.device)
-        )
-    for at in range(0, len(questions), batch_size):
-        found: dict[int, Forced] = {}
+    shared, prefix = shared_prefix(view, prompts, max(whole, default=0))
+    for start in range(0, len(questions), batch_size):
+        results: dict[int, Forced] = {}
 
-        def work(rows: list[int], found: dict[int, Forced] = found) -> None:
-            found |= zip(
-                rows,
-                _forced(view, [prompts[i] for i in rows], [targets[i] for i in rows], prefix),
-                strict=True,
-            )
+        def work(rows: list[int], results: dict[int, Forced] = results) -> None:
+            own = [prompts[i] for i in rows], [targets[i] for i in rows]
+            results |= zip(rows, _forced(view, *own, prefix), strict=True)
 
-        batch = range(at, min(at + batch_size, len(questions)))
+        batch = range(start, min(start + batch_size, len(questions)))
         for group in view.model.lengths.groups([whole[i] for i in batch]):
             rows = [batch[i] for i in group]
             width, first = max(whole[i] for i in rows), min(len(prompts[i]) for i in rows)
-            chunked(rows, _together(view, width - shared, width, width - first + 1), work, REMEDY)
-        yield from (found[row] for row in batch)
+            size = rows_together(view, width - shared, width, width - first + 1)
+            chunked(rows, size, work, REMEDY)
+        yield from (results[row] for row in batch)
 
 
 def _forced(
@@ -201,19 +188,30 @@ def _forced(
             prefix=prefix,
         )
         log_probs = logits.float().log_softmax(-1).cpu()
-    found = []
+    results = []
     for row, end, target in zip(log_probs, asked.ends.tolist(), asked.targets, strict=True):
         start = end - int(asked.kept[0])
         own = row[start : start + len(target)].clone()
         require_finite(own, "a prediction", view.model)
-        found.append(Forced(target, tuple(own.argmax(-1).tolist()), own))
-    return found
+        results.append(Forced(target, tuple(own.argmax(-1).tolist()), own))
+    return results
 
 
-def _together(view: View, tokens: int, context: int, kept: int) -> int:
+def rows_together(view: View, tokens: int, context: int, kept: int) -> int:
     """How many rows the memory takes in one run, by an estimate from above."""
     memory = max(MEMORY, default_budget(view.model.device))
     return max(1, memory // view.model.row_bytes(tokens, context, kept))
+
+
+def shared_prefix(view: View, prompts: Sequence[tuple[int, ...]], longest: int) -> tuple[int, Any]:
+    """Tokens at the beginning of all prompts that are run once for all (see `_shared`): how many,
+    and their keys and values; 0 and None where that saves too little.
+    """
+    shared = _shared(view, prompts, longest)
+    if not shared:
+        return 0, None
+    ids = torch.tensor([prompts[0][:shared]], device=view.model.device)
+    return shared, view.model.prefix_cache(ids)
 
 
 def _shared(view: View, prompts: Sequence[tuple[int, ...]], longest: int) -> int:
@@ -271,124 +269,3 @@ def agreement(before: Forced, after: Forced) -> float:
 def divergence(before: Forced, after: Forced) -> float:
     """KL(before ‖ after), mean over the target's places, in nats."""
     return (before.log_probs.exp() * (before.log_probs - after.log_probs)).sum(-1).mean().item()
-
-
-def greedy_exact(answer: str, target: str) -> bool:
-    r"""Whether the answer's first sentence is the target (its first sentences, if the target has
-    several).
-
-    >>> greedy_exact(" The  side squared.\nAnd", "the side squared"), greedy_exact("15 cm", "15")
-    (True, False)
-    """
-    return normalised(first_sentences(answer, sentence_count(target))) == normalised(target)
-
-
-def greedy_prefix(answer: str, target: str) -> bool:
-    """Whether the answer begins with the target, as whole words and numbers: "150" and "15.5" do
-    not with "15".
-
-    >>> greedy_prefix("15 cm, as", "15."), greedy_prefix("150", "15"), greedy_prefix("15.5", "15")
-    (True, False, False)
-    """
-    said, wanted = normalised(answer), normalised(target)
-    if not wanted:
-        return not normalised(first_sentences(answer))
-    rest = said.removeprefix(wanted)
-    return (
-        said.startswith(wanted) and not begins_word(rest, wanted) and not re.match(r"[.,]\d", rest)
-    )
-
-
-def normalised(text: str) -> str:
-    """Text as it is compared: in lower case, spaces single, without punctuation at its end."""
-    return " ".join(text.casefold().split()).rstrip(" .,;:!?。．，、；：！？")
-
-
-def greedy_answers(
-    model: LanguageModel | View,
-    prompts: Sequence[str],
-    n_tokens: int | Sequence[int],
-    *,
-    batch_size: int,
-) -> list[str]:
-    """The model's own continuations, of so many tokens each (or one number for all)."""
-    view = View.of(model)
-    return [
-        view.model.decode_continuation(answer)
-        for answer in greedy_ids(view, prompts, n_tokens, batch_size=batch_size)
-    ]
-
-
-def greedy_ids(
-    model: LanguageModel | View,
-    prompts: Sequence[str],
-    n_tokens: int | Sequence[int],
-    *,
-    batch_size: int,
-) -> list[tuple[int, ...]]:
-    """`greedy_answers` as tokens.
-
-    Raises:
-        EditError: A prompt with its answer is longer than the model's context.
-    """
-    view = View.of(model)
-    lengths = [n_tokens] * len(prompts) if isinstance(n_tokens, int) else list(n_tokens)
-    ids = [view.encode(prompt, n - 1) for prompt, n in zip(prompts, lengths, strict=True)]
-    out: list[tuple[int, ...]] = [()] * len(prompts)
-    prefix = None
-    # Padding behind the prefix counts as distance: it must not push tokens out of a sliding window.
-    window = (
-        getattr(view.model.config.get_text_config(), "sliding_window", None)
-        or view.model.context_length
-    )
-    longest = max(map(len, ids), default=0) + max(lengths, default=0)
-    if longest - 1 <= window and (shared := _shared(view, ids, longest)):
-        prefix = view.model.prefix_cache(torch.tensor([ids[0][:shared]], device=view.model.device))
-
-    def work(rows: list[int]) -> None:
-        # Padded on the left, every prompt ends in the last column.
-        ends = torch.full(
-            (len(rows),), max(len(ids[row]) for row in rows) - 1, device=view.model.device
-        )
-        n = max(lengths[row] for row in rows)
-        answers = view.model.generate(
-            [ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix
-        )
-        for row, answer in zip(rows, answers, strict=True):
-            out[row] = answer[: lengths[row]]
-
-    # An answer does not depend on how many tokens others in its batch are continued by, unless the
-    # model does.
-    for group in view.model.groups([len(each) for each in ids], max(lengths, default=0)):
-        own = [lengths[row] for row in group]
-        for batch in _batches(
-            [len(ids[row]) for row in group], own, batch_size, view.model.context_length
-        ):
-            rows = [group[i] for i in batch]
-            width = max(len(ids[row]) for row in rows)
-            size = _together(view, width, width + max(lengths[row] for row in rows), 1)
-            chunked(rows, size, work, REMEDY)
-    return out
-
-
-def _batches(
-    prompts: Sequence[int], answers: Sequence[int], size: int, limit: int
-) -> Iterator[list[int]]:
-    """Rows that are generated together: answers of like length, as a batch runs until its longest
-    is done.
-
-    The longest prompt of a batch with its longest answer fits into the context.
-    """
-    rows: list[int] = []
-    for row in sorted(range(len(prompts)), key=lambda row: -answers[row]):
-        more = [*rows, row]
-        if (
-            len(more) > size
-            or max(prompts[r] for r in more) + max(answers[r] for r in more) - 1 > limit
-        ):
-            if rows:
-                yield rows
-            more = [row]
-        rows = more
-    if rows:
-        yield rows

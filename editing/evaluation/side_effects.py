@@ -31,14 +31,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from editing.edits.protocol import View
-from editing.evaluation.scoring import (
-    Forced,
-    Question,
-    agreement,
-    divergence,
-    greedy_ids,
-    teacher_forced,
-)
+from editing.evaluation.greedy import greedy_ids
+from editing.evaluation.scoring import Forced, Question, agreement, divergence, teacher_forced
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule

@@ -211,7 +211,7 @@ class _Worker:
             # A failure of this arm is a result; Ctrl-C and errors of the system are not.
             spent = cell.seconds or time.process_time() - started
             return replace(cell, seconds=spent, error=f"{type(error).__name__}: {error}")
-        notes = [*remarks(made.about), *notes]
+        notes = [*remarks(made.report), *notes]
         return replace(cell, answers=answers, side_effects=side, remarks=notes)
 
     def _ask_before(self) -> None:

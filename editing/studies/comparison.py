@@ -17,11 +17,12 @@ from typing import Any
 
 import xarray as xr
 
-from editing.config import CompareConfig, EvaluateConfig
+from editing.config import EvaluateConfig
 from editing.evaluation.evaluate import edit_scores
 from editing.evaluation.side_effects import Probes, probes_of
 from editing.studies.arms import Arm
 from editing.studies.cells import Cell, run_cells
+from editing.studies.config import CompareConfig
 from editing.studies.paired import comparison_table, pair_table, pairs
 from interp.models import corpus
 from interp.models.loading import LanguageModel

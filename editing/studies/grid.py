@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from editing.config import EditConfig, TuneConfig
+from editing.config import EditConfig
+from editing.studies.config import TuneConfig
 from interp.config import ConfigError
 from interp.results.provenance import fingerprint
 from interp.settings.names import name_fault, safe_name

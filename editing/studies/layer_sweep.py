@@ -20,10 +20,11 @@ import pandas as pd
 import xarray as xr
 
 from editing.closed_form.workbench import Workbench
-from editing.config import EditorSettings, EvaluateConfig, SweepConfig
+from editing.config import EditorSettings, EvaluateConfig
 from editing.evaluation.evaluate import edit_scores
 from editing.studies.arms import Arm, Statistics
 from editing.studies.cells import Cell, run_cells
+from editing.studies.config import SweepConfig
 from interp.errors import DamagedError, InputError
 from interp.models.loading import LanguageModel
 from interp.results import effects

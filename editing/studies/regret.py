@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from editing.config import SweepConfig
+from editing.studies.config import SweepConfig
 from editing.studies.layer_sweep import Block, arm_table, group_name, layers_text
 from editing.studies.regret_measures import (
     left_out,
@@ -28,6 +28,7 @@ from interp.errors import InputError
 from interp.results import effects
 from interp.results.files import write_text
 from interp.results.intervals import mean_interval
+from interp.results.scores import REGRET_NUMBERS
 from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
 from interp.selection import baselines, strategies
 from interp.selection.layers import LayerSelection
@@ -39,23 +40,8 @@ LEFT_OUT = "sweep"
 """The strategy that chooses by edits, here for each rule by the edits of all others."""
 TEXTS = ("strategy", "group", "layers", "supported")
 """Columns that hold no numbers."""
-COLUMNS = (
-    "strategy",
-    "group",
-    "layers",
-    "supported",
-    "score",
-    "oracle",
-    "regret",
-    "lower",
-    "upper",
-    "rank",
-    "n_windows",
-    "n_rules",
-    "against_default",
-    "against_lower",
-    "against_upper",
-)
+AGAINST = ("against_default", "against_lower", "against_upper")
+COLUMNS = (*TEXTS, "score", "oracle", *REGRET_NUMBERS, *AGAINST)
 
 
 @dataclass(frozen=True)

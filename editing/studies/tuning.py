@@ -20,11 +20,12 @@ import numpy as np
 import xarray as xr
 import yaml
 
-from editing.config import EvaluateConfig, TuneConfig
+from editing.config import EvaluateConfig
 from editing.evaluation.evaluate import edit_scores
 from editing.studies.arms import Arm
 from editing.studies.cells import run_cells
 from editing.studies.comparison import bystanders as bystanders_of
+from editing.studies.config import TuneConfig
 from editing.studies.grid import trials
 from interp.errors import InputError
 from interp.models.loading import LanguageModel

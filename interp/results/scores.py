@@ -9,11 +9,38 @@ import xarray as xr
 
 from interp.errors import InputError
 
+METRICS = (
+    "reliability",
+    "generality",
+    "instance_portability",
+    "rule_understanding_verbatim",
+    "rule_understanding_paraphrase",
+    "locality",
+    "locality_correctness",
+)
+MODES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent", "log_prob", "kl")
+PHASES = ("pre", "post")
 LOWER_IS_BETTER = ("kl",)
 """Modes in which the lower value wins."""
 WITHOUT_FLOOR = ("locality",)
 """Metrics that compare with the unedited model: their value before the edit is fixed by
 definition."""
+ANSWER_COLUMNS = (
+    "editor",
+    "rule",
+    "form",
+    "metric",
+    "prompt",
+    "target_new",
+    "target_true",
+    "before",
+    "after",
+)
+"""Columns of raw answers that hold texts and that every reader needs."""
+ANSWER_NUMBERS = tuple(f"{mode}_{when}" for mode in MODES for when in ("before", "after"))
+"""Columns of raw answers that hold numbers, where they are."""
+REGRET_NUMBERS = ("regret", "lower", "upper", "rank", "n_windows", "n_rules")
+"""Columns of a table of regret that say what a choice of layers costs."""
 
 
 def per_rule(scores: xr.Dataset, mode: str) -> xr.DataArray:

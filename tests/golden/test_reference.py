@@ -25,7 +25,8 @@ from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
 from editing.edits.requests import EditRequest
 from editing.evaluation.evaluate import items_of
-from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
 from interp.selection.layers import parse_layers
@@ -163,7 +164,7 @@ def test_memit_from_the_references_targets_gives_its_updates(
         assert relative(delta.updates[parameter(layer)].dense(), expected) < 1e-4
         assert torch.equal(smol.parameters[parameter(layer)], before[layer])
     # Formula and instance share the text up to the subject in this rule.
-    pairs = {(pair["layer"], *pair["forms"]) for pair in delta.about["collinear_keys"]}
+    pairs = {(pair["layer"], *pair["forms"]) for pair in delta.report.collinear_keys}
     assert {(layer, "formula", "instance") for layer in LAYERS} <= pairs
 
 
@@ -332,7 +333,7 @@ def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
     expected = torch.outer(tensors["v"], tensors["u"])
     assert relative(delta.updates[parameter(layer)].dense(), expected) < 1e-3
     saved = [evaluation[0] for evaluation in run["loss_traces"][0]]
-    assert list(delta.about["losses"][0]) == [pytest.approx(loss, abs=2e-3) for loss in saved]
+    assert list(delta.report.losses[0]) == [pytest.approx(loss, abs=2e-3) for loss in saved]
 
 
 # Scores of the unedited model.

@@ -176,7 +176,7 @@ def test_run_leaves_deltas_that_edit_the_model_of_the_folder(
     }
     for editor, layers in expected.items():
         delta = EditDelta.load(folder / "deltas" / editor / "square-3.safetensors")
-        assert delta.about["editor"] == editor and sorted(delta.layers.values()) == layers
+        assert delta.report.editor == editor and sorted(delta.layers.values()) == layers
         with delta.applied(model):
             changed = {
                 name for name, p in model.parameters.items() if not torch.equal(p, before[name])

@@ -208,7 +208,8 @@ def _unit(text: str) -> None:
 
 
 def _answers(given: tuple[str, str]) -> None:
-    from editing.evaluation.equivalence import equivalent, first_sentences, sentence_count
+    from editing.evaluation.equivalence import equivalent
+    from editing.evaluation.statements import first_sentences, sentence_count
 
     answer, target = given
     if equivalent(answer, target) not in (True, False, None):

@@ -97,8 +97,8 @@ def test_an_edit_is_of_a_rule_of_rules_or_of_requests(
     requests = editing.requests_of(rules[0], "last")
 
     def forms(what: object) -> list[str]:
-        about = editing.edit(tiny_llama, what, recipe).about  # type: ignore[arg-type]
-        return [request["form"] for request in about["requests"]]
+        report = editing.edit(tiny_llama, what, recipe).report  # type: ignore[arg-type]
+        return [request["form"] for request in report.requests]
 
     assert forms(rules[0]) == ["formula", "description", "instance"]
     assert forms(rules) == [*forms(rules[0]), "formula", "description"]

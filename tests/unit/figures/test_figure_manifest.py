@@ -15,6 +15,7 @@ from interp.app.steps import Context
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
 from interp.results.run_folder import RunFolder
+from interp.results.scores import ANSWER_COLUMNS
 
 
 def write_regret(run: Path, regret: float) -> None:
@@ -41,18 +42,7 @@ def write_scores(run: Path, editors: list[str]) -> None:
 def run(tmp_path: Path) -> Path:
     """A run with one figure and one table."""
     write_regret(tmp_path, 0.1)
-    columns = (
-        "editor",
-        "rule",
-        "form",
-        "metric",
-        "prompt",
-        "target_new",
-        "target_true",
-        "before",
-        "after",
-    )
-    save_records(tmp_path / "answers.json", columns, [dict.fromkeys(columns, "x")])
+    save_records(tmp_path / "answers.json", ANSWER_COLUMNS, [dict.fromkeys(ANSWER_COLUMNS, "x")])
     return tmp_path
 
 

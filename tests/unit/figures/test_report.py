@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from figures.answers import ANSWER_COLUMNS, ANSWER_NUMBERS
 from figures.app import REPORT
 from figures.report import LIMIT, page
 from figures.report_data import answer_data, score_data
@@ -23,6 +22,7 @@ from interp.errors import DamagedError
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
 from interp.results.run_folder import RunFolder
+from interp.results.scores import ANSWER_COLUMNS, ANSWER_NUMBERS
 from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
 

@@ -132,8 +132,8 @@ def test_one_command_runs_every_editor_and_arm_and_one_scores_them_all(
     for name in names:
         found = load_edit(finished / "deltas" / name / "square-area.safetensors")
         assert type(found) is kinds.get(name, EditDelta)
-        assert found.about["editor"] == ARMS.get(name, {"editor": name})["editor"]
-        assert [r["form"] for r in found.about["requests"]] == [
+        assert found.report.editor == ARMS.get(name, {"editor": name})["editor"]
+        assert [r["form"] for r in found.report.requests] == [
             "formula",
             "description",
             "instance",
@@ -166,7 +166,7 @@ def test_every_delta_writes_where_its_settings_say(finished: Path) -> None:
         assert set(delta_of(finished, name, "square-area").layers.values()) == expected
     for name in layers:
         found = delta_of(finished, name, "cube-volume")
-        assert set(found.about["cast_loss"]) == set(found.updates)
+        assert set(found.report.cast_loss) == set(found.updates)
 
 
 def test_running_again_redoes_nothing(finished: Path, dmle: Command, tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
     assert redone(run, before) == {"deltas/memit/cube-volume.safetensors"}
     assert (
         reliability(run, "memit")
-        and kept.about["fingerprint"] == delta_of(run, "memit", "square-area").about["fingerprint"]
+        and kept.report.fingerprint == delta_of(run, "memit", "square-area").report.fingerprint
     )
 
 
@@ -414,7 +414,7 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
         "alphaedit"
     )
     config = CovarianceConfig(corpus=str(inputs / "corpus.txt"), tokens=600, shrinkage=0.05)
-    statistics, contexts = measure(model, [1], config, run / "covariance"), second.about["contexts"]
+    statistics, contexts = measure(model, [1], config, run / "covariance"), second.report.contexts
     rules = load_rules(inputs / "rules.json").rules
     earlier, requests = (requests_of(rule, "last") for rule in rules)
     with first.applied(model):
@@ -446,7 +446,7 @@ def test_a_batch_is_one_edit_of_all_rules_that_every_rule_is_evaluated_under(
     }
     assert dmle("evaluate", "--run", run)[0] == 0
     delta = delta_of(run, "memit", "_all")
-    assert [(r["rule"], r["form"]) for r in delta.about["requests"]] == [
+    assert [(r["rule"], r["form"]) for r in delta.report.requests] == [
         (rule.id, form) for rule in rules for form in rule.forms
     ]
     hf = make_hf("llama", max_position_embeddings=2048)
@@ -476,7 +476,7 @@ def test_automatic_layers_without_a_selection_name_the_command_that_makes_one(
     parse_layers("2/0", 3).save(tmp_path / "run" / "selection.json")
     code, said = dmle("edit", *start, "--editors", "dmle", "--layers", "auto", "--limit", "1")
     assert code == 0 and "dmle: formula+description: layers 2; instance: layers 0" in said
-    assert delta_of(tmp_path / "run", "dmle", "square-area").about["layers"] == {
+    assert delta_of(tmp_path / "run", "dmle", "square-area").report.layers == {
         "formula+description": [2],
         "instance": [0],
     }
@@ -539,7 +539,7 @@ def test_the_report_says_what_collides_and_what_the_number_format_loses(
     assert code == 0
     assert "memit: square-area formula: the edited model does not give the new answer." in said
     assert "at the same place as square-area description; try edit.lookup=rule_word_last" in said
-    lost = delta_of(tmp_path / "run", "ft", "square-area").about["cast_loss"]
+    lost = delta_of(tmp_path / "run", "ft", "square-area").report.cast_loss
     (name,) = lost
     assert lost[name] > 0.9
     assert (

@@ -24,6 +24,7 @@ from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.remarks import doubtful
+from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -92,8 +93,8 @@ def test_a_request_that_wants_no_change_has_no_share_left(
     def disturbing(problem: Problem) -> LowRank:
         return LowRank(torch.ones(32, 1), problem.keys.sum(1, keepdim=True))
 
-    _, about = spread(bench(tiny_llama, requests), form(disturbing), [(1,)] * 3, still)
-    assert [math.isnan(left) for left in about["residual_left"]] == [True, False, False]
+    made = spread(bench(tiny_llama, requests), form(disturbing), [(1,)] * 3, still, EditReport())
+    assert [math.isnan(left) for left in made.report.residual_left] == [True, False, False]
 
 
 # What a closed form is asked.
@@ -113,8 +114,12 @@ def test_each_block_is_asked_for_an_even_share_of_what_is_still_missing(
     # same.
     plan = [(0, 1), (1,), (0, 2)]
     targets = Targets(torch.ones(3, 32), torch.zeros(3, 32), ((),) * 3)
-    parts, about = spread(
-        bench(tiny_llama, requests, given_contexts=CONTEXTS), form(nothing), plan, targets
+    made = spread(
+        bench(tiny_llama, requests, given_contexts=CONTEXTS),
+        form(nothing),
+        plan,
+        targets,
+        EditReport(),
     )
     hf, names = make_hf("llama"), [tiny_llama.down_projection(layer).name for layer in range(3)]
     last = (1, 1, 2)
@@ -124,18 +129,14 @@ def test_each_block_is_asked_for_an_even_share_of_what_is_still_missing(
     ]
     missing = torch.ones(3, 32) - torch.stack(now)
     shares = {0: (0.5, 0.0, 0.5), 1: (1.0, 1.0, 0.0), 2: (0.0, 0.0, 1.0)}
-    assert list(asked) == [0, 1, 2] and [list(part.layers.values()) for part in parts] == [
-        [0],
-        [1],
-        [2],
-    ]
+    assert list(asked) == [0, 1, 2] and list(made.layers.values()) == [0, 1, 2]
     for layer, share in shares.items():
         torch.testing.assert_close(
             asked[layer].T, missing * torch.tensor(share).unsqueeze(1), rtol=1e-4, atol=1e-4
         )
     # Nothing of the way was gone: the distance that is left, in units of the distance from
     # `initial`.
-    assert about["residual_left"] == pytest.approx(
+    assert made.report.residual_left == pytest.approx(
         (missing.norm(dim=-1) / 32**0.5).tolist(), rel=1e-4
     )
 
@@ -154,7 +155,7 @@ def test_keys_of_protected_and_earlier_requests_are_read_on_the_model_as_it_is_a
     hook = "blocks.1.hook_resid_post"
     targets = far(tiny_llama, [edited], hook)
     more = {"given_contexts": CONTEXTS, "protected": [kept], "earlier": [before]}
-    spread(bench(tiny_llama, [edited], **more), form(solve), [(0, 1)], targets)
+    spread(bench(tiny_llama, [edited], **more), form(solve), [(0, 1)], targets, EditReport())
     hf, tokenizer = make_hf("llama"), tiny_llama.tokenizer
     length = len(tokenizer(kept.prompt)["input_ids"]) + len(
         tokenizer(" " + kept.target_new, add_special_tokens=False)["input_ids"]
@@ -192,11 +193,11 @@ def test_what_each_block_gives_of_its_share_and_what_is_left(
         return LowRank(problem.residual * part, torch.linalg.pinv(problem.keys).T)
 
     targets = far(tiny_llama, requests, "blocks.1.hook_resid_post")
-    parts, about = spread(bench(tiny_llama, requests), form(some), [(1,)] * 3, targets)
-    assert about["served"] == {"1": pytest.approx([0.25, 1.0, -0.5], abs=1e-3)}
+    made = spread(bench(tiny_llama, requests), form(some), [(1,)] * 3, targets, EditReport())
+    assert made.report.served == {"1": pytest.approx([0.25, 1.0, -0.5], abs=1e-3)}
     # At its own block a change of the MLP's output is a change of the stream.
-    assert about["residual_left"] == pytest.approx([0.75, 0.0, 1.5], abs=1e-3)
-    assert about["collinear_keys"] == [] and len(parts) == 1
+    assert made.report.residual_left == pytest.approx([0.75, 0.0, 1.5], abs=1e-3)
+    assert made.report.collinear_keys == [] and len(made.updates) == 1
 
 
 def test_served_counts_what_points_the_wanted_way_and_is_nothing_without_a_wish(
@@ -213,12 +214,13 @@ def test_served_counts_what_points_the_wanted_way_and_is_nothing_without_a_wish(
         return LowRank(0.5 * residual + 7 * flat, torch.linalg.pinv(problem.keys).T)
 
     targets = far(tiny_llama, requests, "blocks.2.hook_resid_post")
-    about = spread(bench(tiny_llama, requests), form(aside), [(0, 2), (2,)], targets)[1]
-    assert set(about["served"]) == {"0", "2"}
-    assert about["served"]["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(
-        about["served"]["0"][1]
+    plan = [(0, 2), (2,)]
+    made = spread(bench(tiny_llama, requests), form(aside), plan, targets, EditReport())
+    assert set(made.report.served) == {"0", "2"}
+    assert made.report.served["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(
+        made.report.served["0"][1]
     )
-    assert about["served"]["2"] == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert made.report.served["2"] == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
 def test_collinear_keys_are_pairs_that_point_the_same_way_and_want_different_changes() -> None:
@@ -251,10 +253,10 @@ def test_colliding_keys_are_reported_at_every_block(tiny_llama: LanguageModel, r
         SETTINGS,
         targets=targets,
     )
-    pairs = delta.about["collinear_keys"]
+    pairs = delta.report.collinear_keys
     assert [pair["layer"] for pair in pairs] == [0, 1]
     assert all(pair["forms"] == ["formula", "description"] for pair in pairs)
-    assert {("square-area", "formula"), ("square-area", "description")} <= doubtful(delta.about)
+    assert {("square-area", "formula"), ("square-area", "description")} <= doubtful(delta.report)
 
 
 def test_the_model_is_as_before_when_a_closed_form_fails(
@@ -273,7 +275,7 @@ def test_the_model_is_as_before_when_a_closed_form_fails(
 
     targets = far(tiny_llama, requests, "blocks.1.hook_resid_post")
     with pytest.raises(RuntimeError, match="stop"):
-        spread(bench(tiny_llama, requests), form(fails), [(0, 1)] * 3, targets)
+        spread(bench(tiny_llama, requests), form(fails), [(0, 1)] * 3, targets, EditReport())
     assert seen == [True, False]  # the first block was edited when the second failed
     assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
 
@@ -337,8 +339,8 @@ def test_one_block_behind_a_norm_takes_the_raw_output_to_its_target(
     add_to(hf, delta)
     after = torch.stack([raw_output(hf, gemma.tokenizer, r, name) for r in requests])
     torch.testing.assert_close(after, wanted.z, rtol=1e-2, atol=1e-2)
-    assert max(delta.about["residual_left"]) < 1e-2 < (wanted.z - wanted.initial).norm(dim=-1).min()
-    assert delta.about["served"] == {"1": pytest.approx([1, 1, 1], abs=1e-2)}
+    assert max(delta.report.residual_left) < 1e-2 < (wanted.z - wanted.initial).norm(dim=-1).min()
+    assert delta.report.served == {"1": pytest.approx([1, 1, 1], abs=1e-2)}
 
 
 @pytest.mark.parametrize("protection", ["staged", "joint"])
@@ -355,14 +357,14 @@ def test_dmle_with_one_block_per_group_reaches_the_raw_targets_behind_a_norm(
     hf = make_hf("gemma3_text")
     early = find_targets(gemma, [formula], 0, ("",), settings, site="mlp").z[0]
     if protection == "staged":  # the second target is for the model that the first stage leaves
-        left = [stage["residual_left"][0] for stage in got.about["stages"]]
+        left = [stage["residual_left"][0] for stage in got.report.stages]
         first = edit_with(
             "dmle", gemma, [formula], parse_layers("0/2", 3), unit(gemma), ("",), settings
         )
         with first.applied(gemma):
             late = find_targets(gemma, [instance], 2, ("",), settings, site="mlp").z[0]
     else:
-        left = got.about["residual_left"]
+        left = got.report.residual_left
         late = find_targets(gemma, [instance], 2, ("",), settings, site="mlp").z[0]
     assert len(left) == 2 and max(left) < 1e-2
     add_to(hf, got)

@@ -114,7 +114,7 @@ def test_edit_equals_the_published_system_on_plain_modules(
     expected = by_hand(
         hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, threshold, 0.5
     )
-    assert list(got.updates) == names and got.about["editor"] == "alphaedit"
+    assert list(got.updates) == names and got.report.editor == "alphaedit"
     for name in names:
         assert distance(got.updates[name].dense(), expected[name]) < 1e-3
     # What the header says was free, counted among the singular values.
@@ -122,7 +122,7 @@ def test_edit_equals_the_published_system_on_plain_modules(
         str(i): int((torch.linalg.svdvals(statistics.by_layer[i].double()) < threshold).sum())
         for i in layers
     }
-    assert got.about["free_directions"] == counted and counted[str(layers[-1])] == 30
+    assert got.report.own["free_directions"] == counted and counted[str(layers[-1])] == 30
     assert all(0 < n < 48 for n in counted.values())
 
 
@@ -195,7 +195,7 @@ def test_a_relative_threshold_is_in_units_of_the_mean_singular_value(
         for settings in (absolute, relative)
     )
     (name,) = one.updates
-    assert one.about["free_directions"] == other.about["free_directions"] == {"1": 25}
+    assert one.report.own["free_directions"] == other.report.own["free_directions"] == {"1": 25}
     assert distance(one.updates[name].dense(), other.updates[name].dense()) < 1e-6
     # The same number taken absolutely frees other directions.
     alone = relative.model_copy(update={"null_relative": False})

@@ -20,6 +20,7 @@ from editing.editors.registry import edit, editors, load_edit
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import Edit, EditError, View
 from editing.edits.remarks import remarks
+from editing.edits.report import EditReport
 from editing.edits.requests import requests_of
 from editing.evaluation.scoring import Question, teacher_forced
 from editing.names import editor_names
@@ -133,7 +134,7 @@ def test_every_editor_edits_every_architecture_or_says_why_not(
         assert_unchanged(model, before)
     found = made(editor)
     assert_unchanged(model, before)
-    assert found.about["editor"] == editor and found.model_hash == model.weight_hash
+    assert found.report.editor == editor and found.model_hash == model.weight_hash
     assert type(found) is KIND[editor].makes and isinstance(found, Edit)
 
     after = edited_scores(found, model, rule)
@@ -159,7 +160,7 @@ def test_scores_are_the_same_from_a_file_and_in_batches_of_any_size(
     assert edited_scores(found, model, rule, batch_size=1) == pytest.approx(expected, abs=1e-5)
     found.save(tmp_path / "edit.safetensors")
     loaded = load_edit(tmp_path / "edit.safetensors")
-    assert type(loaded) is type(found) and loaded.about["editor"] == editor
+    assert type(loaded) is type(found) and loaded.report.editor == editor
     assert edited_scores(loaded, model, rule) == expected
 
 
@@ -313,7 +314,7 @@ def test_a_model_of_half_precision_can_be_edited(
         small = {name: shrunk(update) for name, update in found.updates.items()}
         lost = EditDelta(small, found.layers, found.model_hash).cast_loss(half)
         assert all(share > 0.5 for share in lost.values())
-        lines = remarks({"cast_loss": lost})
+        lines = remarks(EditReport(cast_loss=lost))
         assert len(lines) == len(lost) and all(
             "lost in the model's number format" in line for line in lines
         )

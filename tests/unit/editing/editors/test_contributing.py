@@ -44,7 +44,7 @@ def test_the_editor_of_the_guide_is_there_with_one_file(
     made = edit(tiny_llama, rule, Recipe.of("noop", [0, 2], options={"rank": 2}))
     assert isinstance(made, EditDelta) and sorted(made.layers.values()) == [0, 2]
     assert set(made.rank().values()) == {2} and set(made.norms().values()) == {0.0}
-    assert (made.about["editor"], made.about["layers"]) == ("noop", [0, 2])
+    assert (made.report.editor, made.report.layers) == ("noop", [0, 2])
     ids = torch.tensor([tiny_llama.encode("The area of a square is").ids])
     before = tiny_llama.logits(ids)
     made.save(tmp_path / "noop.safetensors")
@@ -52,7 +52,7 @@ def test_the_editor_of_the_guide_is_there_with_one_file(
     with loaded.edited(tiny_llama) as view:
         assert torch.equal(view.model.logits(ids), before)
     # 5 of 30 blocks is the first of 3 (0.5 is rounded to an even number).
-    assert edit(tiny_llama, rule, Recipe.of("noop")).about["layers"] == [0]
+    assert edit(tiny_llama, rule, Recipe.of("noop")).report.layers == [0]
     with pytest.raises(InputError, match=r"edit\.options\.rnk.*did you mean.*rank"):
         edit(tiny_llama, rule, Recipe.of("noop", options={"rnk": 2}))
 

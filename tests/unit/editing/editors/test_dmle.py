@@ -134,8 +134,8 @@ def test_the_order_of_the_groups_is_the_order_of_the_stages(
     backward = grouped((("instance",), (1,)), (("formula", "description"), (0,)))
     one = edit_with("dmle", tiny_llama, requests, forward, statistics, CONTEXTS, CONFIG)
     other = edit_with("dmle", tiny_llama, requests, backward, statistics, CONTEXTS, CONFIG)
-    assert [stage["layers"] for stage in one.about["stages"]] == [[0], [1]]
-    assert [stage["layers"] for stage in other.about["stages"]] == [[1], [0]]
+    assert [stage.layers for stage in one.report.stages] == [[0], [1]]
+    assert [stage.layers for stage in other.report.stages] == [[1], [0]]
     # Instances first, on the unedited model: their update is what it is alone.
     alone = edit_with("memit", tiny_llama, requests[2:], (1,), statistics, CONTEXTS, CONFIG)
     name = tiny_llama.down_projection(1).name
@@ -156,7 +156,7 @@ def test_edit_with_one_group_is_memit(
         "dmle", tiny_llama, requests, parse_layers("0-1", 3), statistics, CONTEXTS, CONFIG
     )
     assert_same(got, edit_with("memit", tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG))
-    assert (got.about["editor"], len(got.about["stages"])) == ("dmle", 1)
+    assert (got.report.editor, len(got.report.stages)) == ("dmle", 1)
 
 
 def test_edit_passes_over_groups_without_a_request(
@@ -167,7 +167,7 @@ def test_edit_passes_over_groups_without_a_request(
         "dmle", tiny_llama, requests, parse_layers("0/2", 3), statistics, CONTEXTS, CONFIG
     )
     assert list(got.layers.values()) == [0]
-    assert len(got.about["stages"]) == 1
+    assert len(got.report.stages) == 1
 
 
 def test_edit_refuses_a_form_that_is_in_no_group_before_any_work(
@@ -194,7 +194,7 @@ def test_every_stage_uses_the_statistics_given(
     kept = {layer: moment.clone() for layer, moment in statistics.by_layer.items()}
     got = edit_with("dmle", tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
     assert all(torch.equal(moment, kept[layer]) for layer, moment in statistics.by_layer.items())
-    assert [stage["covariance"] for stage in got.about["stages"]] == [statistics.about] * 2
+    assert [stage["covariance"] for stage in got.report.stages] == [statistics.about] * 2
     # The second stage's update has the form R Kᵀ (λC + K Kᵀ)⁻¹ for the given C: its right factor is
     # (λC)⁻¹K (1 + Kᵀ(λC)⁻¹K)⁻¹, so that λC times it is a multiple of the key, which the model alone
     # decides.
@@ -216,12 +216,12 @@ def test_edit_records_layers_requests_and_contexts(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    about = edit_with(
+    report = edit_with(
         "dmle", tiny_llama, requests, parse_layers("0,1/2", 3), statistics, CONTEXTS, CONFIG
-    ).about
-    assert about["layers"] == {"formula+description": [0, 1], "instance": [2]}
-    assert [r["form"] for r in about["requests"]] == ["formula", "description", "instance"]
-    assert about["contexts"] == list(CONTEXTS) and about["settings"]["steps"] == 5
+    ).report
+    assert report.layers == {"formula+description": [0, 1], "instance": [2]}
+    assert [r["form"] for r in report.requests] == ["formula", "description", "instance"]
+    assert report.contexts == list(CONTEXTS) and report.settings["steps"] == 5
 
 
 # Protection and other solvers.
@@ -281,12 +281,11 @@ def test_protected_says_that_a_request_with_the_same_key_cannot_be_served(
     got = edit_with(
         "dmle", tiny_llama, [formula, same], parse_layers("0/2", 3), statistics, ("",), config
     )
-    second = got.about["stages"][1]
-    assert (
-        second["served"]["2"] == [pytest.approx(0, abs=1e-4)] and second["residual_left"][0] > 0.9
-    )
+    second = got.report.stages[1]
+    assert second.served["2"] == [pytest.approx(0, abs=1e-4)] and second.residual_left[0] > 0.9
     assert any(
-        "instance" in line and "does not give the new answer" in line for line in remarks(got.about)
+        "instance" in line and "does not give the new answer" in line
+        for line in remarks(got.report)
     )
 
 

@@ -82,7 +82,7 @@ def test_edit_equals_the_formula_on_plain_modules(
     got = edit_with("emmet", model, requests, layers, statistics, CONTEXTS, SETTINGS)
     names = [model.down_projection(layer).name for layer in layers]
     expected = by_hand(hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, 0.3)
-    assert list(got.updates) == names and got.about["editor"] == "emmet"
+    assert list(got.updates) == names and got.report.editor == "emmet"
     for name in names:
         update = got.updates[name].dense().double()
         assert ((update - expected[name]).norm() / expected[name].norm()).item() < 1e-3

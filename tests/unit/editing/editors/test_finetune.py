@@ -109,7 +109,7 @@ def test_edit_equals_adam_on_the_parameters_of_a_plain_model(
         make_hf(family).double(), tokenizer, list(delta.updates), requests, settings
     )
     assert sorted(delta.layers.values()) == [0, 2]
-    assert delta.about["losses"] == pytest.approx(losses, rel=1e-4)
+    assert delta.report.losses == pytest.approx(losses, rel=1e-4)
     for name, update in delta.updates.items():
         assert isinstance(update, Tensor)
         change = expected[name].T if family == "gpt2" else expected[name]
@@ -131,24 +131,22 @@ def test_the_new_answers_become_likelier_and_the_loss_is_that_of_the_edited_mode
     with delta.edited(model) as view:
         after = log_probs(view, requests)
     assert sum(after) > sum(before) + 1
-    assert -sum(before) / len(before) == pytest.approx(delta.about["losses"][0], rel=1e-4)
+    assert -sum(before) / len(before) == pytest.approx(delta.report.losses[0], rel=1e-4)
     # The last loss is measured before the last step: on the model with the steps up to it.
     with shorter.edited(model) as view:
         assert -sum(log_probs(view, requests)) / 3 == pytest.approx(
-            delta.about["losses"][9], rel=1e-3
+            delta.report.losses[9], rel=1e-3
         )
 
 
 def test_it_stops_below_the_stopping_loss(
     tiny_llama: LanguageModel, requests: list[EditRequest]
 ) -> None:
-    losses = edit(tiny_llama, requests, (1, 2), settings_of(steps=30, stop_loss=2.0)).about[
-        "losses"
-    ]
+    losses = edit(tiny_llama, requests, (1, 2), settings_of(steps=30, stop_loss=2.0)).report.losses
     assert 1 < len(losses) < 30
     assert losses[-1] < 2.0 <= min(losses[:-1])
     at_once = edit(tiny_llama, requests, (1,), settings_of(stop_loss=1e9))
-    assert len(at_once.about["losses"]) == 1
+    assert len(at_once.report.losses) == 1
     assert not any(u.any() for u in at_once.updates.values() if isinstance(u, Tensor))
 
 
@@ -161,9 +159,9 @@ def test_it_is_deterministic_and_says_what_it_did(
         assert (
             isinstance(update, Tensor) and isinstance(other, Tensor) and torch.equal(update, other)
         )
-    assert (first.about["editor"], first.about["layers"]) == ("ft", [1])
-    assert first.about["settings"]["ft"]["steps"] == 6
-    assert [r["prompt"] for r in first.about["requests"]] == [r.prompt for r in requests]
+    assert (first.report.editor, first.report.layers) == ("ft", [1])
+    assert first.report.settings["ft"]["steps"] == 6
+    assert [r["prompt"] for r in first.report.requests] == [r.prompt for r in requests]
     assert first.model_hash == tiny_llama.weight_hash
 
 

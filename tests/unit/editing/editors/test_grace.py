@@ -16,7 +16,8 @@ from editing.editors.grace import Codebook, _placed
 from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from tests.unit.editing_making import edit_with
@@ -103,7 +104,7 @@ def test_keys_and_values_equal_those_trained_around_a_plain_down_projection(
         handle.remove()
         torch.testing.assert_close(book.keys[i], keys[0], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(book.values[i], value.detach(), rtol=1e-4, atol=1e-5)
-        assert book.about["losses"][i] == pytest.approx(losses, rel=1e-4)
+        assert book.report.losses[i] == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -249,9 +250,9 @@ def test_requests_of_one_prompt_share_an_entry_and_the_later_target_holds(
 ) -> None:
     first, again = requests[0], replace(requests[0], target_new="27")
     repeated = edit(tiny_llama, [first, first], 2, settings_of(steps=20))
-    assert repeated.labels == ("4 side",) and len(repeated.about["losses"]) == 2
+    assert repeated.labels == ("4 side",) and len(repeated.report.losses) == 2
     # The second time starts from what the first left.
-    assert repeated.about["losses"][1][0] < repeated.about["losses"][0][0]
+    assert repeated.report.losses[1][0] < repeated.report.losses[0][0]
     book = edit(tiny_llama, [first, again], 2, settings_of(steps=20))
     assert book.labels == ("27",)
     alone = log_probs(tiny_llama, [again])[0]
@@ -268,12 +269,14 @@ def test_it_is_seeded_and_saved_and_loaded_as_it_is(
     assert torch.equal(torch.get_rng_state(), state)
     assert same(book, edit(tiny_llama, requests, 1, settings_of()))
     assert not torch.equal(book.values, edit(tiny_llama, requests, 1, settings_of(seed=1)).values)
-    book.with_about(fingerprint="π").save(tmp_path / "deep" / "book.safetensors")
+    book.with_report(fingerprint="π").save(tmp_path / "deep" / "book.safetensors")
     loaded = load_edit(tmp_path / "deep" / "book.safetensors")
     assert isinstance(loaded, Codebook)
-    assert same(replace(loaded, about=book.about), book) and "fingerprint" not in book.about
-    assert dict(loaded.about) == json.loads(json.dumps({**book.about, "fingerprint": "π"}))
-    assert loaded.about["editor"] == "grace" and loaded.about["layers"] == [1]
+    assert same(replace(loaded, report=book.report), book) and book.report.fingerprint is None
+    assert loaded.report.to_json() == json.loads(
+        json.dumps({**book.report.to_json(), "fingerprint": "π"})
+    )
+    assert loaded.report.editor == "grace" and loaded.report.layers == [1]
 
 
 def test_a_damaged_file_or_another_model_is_refused(

@@ -18,7 +18,8 @@ from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation.evaluate import evaluate
-from editing.evaluation.scoring import Question, greedy_answers, teacher_forced
+from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import LocalityProbe, Rule, RulePrompt
 from tests.unit.editing_making import edit_with
@@ -88,7 +89,7 @@ def test_ice_puts_every_new_fact_before_the_question(
     context = ice(long_llama, requests, settings_of())
     assert context.before == FACTS + "Prompt: "
     assert context.model_hash == long_llama.weight_hash
-    assert (context.about["editor"], context.about["training_rules"]) == ("ice", [])
+    assert (context.report.editor, context.report.training_rules) == ("ice", [])
 
 
 def test_ike_puts_demonstrations_before_the_facts_the_most_similar_last(
@@ -113,9 +114,9 @@ def test_ike_puts_demonstrations_before_the_facts_the_most_similar_last(
         f"{fact}Prompt: The area of a cube is 6 sides\n\n"
         f"{FACTS}Prompt: "
     )
-    assert context.about["training_rules"] == ["bare", "near"]
+    assert context.report.training_rules == ["bare", "near"]
     every = ike(long_llama, requests, settings_of(9), [far, near, bare])
-    assert every.about["training_rules"] == ["far", "bare", "near"]
+    assert every.report.training_rules == ["far", "bare", "near"]
     assert every.before.endswith(context.before)
 
 
@@ -147,7 +148,7 @@ def test_a_rule_demonstrates_nothing_about_itself(
         ),
     )
     context = ike(long_llama, requests, settings_of(), [square, twin, asks_back, cube])
-    assert sorted(context.about["training_rules"]) == ["cube-volume", "sphere"]
+    assert sorted(context.report.training_rules) == ["cube-volume", "sphere"]
     assert "Square" not in context.before and "side squared\n\n" not in context.before
     assert context.before.count("square") == 3  # the facts
     with pytest.raises(
@@ -227,12 +228,14 @@ def test_it_is_saved_and_loaded_as_it_is(
     long_llama: LanguageModel, requests: list[EditRequest], tmp_path: Path
 ) -> None:
     context = ice(long_llama, requests, settings_of())
-    context.with_about(fingerprint="π").save(tmp_path / "deep" / "context.safetensors")
+    context.with_report(fingerprint="π").save(tmp_path / "deep" / "context.safetensors")
     loaded = load_edit(tmp_path / "deep" / "context.safetensors")
     assert isinstance(loaded, InContext)
     assert (loaded.before, loaded.model_hash) == (context.before, context.model_hash)
-    assert dict(loaded.about) == json.loads(json.dumps({**context.about, "fingerprint": "π"}))
-    assert "fingerprint" not in context.about
+    assert loaded.report.to_json() == json.loads(
+        json.dumps({**context.report.to_json(), "fingerprint": "π"})
+    )
+    assert context.report.fingerprint is None
     path = tmp_path / "deep" / "context.safetensors"
     path.write_bytes(path.read_bytes().replace(b"before", b"befour"))
     with pytest.raises(EditError, match=r"context\.safetensors is not a readable context"):

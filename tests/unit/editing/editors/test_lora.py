@@ -114,7 +114,7 @@ def test_edit_equals_adapters_by_hand_on_a_plain_model(
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    assert delta.about["losses"] == pytest.approx(losses, rel=1e-3)
+    assert delta.report.losses == pytest.approx(losses, rel=1e-3)
     for name, update in factors(delta).items():
         expected = (alpha / 3) * (b[name] @ a[name]).detach()
         assert expected.abs().max() > 1e-3
@@ -217,8 +217,8 @@ def test_dropout_acts_in_the_adapters_and_not_in_the_model(
     make_model: Callable[..., LanguageModel], requests: list[EditRequest]
 ) -> None:
     model = make_model("gptj", attn_pdrop=0.5, embd_pdrop=0.5, resid_pdrop=0.5)
-    with_none = edit(model, requests, (1,), settings_of(dropout=0.0)).about["losses"]
-    with_some = edit(model, requests, (1,), settings_of(dropout=0.5)).about["losses"]
+    with_none = edit(model, requests, (1,), settings_of(dropout=0.0)).report.losses
+    with_some = edit(model, requests, (1,), settings_of(dropout=0.5)).report.losses
     # B = 0 at the start: dropout in the adapter shows from the second loss on, in the model from
     # the first.
     assert with_none[0] == pytest.approx(-sum(log_probs(model, requests)) / 3, rel=1e-4)

@@ -119,7 +119,7 @@ def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share
     torch.testing.assert_close(
         now - targets.initial[0].double(), residual * a / (1 + a), rtol=1e-3, atol=1e-4
     )
-    assert delta.about["residual_left"] == pytest.approx([1 / (1 + a)], rel=1e-3)
+    assert delta.report.residual_left == pytest.approx([1 / (1 + a)], rel=1e-3)
 
 
 def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
@@ -135,7 +135,7 @@ def test_edit_brings_the_states_closer_to_the_targets_and_the_answer_with_them(
             statistics,
             CONTEXTS,
             CONFIG.model_copy(update={"ridge": ridge}),
-        ).about["residual_left"][0]
+        ).report.residual_left[0]
         for ridge in (10.0, 0.1, 1e-3, 1e-5)
     ]
     assert left == sorted(left, reverse=True)
@@ -162,17 +162,12 @@ def test_edit_records_what_made_it(
 ) -> None:
     requests = requests_of(rule, "subject_last")
     delta = edit_with("memit", tiny_llama, requests, (0, 1), statistics, CONTEXTS, CONFIG)
-    about = delta.about
-    assert (about["editor"], about["layers"], about["contexts"]) == (
-        "memit",
-        [0, 1],
-        list(CONTEXTS),
-    )
-    assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
-    assert about["settings"]["ridge"] == 0.02 and about["covariance"] == {"corpus": "here"}
-    assert [len(losses) for losses in about["losses"]] == [6, 6, 6] and len(
-        about["residual_left"]
-    ) == 3
+    report = delta.report
+    assert (report.editor, report.layers, report.contexts) == ("memit", [0, 1], list(CONTEXTS))
+    assert report.requests and report.settings and report.losses and report.residual_left
+    assert [r["target_new"] for r in report.requests] == [r.target_new for r in requests]
+    assert report.settings["ridge"] == 0.02 and report.covariance == {"corpus": "here"}
+    assert [len(losses) for losses in report.losses] == [6, 6, 6] and len(report.residual_left) == 3
     assert delta.model_hash == tiny_llama.weight_hash
 
 
@@ -189,7 +184,7 @@ def test_prompts_with_the_same_prefix_are_reported_as_collinear_and_get_the_aver
     delta = edit_with(
         "memit", tiny_llama, requests, (1,), statistics, ("",), CONFIG, targets=targets
     )
-    (pair,) = delta.about["collinear_keys"]
+    (pair,) = delta.report.collinear_keys
     assert pair["layer"] == 1 and pair["forms"] == ["formula", "instance"]
     assert pair["cosine"] == pytest.approx(1, abs=1e-5)
     # The update of the two alone: both outputs move by (r1 + r2) a / (1 + 2 a).

@@ -184,8 +184,8 @@ def test_rounds_are_edits_one_after_the_other(
     with got.edited(tiny_llama):
         for name, parameter in tiny_llama.parameters.items():
             torch.testing.assert_close(parameter, want[name], atol=1e-5, rtol=1e-5)
-    assert len(got.about["rounds"]) == 1
-    assert got.about["rounds"][0]["editor"] == editor
+    assert len(got.report.rounds) == 1
+    assert got.report.rounds[0].editor == editor
 
 
 @pytest.mark.parametrize("editor", ["dmle", "memit"])

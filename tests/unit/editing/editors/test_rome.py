@@ -219,16 +219,16 @@ def test_values_that_are_known_are_written_without_a_search(
     for i in range(2):
         unit = torch.nn.functional.cosine_similarity(update.left[:, i], change[i], dim=0)
         assert abs(unit.item()) == pytest.approx(1, abs=1e-5)
-    assert got.about["losses"] == [[1.0], [2.0]]
+    assert got.report.losses == [[1.0], [2.0]]
 
 
 def test_edit_records_what_made_it(
     tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    about = edit_with("rome", tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS).about
-    assert (about["editor"], about["layers"], about["contexts"]) == ("rome", [1], list(CONTEXTS))
-    assert [r["target_new"] for r in about["requests"]] == [r.target_new for r in requests]
-    assert [len(losses) for losses in about["losses"]] == [4, 4, 4] and about["covariance"] == {
+    report = edit_with("rome", tiny_llama, requests, 1, statistics, CONTEXTS, SETTINGS).report
+    assert (report.editor, report.layers, report.contexts) == ("rome", [1], list(CONTEXTS))
+    assert [r["target_new"] for r in report.requests] == [r.target_new for r in requests]
+    assert [len(losses) for losses in report.losses] == [4, 4, 4] and report.covariance == {
         "corpus": "here"
     }

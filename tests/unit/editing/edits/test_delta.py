@@ -20,6 +20,7 @@ from editing.editors.registry import load_edit
 from editing.edits.delta import EditDelta, merge, stack
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit, EditError, View
+from editing.edits.report import EditReport
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel, load
 from interp.results.tensor_files import write_tensors
@@ -41,7 +42,7 @@ def make_delta(
         d_mlp = down.weight.shape[0 if down.transposed else 1]
         draw = [torch.randn(d, rank, generator=generator) / 10 for d in (model.d_model, d_mlp)]
         updates[down.name], blocks[down.name] = LowRank(*draw), layer
-    return EditDelta(updates, blocks, model.weight_hash, {"editor": "test", "text": "π"})
+    return EditDelta(updates, blocks, model.weight_hash, EditReport("test", own={"text": "π"}))
 
 
 def snapshot(model: LanguageModel) -> dict[str, Tensor]:
@@ -197,9 +198,9 @@ def test_revert_twice_is_harmless(tiny_llama: LanguageModel) -> None:
 
 def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> None:
     first, second = make_delta(tiny_llama, (0, 2)), make_delta(tiny_llama, (1, 2), seed=1, rank=3)
-    merged = merge([first, second], {"editor": "both"})
+    merged = merge([first, second], EditReport("both"))
     name = "model.layers.2.mlp.down_proj.weight"
-    assert sorted(merged.layers.values()) == [0, 1, 2] and merged.about == {"editor": "both"}
+    assert sorted(merged.layers.values()) == [0, 1, 2] and merged.report == EditReport("both")
     assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (
         48,
         5,
@@ -216,7 +217,7 @@ def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> Non
 def test_merge_refuses_deltas_of_different_models(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
     with pytest.raises(EditError, match="different models"):
-        merge([delta, EditDelta(delta.updates, delta.layers, "0" * 16)], {})
+        merge([delta, EditDelta(delta.updates, delta.layers, "0" * 16)], EditReport())
 
 
 def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
@@ -228,14 +229,14 @@ def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
     assert delta.norms() == pytest.approx(expected, rel=1e-5)
 
 
-def test_with_about_adds_and_keeps(tiny_llama: LanguageModel) -> None:
+def test_with_report_adds_and_keeps(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
-    assert delta.with_about(fingerprint="f").about == {
+    assert delta.with_report(fingerprint="f").report.to_json() == {
         "editor": "test",
         "text": "π",
         "fingerprint": "f",
     }
-    assert "fingerprint" not in delta.about
+    assert delta.report.fingerprint is None
 
 
 def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
@@ -244,10 +245,10 @@ def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
     delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
     delta.save(path)
     loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (
+    assert (loaded.layers, loaded.model_hash, loaded.report) == (
         delta.layers,
         delta.model_hash,
-        delta.about,
+        delta.report,
     )
     assert list(loaded.updates) == list(delta.updates)
     for name, update in delta.updates.items():
@@ -411,7 +412,7 @@ def mixed_delta(model: LanguageModel) -> EditDelta:
         name: torch.randn(model.parameters[name].shape, generator=generator) / 10 for name in names
     }
     return EditDelta(
-        {**low.updates, **whole}, {**low.layers, **names}, model.weight_hash, {"editor": "mixed"}
+        {**low.updates, **whole}, {**low.layers, **names}, model.weight_hash, EditReport("mixed")
     )
 
 
@@ -421,16 +422,16 @@ def test_whole_matrices_are_saved_merged_and_measured(
     delta, path = mixed_delta(tiny_llama), tmp_path / "mixed.safetensors"
     delta.save(path)
     loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (
+    assert (loaded.layers, loaded.model_hash, loaded.report) == (
         delta.layers,
         delta.model_hash,
-        delta.about,
+        delta.report,
     )
     for name, update in delta.updates.items():
         for got, expected in zip(tensors_of(loaded.updates[name]), tensors_of(update), strict=True):
             assert torch.equal(got, expected)
     low = make_delta(tiny_llama, (0, 2), seed=5)
-    both = merge([delta, low], {})
+    both = merge([delta, low], EditReport())
     with both.applied(tiny_llama):
         together = logits_of(tiny_llama)
     with stack([delta, low], tiny_llama) as view:
@@ -543,10 +544,10 @@ def test_load_edit_reads_every_kind_by_its_header(
     ]
     for i, edit in enumerate(edits):
         path = tmp_path / f"{i}.safetensors"
-        edit.with_about(fingerprint="f").save(path)
+        edit.with_report(fingerprint="f").save(path)
         loaded = load_edit(path)
         assert type(loaded) is type(edit)
-        assert (loaded.model_hash, loaded.about["fingerprint"]) == (tiny_llama.weight_hash, "f")
+        assert (loaded.model_hash, loaded.report.fingerprint) == (tiny_llama.weight_hash, "f")
     for kind in (EditDelta, Codebook, InContext):
         wrong = [i for i, edit in enumerate(edits) if not isinstance(edit, kind)]
         for i in wrong:

@@ -14,6 +14,7 @@ from editing.closed_form.covariance import Covariances
 from editing.edits import precision
 from editing.edits.delta import EditDelta, merge
 from editing.edits.low_rank import LowRank
+from editing.edits.report import EditReport
 from interp.errors import NotFiniteError
 from interp.models.loading import LanguageModel
 
@@ -98,7 +99,7 @@ def test_deltas_are_applied_measured_and_merged_without_float64(
     whole = EditDelta({name: draw(32, 48, seed=3)}, {name: 1}, model.weight_hash)
 
     def measured() -> list[Any]:
-        both = merge([low, whole], {})
+        both = merge([low, whole], EditReport())
         found: list[Any] = []
         for delta in (low, whole, both):
             found += [delta.cast_loss(model), delta.norms(), delta.rank()]

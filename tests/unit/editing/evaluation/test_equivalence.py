@@ -4,14 +4,8 @@ import time
 
 import pytest
 
-from editing.evaluation.equivalence import (
-    MAX_LENGTH,
-    equivalent,
-    first_sentences,
-    numeric,
-    sentence_count,
-    symbolic,
-)
+from editing.evaluation.equivalence import equivalent, numeric, symbolic
+from editing.evaluation.statements import MAX_LENGTH, first_sentences, sentence_count
 from interp.rules.sources import load_rules
 
 NUMBERS = [

@@ -20,10 +20,11 @@ from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit
 from editing.evaluation.equivalence import equivalent
-from editing.evaluation.evaluate import COLUMNS, MARGIN, METRICS, MODES, PHASES, evaluate, items_of
+from editing.evaluation.evaluate import COLUMNS, MARGIN, evaluate, items_of
 from editing.evaluation.scoring import Question
 from interp.models.loading import LanguageModel
 from interp.results import effects
+from interp.results.scores import METRICS, MODES, PHASES
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, load_rules
 from interp.vocabulary import FORMS
 

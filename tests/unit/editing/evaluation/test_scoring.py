@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from editing.edits.protocol import EditError, View
+from editing.evaluation.greedy import greedy_answers, greedy_exact, greedy_ids, greedy_prefix
 from editing.evaluation.scoring import (
     WORTH_SHARING,
     Forced,
@@ -20,10 +21,6 @@ from editing.evaluation.scoring import (
     agreement,
     ask,
     divergence,
-    greedy_answers,
-    greedy_exact,
-    greedy_ids,
-    greedy_prefix,
     teacher_forced,
 )
 from interp.models.loading import LanguageModel

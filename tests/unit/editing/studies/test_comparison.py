@@ -15,9 +15,10 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from editing.closed_form.workbench import Workbench
-from editing.config import EditConfig, EvaluateConfig, TuneConfig
+from editing.config import EditConfig, EvaluateConfig
 from editing.studies.arms import Arm
 from editing.studies.cells import cell_path, read_cell, run_cells
+from editing.studies.config import TuneConfig
 from editing.studies.grid import trials
 from interp.app import commands as cli
 from interp.models.loading import LanguageModel

@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 import yaml
 
-from editing.config import SweepConfig
 from editing.studies import layer_sweep, regret_measures
+from editing.studies.config import SweepConfig
 from editing.studies.regret import choices, regret
 from interp.config import SelectConfig
 from interp.errors import InputError

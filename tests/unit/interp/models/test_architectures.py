@@ -19,7 +19,8 @@ from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_states, keys_of_prompts
 from editing.config import EditorSettings
 from editing.edits.requests import requests_of
-from editing.evaluation.scoring import Question, greedy_ids, teacher_forced
+from editing.evaluation.greedy import greedy_ids
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.config import TraceConfig
 from interp.models.loading import LanguageModel, ModelError
 from interp.rules.sources import Rule
@@ -218,7 +219,7 @@ def test_an_edit_moves_the_state_to_its_target_and_is_gone_afterwards(
     identity = Covariances({1: torch.eye(d_mlp)}, model.weight_hash, 0, {})
     before = {name: value.detach().clone() for name, value in model.parameters.items()}
     made = edit_with("memit", model, requests, [1], identity, ("",), settings)
-    assert made.about["residual_left"][0] < 0.01
+    assert made.report.residual_left[0] < 0.01
     ids = torch.tensor([model.encode("A circle is").ids])
     with made.applied(model):
         edited = model.logits(ids)

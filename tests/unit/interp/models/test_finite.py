@@ -15,7 +15,8 @@ from editing.config import EditorSettings, EvaluateConfig
 from editing.edits.protocol import View
 from editing.edits.requests import requests_of
 from editing.evaluation import side_effects
-from editing.evaluation.scoring import Question, greedy_ids, teacher_forced
+from editing.evaluation.greedy import greedy_ids
+from editing.evaluation.scoring import Question, teacher_forced
 from editing.studies.arms import Arm
 from editing.studies.cells import run_cells
 from interp.config import TraceConfig

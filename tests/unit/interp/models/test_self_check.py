@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from editing.evaluation.scoring import greedy_ids
+from editing.evaluation.greedy import greedy_ids
 from interp.models.lengths import Lengths
 from interp.models.loading import LanguageModel, ModelError
 from interp.models.self_check import device

@@ -173,7 +173,7 @@ def test_an_edit_shows_what_was_asked_and_how_far_it_got() -> None:
 def test_a_delta_shows_itself_with_the_norms_of_its_updates() -> None:
     left, right = torch.tensor([[3.0], [0.0]]), torch.tensor([[0.0], [4.0], [0.0]])
     delta = EditDelta(
-        {"low": LowRank(left, right), "whole": 2 * torch.eye(2)}, {"low": 1, "whole": 2}, "hash", {}
+        {"low": LowRank(left, right), "whole": 2 * torch.eye(2)}, {"low": 1, "whole": 2}, "hash"
     )
     read = Reader(delta._repr_html_())
     assert read.rows[2:] == [["low", "1", "2 × 3", "1"], ["whole", "2", "2 × 2", "–"]]

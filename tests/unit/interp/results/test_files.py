@@ -29,6 +29,7 @@ from editing.editors.ice import InContext
 from editing.editors.registry import load_edit
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
+from editing.edits.report import EditReport
 from editing.studies.cells import Cell, cell_path, read_cell
 from editing.studies.cells import _write_cell as write_cell
 from interp.errors import DamagedError, DmleError, MissingFileError, WriteError
@@ -293,12 +294,14 @@ def a_delta() -> EditDelta:
         {"a.weight": update, "b.weight": torch.ones(3, 4)},
         {"a.weight": 0, "b.weight": 1},
         "h",
-        {"n": 1},
+        EditReport(own={"n": 1}),
     )
 
 
 MOMENTS = Moments(torch.eye(6, dtype=torch.float64), 1.5, 0.1, 20)
-CODEBOOK = Codebook(1, torch.ones(2, 5), torch.ones(2, 4), torch.ones(2), ("4", "π"), "h", {"n": 1})
+CODEBOOK = Codebook(
+    1, torch.ones(2, 5), torch.ones(2, 4), torch.ones(2), ("4", "π"), "h", EditReport(own={"n": 1})
+)
 SELECTION = parse_layers("3-5/12-14", 30)
 Reader = tuple[str, Callable[[Path], Any], Callable[[Path], Any]]
 READERS: list[Reader] = [
@@ -316,7 +319,7 @@ READERS: list[Reader] = [
     ("deltas/grace/r.safetensors", lambda p: CODEBOOK.save(p), lambda p: repr(load_edit(p))),
     (
         "deltas/ice/r.safetensors",
-        lambda p: InContext("New Fact", "h", {}).save(p),
+        lambda p: InContext("New Fact", "h").save(p),
         lambda p: repr(load_edit(p)),
     ),
     (
