@@ -11,6 +11,7 @@ import xarray as xr
 
 from editing.studies.regret import regret_dataset
 from figures import app, manifest, paper
+from figures.answers import ANSWER_COLUMNS
 from interp.app.steps import Context
 from interp.results import effects as effects_schema
 from interp.results.records import save_records
@@ -41,18 +42,8 @@ def write_scores(run: Path, editors: list[str]) -> None:
 def run(tmp_path: Path) -> Path:
     """A run with one figure and one table."""
     write_regret(tmp_path, 0.1)
-    columns = (
-        "editor",
-        "rule",
-        "form",
-        "metric",
-        "prompt",
-        "target_new",
-        "target_true",
-        "before",
-        "after",
-    )
-    save_records(tmp_path / "answers.json", columns, [dict.fromkeys(columns, "x")])
+    row = dict.fromkeys(ANSWER_COLUMNS, "x")
+    save_records(tmp_path / "answers.json", ANSWER_COLUMNS, [row])
     return tmp_path
 
 

@@ -26,6 +26,7 @@ from interp.results.records import save_records
 from interp.results.scores import per_rule
 from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile as profile_of
+from tests.unit.records import window_selection
 
 TOKENS = (" The", " area", "\n", "$x_1$", " =")
 CORRUPTED = (False, True, False, True, False)
@@ -115,17 +116,7 @@ def selection(**instance: object) -> LayerSelection:
             "The interval reaches zero.", "Not significant: p = 0.250 with 2 rules (5 needed)."
         ),
     }  # fmt: skip
-    return LayerSelection.model_validate(
-        {
-            "schema": "dmle.selection/1",
-            "strategy": "window",
-            "component": "mlp",
-            "role": "lookup",
-            "width": 2,
-            "n_layers": LAYERS,
-            "groups": [supported, {**weak, **instance}],
-        }
-    )
+    return window_selection(LAYERS, supported, {**weak, **instance})
 
 
 METRICS = ("reliability", "locality", "instance_portability")

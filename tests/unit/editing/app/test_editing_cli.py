@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from tqdm import tqdm
 
 from editing.closed_form.covariance import measure
@@ -25,7 +24,7 @@ from editing.names import editor_names
 from interp.app import commands as cli
 from interp.models.loading import LanguageModel, load
 from interp.results import effects
-from interp.rules.sources import Rule, dump_rules, load_rules
+from interp.rules.sources import Rule, load_rules
 from interp.selection.layers import parse_layers
 from tests.unit.editing_making import edit_with
 
@@ -54,32 +53,11 @@ EDIT: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    make_model: Callable[..., LanguageModel],
-    rules: tuple[Rule, ...],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    """A model with room for demonstrations, two rules that are edited, a corpus and a
-    configuration."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama", check=False, max_position_embeddings=2048).export(folder / "model")
-    dump_rules([rule.model_copy(update={"split": "test"}) for rule in rules], folder / "rules.json")
-    lines = [
-        f"The {a} of a {b} is {n} times the side."
-        for n in range(12)
-        for a in "pqr"
-        for b in ("cube", "square")
-    ]
-    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
-    settings = {
-        "model": {"name": str(folder / "model"), "device": "cpu"},
-        "rules": {"source": str(folder / "rules.json")},
-        "covariance": {"corpus": str(folder / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
-        "edit": EDIT,
-        "evaluate": {"answer_tokens": 2},
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
+def inputs(make_inputs: Callable[..., Path], rules: tuple[Rule, ...]) -> Path:
+    """A model with room for demonstrations, and two rules that are edited."""
+    tested = [rule.model_copy(update={"split": "test"}) for rule in rules]
+    settings = {"edit": EDIT, "evaluate": {"answer_tokens": 2}}
+    return make_inputs(tested, settings, max_position_embeddings=2048)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from editing.config import EditConfig
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import snapshot
 from tests.unit.editing_reference import place, projection_of, search_target, tokens_and_place
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
@@ -179,7 +180,7 @@ def test_find_targets_keeps_the_change_within_the_clamp(
 def test_find_targets_leaves_weights_and_gradients_alone(
     tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, EditConfig(**SETTINGS))
     for name, parameter in tiny_llama.parameters.items():
         assert torch.equal(parameter, before[name])

@@ -27,7 +27,7 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import parse_layers
-from tests.unit.editing_making import edit_with, settings_of
+from tests.unit.editing_making import edit_with, settings_of, snapshot
 
 
 def test_ike_without_training_rules_is_refused(tiny_llama: LanguageModel, rule: Rule) -> None:
@@ -170,7 +170,7 @@ def test_rounds_are_edits_one_after_the_other(
 ) -> None:
     bench, settings = make_bench(tiny_llama, rules[1:]), settings_of(editor)
     requests = requests_of(rules[0], settings.lookup)
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     got = edit(bench.asked(requests, settings.model_copy(update={"rounds": 2})))
     assert all(parameter.equal(before[name]) for name, parameter in tiny_llama.parameters.items())
     first = edit(bench.asked(requests, settings))

@@ -23,6 +23,7 @@ from editing.edits.protocol import Edit, EditError, View
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel, load
 from interp.results.tensor_files import write_tensors
+from tests.unit.editing_making import assert_unchanged, snapshot
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
@@ -44,12 +45,13 @@ def make_delta(
     return EditDelta(updates, blocks, model.weight_hash, {"editor": "test", "text": "π"})
 
 
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
+def saved(delta: EditDelta, path: Path) -> EditDelta:
+    """The delta as it is loaded from a new file, with the same header."""
+    delta.save(path)
+    loaded = EditDelta.load(path)
+    assert (loaded.layers, loaded.model_hash) == (delta.layers, delta.model_hash)
+    assert loaded.about == delta.about
+    return loaded
 
 
 def logits_of(model: LanguageModel) -> Tensor:
@@ -242,13 +244,7 @@ def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
     tiny_llama: LanguageModel, tmp_path: Path
 ) -> None:
     delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
-    delta.save(path)
-    loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (
-        delta.layers,
-        delta.model_hash,
-        delta.about,
-    )
+    loaded = saved(delta, path)
     assert list(loaded.updates) == list(delta.updates)
     for name, update in delta.updates.items():
         assert torch.equal(loaded.updates[name].left, update.left)
@@ -419,13 +415,7 @@ def test_whole_matrices_are_saved_merged_and_measured(
     tiny_llama: LanguageModel, tmp_path: Path
 ) -> None:
     delta, path = mixed_delta(tiny_llama), tmp_path / "mixed.safetensors"
-    delta.save(path)
-    loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.about) == (
-        delta.layers,
-        delta.model_hash,
-        delta.about,
-    )
+    loaded = saved(delta, path)
     for name, update in delta.updates.items():
         for got, expected in zip(tensors_of(loaded.updates[name]), tensors_of(update), strict=True):
             assert torch.equal(got, expected)

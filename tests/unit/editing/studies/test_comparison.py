@@ -47,33 +47,13 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    make_model: Callable[..., LanguageModel],
-    rules: tuple[Rule, ...],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama", check=False).export(folder / "model")
+def inputs(make_inputs: Callable[..., Path], rules: tuple[Rule, ...]) -> Path:
+    """A rule to tune on, and two to compare on."""
     split = [
         rule.model_copy(update={"split": s})
         for rule, s in zip(rules, ("train", "test"), strict=False)
     ]
-    dump_rules([*split, split[1].model_copy(update={"id": "other"})], folder / "rules.json")
-    lines = [
-        f"The {a} of a {b} is {n} times the side."
-        for n in range(12)
-        for a in "pqr"
-        for b in ("cube", "square")
-    ]
-    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
-    settings = {
-        "model": {"name": str(folder / "model"), "device": "cpu"},
-        "rules": {"source": str(folder / "rules.json")},
-        "covariance": {"corpus": str(folder / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
-        **SETTINGS,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
+    return make_inputs([*split, split[1].model_copy(update={"id": "other"})], SETTINGS)
 
 
 @pytest.fixture(scope="module")
