@@ -276,32 +276,33 @@ def reliability(run: Path, editor: str) -> dict[tuple[str, str], float]:
     }
 
 
-def by_hand(hf: Any, tokenizer: Any, rules: tuple[Rule, ...]) -> dict[tuple[str, str], float]:
-    """The same on a plain model, one unpadded run per prompt."""
-    found = {}
-    for rule in rules:
-        for form, prompt in rule.forms.items():
-            ids = tokenizer(prompt.prompt)["input_ids"]
-            target = tokenizer(" " + prompt.target_new, add_special_tokens=False)["input_ids"]
-            with torch.no_grad():
-                said = hf(torch.tensor([ids + target])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
-            found[rule.id, form] = said[range(len(target)), target].mean().item()
-    return found
+@pytest.fixture
+def by_hand(
+    make_hf: Callable[..., Any], tokenizer: Any, rules: tuple[Rule, ...]
+) -> Callable[..., dict[tuple[str, str], float]]:
+    """The same on a plain model that deltas are written into, one unpadded run per prompt."""
 
+    def score(*deltas: EditDelta) -> dict[tuple[str, str], float]:
+        hf, values = make_hf("llama", max_position_embeddings=2048), {}
+        with torch.no_grad():
+            for delta in deltas:
+                for name, update in delta.updates.items():
+                    hf.get_parameter(name).add_(dense(update))
+            for rule in rules:
+                for form, prompt in rule.forms.items():
+                    ids = tokenizer(prompt.prompt)["input_ids"]
+                    target = tokenizer(" " + prompt.target_new, add_special_tokens=False)
+                    answer = target["input_ids"]
+                    logits = hf(torch.tensor([ids + answer])).logits[0, len(ids) - 1 : -1]
+                    each = logits.log_softmax(-1)[range(len(answer)), answer]
+                    values[rule.id, form] = each.mean().item()
+        return values
 
-def write(hf: Any, delta: EditDelta) -> None:
-    with torch.no_grad():
-        for name, update in delta.updates.items():
-            hf.get_parameter(name).add_(update.dense() if isinstance(update, LowRank) else update)
+    return score
 
 
 def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
-    dmle: Command,
-    start: tuple[str | Path, ...],
-    tmp_path: Path,
-    make_hf: Callable[..., Any],
-    model: LanguageModel,
-    rules: tuple[Rule, ...],
+    dmle: Command, start: tuple[str | Path, ...], tmp_path: Path, by_hand: Any, rules: Any
 ) -> None:
     run, options = tmp_path / "run", (*start, "--editors", "memit,ft,grace,ice")
     assert dmle("edit", *options)[0] == 0
@@ -320,14 +321,11 @@ def test_a_sequence_is_evaluated_with_all_its_deltas_in_order(
     assert dmle("evaluate", "--run", run)[0] == 0
     for name in ("memit", "ft"):
         later = delta_of(run, name, "cube-volume")
-        (parameter, *_), hf = later.updates, make_hf("llama", max_position_embeddings=2048)
+        parameter, *_ = later.updates
         changed, first = dense(later.updates[parameter]), dense(alone[name].updates[parameter])
         assert (changed - first).norm() > 1e-3 * first.norm()
-        for rule in rules:
-            write(hf, delta_of(run, name, rule.id))
-        assert reliability(run, name) == pytest.approx(
-            by_hand(hf, model.tokenizer, rules), abs=1e-4
-        )
+        deltas = [delta_of(run, name, rule.id) for rule in rules]
+        assert reliability(run, name) == pytest.approx(by_hand(*deltas), abs=1e-4)
     before = times(run)
     assert dmle("edit", "--run", run)[0] == 0 and redone(run, before) == set()
     # The second delta is made anew on the same model, with the first one in place.
@@ -409,12 +407,7 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
 
 
 def test_a_batch_is_one_edit_of_all_rules_that_every_rule_is_evaluated_under(
-    dmle: Command,
-    start: tuple[str | Path, ...],
-    tmp_path: Path,
-    make_hf: Callable[..., Any],
-    model: LanguageModel,
-    rules: tuple[Rule, ...],
+    dmle: Command, start: tuple[str | Path, ...], tmp_path: Path, by_hand: Any, rules: Any
 ) -> None:
     run = tmp_path / "run"
     code, said = dmle("edit", *start, "--editors", "memit,dmle,ike", "--set", "edit.mode=batch")
@@ -427,9 +420,7 @@ def test_a_batch_is_one_edit_of_all_rules_that_every_rule_is_evaluated_under(
     assert [(r["rule"], r["form"]) for r in delta.about["requests"]] == [
         (rule.id, form) for rule in rules for form in rule.forms
     ]
-    hf = make_hf("llama", max_position_embeddings=2048)
-    write(hf, delta)
-    assert reliability(run, "memit") == pytest.approx(by_hand(hf, model.tokenizer, rules), abs=1e-4)
+    assert reliability(run, "memit") == pytest.approx(by_hand(delta), abs=1e-4)
     before = times(run)
     assert dmle("edit", "--run", run)[0] == 0 and redone(run, before) == set()
 

@@ -19,11 +19,24 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
-from tests.unit.editing_making import assert_unchanged, edit_with, snapshot
+from tests.unit.editing_making import assert_unchanged, edit_with, measured, snapshot
 from tests.unit.editing_reference import averaged_key, state
 
 CONTEXTS = ("", "The area of a square is 4. ")
 CONFIG = EditConfig(steps=5, learning_rate=0.5, ridge=0.02)
+# Of these, the closed forms make edits that can be told from each other.
+TEXTS = [
+    f"The {a} of a {b} is {c} times the side."
+    for a in ("area", "volume")
+    for b in ("cube", "square")
+    for c in range(9)
+]
+
+
+@pytest.fixture(scope="module")
+def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+    """C of the unedited model, by the slow reference."""
+    return measured(tiny_llama, make_hf("llama"), TEXTS)
 
 
 def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:

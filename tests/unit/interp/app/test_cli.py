@@ -101,12 +101,8 @@ def test_profile_and_select_follow_each_other(dmle_lines: Command, tmp_path: Pat
 def test_set_takes_any_yaml_value(dmle_lines: Command, tmp_path: Path) -> None:
     save_maps(tmp_path / "effects.nc")
     roles = "profile.lookup_roles=[subject_last, last]"
-    assert (
-        dmle_lines("profile", "--run", tmp_path, "--set", roles, "--set", "profile.confidence=0.5")[
-            0
-        ]
-        == 0
-    )
+    sets = ["--set", roles, "--set", "profile.confidence=0.5"]
+    assert dmle_lines("profile", "--run", tmp_path, *sets)[0] == 0
     attrs = effects.load(tmp_path / "profile.nc").attrs
     assert (attrs["lookup_roles"], attrs["confidence"]) == ("subject_last last", 0.5)
 
