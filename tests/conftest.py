@@ -332,7 +332,8 @@ def command_line(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, 
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        return code, *capfd.readouterr()
+        out, said = capfd.readouterr()
+        return code, out, said
 
     return run
 

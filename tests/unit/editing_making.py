@@ -11,6 +11,8 @@ from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.editors.registry import edit
+from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
@@ -44,6 +46,13 @@ def assert_unchanged(model: LanguageModel, before: Mapping[str, Tensor]) -> None
     """Every weight is bit for bit that of the snapshot, and none asks for a gradient."""
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
     assert not any(parameter.requires_grad for parameter in model.parameters.values())
+
+
+def factors(delta: EditDelta) -> dict[str, LowRank]:
+    """The updates by weight, all of which are of low rank."""
+    updates = {name: each for name, each in delta.updates.items() if isinstance(each, LowRank)}
+    assert updates.keys() == delta.updates.keys()
+    return updates
 
 
 def log_probs(model: Any, requests: Sequence[EditRequest], batch_size: int = 8) -> list[float]:

@@ -289,5 +289,5 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
         torch.no_grad(),
     ):
         said = hf(whole).logits[0].log_softmax(-1)
-    loss = -sum(said[ids.shape[1] - 1 + j, token] for j, token in enumerate(target)) / len(target)
-    assert found.losses[0][-1] == pytest.approx(loss.item(), rel=1e-4)
+    each = [said[ids.shape[1] - 1 + j, token].item() for j, token in enumerate(target)]
+    assert found.losses[0][-1] == pytest.approx(-sum(each) / len(target), rel=1e-4)

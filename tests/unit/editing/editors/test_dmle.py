@@ -19,7 +19,7 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
-from tests.unit.editing_making import assert_unchanged, edit_with, measured, snapshot
+from tests.unit.editing_making import assert_unchanged, edit_with, factors, measured, snapshot
 from tests.unit.editing_reference import averaged_key, state
 
 CONTEXTS = ("", "The area of a square is 4. ")
@@ -59,8 +59,8 @@ def assert_same(got: EditDelta, *stages: EditDelta) -> None:
     names = {name for stage in stages for name in stage.updates}
     assert set(got.updates) == names
     for name in names:
-        expected = sum(stage.updates[name].dense() for stage in stages if name in stage.updates)
-        torch.testing.assert_close(got.updates[name].dense(), expected, rtol=1e-5, atol=1e-6)
+        expected = sum(factors(stage)[name].dense() for stage in stages if name in stage.updates)
+        torch.testing.assert_close(factors(got)[name].dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", ["0,1/2", "1/1,2"], ids=["apart", "overlapping"])

@@ -215,7 +215,7 @@ def test_a_tokenizer_that_starts_texts_with_a_token_does_so_once(
     with ice(model, requests, settings_of()).edited(model) as view:
         ids = view.encode("The side")
     assert ids[0] == 0 and ids.count(0) == 1
-    assert starting.decode(ids[1:]) == f"{FACTS}Prompt: The side"
+    assert starting.decode(list(ids[1:])) == f"{FACTS}Prompt: The side"
 
 
 def test_it_is_saved_and_loaded_as_it_is(

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from editing.config import EditorSettings
-from editing.edits.delta import EditDelta
-from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from tests.unit.editing_making import assert_unchanged, log_probs, snapshot, train_with
+from tests.unit.editing_making import assert_unchanged, factors, log_probs, snapshot, train_with
 from tests.unit.editing_reference import loss_of_answers
 
 SEPARATE = ("llama", "gptj", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
@@ -26,11 +24,6 @@ edit = partial(train_with, "lora")
 def settings_of(seed: int = 0, **lora: Any) -> EditorSettings:
     values = {"rank": 3, "steps": 6, "learning_rate": 1e-2, **lora}
     return EditorSettings.model_validate({"editor": "lora", "seed": seed, "lora": values})
-
-
-def factors(delta: EditDelta) -> dict[str, LowRank]:
-    assert all(isinstance(update, LowRank) for update in delta.updates.values())
-    return {name: update for name, update in delta.updates.items() if isinstance(update, LowRank)}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from editing.edits.delta import EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with, measured
+from tests.unit.editing_making import edit_with, factors, measured
 from tests.unit.editing_reference import (
     key,
     matrix_of,
@@ -176,7 +176,7 @@ def test_the_raw_output_at_the_lookup_token_becomes_the_value(
 
 
 def dense(delta: EditDelta) -> Tensor:
-    (update,) = delta.updates.values()
+    (update,) = factors(delta).values()
     return update.left.double() @ update.right.double().T
 
 

@@ -23,7 +23,7 @@ from editing.edits.protocol import Edit, EditError, View
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel, load
 from interp.results.tensor_files import write_tensors
-from tests.unit.editing_making import assert_unchanged, snapshot
+from tests.unit.editing_making import assert_unchanged, factors, snapshot
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
@@ -83,7 +83,7 @@ def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
     delta, before = make_delta(model), snapshot(model)
     unedited = logits_of(model)
     with torch.no_grad():
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             change = torch.stack(
                 [update.left.double() @ row for row in update.right.double()], dim=1
             )
@@ -162,7 +162,7 @@ def test_apply_rounds_once_to_the_models_type(
     model = LanguageModel(make_hf("llama").to(dtype), tokenizer, "typed")
     delta, before = make_delta(model), snapshot(model)
     with delta.applied(model):
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             exact = before[name].double() + update.left.double() @ update.right.double().T
             assert model.parameters[name].dtype == dtype
             assert torch.equal(model.parameters[name], exact.to(dtype))
@@ -181,7 +181,7 @@ def test_two_deltas_reverted_in_reverse_order_leave_the_first_then_nothing(
     with_first = snapshot(tiny_llama)
     inner = second.apply(tiny_llama)
     name = "model.layers.2.mlp.down_proj.weight"
-    both = before[name] + first.updates[name].dense() + second.updates[name].dense()
+    both = before[name] + factors(first)[name].dense() + factors(second)[name].dense()
     torch.testing.assert_close(tiny_llama.parameters[name].data, both)
     inner.revert()
     assert_unchanged(tiny_llama, with_first)
@@ -202,12 +202,10 @@ def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> Non
     merged = merge([first, second], {"editor": "both"})
     name = "model.layers.2.mlp.down_proj.weight"
     assert sorted(merged.layers.values()) == [0, 1, 2] and merged.about == {"editor": "both"}
-    assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (
-        48,
-        5,
-    )
+    update = factors(merged)[name]
+    assert update.left.shape == (32, 5) and update.right.shape == (48, 5)
     torch.testing.assert_close(
-        merged.updates[name].dense(), first.updates[name].dense() + second.updates[name].dense()
+        update.dense(), factors(first)[name].dense() + factors(second)[name].dense()
     )
     with merged.applied(tiny_llama):
         together = logits_of(tiny_llama)
@@ -225,7 +223,7 @@ def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
     expected = {
         delta.layers[name]: sum(x * x for row in update.dense().tolist() for x in row) ** 0.5
-        for name, update in delta.updates.items()
+        for name, update in factors(delta).items()
     }
     assert delta.norms() == pytest.approx(expected, rel=1e-5)
 
@@ -246,9 +244,9 @@ def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
     delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
     loaded = saved(delta, path)
     assert list(loaded.updates) == list(delta.updates)
-    for name, update in delta.updates.items():
-        assert torch.equal(loaded.updates[name].left, update.left)
-        assert torch.equal(loaded.updates[name].right, update.right)
+    for name, update in factors(delta).items():
+        assert torch.equal(factors(loaded)[name].left, update.left)
+        assert torch.equal(factors(loaded)[name].right, update.right)
     with delta.applied(tiny_llama):
         expected = logits_of(tiny_llama)
     with loaded.applied(tiny_llama):
@@ -458,7 +456,7 @@ def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: Langu
     before = snapshot(tiny_llama)
     by_hand = {name: before[name].clone() for name in deltas[0].updates}
     for delta in deltas:
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             by_hand[name] = (
                 by_hand[name].double() + update.left.double() @ update.right.double().T
             ).float()

@@ -26,7 +26,7 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, load_rules
 from interp.vocabulary import FORMS
-from tests.unit.editing_making import assert_unchanged, snapshot
+from tests.unit.editing_making import assert_unchanged, factors, snapshot
 
 CONFIG = EvaluateConfig(batch_size=4, answer_tokens=3)
 GREEDY = ("greedy_exact", "greedy_prefix", "equivalent")
@@ -221,9 +221,9 @@ def test_scores_equal_plain_means_over_single_questions(
 
     items = items_of(rule)
     runs = {"pre": {item.question: said(item.question) for item in items}}
-    (name,) = delta.updates
+    ((name, update),) = factors(delta).items()
     with torch.no_grad():
-        hf.get_parameter(name).add_(delta.updates[name].dense())
+        hf.get_parameter(name).add_(update.dense())
     runs["post"] = {item.question: said(item.question) for item in items}
     for phase, run in runs.items():
         for form, metric in {(item.form, item.metric) for item in items}:
@@ -362,9 +362,9 @@ def test_raw_answers_are_the_models_own_greedy_texts(
         known = len(tiny_llama.encode_continuation(row["target_new"] or row["target_true"]))
         lengths[row["prompt"]] = max(3, known, lengths.get(row["prompt"], 0))
     before = [greedy(row["prompt"]) for row in rows]
-    (name,) = delta.updates
+    ((name, update),) = factors(delta).items()
     with torch.no_grad():
-        hf.get_parameter(name).add_(delta.updates[name].dense())
+        hf.get_parameter(name).add_(update.dense())
     after = [greedy(row["prompt"]) for row in rows]
     assert [row["before"] for row in rows] == before and [row["after"] for row in rows] == after
     assert before != after

@@ -68,7 +68,8 @@ def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None
     assert list(scores["editor"].values) == list(ARMS)
     assert int(scores["failed"].sum()) == 0
     rows = pd.read_csv(compared / "answers.csv")
-    for (editor, rule, form, metric), group in rows.groupby(["editor", "rule", "form", "metric"]):
+    groups: Any = rows.groupby(["editor", "rule", "form", "metric"])
+    for (editor, rule, form, metric), group in groups:
         one = scores.sel(editor=editor, rule=rule, form=form, metric=metric, mode="token_accuracy")
         assert one["score"].sel(phase="post").item() == pytest.approx(
             group["token_accuracy_after"].mean()
@@ -84,7 +85,7 @@ def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None
 
 
 def test_every_arm_gets_the_same_requests(compared: Path) -> None:
-    assert pd.read_csv(compared / "cells.csv")["requests"].nunique() == 1
+    assert len(set(pd.read_csv(compared / "cells.csv")["requests"])) == 1
 
 
 def test_tables_are_in_both_formats(compared: Path) -> None:

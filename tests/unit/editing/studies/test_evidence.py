@@ -109,7 +109,7 @@ def test_reach_is_the_steepest_slope_of_the_answer_times_the_size_of_the_stream(
         step = 3e-3
         basis = torch.eye(model.d_model)
         slopes = [(score(layer, step * e) - score(layer, -step * e)) / (2 * step) for e in basis]
-        stream = states(model, request.prompt, model.hook("resid", layer))[at].norm()
+        stream = states(model, request.prompt, model.hook("resid", layer))[at].norm().item()
         assert found[layer] == pytest.approx(
             float(np.linalg.norm(slopes) * stream), rel=2e-2, abs=1e-4
         )

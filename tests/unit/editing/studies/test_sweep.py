@@ -256,7 +256,7 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert {"window", "published", "best-layer", "all", "reversed", "random"} <= set(
         rows["strategy"]
     )
-    assert (rows[rows["strategy"] == "window"]["n_rules"] == 1).all()
+    assert set(rows[rows["strategy"] == "window"]["n_rules"]) == {1}
     assert (run / "tables" / "regret.tex").is_file()
 
 

@@ -1,6 +1,7 @@
 """What notebooks show of layer selections and profiles."""
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from interp.results import effects
@@ -101,12 +102,11 @@ def test_a_profile_is_tabled_by_the_layer_where_the_mean_effect_is_largest() -> 
         "rules"
     ].tolist() == [2, 2]
     np.testing.assert_allclose(formula["effect there"], [0.6, 0.1], atol=1e-6)
-    assert (formula["lower"] <= formula["effect there"]).all() and (
-        formula["effect there"] <= formula["upper"]
-    ).all()
+    assert np.all(formula["lower"] <= formula["effect there"])
+    assert np.all(formula["effect there"] <= formula["upper"])
     np.testing.assert_allclose(formula["total effect"], 2.0, atol=1e-6)
     instance = table[table["form"] == "instance"]
-    assert instance["rules"].tolist() == [0, 0] and instance["peak layer"].isna().all()
+    assert instance["rules"].tolist() == [0, 0] and np.all(pd.isna(instance["peak layer"]))
 
 
 def test_text_of_a_selection_is_text() -> None:

@@ -193,7 +193,7 @@ def test_assess_equals_plain_forward_passes(
     (at,) = (
         i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "square"
     )
-    table = hf.get_input_embeddings().weight.detach()
+    table = hf.get_input_embeddings().get_parameter("weight").detach()
     noise = gaussian_noise(
         4,
         1,
@@ -322,7 +322,7 @@ def test_every_form_of_every_rule_is_assessed_in_order(
     assert sum(done) == len(found) == 5
     texts = [prompt.prompt for rule in rules for prompt in rule.forms.values()]
     answers = greedy_answers(tiny_llama, texts)
-    places = [(rule, form) for rule in rules for form in rule.forms]
+    places: list[tuple[Rule, RuleForm]] = [(rule, form) for rule in rules for form in rule.forms]
     for row, (rule, form), answer in zip(found, places, answers, strict=True):
         assert row == assess(tiny_llama, rule, form, settings(), answer)
     # No true answer, and only then nothing to be known.
