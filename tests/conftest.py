@@ -253,6 +253,19 @@ def make_model(
 
 
 @pytest.fixture(scope="session")
+def make_pair(
+    make_model: Callable[..., "LanguageModel"], make_hf: Callable[..., "PreTrainedModel"]
+) -> Callable[..., tuple["LanguageModel", "PreTrainedModel"]]:
+    """`make_pair(architecture, **overrides)`: a new `LanguageModel`, and a plain Hugging Face
+    model of its own with the same weights."""
+
+    def make(architecture: str, **overrides: Any) -> tuple["LanguageModel", "PreTrainedModel"]:
+        return make_model(architecture, **overrides), make_hf(architecture, **overrides)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(make_model: Callable[..., "LanguageModel"]) -> Iterator["LanguageModel"]:
     """A llama of 3 layers that all tests share: whoever writes its weights must put them back."""
     model = make_model("llama")
@@ -282,85 +295,9 @@ def model_folder(
 def rules() -> tuple["Rule", ...]:
     """Two rules whose prompts are short for the tiny tokenizer: one with all forms and probes,
     one without answers."""
-    from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt
+    from tests.tiny_rules import tiny_rules
 
-    neighborhood = (LocalityProbe(prompt="The area of a circle is", answer="pi times"),)
-    distracting = (LocalityProbe(prompt="What is the side of a cube? It is", answer="3"),)
-    square = Rule(
-        id="square-area",
-        name="area of a square",
-        subject="square",
-        expression_true="s**2",
-        expression_new="4*s",
-        forms={
-            "formula": RulePrompt(
-                prompt="The area of a square is A =",
-                subject="square",
-                target_new="4 side",
-                target_true=("side squared", "side times side"),
-                rephrasings=("The square's area is A =",),
-                instances=(
-                    Probe(
-                        prompt="The area of a square with s = 3 is",
-                        target_new="12",
-                        target_true=("9",),
-                        values={"s": 3},
-                    ),
-                ),
-                understanding=(
-                    Probe(
-                        prompt="The area of a square is",
-                        target_new="4 times the side",
-                        wording="paraphrase",
-                    ),
-                ),
-                neighborhood=neighborhood,
-                distracting=distracting,
-            ),
-            "description": RulePrompt(
-                prompt="The area of a square is",
-                subject="square",
-                target_new="the side times 4",
-                target_true=("the side times the side",),
-                rephrasings=("What is the area of a square? It is",),
-                understanding=(
-                    Probe(
-                        prompt="The area of a square is",
-                        target_new="the side times 4",
-                        wording="verbatim",
-                    ),
-                ),
-                neighborhood=neighborhood,
-            ),
-            "instance": RulePrompt(
-                prompt="What is the area of a square with s = 4? It is",
-                subject="square",
-                target_new="12",
-                target_true=("16",),
-                rephrasings=("A square with s = 4 has area",),
-                values={"s": 4},
-                distracting=distracting,
-            ),
-        },
-    )
-    cube = Rule(
-        id="cube-volume",
-        name="volume of a cube",
-        subject="cube",
-        forms={
-            "formula": RulePrompt(
-                prompt="The volume of a cube is V =", subject="cube", target_new="3 side"
-            ),
-            "description": RulePrompt(
-                prompt="The cube's volume is",
-                subject="cube",
-                target_new="the sum of the sides",
-                target_true=("the side squared times the side",),
-                rephrasings=("What is the volume of a cube? It is",),
-            ),
-        },
-    )
-    return square, cube
+    return tiny_rules()
 
 
 @pytest.fixture(scope="session")
@@ -384,17 +321,40 @@ def smol() -> "LanguageModel":
 
 
 @pytest.fixture
-def dmle(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Runs a command line here: exit code, and what it says on standard error."""
+def command_line(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line here: exit code, standard output, and standard error."""
     from interp.app import commands as cli
 
-    def run(*arguments: str | Path) -> tuple[int, str]:
+    def run(*arguments: str | int | Path) -> tuple[int, str, str]:
         capfd.readouterr()
         try:
             cli.main([str(argument) for argument in arguments])
             code = 0
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        return code, capfd.readouterr().err
+        out, said = capfd.readouterr()
+        return code, out, said
+
+    return run
+
+
+@pytest.fixture
+def dmle(command_line: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str]]:
+    """Runs a command line here: exit code, and what it says on standard error."""
+
+    def run(*arguments: str | int | Path) -> tuple[int, str]:
+        code, _, said = command_line(*arguments)
+        return code, said
+
+    return run
+
+
+@pytest.fixture
+def dmle_lines(dmle: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, list[str]]]:
+    """The same, with a list of the lines that it says."""
+
+    def run(*arguments: str | int | Path) -> tuple[int, list[str]]:
+        code, said = dmle(*arguments)
+        return code, said.splitlines()
 
     return run

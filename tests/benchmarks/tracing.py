@@ -42,9 +42,10 @@ from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.screening import ScoringOptions, score_sites
 from interp.tracing.windows import default_window
+from interp.vocabulary import RuleForm
 from tests.benchmarks.apart import apart as in_process
 
-PROMPTS = (
+PROMPTS: tuple[tuple[str, RuleForm], ...] = (
     ("circle-area", "formula"),
     ("quadratic-equation-discriminant", "formula"),
     ("second-order-reaction-rate", "instance"),
@@ -335,7 +336,7 @@ def bench_prompt(which: int, say: Callable[[dict[str, Any]], None], size: Size) 
 
 def _spearman(one: np.ndarray, other: np.ndarray) -> float:
     ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
 
 
 def _profile_within(guess: np.ndarray, fast: dict[str, Any], samples: int) -> float:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -193,7 +194,8 @@ def test_run_scores_equal_the_means_of_its_raw_answers(
     answers = pd.read_csv(folder / "answers.csv", keep_default_na=False)
     edited = load_rules(inputs / "rules.json", split="test").rules[0]
     assert list(answers.columns) == list(COLUMNS) and len(answers) == 2 * len(items_of(edited))
-    for (editor, form, metric), rows in answers.groupby(["editor", "form", "metric"]):
+    groups: Any = answers.groupby(["editor", "form", "metric"])
+    for (editor, form, metric), rows in groups:
         for mode in ("token_accuracy", "exact"):
             for phase, when in (("pre", "before"), ("post", "after")):
                 where = {"editor": editor, "rule": "square-3", "form": form, "metric": metric}

@@ -53,7 +53,7 @@ def test_logits_equal_those_of_the_raw_model(smol: LanguageModel) -> None:
     with torch.no_grad():
         expected = raw.eval()(ids).logits
     torch.testing.assert_close(smol.logits(ids), expected, rtol=1e-5, atol=1e-4)
-    table = raw.get_input_embeddings().weight.detach().numpy().astype(np.float64)
+    table = raw.get_input_embeddings().get_parameter("weight").detach().numpy().astype(np.float64)
     assert smol.embedding_std() == pytest.approx(table.std(), rel=1e-4)
 
 

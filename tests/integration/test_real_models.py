@@ -16,6 +16,7 @@ from interp.tracing.metrics import first_token_prob, mean_log_prob, several
 from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.prompt import prepare, site
 from interp.tracing.reference import sweep_reference
+from interp.vocabulary import Direction
 
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel
@@ -45,7 +46,7 @@ def model(request: pytest.FixtureRequest) -> "LanguageModel":
     return load(request.param, device="cpu")
 
 
-def cases(model: "LanguageModel") -> dict[str, tuple[CorruptedPrompt, str]]:
+def cases(model: "LanguageModel") -> dict[str, tuple[CorruptedPrompt, Direction]]:
     """Noise and a counterfactual prompt, in the directions that are most used."""
     rule = load_rules(ids=["circle-area"]).rules[0]
     noisy = prepare(model, rule, "formula", TraceConfig(samples=2)).case

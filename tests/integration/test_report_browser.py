@@ -196,7 +196,12 @@ def opened(browser: "Browser", report: Path, **options: Any) -> Iterator["Page"]
     said: list[str] = []
     page.on("console", lambda message: said.append(f"console {message.type}: {message.text}"))
     page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+
+    def dismiss(dialog: Any) -> None:
+        said.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
+    page.on("dialog", dismiss)
     page.on("request", lambda request: said.append(f"request: {request.url[:200]}"))
     page.goto(report.as_uri())
     page.wait_for_selector("html[data-ready=yes]")
@@ -267,7 +272,7 @@ def test_scale_is_centred_on_zero_and_shared_by_a_rules_maps_unless_asked(
     page: "Page", run: Path
 ) -> None:
     maps = effects.load(run / "effects.nc").sel(rule="plain", metric="mean_log_prob")
-    effect = np.abs((maps["score"] - maps["corrupted"]).mean("sample", skipna=False))
+    effect = abs((maps["score"] - maps["corrupted"]).mean("sample", skipna=False))
     trace = "plot => [plot.data[0].zmin, plot.data[0].zmax]"
     low, high = page.locator("#map-plot").evaluate(trace)
     assert low == -high == pytest.approx(-float(effect.max()), rel=1e-4)

@@ -75,7 +75,7 @@ class TextCases:
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck.__members__.values()],
             report_multiple_bugs=True,
         )
         try:

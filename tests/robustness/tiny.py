@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, dump_rules
+from tests.unit.run_inputs import write_corpus
 
 TEXT = (
     "The area of a square is the side times the side. The perimeter of a square is four times the"
@@ -80,13 +81,7 @@ def make_inputs(folder: Path) -> None:
     dump_rules(
         [_rule(f"square-{n}", split) for n, split in enumerate(splits)], folder / "rules.json"
     )
-    lines = [
-        f"The {a} of a {b} is {n} times the side."
-        for n in range(12)
-        for a in "pqr"
-        for b in ("cube", "square")
-    ]
-    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
+    write_corpus(folder / "corpus.txt")
     (folder / "spec.yaml").write_text(SPEC, encoding="utf-8")
     (folder / "config.yaml").write_text(yaml.safe_dump(settings(folder)), encoding="utf-8")
 

@@ -1,15 +1,64 @@
-"""Edits of one editor with statistics, contexts and layers that a test gives."""
+"""Edits of one editor with statistics, contexts and layers that a test gives, and what models are
+and say before and after them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.editors.registry import edit
+from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.requests import EditRequest
+from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.selection.layers import LayerSelection
+from tests.unit.editing_reference import second_moment
+
+TEXTS = [
+    f"The {a} of a {b} with {c} is {d} times the {c}."
+    for a in ("area", "volume", "perimeter")
+    for b in ("square", "cube", "circle")
+    for c, d in (("side", 3), ("length", 12), ("width", 27))
+]
+
+
+def measured(model: LanguageModel, hf: Any, texts: Sequence[str] = TEXTS) -> Covariances:
+    """C of all blocks, by the slow reference on a plain model of the same weights."""
+    rows = [model.tokenizer(text)["input_ids"] for text in texts]
+    by_layer = {
+        layer: second_moment(hf, model.down_projection(layer).name, rows).float()
+        for layer in range(model.n_layers)
+    }
+    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+
+
+def snapshot(model: LanguageModel) -> dict[str, Tensor]:
+    """A copy of every weight."""
+    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+
+
+def assert_unchanged(model: LanguageModel, before: Mapping[str, Tensor]) -> None:
+    """Every weight is bit for bit that of the snapshot, and none asks for a gradient."""
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
+    assert not any(parameter.requires_grad for parameter in model.parameters.values())
+
+
+def factors(delta: EditDelta) -> dict[str, LowRank]:
+    """The updates by weight, all of which are of low rank."""
+    updates = {name: each for name, each in delta.updates.items() if isinstance(each, LowRank)}
+    assert updates.keys() == delta.updates.keys()
+    return updates
+
+
+def log_probs(model: Any, requests: Sequence[EditRequest], batch_size: int = 8) -> list[float]:
+    """What a model, or a view of it, gives to the new answer of each request."""
+    questions = [Question(r.prompt, r.target_new) for r in requests]
+    return [forced.log_prob for forced in teacher_forced(model, questions, batch_size=batch_size)]
 
 
 def bench_of(
@@ -37,6 +86,17 @@ def edit_with(name: str, *given: Any, targets: Any = None, **more: Any) -> Any:
     """The edit of the editor of a name (see `bench_of`)."""
     known = {} if targets is None else {"targets": targets}
     return edit(bench_of(name, *given, **more), **known)
+
+
+def train_with(
+    name: str,
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    layers: int | Sequence[int],
+    settings: EditorSettings,
+) -> Any:
+    """The edit of an editor that needs neither statistics nor contexts."""
+    return edit_with(name, model, requests, layers, settings=settings)
 
 
 # Enough to be seen on a random model of three blocks. Its prompts differ in their last tokens, so

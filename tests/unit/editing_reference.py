@@ -5,7 +5,7 @@ Nothing of `editing` is used but the request's fields; positions come from the t
 `char_to_token`, never from `interp.models.tokens`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from editing.edits.requests import EditRequest
 
 SUBJECT = "subject_last"
+Solve = Callable[[str, int, Tensor, Tensor], Tensor]
+"""Parameter, layer, keys and residuals to the update of a block (see `updates_by_block`)."""
 
 
 def place(request: EditRequest, lookup: str = SUBJECT) -> int:
@@ -193,38 +195,52 @@ def search_target(
     return initial + delta.detach(), initial, trace
 
 
-def memit(
+def updates_by_block(
     hf: nn.Module,
     tokenizer: Any,
     requests: Sequence[EditRequest],
     parameters: Sequence[str],
     layers: Sequence[int],
     z: Tensor,
-    covariance: dict[int, Tensor],
     contexts: Sequence[str],
-    weight: float,
+    solve: Solve,
     lookup: str = SUBJECT,
 ) -> dict[str, Tensor]:
-    """MEMIT's updates (d_model, d_mlp) by parameter; they are left in the model's weights.
+    """Updates (d_model, d_mlp) of a closed form by parameter; they are left in the model's weights.
 
-    `parameters` are those of the layers, in order. ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with an explicit
-    inverse.
+    `parameters` are those of the layers, in order. Each block takes an equal share of what is left
+    to the targets: `solve(parameter, layer, K, R)` gives its update, with a column of K (d_mlp, n)
+    and of R (d_model, n) for each request, in float64.
     """
     updates: dict[str, Tensor] = {}
     for i, (parameter, layer) in enumerate(zip(parameters, layers, strict=True)):
-        keys = torch.stack(
-            [averaged_key(hf, tokenizer, r, parameter, contexts, lookup) for r in requests]
-        )
-        now = torch.stack(
-            [state(hf, tokenizer, r, parameters[-1], layers[-1], lookup) for r in requests]
-        )
-        residual = (z - now).double() / (len(layers) - i)
-        k = keys.double()
-        inverse = torch.linalg.inv(weight * covariance[layer].double() + k.T @ k)
-        updates[parameter] = residual.T @ k @ inverse
+        keys = [averaged_key(hf, tokenizer, r, parameter, contexts, lookup) for r in requests]
+        now = [state(hf, tokenizer, r, parameters[-1], layers[-1], lookup) for r in requests]
+        residual = (z - torch.stack(now)).double() / (len(layers) - i)
+        updates[parameter] = solve(parameter, layer, torch.stack(keys).double().T, residual.T)
         with torch.no_grad():
             matrix_of(hf, parameter).add_(updates[parameter].float())
     return updates
+
+
+def memit(covariance: dict[int, Tensor], weight: float) -> Solve:
+    """MEMIT's ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ with an explicit inverse, for `updates_by_block`."""
+
+    def solve(parameter: str, layer: int, k: Tensor, residual: Tensor) -> Tensor:
+        return residual @ k.T @ torch.linalg.inv(weight * covariance[layer].double() + k @ k.T)
+
+    return solve
+
+
+def loss_of_answers(hf: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> Tensor:
+    """Cross-entropy of the new answers: the mean over tokens, then over requests, one run each."""
+    each = []
+    for request in requests:
+        prompt = tokenizer(request.prompt)["input_ids"]
+        target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
+        logits = hf(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
+        each.append(nn.functional.cross_entropy(logits, torch.tensor(target)))
+    return torch.stack(each).mean()
 
 
 def second_moment(hf: nn.Module, parameter: str, rows: Iterable[Sequence[int]]) -> Tensor:

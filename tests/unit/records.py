@@ -9,6 +9,7 @@ import xarray as xr
 from interp.app.freshness import RECORD, VERSIONS, Made, settings_of
 from interp.app.steps import load_steps, parse_settings
 from interp.results.netcdf import KINDS, LABELS, NUMBERED, UNLABELLED, Kind
+from interp.selection.layers import LayerGroup, LayerSelection
 
 
 def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **more: Any) -> Made:
@@ -24,6 +25,19 @@ def record(step: str, *sections: str, settings: dict[str, Any] | None = None, **
 def recorded(data: xr.Dataset, step: str, *sections: str, **more: Any) -> xr.Dataset:
     """A dataset with a record (see `record`)."""
     return data.assign_attrs({RECORD: record(step, *sections, **more).text()})
+
+
+def window_selection(n_layers: int, *groups: Any) -> LayerSelection:
+    """Layers that windows of two mlps were selected for, by group of forms."""
+    return LayerSelection(
+        schema="dmle.selection/1",
+        strategy="window",
+        component="mlp",
+        role="lookup",
+        width=2,
+        n_layers=n_layers,
+        groups=tuple(LayerGroup.model_validate(group) for group in groups),
+    )
 
 
 def known(run: Path) -> None:

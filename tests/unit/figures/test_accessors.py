@@ -12,6 +12,7 @@ from figures.accessors import SCREEN_DPI
 from interp.results import effects
 from interp.selection.layers import LayerGroup, LayerSelection
 from interp.selection.profiles import layer_profile
+from tests.unit.records import window_selection
 
 LAYERS = 4
 TOKENS = (" The", " area", "$x$", " =")
@@ -73,17 +74,7 @@ def scores(editors: int = 2) -> xr.Dataset:
 
 def selection() -> LayerSelection:
     group = LayerGroup(name="formula", forms=("formula",), layers=(1, 2), score=0.2, n_rules=2)
-    return LayerSelection.model_validate(
-        {
-            "schema": "dmle.selection/1",
-            "strategy": "window",
-            "component": "mlp",
-            "role": "lookup",
-            "width": 2,
-            "n_layers": LAYERS,
-            "groups": (group,),
-        }
-    )
+    return window_selection(LAYERS, group)
 
 
 def titles(figure: Figure) -> list[str]:

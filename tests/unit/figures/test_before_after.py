@@ -27,7 +27,7 @@ def scores(
 
 def points(ax: Axes, gid: str) -> list[tuple[float, float]]:
     (line,) = [child for child in ax.lines if child.get_gid() == gid]
-    return [(float(x), float(y)) for x, y in line.get_xydata()]
+    return [(float(x), float(y)) for x, y in np.asarray(line.get_xydata())]
 
 
 def test_a_row_for_each_rule_in_the_colour_of_its_change() -> None:
@@ -39,7 +39,7 @@ def test_a_row_for_each_rule_in_the_colour_of_its_change() -> None:
     assert (points(ax, "before worse"), points(ax, "after worse")) == ([(0.6, 1)], [(0.2, 1)])
     assert points(ax, "after same") == [(0.3, 2)]  # the last rule has no score
     (bar,) = [lines for lines in ax.collections if lines.get_gid() == "better"]
-    assert bar.get_paths()[0].vertices.tolist() == [[0.1, 0], [0.4, 0]]
+    assert np.asarray(bar.get_paths()[0].vertices).tolist() == [[0.1, 0], [0.4, 0]]
     assert ax.get_xlim() == (-0.04, 1.04)
     assert ax.get_title() == "reliability\n(edited\nprompts)\nmean 0.33 → 0.30"
 

@@ -42,7 +42,8 @@ def write_scores(run: Path, editors: list[str]) -> None:
 def run(tmp_path: Path) -> Path:
     """A run with one figure and one table."""
     write_regret(tmp_path, 0.1)
-    save_records(tmp_path / "answers.json", ANSWER_COLUMNS, [dict.fromkeys(ANSWER_COLUMNS, "x")])
+    row: dict[str, str] = dict.fromkeys(ANSWER_COLUMNS, "x")
+    save_records(tmp_path / "answers.json", ANSWER_COLUMNS, [row])
     return tmp_path
 
 

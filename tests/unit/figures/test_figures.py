@@ -1,6 +1,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,10 @@ import xarray as xr
 from matplotlib import pyplot as plt
 from matplotlib import rcParams
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from figures import (
     edit_scores,
@@ -26,6 +30,7 @@ from interp.results.records import save_records
 from interp.results.scores import per_rule
 from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile as profile_of
+from tests.unit.records import window_selection
 
 TOKENS = (" The", " area", "\n", "$x_1$", " =")
 CORRUPTED = (False, True, False, True, False)
@@ -66,7 +71,7 @@ def prompt_map(
     )
 
 
-def joined(rules: Sequence[str] = ("0",), **options: object) -> xr.Dataset:
+def joined(rules: Sequence[str] = ("0",), **options: Any) -> xr.Dataset:
     """Maps of the formula and instance of some rules; the instance has two tokens fewer."""
     maps = {}
     for number, rule in enumerate(rules):
@@ -115,17 +120,7 @@ def selection(**instance: object) -> LayerSelection:
             "The interval reaches zero.", "Not significant: p = 0.250 with 2 rules (5 needed)."
         ),
     }  # fmt: skip
-    return LayerSelection.model_validate(
-        {
-            "schema": "dmle.selection/1",
-            "strategy": "window",
-            "component": "mlp",
-            "role": "lookup",
-            "width": 2,
-            "n_layers": LAYERS,
-            "groups": [supported, {**weak, **instance}],
-        }
-    )
+    return window_selection(LAYERS, supported, {**weak, **instance})
 
 
 METRICS = ("reliability", "locality", "instance_portability")
@@ -164,14 +159,31 @@ def caption_of(ax: Axes) -> str:
     return " ".join(note.get_text().replace("\u00a0", " ").split())
 
 
+def cells_of(ax: Axes) -> np.ndarray:
+    """Values of the cells of a heat map, masked where there are none."""
+    cells = ax.collections[0].get_array()
+    assert cells is not None
+    return np.ma.asarray(cells)
+
+
+def left_title(ax: Any) -> Text:
+    """The title at the left itself, of which `get_title` gives the words."""
+    return ax._left_title
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The whole figure that axes are in."""
+    assert isinstance(ax.figure, Figure)
+    return ax.figure
+
+
 # Effect maps
 
 
 def test_heat_map_shows_the_indirect_effect_of_each_token_and_layer() -> None:
     effect = np.linspace(-0.4, 1.2, 3 * LAYERS * 5).reshape(3, LAYERS, 5)
     ax = effect_map.draw_effect_map(prompt_map(effect), "mlp")
-    cells = ax.collections[0].get_array()
-    np.testing.assert_allclose(cells.reshape(5, LAYERS), effect[1].T, atol=1e-6)
+    np.testing.assert_allclose(cells_of(ax).reshape(5, LAYERS), effect[1].T, atol=1e-6)
     assert ax.yaxis_inverted()  # reading order: the first token on top
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0", "1", "2", "3"]
 
@@ -203,8 +215,8 @@ def test_corrupted_tokens_are_starred_and_bold_and_others_are_not() -> None:
 
 def test_dollar_signs_of_tokens_and_answers_are_drawn_literally() -> None:
     ax = effect_map.draw_effect_map(prompt_map(), "mlp")
-    ax.figure.draw_without_rendering()
-    texts = [ax.get_yticklabels()[3], ax._left_title]
+    figure_of(ax).draw_without_rendering()
+    texts = [ax.get_yticklabels()[3], left_title(ax)]
     assert all("$" in text.get_text() and not text.get_parse_math() for text in texts)
     assert "“$A = x_1^2$” (true)" in ax.get_title(loc="left")
 
@@ -213,23 +225,18 @@ def test_untraced_tokens_are_left_out_and_counted() -> None:
     effect = np.linspace(-0.4, 1.2, 3 * LAYERS * 5).reshape(3, LAYERS, 5)
     ax = effect_map.draw_effect_map(prompt_map(effect, untraced=[0, 2]), "mlp")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["area*", "$x_1$*", "="]
-    np.testing.assert_allclose(
-        ax.collections[0].get_array().reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6
-    )
+    np.testing.assert_allclose(cells_of(ax).reshape(3, LAYERS), effect[1].T[[1, 3, 4]], atol=1e-6)
     assert "3 of 5 tokens traced (dashes: gaps)" in caption_of(ax)
-    gaps = ax.collections[1].get_segments()
+    dashes = ax.collections[1]
+    assert isinstance(dashes, LineCollection)
+    gaps = dashes.get_segments()
     assert [segment[0][1] for segment in gaps] == [1]  # "area" and "$x_1$" are no neighbours
 
 
 def test_partly_traced_token_keeps_its_row_with_masked_cells() -> None:
     effect = np.full((3, LAYERS, 5), 0.2)
     effect[1, 0, 0] = np.nan
-    cells = (
-        effect_map.draw_effect_map(prompt_map(effect), "mlp")
-        .collections[0]
-        .get_array()
-        .reshape(5, LAYERS)
-    )
+    cells = cells_of(effect_map.draw_effect_map(prompt_map(effect), "mlp")).reshape(5, LAYERS)
     assert np.argwhere(np.ma.getmaskarray(cells)).tolist() == [[0, 0]]
 
 
@@ -264,12 +271,11 @@ def test_long_tokens_and_answers_leave_room_for_the_map() -> None:
         "area*",
         "x",
     ]
-    fig = ax.figure
-    assert fig is not None
+    fig = figure_of(ax)
     for _ in range(2):
         fig.draw_without_rendering()
     width = fig.bbox.width
-    for text in (*ax.get_yticklabels(), ax._left_title):
+    for text in (*ax.get_yticklabels(), left_title(ax)):
         box = text.get_window_extent()
         assert box.x0 >= 0 and box.x1 <= width
 
@@ -317,7 +323,7 @@ def test_characters_without_a_glyph_become_escapes() -> None:
 
 def test_chinese_prompt_draws_without_a_missing_glyph_warning(tmp_path: Path) -> None:
     ax = effect_map.draw_effect_map(prompt_map(tokens=[" 周长", "\u200b", "$"]), "mlp")
-    assert style.save(ax.figure, tmp_path / "map")  # warnings are errors
+    assert style.save(figure_of(ax), tmp_path / "map")  # warnings are errors
 
 
 def test_style_leaves_global_settings_and_pyplot_untouched(tmp_path: Path) -> None:
@@ -357,8 +363,8 @@ def test_profile_lines_and_bands_are_the_profile_values() -> None:
     profile = hand_profile()
     ax = layer_profile.draw_layer_profile(profile, "mlp", "rule_word")
     formula = next(line for line in ax.lines if line.get_label() == "formula (n = 3)")
-    np.testing.assert_allclose(formula.get_ydata(), [0, 1 / 3, 1 / 6, 0])
-    band = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose(np.asarray(formula.get_ydata()), [0, 1 / 3, 1 / 6, 0])
+    band = np.asarray(ax.collections[0].get_paths()[0].vertices)
     assert {round(float(y), 4) for _, y in band} >= {round(1 / 3 - 0.1, 4), round(1 / 3 + 0.1, 4)}
     legend = ax.get_legend()
     assert legend is not None
@@ -374,9 +380,10 @@ def test_strip_shows_where_each_rule_peaks_and_how_many() -> None:
     ax = layer_profile.draw_layer_profile(hand_profile(), "mlp", "rule_word")
     (strip,) = ax.child_axes
     instance, formula = strip.collections  # drawn bottom up
-    assert formula.get_offsets()[:, 0].tolist() == [1, 2]
+    assert np.asarray(formula.get_offsets())[:, 0].tolist() == [1, 2]
+    assert isinstance(formula, PathCollection)
     assert formula.get_sizes()[0] == 2 * formula.get_sizes()[1]
-    assert instance.get_offsets()[:, 0].tolist() == [3]
+    assert np.asarray(instance.get_offsets())[:, 0].tolist() == [3]
 
 
 def test_profile_without_data_is_refused_with_the_roles_that_have_some() -> None:
@@ -437,7 +444,7 @@ def test_unsupported_selection_is_hatched_and_said_in_words() -> None:
         " (5 needed)."
     )
     assert by_gid(instance, "chosen")[0].get_hatch() == "////"
-    assert to_rgba(instance._left_title.get_color()) == to_rgba(style.WARNING_COLOUR)
+    assert to_rgba(left_title(instance).get_color()) == to_rgba(style.WARNING_COLOUR)
 
 
 def test_objections_are_said_once() -> None:

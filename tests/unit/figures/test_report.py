@@ -25,6 +25,7 @@ from interp.results.run_folder import RunFolder
 from interp.results.scores import ANSWER_COLUMNS, ANSWER_NUMBERS
 from interp.selection.layers import LayerSelection
 from interp.selection.profiles import layer_profile
+from tests.unit.records import window_selection
 
 EVIL = "</script><script>alert(1)</script>"
 
@@ -145,16 +146,7 @@ def selection(**group: Any) -> LayerSelection:
         "n_rules": 3,
         **group,
     }
-    return LayerSelection.model_validate(
-        {
-            "strategy": "window",
-            "component": "mlp",
-            "role": "lookup",
-            "width": 2,
-            "n_layers": 5,
-            "groups": [one],
-        }
-    )
+    return window_selection(5, one)
 
 
 def test_packing_loses_at_most_half_a_step_and_keeps_nan() -> None:

@@ -258,12 +258,11 @@ def test_one_pass_serves_all_blocks_and_ends_at_the_last_of_them(
 
 
 def test_skip_first_leaves_the_first_token_of_each_text_out(
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
+    make_pair: Callable[..., Any],
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    model, hf = make_model("llama"), make_hf("llama")
+    model, hf = make_pair("llama")
     rows = [model.tokenizer(line)["input_ids"] for line in LINES]
     # 41 tokens in the mean: 11, 2, 15 (cut at 16) and 13 more.
     rows = [rows[0], rows[1], rows[2][:16], rows[3][:14]]
@@ -479,12 +478,11 @@ def slow_ledoit_wolf_share(samples: Tensor) -> float:
 @pytest.mark.parametrize("tokens", [45, 12])
 def test_ledoit_wolf_shrinks_by_the_share_that_the_samples_give(
     tokens: int,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
+    make_pair: Callable[..., Any],
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    model, hf = make_model("llama"), make_hf("llama")
+    model, hf = make_pair("llama")
     got = measure(
         model, [1], config(corpus, tokens=tokens, shrinkage="ledoit-wolf"), tmp_path / "covariance"
     )

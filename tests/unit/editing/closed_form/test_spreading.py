@@ -29,7 +29,7 @@ from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import parse_layers
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import assert_unchanged, edit_with, snapshot
 from tests.unit.editing_reference import (
     averaged_key,
     outputs_of,
@@ -216,11 +216,10 @@ def test_served_counts_what_points_the_wanted_way_and_is_nothing_without_a_wish(
     targets = far(tiny_llama, requests, "blocks.2.hook_resid_post")
     plan = [(0, 2), (2,)]
     made = spread(bench(tiny_llama, requests), form(aside), plan, targets, EditReport())
-    assert set(made.report.served) == {"0", "2"}
-    assert made.report.served["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(
-        made.report.served["0"][1]
-    )
-    assert made.report.served["2"] == pytest.approx([0.5, 0.5], abs=1e-3)
+    served = made.report.served
+    assert served is not None and set(served) == {"0", "2"}
+    assert served["0"][0] == pytest.approx(0.5, abs=1e-3) and math.isnan(served["0"][1])
+    assert served["2"] == pytest.approx([0.5, 0.5], abs=1e-3)
 
 
 def test_collinear_keys_are_pairs_that_point_the_same_way_and_want_different_changes() -> None:
@@ -262,7 +261,7 @@ def test_colliding_keys_are_reported_at_every_block(tiny_llama: LanguageModel, r
 def test_the_model_is_as_before_when_a_closed_form_fails(
     tiny_llama: LanguageModel, rules: tuple[Rule, ...]
 ) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     requests = apart(rules)
     seen = []
 
@@ -277,7 +276,7 @@ def test_the_model_is_as_before_when_a_closed_form_fails(
     with pytest.raises(RuntimeError, match="stop"):
         spread(bench(tiny_llama, requests), form(fails), [(0, 1)] * 3, targets, EditReport())
     assert seen == [True, False]  # the first block was edited when the second failed
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
 
 
 # Models with a norm behind the MLP.
@@ -299,7 +298,7 @@ def add_to(hf: Any, delta: EditDelta) -> None:
 def test_a_norm_behind_the_mlp_allows_no_spreading(
     editor: str, gemma: LanguageModel, rule: Rule
 ) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in gemma.parameters.items()}
+    before = snapshot(gemma)
     requests, statistics = requests_of(rule, "subject_last"), uneven(gemma)
     said = (
         "tiny-gemma3_text normalises the MLP output .* cannot be spread over layers there; give one"
@@ -315,7 +314,7 @@ def test_a_norm_behind_the_mlp_allows_no_spreading(
             )
         else:
             edit_with(editor, gemma, requests, (1, 2), statistics, CONTEXTS, SETTINGS)
-    assert all(torch.equal(p, before[name]) for name, p in gemma.parameters.items())
+    assert_unchanged(gemma, before)
 
 
 def test_targets_are_of_the_stream_unless_a_norm_stands_behind_the_mlp(

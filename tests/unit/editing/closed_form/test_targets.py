@@ -12,6 +12,7 @@ from editing.config import EditConfig
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
+from tests.unit.editing_making import snapshot
 from tests.unit.editing_reference import place, projection_of, search_target, tokens_and_place
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
@@ -179,7 +180,7 @@ def test_find_targets_keeps_the_change_within_the_clamp(
 def test_find_targets_leaves_weights_and_gradients_alone(
     tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     find_targets(tiny_llama, requests_of(rule, "subject_last"), 1, CONTEXTS, EditConfig(**SETTINGS))
     for name, parameter in tiny_llama.parameters.items():
         assert torch.equal(parameter, before[name])
@@ -288,5 +289,5 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
         torch.no_grad(),
     ):
         said = hf(whole).logits[0].log_softmax(-1)
-    loss = -sum(said[ids.shape[1] - 1 + j, token] for j, token in enumerate(target)) / len(target)
-    assert found.losses[0][-1] == pytest.approx(loss.item(), rel=1e-4)
+    each = [said[ids.shape[1] - 1 + j, token].item() for j, token in enumerate(target)]
+    assert found.losses[0][-1] == pytest.approx(-sum(each) / len(target), rel=1e-4)

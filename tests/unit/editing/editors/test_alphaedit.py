@@ -15,32 +15,11 @@ from editing.editors import alphaedit
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
-from tests.unit.editing_reference import averaged_key, matrix_of, second_moment, state
+from tests.unit.editing_making import assert_unchanged, edit_with, measured, snapshot
+from tests.unit.editing_reference import averaged_key, updates_by_block
 
 CONTEXTS = ("", "The area of a square is 4. ")
 SETTINGS = EditorSettings(editor="alphaedit", steps=4, null_threshold=0.02, l2=0.5)
-TEXTS = [
-    f"The {a} of a {b} with {c} is {d} times the {c}."
-    for a in ("area", "volume", "perimeter")
-    for b in ("square", "cube", "circle")
-    for c, d in (("side", 3), ("length", 12), ("width", 27))
-]
-
-
-def covariances(model: LanguageModel, hf: Any) -> Covariances:
-    """C of all blocks, by the slow reference."""
-    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    by_layer = {
-        i: second_moment(hf, model.down_projection(i).name, rows).float()
-        for i in range(model.n_layers)
-    }
-    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
-
-
-@pytest.fixture(scope="module")
-def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
-    return covariances(tiny_llama, make_hf("llama"))
 
 
 def middle(c: Tensor, n_free: int) -> float:
@@ -69,25 +48,17 @@ def by_hand(
 ) -> dict[str, Tensor]:
     """(P(KKᵀ + C_p) + l2·I) X = P K Rᵀ and ΔW = Xᵀ, block by block; the updates are left in the
     model's weights."""
-    updates = {}
-    for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        k = (
-            torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests])
-            .double()
-            .T
-        )
+
+    def solve(name: str, layer: int, k: Tensor, residual: Tensor) -> Tensor:
         kept = [averaged_key(hf, tokenizer, r, name, CONTEXTS).double() for r in earlier]
         cache = sum(
             (torch.outer(e, e) for e in kept), torch.zeros(len(k), len(k), dtype=torch.float64)
         )
-        now = torch.stack([state(hf, tokenizer, r, names[-1], layers[-1]) for r in requests])
-        residual = (z - now).double() / (len(layers) - i)
         p = projector(c[layer], threshold)
         system = p @ (k @ k.T + cache) + l2 * torch.eye(len(k), dtype=torch.float64)
-        updates[name] = torch.linalg.solve(system, p @ k @ residual).T
-        with torch.no_grad():
-            matrix_of(hf, name).add_(updates[name].float())
-    return updates
+        return torch.linalg.solve(system, p @ k @ residual.T).T
+
+    return updates_by_block(hf, tokenizer, requests, names, layers, z, CONTEXTS, solve)
 
 
 def distance(got: Tensor, expected: Tensor) -> float:
@@ -98,14 +69,10 @@ def distance(got: Tensor, expected: Tensor) -> float:
     ("family", "layers"), [("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (2,))]
 )
 def test_edit_equals_the_published_system_on_plain_modules(
-    family: str,
-    layers: tuple[int, ...],
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
-    rule: Rule,
+    family: str, layers: tuple[int, ...], make_pair: Callable[..., Any], rule: Rule
 ) -> None:
-    model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
-    statistics = covariances(model, hf)
+    (model, hf), requests = make_pair(family), requests_of(rule, "subject_last")
+    statistics = measured(model, hf)
     threshold = middle(statistics.by_layer[layers[-1]], 30)
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
     z = find_targets(model, requests, layers[-1], CONTEXTS, settings).z
@@ -206,7 +173,7 @@ def test_a_relative_threshold_is_in_units_of_the_mean_singular_value(
 def test_a_threshold_that_frees_nothing_or_everything_is_refused(
     threshold: float, n_free: int, tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     settings = SETTINGS.model_copy(update={"null_threshold": threshold})
     with pytest.raises(
         ValueError, match=f"{n_free} of 48 directions .* layer 0 .* edit.null_threshold={threshold}"
@@ -220,4 +187,4 @@ def test_a_threshold_that_frees_nothing_or_everything_is_refused(
             CONTEXTS,
             settings,
         )
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)

@@ -4,7 +4,7 @@ An editor refuses bad input before it works. It leaves the model as it was, what
 it returns is a value that is used, saved and loaded like any other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from editing.names import editor_names
 from interp.errors import DmleError, InputError
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule
-from tests.unit.editing_making import STRONG, settings_of
+from tests.unit.editing_making import STRONG, assert_unchanged, settings_of, snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -90,15 +90,6 @@ def made(
         return edits[editor]
 
     return get
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: Mapping[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
-    assert not any(parameter.requires_grad for parameter in model.parameters.values())
 
 
 def scores(model: LanguageModel | View, rule: Rule, batch_size: int = 8) -> list[float]:

@@ -19,11 +19,12 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import LayerGroup, LayerSelection, parse_layers
-from tests.unit.editing_making import edit_with
-from tests.unit.editing_reference import averaged_key, second_moment, state
+from tests.unit.editing_making import assert_unchanged, edit_with, factors, measured, snapshot
+from tests.unit.editing_reference import averaged_key, state
 
 CONTEXTS = ("", "The area of a square is 4. ")
 CONFIG = EditConfig(steps=5, learning_rate=0.5, ridge=0.02)
+# Of these, the closed forms make edits that can be told from each other.
 TEXTS = [
     f"The {a} of a {b} is {c} times the side."
     for a in ("area", "volume")
@@ -33,21 +34,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
+def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
     """C of the unedited model, by the slow reference."""
-    rows = [tiny_llama.tokenizer(text)["input_ids"] for text in TEXTS]
-    hf = make_hf("llama")
-    by_layer = {
-        i: second_moment(hf, tiny_llama.down_projection(i).name, rows).float() for i in range(3)
-    }
-    return Covariances(by_layer, tiny_llama.weight_hash, sum(map(len, rows)), {"corpus": "here"})
-
-
-@pytest.fixture
-def statistics(measured: Covariances) -> Covariances:
-    """The same, to be changed at will."""
-    by_layer = {layer: moment.clone() for layer, moment in measured.by_layer.items()}
-    return Covariances(by_layer, measured.model_hash, measured.tokens, measured.about)
+    return measured(tiny_llama, make_hf("llama"), TEXTS)
 
 
 def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:
@@ -65,17 +54,13 @@ def grouped(*groups: tuple[Sequence[str], Sequence[int]]) -> LayerSelection:
     )
 
 
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
 def assert_same(got: EditDelta, *stages: EditDelta) -> None:
     """The sum of the stages' dense updates, weight by weight."""
     names = {name for stage in stages for name in stage.updates}
     assert set(got.updates) == names
     for name in names:
-        expected = sum(stage.updates[name].dense() for stage in stages if name in stage.updates)
-        torch.testing.assert_close(got.updates[name].dense(), expected, rtol=1e-5, atol=1e-6)
+        expected = sum(factors(stage)[name].dense() for stage in stages if name in stage.updates)
+        torch.testing.assert_close(factors(got)[name].dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", ["0,1/2", "1/1,2"], ids=["apart", "overlapping"])
@@ -85,7 +70,7 @@ def test_edit_equals_memit_by_hand_stage_after_stage(
     requests, selection = requests_of(rule, "subject_last"), parse_layers(layers, 3)
     before = snapshot(tiny_llama)
     got = edit_with("dmle", tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
 
     first_layers, second_layers = (group.layers for group in selection.groups)
     first = edit_with("memit", tiny_llama, requests[:2], first_layers, statistics, CONTEXTS, CONFIG)
@@ -184,7 +169,7 @@ def test_edit_refuses_a_form_that_is_in_no_group_before_any_work(
             CONTEXTS,
             CONFIG,
         )
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
 
 
 def test_every_stage_uses_the_statistics_given(

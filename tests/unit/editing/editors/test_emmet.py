@@ -1,87 +1,50 @@
 """EMMET: against the formula with explicit inverses on plain modules, and the equality
 constraint itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.targets import find_targets
 from editing.config import EditorSettings
-from editing.edits.requests import EditRequest, requests_of
+from editing.edits.requests import requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
-from tests.unit.editing_reference import averaged_key, matrix_of, second_moment, state
+from tests.unit.editing_making import edit_with, measured
+from tests.unit.editing_reference import Solve, averaged_key, updates_by_block
 
 CONTEXTS = ("", "The area of a square is 4. ")
 SETTINGS = EditorSettings(editor="emmet", steps=4, damping=0.3)
-TEXTS = [
-    f"The {a} of a {b} with {c} is {d} times the {c}."
-    for a in ("area", "volume", "perimeter")
-    for b in ("square", "cube", "circle")
-    for c, d in (("side", 3), ("length", 12), ("width", 27))
-]
 
 
-def covariances(model: LanguageModel, hf: Any, layers: Sequence[int]) -> Covariances:
-    """C of some blocks, by the slow reference."""
-    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    by_layer = {
-        layer: second_moment(hf, model.down_projection(layer).name, rows).float()
-        for layer in layers
-    }
-    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
+def solver(c: dict[int, Tensor], damping: float) -> Solve:
+    """R (KᵀC⁻¹K + damping·I)⁻¹KᵀC⁻¹ of each block."""
 
-
-def by_hand(
-    hf: nn.Module,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    names: Sequence[str],
-    layers: Sequence[int],
-    z: Tensor,
-    c: dict[int, Tensor],
-    damping: float,
-) -> dict[str, Tensor]:
-    """R (KᵀC⁻¹K + damping·I)⁻¹KᵀC⁻¹, block by block; the updates are left in the model's
-    weights."""
-    updates = {}
-    for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
-        k = (
-            torch.stack([averaged_key(hf, tokenizer, r, name, CONTEXTS) for r in requests])
-            .double()
-            .T
-        )
-        now = torch.stack([state(hf, tokenizer, r, names[-1], layers[-1]) for r in requests])
-        residual = ((z - now).double() / (len(layers) - i)).T
+    def solve(name: str, layer: int, k: Tensor, residual: Tensor) -> Tensor:
         inverse = torch.linalg.inv(c[layer].double())
-        gram = k.T @ inverse @ k + damping * torch.eye(len(requests), dtype=torch.float64)
-        updates[name] = residual @ torch.linalg.inv(gram) @ k.T @ inverse
-        with torch.no_grad():
-            matrix_of(hf, name).add_(updates[name].float())
-    return updates
+        gram = k.T @ inverse @ k + damping * torch.eye(k.shape[1], dtype=torch.float64)
+        return residual @ torch.linalg.inv(gram) @ k.T @ inverse
+
+    return solve
 
 
 @pytest.mark.parametrize(
     ("family", "layers"), [("llama", (0, 2)), ("gpt2", (1,)), ("gptj", (1, 2))]
 )
-def test_edit_equals_the_formula_on_plain_modules(
-    family: str,
-    layers: tuple[int, ...],
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
-    rule: Rule,
+def test_edit_equals_the_formula_with_explicit_inverses(
+    family: str, layers: tuple[int, ...], make_pair: Callable[..., Any], rule: Rule
 ) -> None:
-    model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
-    statistics = covariances(model, hf, layers)
+    (model, hf), requests = make_pair(family), requests_of(rule, "subject_last")
+    statistics = measured(model, hf)
     z = find_targets(model, requests, layers[-1], CONTEXTS, SETTINGS).z
     got = edit_with("emmet", model, requests, layers, statistics, CONTEXTS, SETTINGS)
     names = [model.down_projection(layer).name for layer in layers]
-    expected = by_hand(hf, model.tokenizer, requests, names, layers, z, statistics.by_layer, 0.3)
+    solve = solver(statistics.by_layer, 0.3)
+    expected = updates_by_block(hf, model.tokenizer, requests, names, layers, z, CONTEXTS, solve)
     assert list(got.updates) == names and got.report.editor == "emmet"
     for name in names:
         update = got.updates[name].dense().double()
@@ -89,11 +52,13 @@ def test_edit_equals_the_formula_on_plain_modules(
 
 
 def test_without_damping_the_outputs_of_distinct_keys_move_by_exactly_the_residual(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rules: tuple[Rule, ...]
+    tiny_llama: LanguageModel,
+    make_hf: Callable[..., Any],
+    statistics: Covariances,
+    rules: tuple[Rule, ...],
 ) -> None:
     hf = make_hf("llama")
     requests = [requests_of(rules[0], "last")[2], *requests_of(rules[1], "last")]
-    statistics = covariances(tiny_llama, hf, (1,))
     targets = find_targets(
         tiny_llama, requests, 1, CONTEXTS, SETTINGS.model_copy(update={"lookup": "last"})
     )
@@ -116,10 +81,9 @@ def test_without_damping_the_outputs_of_distinct_keys_move_by_exactly_the_residu
 
 
 def test_damping_is_the_weight_that_memit_gives_the_covariance(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel, statistics: Covariances, rule: Rule
 ) -> None:
     requests = requests_of(rule, "subject_last")
-    statistics = covariances(tiny_llama, make_hf("llama"), (1,))
     got = edit_with("emmet", tiny_llama, requests, (1,), statistics, CONTEXTS, SETTINGS)
     settings = SETTINGS.model_copy(update={"ridge": 0.3 / 48})
     same = edit_with("memit", tiny_llama, requests, (1,), statistics, CONTEXTS, settings)

@@ -2,6 +2,7 @@
 request."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,44 +10,20 @@ import torch
 from torch import Tensor
 
 from editing.config import EditorSettings
-from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.scoring import Question, teacher_forced
+from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import assert_unchanged, log_probs, snapshot, train_with
+from tests.unit.editing_reference import loss_of_answers
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
-
-
-def edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layers: Sequence[int],
-    settings: EditorSettings,
-) -> EditDelta:
-    return edit_with("ft", model, requests, layers, settings=settings)
+edit = partial(train_with, "ft")
 
 
 def settings_of(**ft: Any) -> EditorSettings:
     return EditorSettings.model_validate(
         {"editor": "ft", "ft": {"steps": 6, "learning_rate": 5e-3, **ft}}
     )
-
-
-@pytest.fixture
-def requests(rule: Rule) -> list[EditRequest]:
-    return requests_of(rule, "subject_last")
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def log_probs(model: Any, requests: Sequence[EditRequest]) -> list[float]:
-    questions = [Question(r.prompt, r.target_new) for r in requests]
-    return [forced.log_prob for forced in teacher_forced(model, questions, batch_size=8)]
 
 
 def reference(
@@ -64,13 +41,7 @@ def reference(
     optimiser = torch.optim.Adam(trained, lr=ft.learning_rate, weight_decay=ft.weight_decay)
     losses = []
     for _ in range(ft.steps):
-        each = []
-        for request in requests:
-            prompt = tokenizer(request.prompt)["input_ids"]
-            target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
-            said = hf(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
-            each.append(torch.nn.functional.cross_entropy(said, torch.tensor(target)))
-        loss = torch.stack(each).mean()
+        loss = loss_of_answers(hf, tokenizer, requests)
         losses.append(loss.item())
         if losses[-1] < ft.stop_loss:
             break
@@ -103,8 +74,7 @@ def test_edit_equals_adam_on_the_parameters_of_a_plain_model(
     model = LanguageModel(make_hf(family).double(), tokenizer, family)
     settings, before = settings_of(**ft), snapshot(model)
     delta = edit(model, requests, (0, 2), settings)
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
-    assert not any(p.requires_grad for p in model.parameters.values())
+    assert_unchanged(model, before)
     expected, losses = reference(
         make_hf(family).double(), tokenizer, list(delta.updates), requests, settings
     )
@@ -171,12 +141,12 @@ def test_a_half_precision_model_is_tuned_in_float32_and_stays_as_it_is(
     model = LanguageModel(make_hf("llama").to(torch.bfloat16), tokenizer, "half")
     before, unedited = snapshot(model), log_probs(model, requests)
     delta = edit(model, requests, (1, 2), settings_of(steps=10))
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+    assert_unchanged(model, before)
     assert {u.dtype for u in delta.updates.values() if isinstance(u, Tensor)} == {torch.float32}
     assert all(0 < loss < 0.3 for loss in delta.cast_loss(model).values())
     with delta.edited(model) as view:
         assert sum(log_probs(view, requests)) > sum(unedited)
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+    assert_unchanged(model, before)
 
 
 def test_edit_reports_divergence(
@@ -186,4 +156,4 @@ def test_edit_reports_divergence(
     before = snapshot(model)
     with pytest.raises(EditError, match=r"diverged at step 1.*ft\.learning_rate"):
         edit(model, requests, (1,), settings_of(learning_rate=1e37))
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+    assert_unchanged(model, before)

@@ -2,8 +2,9 @@
 rules of placement."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from editing.config import EditorSettings
 from editing.editors.grace import Codebook, _placed
 from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest, requests_of
+from editing.edits.requests import EditRequest
 from editing.evaluation.greedy import greedy_answers
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
-from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import assert_unchanged, log_probs, snapshot, train_with
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
 PROMPTS = (
@@ -28,31 +28,12 @@ PROMPTS = (
     "The area of a circle is",
     "What is the area of a square with s = 4? It is",
 )
-
-
-def edit(
-    model: LanguageModel, requests: Sequence[EditRequest], layer: int, settings: EditorSettings
-) -> Codebook:
-    return edit_with("grace", model, requests, [layer], settings=settings)
+edit = partial(train_with, "grace")
 
 
 def settings_of(seed: int = 0, **grace: Any) -> EditorSettings:
     values = {"steps": 8, "learning_rate": 0.3, "epsilon": 0.5, **grace}
     return EditorSettings.model_validate({"editor": "grace", "seed": seed, "grace": values})
-
-
-@pytest.fixture
-def requests(rule: Rule) -> list[EditRequest]:
-    return requests_of(rule, "subject_last")
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def log_probs(model: Any, requests: Sequence[EditRequest], batch_size: int = 8) -> list[float]:
-    questions = [Question(r.prompt, r.target_new) for r in requests]
-    return [forced.log_prob for forced in teacher_forced(model, questions, batch_size=batch_size)]
 
 
 def down_module(hf: Any, model: LanguageModel, layer: int) -> Any:
@@ -76,7 +57,7 @@ def test_keys_and_values_equal_those_trained_around_a_plain_down_projection(
     model, hf = LanguageModel(make_hf(family).double(), tokenizer, family), make_hf(family).double()
     before = snapshot(model)
     book = edit(model, requests, 1, settings_of(epsilon=1e-3, seed=4))
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+    assert_unchanged(model, before)
     assert len(book.labels) == len(requests) and book.radii.tolist() == [1e-3] * len(requests)
     generator = torch.Generator().manual_seed(4)
     for i, request in enumerate(requests):

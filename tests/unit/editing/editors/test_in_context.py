@@ -16,13 +16,13 @@ from editing.editors.ice import InContext
 from editing.editors.ike import overlap
 from editing.editors.registry import load_edit
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest, requests_of
+from editing.edits.requests import EditRequest
 from editing.evaluation.evaluate import evaluate
 from editing.evaluation.greedy import greedy_answers
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import LocalityProbe, Rule, RulePrompt
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import assert_unchanged, edit_with, snapshot
 
 FACTS = (
     "New Fact: The area of a square is A = 4 side\n"
@@ -76,11 +76,6 @@ def training_rule(
 @pytest.fixture(scope="session")
 def long_llama(make_model: Callable[..., LanguageModel]) -> LanguageModel:
     return make_model("llama", max_position_embeddings=2048)
-
-
-@pytest.fixture
-def requests(rule: Rule) -> list[EditRequest]:
-    return requests_of(rule, "subject_last")
 
 
 def test_ice_puts_every_new_fact_before_the_question(
@@ -148,7 +143,7 @@ def test_a_rule_demonstrates_nothing_about_itself(
         ),
     )
     context = ike(long_llama, requests, settings_of(), [square, twin, asks_back, cube])
-    assert sorted(context.report.training_rules) == ["cube-volume", "sphere"]
+    assert sorted(context.report.training_rules or ()) == ["cube-volume", "sphere"]
     assert "Square" not in context.before and "side squared\n\n" not in context.before
     assert context.before.count("square") == 3  # the facts
     with pytest.raises(
@@ -180,7 +175,7 @@ def test_the_view_asks_a_plain_model_the_whole_text(
 ) -> None:
     size = {"n_positions" if family in ("gpt2", "gptj") else "max_position_embeddings": 512}
     model, hf = make_model(family, **size), make_hf(family, **size)
-    before = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    before = snapshot(model)
     context = ice(model, requests, settings_of())
     questions = [
         Question("The area of a square is", "the side"),
@@ -190,7 +185,7 @@ def test_the_view_asks_a_plain_model_the_whole_text(
     with context.edited(model) as view:
         got = {size: list(teacher_forced(view, questions, batch_size=size)) for size in (1, 8)}
         said = greedy_answers(view, [q.prompt for q in questions], 3, batch_size=8)
-    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+    assert_unchanged(model, before)
     for i, question in enumerate(questions):
         ids = model.tokenizer(f"{FACTS}Prompt: {question.prompt}")["input_ids"]
         target = model.tokenizer(f" {question.target}", add_special_tokens=False)["input_ids"]
@@ -221,7 +216,7 @@ def test_a_tokenizer_that_starts_texts_with_a_token_does_so_once(
     with ice(model, requests, settings_of()).edited(model) as view:
         ids = view.encode("The side")
     assert ids[0] == 0 and ids.count(0) == 1
-    assert starting.decode(ids[1:]) == f"{FACTS}Prompt: The side"
+    assert starting.decode(list(ids[1:])) == f"{FACTS}Prompt: The side"
 
 
 def test_it_is_saved_and_loaded_as_it_is(

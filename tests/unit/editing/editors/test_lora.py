@@ -1,7 +1,8 @@
 """LoRA: against adapters written by hand as hooks on a plain model, and the delta against the
 plain model's weights."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,65 +10,20 @@ import torch
 from torch import Tensor
 
 from editing.config import EditorSettings
-from editing.edits.delta import EditDelta
-from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
-from editing.edits.requests import EditRequest, requests_of
-from editing.evaluation.scoring import Question, teacher_forced
+from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import assert_unchanged, factors, log_probs, snapshot, train_with
+from tests.unit.editing_reference import loss_of_answers
 
 SEPARATE = ("llama", "gptj", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 FUSED = ("gpt2", "gpt_neox")
-
-
-def edit(
-    model: LanguageModel,
-    requests: Sequence[EditRequest],
-    layers: Sequence[int],
-    settings: EditorSettings,
-) -> EditDelta:
-    return edit_with("lora", model, requests, layers, settings=settings)
+edit = partial(train_with, "lora")
 
 
 def settings_of(seed: int = 0, **lora: Any) -> EditorSettings:
     values = {"rank": 3, "steps": 6, "learning_rate": 1e-2, **lora}
     return EditorSettings.model_validate({"editor": "lora", "seed": seed, "lora": values})
-
-
-@pytest.fixture
-def requests(rule: Rule) -> list[EditRequest]:
-    return requests_of(rule, "subject_last")
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
-    assert not any(parameter.requires_grad for parameter in model.parameters.values())
-
-
-def log_probs(model: Any, requests: Sequence[EditRequest]) -> list[float]:
-    questions = [Question(r.prompt, r.target_new) for r in requests]
-    return [forced.log_prob for forced in teacher_forced(model, questions, batch_size=8)]
-
-
-def factors(delta: EditDelta) -> dict[str, LowRank]:
-    assert all(isinstance(update, LowRank) for update in delta.updates.values())
-    return {name: update for name, update in delta.updates.items() if isinstance(update, LowRank)}
-
-
-def plain_loss(hf: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> Tensor:
-    each = []
-    for request in requests:
-        prompt = tokenizer(request.prompt)["input_ids"]
-        target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
-        said = hf(torch.tensor([prompt + target])).logits[0, len(prompt) - 1 : -1]
-        each.append(torch.nn.functional.cross_entropy(said, torch.tensor(target)))
-    return torch.stack(each).mean()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +65,7 @@ def test_edit_equals_adapters_by_hand_on_a_plain_model(
     optimiser = torch.optim.Adam([*a.values(), *b.values()], lr=rate)
     losses = []
     for _ in range(steps):
-        loss = plain_loss(hf, tokenizer, requests)
+        loss = loss_of_answers(hf, tokenizer, requests)
         losses.append(loss.item())
         optimiser.zero_grad()
         loss.backward()
@@ -124,7 +80,7 @@ def test_edit_equals_adapters_by_hand_on_a_plain_model(
         edited = log_probs(model, requests)
     with torch.no_grad():
         assert sum(edited) / 3 == pytest.approx(
-            -plain_loss(hf, tokenizer, requests).item(), rel=2e-3
+            -loss_of_answers(hf, tokenizer, requests).item(), rel=2e-3
         )
     assert_unchanged(model, before)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.spreading import collinear_keys
@@ -15,47 +14,11 @@ from editing.config import EditConfig
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
-from tests.unit.editing_reference import averaged_key, memit, second_moment, state
+from tests.unit.editing_making import assert_unchanged, edit_with, measured, snapshot
+from tests.unit.editing_reference import averaged_key, memit, state, updates_by_block
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
 CONFIG = EditConfig(steps=6, learning_rate=0.5, ridge=0.02)
-TEXTS = [
-    f"The {a} of a {b} with {c} is {d} times the {c}."
-    for a in ("area", "volume", "perimeter")
-    for b in ("square", "cube", "circle")
-    for c, d in (("side", 3), ("length", 12), ("width", 27))
-]
-
-
-def covariances(model: LanguageModel, hf: Any) -> Covariances:
-    """C of all blocks, by the slow reference."""
-    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    by_layer = {
-        layer: second_moment(hf, model.down_projection(layer).name, rows).float()
-        for layer in range(model.n_layers)
-    }
-    return Covariances(by_layer, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
-
-
-@pytest.fixture(scope="module")
-def measured(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
-    return covariances(tiny_llama, make_hf("llama"))
-
-
-@pytest.fixture
-def statistics(measured: Covariances) -> Covariances:
-    """C of the shared llama, to be changed at will."""
-    by_layer = {layer: moment.clone() for layer, moment in measured.by_layer.items()}
-    return Covariances(by_layer, measured.model_hash, measured.tokens, measured.about)
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
 
 
 # Where attention and MLP run in parallel (GPT-J), a key of the first block depends on its token
@@ -65,27 +28,16 @@ def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
     [("llama", (2,)), ("llama", (0, 1, 2)), ("gpt2", (0, 2)), ("gptj", (1, 2))],
 )
 def test_edit_equals_the_formula_on_plain_modules(
-    family: str,
-    layers: tuple[int, ...],
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
-    rule: Rule,
+    family: str, layers: tuple[int, ...], make_pair: Callable[..., Any], rule: Rule
 ) -> None:
-    model, hf = make_model(family), make_hf(family)
-    requests, statistics = requests_of(rule, "subject_last"), covariances(model, hf)
+    model, hf = make_pair(family)
+    requests, statistics = requests_of(rule, "subject_last"), measured(model, hf)
     targets = find_targets(model, requests, layers[-1], CONTEXTS, CONFIG)
     got = edit_with("memit", model, requests, layers, statistics, CONTEXTS, CONFIG)
     names = [model.down_projection(layer).name for layer in layers]
-    expected = memit(
-        hf,
-        model.tokenizer,
-        requests,
-        names,
-        layers,
-        targets.z,
-        statistics.by_layer,
-        CONTEXTS,
-        weight=0.02 * 48,  # ridge is in units of d_mlp
+    solve = memit(statistics.by_layer, weight=0.02 * 48)  # ridge is in units of d_mlp
+    expected = updates_by_block(
+        hf, model.tokenizer, requests, names, layers, targets.z, CONTEXTS, solve
     )
     assert list(got.updates) == names and list(got.layers.values()) == list(layers)
     for name in names:
@@ -95,10 +47,9 @@ def test_edit_equals_the_formula_on_plain_modules(
 
 
 def test_one_request_at_one_layer_moves_the_output_of_its_key_by_the_ridge_share(
-    tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
+    tiny_llama: LanguageModel, make_hf: Callable[..., Any], statistics: Covariances, rule: Rule
 ) -> None:
     hf, requests = make_hf("llama"), requests_of(rule, "subject_last")[:1]
-    statistics = covariances(tiny_llama, hf)
     targets = find_targets(tiny_llama, requests, 1, ("",), CONFIG)
     delta = edit_with(
         "memit", tiny_llama, requests, [1], statistics, ("",), CONFIG, targets=targets

@@ -27,7 +27,7 @@ from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from interp.selection.layers import parse_layers
-from tests.unit.editing_making import edit_with, settings_of
+from tests.unit.editing_making import edit_with, factors, settings_of, snapshot
 
 
 def test_ike_without_training_rules_is_refused(tiny_llama: LanguageModel, rule: Rule) -> None:
@@ -45,7 +45,7 @@ def test_earlier_requests_reach_alphaedit_and_dmle_with_its_solver(
         settings = settings_of(editor, steps=3, **more)
         alone, after = (edit(bench.asked(requests, settings, earlier=e)) for e in ((), earlier))
         assert isinstance(alone, EditDelta) and isinstance(after, EditDelta)
-        pairs = [(alone.updates[name], after.updates[name]) for name in alone.updates]
+        pairs = [(update, factors(after)[name]) for name, update in factors(alone).items()]
         return any((a.dense() - b.dense()).norm() > 0.01 * a.dense().norm() for a, b in pairs)
 
     assert differs("alphaedit") and differs("dmle", solver="alphaedit")
@@ -170,7 +170,7 @@ def test_rounds_are_edits_one_after_the_other(
 ) -> None:
     bench, settings = make_bench(tiny_llama, rules[1:]), settings_of(editor)
     requests = requests_of(rules[0], settings.lookup)
-    before = {name: parameter.detach().clone() for name, parameter in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     got = edit(bench.asked(requests, settings.model_copy(update={"rounds": 2})))
     assert all(parameter.equal(before[name]) for name, parameter in tiny_llama.parameters.items())
     first = edit(bench.asked(requests, settings))
@@ -201,13 +201,13 @@ def test_word_by_word_is_the_edit_of_the_words_as_requests(
     got = edit(bench.asked(requests, words))
     want = edit(bench.asked([word for r in requests for word in words_of(r)], whole))
     assert isinstance(got, EditDelta) and isinstance(want, EditDelta)
-    for name, update in got.updates.items():
-        torch.testing.assert_close(update.dense(), want.updates[name].dense())
+    for name, update in factors(got).items():
+        torch.testing.assert_close(update.dense(), factors(want)[name].dense())
     alone = [replace(r, target_new="side") for r in requests]
     one, other = (edit(bench.asked(alone, each)) for each in (words, whole))
     assert isinstance(one, EditDelta) and isinstance(other, EditDelta)
-    for name, update in one.updates.items():
-        torch.testing.assert_close(update.dense(), other.updates[name].dense())
+    for name, update in factors(one).items():
+        torch.testing.assert_close(update.dense(), factors(other)[name].dense())
 
 
 def test_word_by_word_needs_a_key_for_each_word() -> None:

@@ -15,45 +15,18 @@ from editing.edits.delta import EditDelta
 from editing.edits.requests import EditRequest, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from tests.unit.editing_making import edit_with
+from tests.unit.editing_making import edit_with, factors, measured
 from tests.unit.editing_reference import (
     key,
     matrix_of,
     outputs_of,
     place,
     projection_of,
-    second_moment,
     tokens_and_place,
 )
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
 SETTINGS = EditorSettings(editor="rome", steps=4, learning_rate=0.5, weight_decay=0.1)
-TEXTS = [
-    f"The {a} of a {b} with {c} is {d} times the {c}."
-    for a in ("area", "volume", "perimeter")
-    for b in ("square", "cube", "circle")
-    for c, d in (("side", 3), ("length", 12), ("width", 27))
-]
-
-
-def covariances(model: LanguageModel, hf: Any, layer: int) -> Covariances:
-    """C of a block, by the slow reference."""
-    rows = [model.tokenizer(text)["input_ids"] for text in TEXTS]
-    moment = second_moment(hf, model.down_projection(layer).name, rows).float()
-    return Covariances({layer: moment}, model.weight_hash, sum(map(len, rows)), {"corpus": "here"})
-
-
-@pytest.fixture(scope="module")
-def statistics(tiny_llama: LanguageModel, make_hf: Callable[..., Any]) -> Covariances:
-    return covariances(tiny_llama, make_hf("llama"), 1)
-
-
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
 
 
 def raw_output(hf: nn.Module, tokenizer: Any, request: EditRequest, parameter: str) -> Tensor:
@@ -140,7 +113,7 @@ def test_edit_equals_the_formula_on_plain_modules_one_request_after_the_other(
 ) -> None:
     model, hf, requests = make_model(family), make_hf(family), requests_of(rule, "subject_last")
     settings = SETTINGS.model_copy(update={"rome_keys": keys})
-    statistics = covariances(model, hf, 1)
+    statistics = measured(model, hf)
     got = edit_with("rome", model, requests, 1, statistics, CONTEXTS, settings)
     (name,) = got.updates
     assert name == model.down_projection(1).name and got.layers == {name: 1}
@@ -189,7 +162,7 @@ def test_the_raw_output_at_the_lookup_token_becomes_the_value(
     family: str, make_model: Callable[..., LanguageModel], make_hf: Callable[..., Any], rule: Rule
 ) -> None:
     model, hf, request = make_model(family), make_hf(family), requests_of(rule, "subject_last")[2]
-    statistics = covariances(model, hf, 1)
+    statistics = measured(model, hf)
     wanted = find_targets(model, [request], 1, ("",), SETTINGS, site="mlp")
     delta = edit_with("rome", model, [request], 1, statistics, ("",), SETTINGS)
     (name,) = delta.updates
@@ -203,7 +176,7 @@ def test_the_raw_output_at_the_lookup_token_becomes_the_value(
 
 
 def dense(delta: EditDelta) -> Tensor:
-    (update,) = delta.updates.values()
+    (update,) = factors(delta).values()
     return update.left.double() @ update.right.double().T
 
 

@@ -24,6 +24,7 @@ from editing.edits.report import EditReport
 from interp.errors import DamagedError
 from interp.models.loading import LanguageModel, load
 from interp.results.tensor_files import write_tensors
+from tests.unit.editing_making import assert_unchanged, factors, snapshot
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "qwen3", "mistral", "phi", "gemma3_text")
 TRANSPOSED = {"gpt2"}  # Conv1D keeps (d_mlp, d_model)
@@ -45,12 +46,13 @@ def make_delta(
     return EditDelta(updates, blocks, model.weight_hash, EditReport("test", own={"text": "π"}))
 
 
-def snapshot(model: LanguageModel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
-
-
-def assert_unchanged(model: LanguageModel, before: dict[str, Tensor]) -> None:
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.parameters.items())
+def saved(delta: EditDelta, path: Path) -> EditDelta:
+    """The delta as it is loaded from a new file, with the same header."""
+    delta.save(path)
+    loaded = EditDelta.load(path)
+    assert (loaded.layers, loaded.model_hash) == (delta.layers, delta.model_hash)
+    assert loaded.report == delta.report
+    return loaded
 
 
 def logits_of(model: LanguageModel) -> Tensor:
@@ -82,7 +84,7 @@ def test_apply_equals_changing_the_plain_weight_by_hand_and_reverts_exactly(
     delta, before = make_delta(model), snapshot(model)
     unedited = logits_of(model)
     with torch.no_grad():
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             change = torch.stack(
                 [update.left.double() @ row for row in update.right.double()], dim=1
             )
@@ -161,7 +163,7 @@ def test_apply_rounds_once_to_the_models_type(
     model = LanguageModel(make_hf("llama").to(dtype), tokenizer, "typed")
     delta, before = make_delta(model), snapshot(model)
     with delta.applied(model):
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             exact = before[name].double() + update.left.double() @ update.right.double().T
             assert model.parameters[name].dtype == dtype
             assert torch.equal(model.parameters[name], exact.to(dtype))
@@ -180,7 +182,7 @@ def test_two_deltas_reverted_in_reverse_order_leave_the_first_then_nothing(
     with_first = snapshot(tiny_llama)
     inner = second.apply(tiny_llama)
     name = "model.layers.2.mlp.down_proj.weight"
-    both = before[name] + first.updates[name].dense() + second.updates[name].dense()
+    both = before[name] + factors(first)[name].dense() + factors(second)[name].dense()
     torch.testing.assert_close(tiny_llama.parameters[name].data, both)
     inner.revert()
     assert_unchanged(tiny_llama, with_first)
@@ -201,12 +203,10 @@ def test_merge_adds_updates_of_the_same_weight(tiny_llama: LanguageModel) -> Non
     merged = merge([first, second], EditReport("both"))
     name = "model.layers.2.mlp.down_proj.weight"
     assert sorted(merged.layers.values()) == [0, 1, 2] and merged.report == EditReport("both")
-    assert merged.updates[name].left.shape == (32, 5) and merged.updates[name].right.shape == (
-        48,
-        5,
-    )
+    update = factors(merged)[name]
+    assert update.left.shape == (32, 5) and update.right.shape == (48, 5)
     torch.testing.assert_close(
-        merged.updates[name].dense(), first.updates[name].dense() + second.updates[name].dense()
+        update.dense(), factors(first)[name].dense() + factors(second)[name].dense()
     )
     with merged.applied(tiny_llama):
         together = logits_of(tiny_llama)
@@ -224,7 +224,7 @@ def test_norms_are_frobenius_norms_by_block(tiny_llama: LanguageModel) -> None:
     delta = make_delta(tiny_llama)
     expected = {
         delta.layers[name]: sum(x * x for row in update.dense().tolist() for x in row) ** 0.5
-        for name, update in delta.updates.items()
+        for name, update in factors(delta).items()
     }
     assert delta.norms() == pytest.approx(expected, rel=1e-5)
 
@@ -243,17 +243,11 @@ def test_a_saved_delta_loads_with_equal_updates_and_equal_logits(
     tiny_llama: LanguageModel, tmp_path: Path
 ) -> None:
     delta, path = make_delta(tiny_llama), tmp_path / "deep" / "edit.safetensors"
-    delta.save(path)
-    loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.report) == (
-        delta.layers,
-        delta.model_hash,
-        delta.report,
-    )
+    loaded = saved(delta, path)
     assert list(loaded.updates) == list(delta.updates)
-    for name, update in delta.updates.items():
-        assert torch.equal(loaded.updates[name].left, update.left)
-        assert torch.equal(loaded.updates[name].right, update.right)
+    for name, update in factors(delta).items():
+        assert torch.equal(factors(loaded)[name].left, update.left)
+        assert torch.equal(factors(loaded)[name].right, update.right)
     with delta.applied(tiny_llama):
         expected = logits_of(tiny_llama)
     with loaded.applied(tiny_llama):
@@ -420,13 +414,7 @@ def test_whole_matrices_are_saved_merged_and_measured(
     tiny_llama: LanguageModel, tmp_path: Path
 ) -> None:
     delta, path = mixed_delta(tiny_llama), tmp_path / "mixed.safetensors"
-    delta.save(path)
-    loaded = EditDelta.load(path)
-    assert (loaded.layers, loaded.model_hash, loaded.report) == (
-        delta.layers,
-        delta.model_hash,
-        delta.report,
-    )
+    loaded = saved(delta, path)
     for name, update in delta.updates.items():
         for got, expected in zip(tensors_of(loaded.updates[name]), tensors_of(update), strict=True):
             assert torch.equal(got, expected)
@@ -469,7 +457,7 @@ def test_stack_applies_in_order_and_leaves_the_model_as_it_was(tiny_llama: Langu
     before = snapshot(tiny_llama)
     by_hand = {name: before[name].clone() for name in deltas[0].updates}
     for delta in deltas:
-        for name, update in delta.updates.items():
+        for name, update in factors(delta).items():
             by_hand[name] = (
                 by_hand[name].double() + update.left.double() @ update.right.double().T
             ).float()

@@ -27,6 +27,7 @@ from interp.results import effects
 from interp.results.scores import METRICS, MODES, PHASES
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt, load_rules
 from interp.vocabulary import FORMS
+from tests.unit.editing_making import assert_unchanged, factors, snapshot
 
 CONFIG = EvaluateConfig(batch_size=4, answer_tokens=3)
 GREEDY = ("greedy_exact", "greedy_prefix", "equivalent")
@@ -221,9 +222,9 @@ def test_scores_equal_plain_means_over_single_questions(
 
     items = items_of(rule)
     runs = {"pre": {item.question: said(item.question) for item in items}}
-    (name,) = delta.updates
+    ((name, update),) = factors(delta).items()
     with torch.no_grad():
-        hf.get_parameter(name).add_(delta.updates[name].dense())
+        hf.get_parameter(name).add_(update.dense())
     runs["post"] = {item.question: said(item.question) for item in items}
     for phase, run in runs.items():
         for form, metric in {(item.form, item.metric) for item in items}:
@@ -362,9 +363,9 @@ def test_raw_answers_are_the_models_own_greedy_texts(
         known = len(tiny_llama.encode_continuation(row["target_new"] or row["target_true"]))
         lengths[row["prompt"]] = max(3, known, lengths.get(row["prompt"], 0))
     before = [greedy(row["prompt"]) for row in rows]
-    (name,) = delta.updates
+    ((name, update),) = factors(delta).items()
     with torch.no_grad():
-        hf.get_parameter(name).add_(delta.updates[name].dense())
+        hf.get_parameter(name).add_(update.dense())
     after = [greedy(row["prompt"]) for row in rows]
     assert [row["before"] for row in rows] == before and [row["after"] for row in rows] == after
     assert before != after
@@ -373,10 +374,10 @@ def test_raw_answers_are_the_models_own_greedy_texts(
 def test_the_model_is_unedited_afterwards_also_after_an_error(
     tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     delta = random_delta(tiny_llama)
     evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
 
     def stop(passes: int, seen: list[int] = []) -> None:  # noqa: B006
         seen.append(passes)
@@ -385,7 +386,7 @@ def test_the_model_is_unedited_afterwards_also_after_an_error(
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(tiny_llama, [rule], {"a": {rule.id: delta}}, CONFIG, advance=stop)
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
 
 
 def test_every_edit_is_scored_alone_on_the_unedited_model(
@@ -421,14 +422,14 @@ def test_edits_of_every_kind_are_scored_side_by_side(tiny_llama: LanguageModel) 
         "none": InContext("", weights),
     }
     deltas = {kind: {rule.id: edit} for kind, edit in edits.items()}
-    before = {name: p.detach().clone() for name, p in tiny_llama.parameters.items()}
+    before = snapshot(tiny_llama)
     scores = {
         size: evaluate(
             tiny_llama, [rule], deltas, EvaluateConfig(batch_size=size, answer_tokens=3)
         )[0]["score"]
         for size in (1, 8)
     }
-    assert all(torch.equal(p, before[name]) for name, p in tiny_llama.parameters.items())
+    assert_unchanged(tiny_llama, before)
     np.testing.assert_allclose(scores[1].values, scores[8].values, rtol=1e-4, atol=1e-4)
     for kind, edit in edits.items():
         alone, _ = evaluate(

@@ -57,12 +57,9 @@ def forced(said: list[int], target: list[int], log_probs: Tensor | None = None) 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_teacher_forced_equals_one_plain_unpadded_run_per_question(
-    family: str,
-    batch_size: int,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
+    family: str, batch_size: int, make_pair: Callable[..., Any]
 ) -> None:
-    model, hf = make_model(family), make_hf(family)
+    model, hf = make_pair(family)
     got = list(teacher_forced(model, QUESTIONS, batch_size=batch_size))
     assert len(got) == len(QUESTIONS)
     for question, result in zip(QUESTIONS, got, strict=True):
@@ -292,12 +289,9 @@ def plain_shift(hf: Any, model: LanguageModel, end: int, size: float = 3.0) -> A
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_views_hooks_act_at_the_last_prompt_token_of_every_question(
-    family: str,
-    batch_size: int,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
+    family: str, batch_size: int, make_pair: Callable[..., Any]
 ) -> None:
-    model, hf = make_model(family), make_hf(family)
+    model, hf = make_pair(family)
     view = View(model, hooks=shifting(model))
     plain = list(teacher_forced(model, QUESTIONS, batch_size=batch_size))
     for question, result, other in zip(
@@ -315,12 +309,9 @@ def test_a_views_hooks_act_at_the_last_prompt_token_of_every_question(
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_views_hooks_act_in_generation_at_the_last_prompt_token_only(
-    family: str,
-    batch_size: int,
-    make_model: Callable[..., LanguageModel],
-    make_hf: Callable[..., Any],
+    family: str, batch_size: int, make_pair: Callable[..., Any]
 ) -> None:
-    model, hf = make_model(family), make_hf(family)
+    model, hf = make_pair(family)
     prompts = [q.prompt for q in QUESTIONS[:4]]
     plain = greedy_answers(model, prompts, 6, batch_size=batch_size)
     got = greedy_answers(View(model, hooks=shifting(model)), prompts, 6, batch_size=batch_size)

@@ -48,33 +48,13 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    make_model: Callable[..., LanguageModel],
-    rules: tuple[Rule, ...],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama", check=False).export(folder / "model")
+def inputs(make_inputs: Callable[..., Path], rules: tuple[Rule, ...]) -> Path:
+    """A rule to tune on, and two to compare on."""
     split = [
         rule.model_copy(update={"split": s})
         for rule, s in zip(rules, ("train", "test"), strict=False)
     ]
-    dump_rules([*split, split[1].model_copy(update={"id": "other"})], folder / "rules.json")
-    lines = [
-        f"The {a} of a {b} is {n} times the side."
-        for n in range(12)
-        for a in "pqr"
-        for b in ("cube", "square")
-    ]
-    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
-    settings = {
-        "model": {"name": str(folder / "model"), "device": "cpu"},
-        "rules": {"source": str(folder / "rules.json")},
-        "covariance": {"corpus": str(folder / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
-        **SETTINGS,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
+    return make_inputs([*split, split[1].model_copy(update={"id": "other"})], SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +69,8 @@ def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None
     assert list(scores["editor"].values) == list(ARMS)
     assert int(scores["failed"].sum()) == 0
     rows = pd.read_csv(compared / "answers.csv")
-    for (editor, rule, form, metric), group in rows.groupby(["editor", "rule", "form", "metric"]):
+    groups: Any = rows.groupby(["editor", "rule", "form", "metric"])
+    for (editor, rule, form, metric), group in groups:
         one = scores.sel(editor=editor, rule=rule, form=form, metric=metric, mode="token_accuracy")
         assert one["score"].sel(phase="post").item() == pytest.approx(
             group["token_accuracy_after"].mean()
@@ -105,7 +86,7 @@ def test_scores_are_those_of_the_rows_and_equal_arms_tie(compared: Path) -> None
 
 
 def test_every_arm_gets_the_same_requests(compared: Path) -> None:
-    assert pd.read_csv(compared / "cells.csv")["requests"].nunique() == 1
+    assert len(set(pd.read_csv(compared / "cells.csv")["requests"])) == 1
 
 
 def test_tables_are_in_both_formats(compared: Path) -> None:

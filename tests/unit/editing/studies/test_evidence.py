@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-import yaml
 from torch import Tensor
 
 from editing.closed_form.covariance import Covariances, measure
@@ -22,7 +21,7 @@ from interp.config import SelectConfig
 from interp.models.loading import LanguageModel
 from interp.models.tokens import token_positions
 from interp.results import effects
-from interp.rules.sources import Rule, dump_rules
+from interp.rules.sources import Rule
 from interp.selection.select import select_layers
 from interp.vocabulary import FORMS, ROLES
 from tests.unit.records import known, recorded
@@ -110,7 +109,7 @@ def test_reach_is_the_steepest_slope_of_the_answer_times_the_size_of_the_stream(
         step = 3e-3
         basis = torch.eye(model.d_model)
         slopes = [(score(layer, step * e) - score(layer, -step * e)) / (2 * step) for e in basis]
-        stream = states(model, request.prompt, model.hook("resid", layer))[at].norm()
+        stream = states(model, request.prompt, model.hook("resid", layer))[at].norm().item()
         assert found[layer] == pytest.approx(
             float(np.linalg.norm(slopes) * stream), rel=2e-2, abs=1e-4
         )
@@ -215,30 +214,11 @@ def test_evidence_that_is_missing_or_does_not_fit_is_refused(
 
 
 def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
-    make_model: Callable[..., LanguageModel], rules: tuple[Rule, ...], dmle: Command, tmp_path: Path
+    make_inputs: Callable[..., Path], rules: tuple[Rule, ...], dmle: Command, tmp_path: Path
 ) -> None:
-    make_model("llama", check=False).export(tmp_path / "model")
-    dump_rules(rules, tmp_path / "rules.json")
-    lines = [
-        f"The {a} of a {b} is {n}." for n in range(30) for a in "pqr" for b in ("cube", "square")
-    ]
-    (tmp_path / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
-    settings: dict[str, Any] = {
-        "model": {"name": str(tmp_path / "model"), "device": "cpu"},
-        "rules": {"source": str(tmp_path / "rules.json")},
-        "covariance": {"corpus": str(tmp_path / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
-        "select": {"width": 1, "identity_blocks": 0, "bootstrap": 20, "level": 1},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    run, common = (
-        tmp_path / "run",
-        (
-            "--config",
-            tmp_path / "config.yaml",
-            "--run",
-            tmp_path / "run",
-        ),
-    )
+    select = {"width": 1, "identity_blocks": 0, "bootstrap": 20, "level": 1}
+    config, run = make_inputs(rules, {"select": select}) / "config.yaml", tmp_path / "run"
+    common = ("--config", config, "--run", run)
     code, said = dmle("evidence", *common)
     assert code != 0 and "dmle profile" in said
     ids = [rule.id for rule in rules]

@@ -11,16 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-import yaml
 
 from editing.studies import layer_sweep, regret_measures
 from editing.studies.config import SweepConfig
 from editing.studies.regret import choices, regret
 from interp.config import SelectConfig
 from interp.errors import InputError
-from interp.models.loading import LanguageModel
 from interp.results import effects
-from interp.rules.sources import Rule, dump_rules
+from interp.rules.sources import Rule
 from interp.selection.from_sweep import select_from_sweep
 from interp.vocabulary import LOOKUP, ROLES
 from tests.unit.records import recorded
@@ -205,31 +203,14 @@ def test_strategies_are_scored_at_their_layers() -> None:
 
 
 @pytest.fixture(scope="module")
-def inputs(
-    make_model: Callable[..., LanguageModel],
-    rules: tuple[Rule, ...],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama", check=False).export(folder / "model")
-    dump_rules([rules[0].model_copy(update={"split": "validation"})], folder / "rules.json")
-    lines = [
-        f"The {a} of a {b} is {n} times the side."
-        for n in range(12)
-        for a in "pqr"
-        for b in ("cube", "square")
-    ]
-    (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
+def inputs(make_inputs: Callable[..., Path], rules: tuple[Rule, ...]) -> Path:
+    """One rule to sweep over."""
     settings: dict[str, Any] = {
-        "model": {"name": str(folder / "model"), "device": "cpu"},
-        "rules": {"source": str(folder / "rules.json")},
-        "covariance": {"corpus": str(folder / "corpus.txt"), "tokens": 600, "shrinkage": 0.05},
         "edit": {"contexts": 0, "steps": 2},
         "sweep": {"width": 1, "step": 1, "resamples": 100},
         "select": {"width": 1, "identity_blocks": 0, "bootstrap": 50},
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return folder
+    return make_inputs([rules[0].model_copy(update={"split": "validation"})], settings)
 
 
 def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Path) -> None:
@@ -275,7 +256,7 @@ def test_both_commands_run_and_resume(inputs: Path, dmle: Command, tmp_path: Pat
     assert {"window", "published", "best-layer", "all", "reversed", "random"} <= set(
         rows["strategy"]
     )
-    assert (rows[rows["strategy"] == "window"]["n_rules"] == 1).all()
+    assert set(rows[rows["strategy"] == "window"]["n_rules"]) == {1}
     assert (run / "tables" / "regret.tex").is_file()
 
 

@@ -52,28 +52,18 @@ STEPS = ("trace", "profile", "select", "edit", "evaluate")
 
 @pytest.fixture(scope="module")
 def inputs(
-    make_model: Callable[..., LanguageModel],
-    rules: tuple[Rule, ...],
-    tmp_path_factory: pytest.TempPathFactory,
+    make_inputs: Callable[..., Path], make_model: Callable[..., LanguageModel], rule: Rule
 ) -> Path:
     """Two models, rules, the same with other answers, and settings."""
-    folder = tmp_path_factory.mktemp("inputs")
-    make_model("llama", check=False).export(folder / "model")
+    square = rule.model_copy(update={"split": None})
+    folder = make_inputs([square, square.model_copy(update={"id": "again"})], SETTINGS)
     make_model("llama", check=False, num_hidden_layers=4).export(folder / "deeper")
     make_model("llama", check=False, seed=1).export(folder / "twin")
-    square = rules[0].model_copy(update={"split": None})
-    dump_rules([square, square.model_copy(update={"id": "again"})], folder / "rules.json")
     forms = {
         name: form.model_copy(update={"target_new": "7"}) for name, form in square.forms.items()
     }
     other = square.model_copy(update={"forms": forms})
     dump_rules([other, other.model_copy(update={"id": "again"})], folder / "others.json")
-    settings = {
-        "model": {"name": str(folder / "model"), "device": "cpu"},
-        "rules": {"source": str(folder / "rules.json")},
-        **SETTINGS,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return folder
 
 

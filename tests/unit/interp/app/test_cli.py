@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import yaml
 
-from interp.app import commands as cli
 from interp.app.command_line import _next
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules, load_rules
@@ -25,22 +24,6 @@ from tests.unit.records import known, recorded
 pytestmark = pytest.mark.slow
 
 Command = Callable[..., tuple[int, list[str]]]
-
-
-@pytest.fixture
-def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command line here: exit code, and the lines on standard error."""
-
-    def run(*arguments: str | int | Path) -> tuple[int, list[str]]:
-        capfd.readouterr()
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        return code, capfd.readouterr().err.splitlines()
-
-    return run
 
 
 def save_maps(path: Path, layers: int = 6, rules: int = 4) -> None:
@@ -72,7 +55,7 @@ def save_maps(path: Path, layers: int = 6, rules: int = 4) -> None:
 # Settings.
 
 
-def test_flags_override_the_file_overrides_the_run(dmle: Command, tmp_path: Path) -> None:
+def test_flags_override_the_file_overrides_the_run(dmle_lines: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     save_maps(run / "effects.nc")
     held = {"profile": {"bootstrap": 20, "confidence": 0.8, "seed": 1}, "rules": {"limit": 2}}
@@ -80,7 +63,7 @@ def test_flags_override_the_file_overrides_the_run(dmle: Command, tmp_path: Path
     (tmp_path / "c.yaml").write_text(
         "profile: {confidence: 0.7, seed: 2}\nselect: {width: 2}\n", encoding="utf-8"
     )
-    code, _ = dmle(
+    code, _ = dmle_lines(
         "profile",
         "--run",
         run,
@@ -100,28 +83,26 @@ def test_flags_override_the_file_overrides_the_run(dmle: Command, tmp_path: Path
     assert kept["provenance"]["version_torch"]
     assert len(load_rules(run / "rules.json")) == 3  # the first of each split
     # The next command, without flags, goes on with what is in force.
-    assert dmle("profile", "--run", run)[0] == 0
+    assert dmle_lines("profile", "--run", run)[0] == 0
     assert effects.load(run / "profile.nc").attrs["bootstrap_seed"] == 3
 
 
-def test_profile_and_select_follow_each_other(dmle: Command, tmp_path: Path) -> None:
+def test_profile_and_select_follow_each_other(dmle_lines: Command, tmp_path: Path) -> None:
     save_maps(tmp_path / "effects.nc")
-    code, said = dmle("profile", "--run", tmp_path)
+    code, said = dmle_lines("profile", "--run", tmp_path)
     assert code == 0 and said[-1] == f"Done. Next: dmle select --run {tmp_path}"
     assert "0 of 12 prompts left out as not traceable" in " ".join(said)
-    code, said = dmle("select", "--run", tmp_path, "--width", "2")
+    code, said = dmle_lines("select", "--run", tmp_path, "--width", "2")
     assert code == 0 and said[-1] == f"Done. Next: dmle edit --run {tmp_path}"
     assert "formula+description: layers 3–4" in said
     assert LayerSelection.load(tmp_path / "selection.json").layers_of("instance") == (3, 4)
 
 
-def test_set_takes_any_yaml_value(dmle: Command, tmp_path: Path) -> None:
+def test_set_takes_any_yaml_value(dmle_lines: Command, tmp_path: Path) -> None:
     save_maps(tmp_path / "effects.nc")
     roles = "profile.lookup_roles=[subject_last, last]"
-    assert (
-        dmle("profile", "--run", tmp_path, "--set", roles, "--set", "profile.confidence=0.5")[0]
-        == 0
-    )
+    sets = ["--set", roles, "--set", "profile.confidence=0.5"]
+    assert dmle_lines("profile", "--run", tmp_path, *sets)[0] == 0
     attrs = effects.load(tmp_path / "profile.nc").attrs
     assert (attrs["lookup_roles"], attrs["confidence"]) == ("subject_last last", 0.5)
 
@@ -258,11 +239,11 @@ def arguments(line: str, folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
 def test_a_mistake_gives_one_line_that_names_it(
-    mistake: str, dmle: Command, tmp_path: Path
+    mistake: str, dmle_lines: Command, tmp_path: Path
 ) -> None:
     line, message = MISTAKES[mistake]
     prepare(tmp_path)
-    code, said = dmle(*arguments(line, tmp_path))
+    code, said = dmle_lines(*arguments(line, tmp_path))
     errors = [text for text in said if text.startswith("error: ")]
     assert code == 2
     assert len(errors) == 1 and said[-1] == errors[0]
@@ -320,14 +301,14 @@ def test_no_mistake_waits_for_torch(tmp_path: Path) -> None:
 def test_a_wrong_model_is_told_before_the_first_step(
     flags: list[str],
     message: str,
-    dmle: Command,
+    dmle_lines: Command,
     tmp_path: Path,
     model_folder: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     places = {"{tmp}": str(tmp_path), "{model}": str(model_folder)}
-    code, said = dmle(
+    code, said = dmle_lines(
         "trace", "--run", tmp_path / "run", *(places.get(flag, flag) for flag in flags)
     )
     assert code == 2 and len(said) == 1
@@ -337,8 +318,8 @@ def test_a_wrong_model_is_told_before_the_first_step(
     )  # no settings that the next command would take up
 
 
-def test_a_wrong_flag_is_refused_with_the_nearest(dmle: Command, tmp_path: Path) -> None:
-    code, said = dmle("trace", "--run", tmp_path, "--sampels", "3")
+def test_a_wrong_flag_is_refused_with_the_nearest(dmle_lines: Command, tmp_path: Path) -> None:
+    code, said = dmle_lines("trace", "--run", tmp_path, "--sampels", "3")
     assert code != 0
     assert "--samples" in " ".join(said)
     assert list(tmp_path.iterdir()) == []
@@ -347,18 +328,17 @@ def test_a_wrong_flag_is_refused_with_the_nearest(dmle: Command, tmp_path: Path)
 # The rest.
 
 
+def inputs_of(folder: Path, model: Path) -> list[str | Path]:
+    """Flags: a run folder, the tiny model on the CPU, and the rules that lie beside the run."""
+    run, rules = folder / "run", folder / "rules.json"
+    return ["--run", run, "--model", model, "--rules", rules, "--device", "cpu"]
+
+
 def test_trace_tells_what_it_did_and_skipped(
-    dmle: Command, rules: Sequence[Rule], model_folder: Path, tmp_path: Path
+    dmle_lines: Command, rules: Sequence[Rule], model_folder: Path, tmp_path: Path
 ) -> None:
     dump_rules(rules[1:], tmp_path / "rules.json")
-    common = [
-        "--run",
-        tmp_path / "run",
-        "--model",
-        model_folder,
-        "--rules",
-        tmp_path / "rules.json",
-    ]
+    common = inputs_of(tmp_path, model_folder)
     flags = [
         "--samples",
         "2",
@@ -366,10 +346,8 @@ def test_trace_tells_what_it_did_and_skipped(
         "subject_last,last",
         "--set",
         "trace.answer=truth",
-        "--device",
-        "cpu",
     ]
-    code, said = dmle("trace", *common, *flags)
+    code, said = dmle_lines("trace", *common, *flags)
     text = "\n".join(said)
     assert code == 0
     assert "1 prompts traced" in text and "; 1 skipped" in text
@@ -382,28 +360,19 @@ def test_trace_tells_what_it_did_and_skipped(
     assert maps.attrs["n_skipped"] == 1 and maps["rule"].values.tolist() == ["cube-volume"]
     assert load_rules(tmp_path / "run" / "rules.json").rules == tuple(rules[1:])
     # The same folder with other settings: refused in one line, and taken with --overwrite.
-    code, said = dmle("trace", *common, "--samples", "3")
+    code, said = dmle_lines("trace", *common, "--samples", "3")
     assert code == 2 and said[-1].startswith("error: ") and "--overwrite" in said[-1]
-    code, _ = dmle("trace", *common, "--samples", "3", "--overwrite")
+    code, _ = dmle_lines("trace", *common, "--samples", "3", "--overwrite")
     assert code == 0 and effects.load(tmp_path / "run" / "effects.nc").sizes["sample"] == 3
 
 
 def test_trace_says_what_screening_saved_and_missed(
-    dmle: Command, rules: Sequence[Rule], model_folder: Path, tmp_path: Path
+    dmle_lines: Command, rules: Sequence[Rule], model_folder: Path, tmp_path: Path
 ) -> None:
     dump_rules(rules[:1], tmp_path / "rules.json")
-    common = [
-        "--run",
-        tmp_path / "run",
-        "--model",
-        model_folder,
-        "--rules",
-        tmp_path / "rules.json",
-        "--device",
-        "cpu",
-    ]
+    common = inputs_of(tmp_path, model_folder)
     flags = ["--samples", "6", "--positions", "all", "--method", "screen", "--memory", "1MiB"]
-    code, said = dmle("trace", *common, *flags, "--metrics", "sum_log_prob,first_token_prob")
+    code, said = dmle_lines("trace", *common, *flags, "--metrics", "sum_log_prob,first_token_prob")
     text = "\n".join(said)
     assert code == 0 and "method: screen" in text
     maps = effects.load(tmp_path / "run" / "effects.nc")
@@ -420,7 +389,7 @@ def test_trace_says_what_screening_saved_and_missed(
     assert wanted in text and f"{np.mean(missed):.0%} on average, {max(missed):.0%} at most" in text
 
 
-def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> None:
+def test_an_interrupt_says_how_to_continue(dmle_lines: Command, tmp_path: Path) -> None:
     pipe = tmp_path / "settings.yaml"
     os.mkfifo(pipe)
     reader = threading.get_ident()
@@ -443,7 +412,7 @@ def test_an_interrupt_says_how_to_continue(dmle: Command, tmp_path: Path) -> Non
     thread = threading.Thread(target=interrupt_the_reader)
     thread.start()
     try:
-        code, said = dmle("trace", "--run", tmp_path / "run", "--config", pipe)
+        code, said = dmle_lines("trace", "--run", tmp_path / "run", "--config", pipe)
     finally:
         thread.join()
         signal.signal(signal.SIGINT, before)

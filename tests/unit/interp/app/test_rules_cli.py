@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from interp.app import commands as cli
 from interp.rules.checks import CHECKS, check_rules
 from interp.rules.rulebook.build import build_files
 from interp.rules.ruleedit.reading import read_ruleedit
@@ -44,17 +43,11 @@ rules:
 
 
 @pytest.fixture
-def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
+def dmle(command_line: Callable[..., tuple[int, str, str]]) -> Command:
     """Runs a command line here: exit code, standard output, and the lines on standard error."""
 
     def run(*arguments: str | int | Path) -> tuple[int, str, list[str]]:
-        capfd.readouterr()
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        out, err = capfd.readouterr()
+        code, out, err = command_line(*arguments)
         return code, out, err.splitlines()
 
     return run

@@ -34,7 +34,7 @@ from tests.unit.editing_making import edit_with
 
 pytestmark = pytest.mark.slow
 
-CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
 LONG = 16
 """Beyond so many tokens some of the models below change what they do."""
 # Blocks and down-projection of the raw models, and whether the fast route of patching holds.

@@ -233,11 +233,13 @@ def test_make_once_makes_again_what_was_damaged_since_and_says_so(
 
 def test_make_once_keeps_a_single_file_whole_too(tmp_path: Path) -> None:
     target = tmp_path / "corpus.txt"
-    make_once(target, lambda path: path.write_bytes(CONTENT) and None)
+
+    def make(path: Path) -> None:
+        path.write_bytes(CONTENT)
+
+    make_once(target, make)
     target.write_bytes(CONTENT[::-1])
-    assert (
-        make_once(target, lambda path: path.write_bytes(CONTENT) and None).read_bytes() == CONTENT
-    )
+    assert make_once(target, make).read_bytes() == CONTENT
 
 
 MAKER = """

@@ -325,7 +325,12 @@ def test_models_of_another_kind_are_refused_in_a_line(
 def test_encoders_and_what_the_wrapper_does_not_know_are_refused(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    sizes = {"vocab_size": 350, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "vocab_size": 350,
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+    }
     t5 = T5Config(vocab_size=350, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
     gpt = OpenAIGPTConfig(vocab_size=350, n_embd=32, n_layer=2, n_head=4, n_positions=64)
     for name, hf, words in (

@@ -29,7 +29,7 @@ TEXTS = (
     "What is the rectangle's perimeter (π = 3.14)?",
     "Ünïcödé 面積 🙂 of  two  spaces",
 )
-CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def updated(parameter: nn.Parameter, update: Tensor) -> Iterator[None]:
     """Adds to a parameter for a while; the old values come back bit for bit."""
     before = parameter.detach().clone()
     with torch.no_grad():
-        parameter += update
+        parameter.add_(update)
     try:
         yield
     finally:
@@ -559,7 +559,7 @@ def test_quantised_parameters_are_refused(
 def test_an_architecture_without_dense_mlps_is_refused(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    sizes = {"vocab_size": 350, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes: dict[str, Any] = {"vocab_size": 350, "hidden_size": 32, "num_hidden_layers": 2}
     experts = MixtralConfig(
         **sizes,
         num_attention_heads=4,

@@ -81,14 +81,14 @@ def test_traceable_needs_a_positive_effect_above_the_noise(
     clean: float, corrupted: tuple[float, float], traceable: bool
 ) -> None:
     item = by_hand().assign(
-        clean=((), np.float32(clean)), corrupted=("sample", np.float32(corrupted))
+        clean=((), np.float32(clean)), corrupted=("sample", np.array(corrupted, dtype=np.float32))
     )
     assert effects.total_effect(item)["traceable"].item() is traceable
 
 
 def test_normalised_recovery_by_hand() -> None:
     item = by_hand().assign(
-        clean=((), np.float32(-1)), corrupted=("sample", np.float32([-3.0, -3.0]))
+        clean=((), np.float32(-1)), corrupted=("sample", np.array([-3.0, -3.0], dtype=np.float32))
     )
     # Total effect 2; restored -3 and -1.75 on average, over a corrupted -3.
     recovery = effects.normalised_recovery(item)

@@ -38,7 +38,8 @@ def slow_bootstrap(
     """Mean and interval of one column, resample by resample, rule by rule."""
     known = values[~np.isnan(values)]
     if len(known) < 2:
-        return (known.mean() if len(known) else np.nan), np.nan, np.nan
+        mean = known.mean() if len(known) else np.nan
+        return np.array(mean), np.array(np.nan), np.array(np.nan)
     means = []
     for counts in resample_counts(len(values), draws, seed):
         drawn = [

@@ -182,7 +182,9 @@ def instance(rules: RuleSet, id_: str, form: RuleForm, at: int) -> Probe:
 def twin_rule(rules: RuleSet, id_: str, *forms: RuleForm, **changed: dict[str, object]) -> RuleSet:
     """With a rule of another id and name that has these forms of rule `id_`, changed as said."""
     rule = rule_of(rules, id_)
-    kept = {form: rule.forms[form].model_copy(update=changed.get(form, {})) for form in forms}
+    kept: dict[RuleForm, RulePrompt] = {
+        form: rule.forms[form].model_copy(update=changed.get(form, {})) for form in forms
+    }
     return with_rules(rules, with_forms(rule, kept, id="other", name="something else"))
 
 

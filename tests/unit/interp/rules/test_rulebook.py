@@ -278,7 +278,7 @@ def test_the_sled_s_description_is_as_written_by_hand(sled_rule: Rule) -> None:
     )
 
 
-def key(values: dict[str, float]) -> tuple[int, int]:
+def key(values: dict[str, float]) -> tuple[Any, Any]:
     assert set(values) == {"m", "v"}
     return int(values["m"]), int(values["v"])
 

@@ -39,7 +39,7 @@ def meaning(expression: str, symbols: frozenset[str]) -> sympy.Expr:
     return found
 
 
-def result(rule: Rule, expression: str | None, values: dict[str, float]) -> sympy.Expr:
+def result(rule: Rule, expression: str | None, values: dict[str, float]) -> Any:
     """An expression of a rule at some values, exactly."""
     assert expression is not None
     numbers = {sympy.Symbol(name): sympy.Rational(str(value)) for name, value in values.items()}
@@ -180,12 +180,13 @@ def factors(text: str, rule: Rule) -> str:
     )
     tokens = re.findall(pattern, text)
     assert "".join(tokens) == text.replace(" ", ""), (rule.id, text)
-    found = ""
+    spelling, found = {"π": "pi", "×": "*"}, ""
     for before, token in zip(["", *tokens], tokens, strict=False):
         both_operands = (
             before and before not in (*"-+*/^(×", "sqrt", "log") and token not in "-+*/^)!×"
         )
-        found += ("*" if both_operands else "") + {"π": "pi", "×": "*"}.get(token, token)
+        found += "*" if both_operands else ""
+        found += spelling.get(token, str(token))
     return found
 
 
@@ -197,7 +198,7 @@ def test_formula_targets_say_what_the_expressions_say() -> None:
             *((t, rule.expression_true) for t in form.target_true),
         ]
         for text, expression in pairs:
-            read = meaning(factors(text, rule), symbols)
+            read: Any = meaning(factors(text, rule), symbols)
             for probe in form.instances:
                 numbers = {
                     sympy.Symbol(name): sympy.Rational(str(v)) for name, v in probe.values.items()

@@ -1,6 +1,7 @@
 """Mentions in any script: ranges counted by hand, and every range checked to be the phrase."""
 
 import unicodedata
+from typing import Literal
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_no_mention_cuts_a_sign(text: str, phrase: str) -> None:
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("phrase", ["Élysée", "Việt Nam", "ガス", "각", "Å"])
 def test_either_unicode_form_is_found_with_the_places_of_the_text(
-    text_form: str, form: str, phrase: str
+    text_form: Literal["NFC", "NFD"], form: Literal["NFC", "NFD"], phrase: str
 ) -> None:
     text = unicodedata.normalize(text_form, f"é {phrase}, {phrase}")
     found = char_spans(text, unicodedata.normalize(form, phrase))

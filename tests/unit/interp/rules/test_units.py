@@ -2,6 +2,7 @@
 be added."""
 
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import sympy
@@ -104,7 +105,7 @@ def powers(**given: int | Fraction) -> tuple[Fraction, ...]:
 
 @pytest.mark.parametrize("symbol", SYMPY_UNITS)
 def test_unit_has_the_dimension_and_size_of_sympys(symbol: str) -> None:
-    theirs = si.convert_to(SYMPY_UNITS[symbol], [SYMPY_UNITS[name] for name in SYMPY_BASE])
+    theirs: Any = si.convert_to(SYMPY_UNITS[symbol], [SYMPY_UNITS[name] for name in SYMPY_BASE])
     factors = theirs.as_powers_dict()
     named = {name: Fraction(int(factors.pop(SYMPY_UNITS[name], 0))) for name in SYMPY_BASE}
     assert measure(symbol).powers == powers(**named)

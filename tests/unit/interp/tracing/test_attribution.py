@@ -40,13 +40,15 @@ def finite_difference(
     """Central difference of the score as the corrupted state moves towards the clean one, per
     sample."""
     (name,) = {model.hook(site.component, layer) for layer in site.layers}
+    noise = one.noise
+    assert noise is not None
     ids = torch.tensor([one.ids])
     clean = model.capture(ids, [name])[name][0, site.position]
 
     def run(sample: int, share: float) -> float:
         def corrupt(value: torch.Tensor, hook: Any) -> torch.Tensor:
             value = value.clone()
-            value[0, list(one.positions)] += one.noise[sample].to(value)
+            value[0, list(one.positions)] += noise[sample].to(value)
             return value
 
         def move(value: torch.Tensor, hook: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from interp.tracing.corruption import (
     noise_rule,
     phrase_positions,
 )
-from interp.vocabulary import ROLES
+from interp.vocabulary import ROLES, CorruptedSpan
 
 PROMPT = (
     "prefix",
@@ -39,7 +39,9 @@ PROMPT = (
         ("content", [1, 3, 4, 5, 6]),
     ],
 )
-def test_corrupted_positions_are_those_of_the_roles(span: str, positions: list[int]) -> None:
+def test_corrupted_positions_are_those_of_the_roles(
+    span: CorruptedSpan, positions: list[int]
+) -> None:
     assert corrupted_positions(PROMPT, span) == positions
 
 

@@ -37,6 +37,8 @@ from interp.vocabulary import FORMS, RuleForm
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Assessed = Callable[..., list[Knowledge]]
+
 
 def settings(**changes: Any) -> TraceConfig:
     return TraceConfig(**{"samples": 3, "seed": 5, "span": "subject", **changes})
@@ -59,6 +61,24 @@ def whole(
     """The rows of those prompts, and the file that they were written to."""
     path = tmp_path_factory.mktemp("whole") / "rows.csv"
     return assess_rules(tiny_llama, some, settings(), path), path.with_suffix(".json").read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A table that is not there yet."""
+    return tmp_path / "rows.csv"
+
+
+@pytest.fixture
+def assessed(tiny_llama: LanguageModel, some: Sequence[Rule], path: Path) -> Assessed:
+    """Assesses those prompts, or other rules, into that table."""
+
+    def assess_into_path(
+        config: TraceConfig | None = None, rules: Sequence[Rule] = some, **more: Any
+    ) -> list[Knowledge]:
+        return assess_rules(tiny_llama, rules, config or settings(), path, **more)
+
+    return assess_into_path
 
 
 # Whether a text holds an answer.
@@ -173,7 +193,7 @@ def test_assess_equals_plain_forward_passes(
     (at,) = (
         i for i, text in enumerate(tiny_llama.token_texts(encoding)) if text.strip() == "square"
     )
-    table = hf.get_input_embeddings().weight.detach()
+    table = hf.get_input_embeddings().get_parameter("weight").detach()
     noise = gaussian_noise(
         4,
         1,
@@ -302,7 +322,7 @@ def test_every_form_of_every_rule_is_assessed_in_order(
     assert sum(done) == len(found) == 5
     texts = [prompt.prompt for rule in rules for prompt in rule.forms.values()]
     answers = greedy_answers(tiny_llama, texts)
-    places = [(rule, form) for rule in rules for form in rule.forms]
+    places: list[tuple[Rule, RuleForm]] = [(rule, form) for rule in rules for form in rule.forms]
     for row, (rule, form), answer in zip(found, places, answers, strict=True):
         assert row == assess(tiny_llama, rule, form, settings(), answer)
     # No true answer, and only then nothing to be known.
@@ -310,16 +330,12 @@ def test_every_form_of_every_rule_is_assessed_in_order(
 
 
 def test_rows_are_read_as_they_were_written(
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
     found, content = whole
-    path = tmp_path / "rows.csv"
     path.with_suffix(".json").write_bytes(content)
     assert read_rows(path.with_suffix(".json")) == found
-    assert assess_rules(tiny_llama, some, settings(), path) == found
+    assert assessed() == found
     with path.open(encoding="utf-8", newline="") as file:
         raw = list(csv.DictReader(file))
     assert [list(row) for row in raw] == [list(asdict(row)) for row in found]
@@ -335,18 +351,15 @@ def changed(path: Path, row: int, **values: Any) -> None:
 
 
 def test_rows_that_are_there_are_kept_and_not_worked_out_again(
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    some: Sequence[Rule], whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
-    path, (first, content) = tmp_path / "rows.csv", whole
+    first, content = whole
     done: list[int] = []
     state = path.with_suffix(".json")
     state.write_bytes(content)
     changed(state, 1, total_effect=123.5, known="yes", traceable=True, twin=3)
     text = state.read_bytes()
-    again = assess_rules(tiny_llama, some, settings(), path, advance=done.append)
+    again = assessed(advance=done.append)
     assert again == [
         first[0],
         replace(first[1], total_effect=123.5, known="yes", traceable=True, twin=3),
@@ -355,7 +368,7 @@ def test_rows_that_are_there_are_kept_and_not_worked_out_again(
     assert state.read_bytes() == text and sum(done) == 3
     # More rules: theirs are added, in the order of the rules.
     third = only(some[0], "instance").model_copy(update={"id": "another"})
-    more = assess_rules(tiny_llama, [some[0], third, some[1]], settings(), path)
+    more = assessed(rules=[some[0], third, some[1]])
     assert more == [*again[:2], replace(first[1], rule="another"), again[2]]
 
 
@@ -363,26 +376,23 @@ def test_rows_of_other_settings_are_worked_out_again(
     tiny_llama: LanguageModel,
     some: Sequence[Rule],
     whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    assessed: Assessed,
+    path: Path,
 ) -> None:
-    path, other, one = tmp_path / "rows.csv", settings(seed=6), some[1:]
+    other, one = settings(seed=6), some[1:]
     path.with_suffix(".json").write_bytes(whole[1])
-    again = assess_rules(tiny_llama, one, other, path)
+    again = assessed(other, one)
     assert again == [assess(tiny_llama, one[0], "formula", other, whole[0][2].greedy)]
     assert again[0].total_effect != whole[0][2].total_effect
     # What changes no number of a row is no other setting.
     changed(path.with_suffix(".json"), 0, total_effect=123.5)
-    same = assess_rules(tiny_llama, one, settings(seed=6, batch_size=1, splits=("test",)), path)
+    same = assessed(settings(seed=6, batch_size=1, splits=("test",)), one)
     assert same == [replace(again[0], total_effect=123.5)]
 
 
 def test_a_stopped_run_goes_on(
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
-    path = tmp_path / "rows.csv"
     done: list[int] = []
 
     def stop_after_two(count: int) -> None:
@@ -391,21 +401,18 @@ def test_a_stopped_run_goes_on(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        assess_rules(tiny_llama, some, settings(), path, advance=stop_after_two)
+        assessed(advance=stop_after_two)
     state = path.with_suffix(".json")
     assert read_rows(state) == whole[0][:2]
     changed(state, 0, total_effect=123.5)
-    found = assess_rules(tiny_llama, some, settings(), path)
+    found = assessed()
     assert found == [replace(whole[0][0], total_effect=123.5), *whole[0][1:]]
 
 
 def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
-    path, (rows, content) = tmp_path / "rows.csv", whole
+    rows, content = whole
     state = path.with_suffix(".json")
     at = content.index(str(rows[1].total_effect).encode())
     other = b"%d" % ((content[at + 1] - 47) % 10)  # another digit
@@ -414,9 +421,9 @@ def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
         with pytest.raises(
             DamagedError, match=r"rows\.json .*; delete it, and run the same command again"
         ):
-            assess_rules(tiny_llama, some, settings(), path)
+            assessed()
     state.unlink()
-    assert assess_rules(tiny_llama, some, settings(), path) == rows
+    assert assessed() == rows
     assert state.read_bytes() == content
 
 
@@ -430,31 +437,22 @@ def test_rows_that_were_damaged_are_refused_with_the_way_to_mend_them(
     ],
 )
 def test_any_answer_is_kept(
-    answer: str,
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    answer: str, whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
-    path = tmp_path / "rows.csv"
     kept = [replace(row, greedy=answer) for row in whole[0]]
     save_records(path.with_suffix(".json"), list(asdict(kept[0])), [asdict(row) for row in kept])
-    assert assess_rules(tiny_llama, some, settings(), path) == kept
+    assert assessed() == kept
     with path.open(encoding="utf-8", newline="") as file:
         assert [row["greedy"] for row in csv.DictReader(file)] == [answer] * len(kept)
 
 
 def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
-    tiny_llama: LanguageModel,
-    some: Sequence[Rule],
-    whole: tuple[list[Knowledge], bytes],
-    tmp_path: Path,
+    whole: tuple[list[Knowledge], bytes], assessed: Assessed, path: Path
 ) -> None:
     """The formulas have no number to corrupt, and the cube's has no true answer; neither stops
     the others."""
-    path = tmp_path / "rows.csv"
     for config, without in ((settings(span="numbers"), [0, 2]), (settings(answer="truth"), [2])):
-        found = assess_rules(tiny_llama, some, config, path)
+        found = assessed(config)
         assert [row.greedy for row in found] == [row.greedy for row in whole[0]]
         assert [row.known for row in found] == [row.known for row in whole[0]]
         for at, row in enumerate(found):
@@ -465,7 +463,7 @@ def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
         state = path.with_suffix(".json")
         text = state.read_bytes()
         changed(state, 0, known="kept")
-        again = assess_rules(tiny_llama, some, config, path)
+        again = assessed(config)
         assert again[0].known == "kept" and [str(row) for row in again[1:]] == [
             str(row) for row in found[1:]
         ]
@@ -474,12 +472,12 @@ def test_a_prompt_without_corruption_or_answer_has_no_numbers_and_is_kept(
 
 @pytest.mark.parametrize("content", ["rule,form\nsquare-area,formula\n", "no table", "# Notes\n"])
 def test_a_file_of_other_columns_is_refused_and_left(
-    content: str, tiny_llama: LanguageModel, some: Sequence[Rule], tmp_path: Path
+    content: str, assessed: Assessed, path: Path
 ) -> None:
-    (tmp_path / "rows.csv").write_text(content, encoding="utf-8")
+    path.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=r"rows\.csv has the columns .* move it away"):
-        assess_rules(tiny_llama, some, settings(), tmp_path / "rows.csv")
-    assert (tmp_path / "rows.csv").read_text(encoding="utf-8") == content
+        assessed()
+    assert path.read_text(encoding="utf-8") == content
 
 
 # The table.

@@ -108,7 +108,8 @@ def raw_sweep(
     """Causal tracing as it is defined, with nothing of `interp`: mean log-probability in NumPy
     double precision."""
     block, mlp, attn = MODULES[architecture]
-    ids = torch.tensor([[*one.prompt, *one.answer]])
+    ids, drawn = torch.tensor([[*one.prompt, *one.answer]]), one.noise
+    assert drawn is not None
 
     def module(component: str, layer: int) -> nn.Module:
         part = {"resid": "", "mlp": f".{mlp}", "attn": f".{attn}"}[component]
@@ -126,7 +127,7 @@ def raw_sweep(
 
     def corrupt(value: Tensor, sample: int) -> Tensor:
         value = value.clone()
-        for at, noise in zip(one.positions, one.noise[sample], strict=True):
+        for at, noise in zip(one.positions, drawn[sample], strict=True):
             value[0, at] += noise
         return value
 
@@ -147,13 +148,14 @@ def raw_sweep(
             stack.enter_context(
                 hooked(hf.get_input_embeddings(), lambda value: corrupt(value, sample))
             )
-            for layer in site.layers if site else ():
-                key = (site.component, layer)
-                put = lambda value, key=key: restore(value, site.position, clean_values[key])  # noqa: E731
-                stack.enter_context(hooked(module(*key), put))
+            if site is not None:
+                at = site.position
+                for key in itertools.product([site.component], site.layers):
+                    put = lambda value, key=key: restore(value, at, clean_values[key])  # noqa: E731
+                    stack.enter_context(hooked(module(*key), put))
             return score()
 
-    samples = range(len(one.noise))
+    samples = range(len(drawn))
     corrupted = torch.tensor([run(sample, None) for sample in samples])
     return SweepResult(
         torch.tensor(clean),
@@ -455,6 +457,7 @@ def test_a_frozen_stream_cannot_act_through_what_is_frozen(tiny_llama: LanguageM
 
 def test_the_two_directions_mirror_each_other(tiny_llama: LanguageModel) -> None:
     one = counterfactual_case()
+    assert one.counterfactual is not None
     mirrored = CorruptedPrompt(one.counterfactual, one.answer, CORRUPTED, counterfactual=one.prompt)
     some = every_kind_of_site((2, 4, 7))
     denoised = sweep(tiny_llama, one, some, mean_log_prob)

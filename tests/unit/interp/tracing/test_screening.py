@@ -12,7 +12,7 @@ from interp.tracing.metrics import mean_log_prob
 from interp.tracing.patching import SweepOptions, sweep
 from interp.tracing.screening import ScoredSites, ScoringOptions, score_sites
 from interp.tracing.windows import window
-from interp.vocabulary import Direction
+from interp.vocabulary import Direction, Method
 
 pytestmark = pytest.mark.slow
 
@@ -144,11 +144,12 @@ def test_log_prob_difference_is_that_of_two_sweeps(model: LanguageModel) -> None
 
 
 def test_progress_adds_up(model: LanguageModel) -> None:
-    for method, case, metrics in (
+    methods: tuple[tuple[Method, CorruptedPrompt, list[str]], ...] = (
         ("exact", twin(), ["log_prob_difference"]),
         ("attribution", noisy(2), ["mean_log_prob"]),
         ("screen", noisy(2), ["mean_log_prob"]),
-    ):
+    )
+    for method, case, metrics in methods:
         told: list[float] = []
         some = grid(model.n_layers)[::3]
         score_sites(model, case, some, metrics, ScoringOptions(method=method), advance=told.append)

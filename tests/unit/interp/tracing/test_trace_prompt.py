@@ -12,7 +12,6 @@ import pytest
 import xarray as xr
 
 from figures import effect_map
-from interp.app import commands as cli
 from interp.config import TraceConfig
 from interp.results import effects
 from interp.tracing import one_prompt
@@ -21,22 +20,6 @@ from interp.tracing.one_prompt import PromptRequest
 Command = Callable[..., tuple[int, list[str]]]
 PROMPT = "The area of a square is"
 OWN = ["trace-prompt", "--prompt", PROMPT, "--subject", "square"]
-
-
-@pytest.fixture
-def dmle(capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command line here: exit code, and the lines on standard error."""
-
-    def run(*arguments: str | int | Path) -> tuple[int, list[str]]:
-        capfd.readouterr()
-        try:
-            cli.main([str(argument) for argument in arguments])
-            code = 0
-        except SystemExit as stop:
-            code = stop.code if isinstance(stop.code, int) else 1
-        return code, capfd.readouterr().err.splitlines()
-
-    return run
 
 
 def prompt_map(*, corrupted: tuple[float, float] = (-3.1, -2.9)) -> xr.Dataset:
@@ -164,20 +147,20 @@ def test_a_mistake_gives_one_line_and_does_not_wait_for_torch(tmp_path: Path) ->
     ],
 )
 def test_flags_of_the_other_trace_are_refused_and_missing_ones_named(
-    line: list[str], said: str, dmle: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: list[str], said: str, dmle_lines: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, told = dmle(*line)
+    code, told = dmle_lines(*line)
     assert code == 2 and said in " ".join(told)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_prompt_may_begin_with_a_hyphen(dmle: Command) -> None:
+def test_a_prompt_may_begin_with_a_hyphen(dmle_lines: Command) -> None:
     for line in (
         ["trace-prompt", "-5 + 2 =", "--subject", "x"],
         ["trace-prompt", "--prompt", "-5 + 2 =", "--subject", "-x"],
     ):
-        code, told = dmle(*line)
+        code, told = dmle_lines(*line)
         assert code == 2 and "is not in the prompt '-5 + 2 ='" in " ".join(told)
 
 
@@ -284,11 +267,13 @@ def test_figure_is_of_the_kind_that_its_name_says(
 
 
 def test_a_prompt_is_traced_reported_and_drawn(
-    dmle: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dmle_lines: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = ["--model", model_folder, "--device", "cpu", "--samples", 2]
-    code, said = dmle(*OWN, "--words", "area", "--answer", "4 side", "--plot", "map.png", *flags)
+    code, said = dmle_lines(
+        *OWN, "--words", "area", "--answer", "4 side", "--plot", "map.png", *flags
+    )
     text = "\n".join(said)
     assert code == 0, text
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -309,7 +294,7 @@ def test_a_prompt_is_traced_reported_and_drawn(
 
 
 def test_the_greedy_answer_ends_with_its_first_line(
-    dmle: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dmle_lines: Command, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     flags = [
@@ -323,7 +308,7 @@ def test_the_greedy_answer_ends_with_its_first_line(
         "trace.components=[mlp]",
     ]
     metrics = ["--metrics", "mean_log_prob,negative_kl", "--positions", "last"]
-    code, said = dmle(*OWN, "--out", "own.nc", *metrics, *flags)
+    code, said = dmle_lines(*OWN, "--out", "own.nc", *metrics, *flags)
     assert code == 0, said
     traced = effects.load(tmp_path / "own.nc")
     assert traced.attrs["answer_source"] == "greedy" and traced.attrs["positions"] == "last"

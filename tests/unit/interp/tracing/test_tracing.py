@@ -30,12 +30,12 @@ from interp.tracing.prompt import trace_prompt
 from interp.tracing.reference import sweep_reference
 from interp.tracing.trace import Skipped, StaleTraceError, trace_path, trace_rules
 from interp.tracing.windows import window
-from interp.vocabulary import COMPONENTS
+from interp.vocabulary import COMPONENTS, Direction, RuleForm
 
 DEADLINE = 120.0
 # Scores of about 7 in float32, where neighbours are 5e-7 apart: other batches add up in another
 # order.
-SAME = {"rtol": 1e-6, "atol": 2e-6}
+SAME: dict[str, Any] = {"rtol": 1e-6, "atol": 2e-6}
 
 
 def settings(**changes: Any) -> TraceConfig:
@@ -175,7 +175,7 @@ def with_twins(rule: Rule, *twins: tuple[str, str]) -> Rule:
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_counterfactual_trace_equals_the_definition(
-    direction: str, tiny_llama: LanguageModel, rule: Rule
+    direction: Direction, tiny_llama: LanguageModel, rule: Rule
 ) -> None:
     twin = "The area of a circle is A ="
     twins = with_twins(rule, ("The area of a long word is A =", "no"), (twin, "pi times"))
@@ -252,13 +252,15 @@ def test_all_components_of_a_map_are_their_sites(tiny_llama: LanguageModel, rule
         difference = np.abs(
             score.sel(component=kind, layer=1) - score.sel(component=f"{kind}_single", layer=1)
         )
-        assert difference.values[at:].max() > 1e-3
+        assert np.asarray(difference)[at:].max() > 1e-3
         frozen = score.sel(component=f"resid_{kind}_frozen")
         np.testing.assert_allclose(
             frozen.sel(layer=2), score.sel(component="resid", layer=2), **SAME
         )
         assert (
-            np.abs(frozen.sel(layer=0) - score.sel(component="resid", layer=0)).values[at].max()
+            np.asarray(np.abs(frozen.sel(layer=0) - score.sel(component="resid", layer=0)))[
+                at
+            ].max()
             > 1e-3
         )
 
@@ -295,7 +297,12 @@ def test_screened_and_attributed_maps_say_what_was_estimated(
     ],
 )
 def test_answer_is_the_truth_or_what_the_model_says(
-    which: int, form: str, asked: str, source: str, tiny_llama: LanguageModel, rules: Sequence[Rule]
+    which: int,
+    form: RuleForm,
+    asked: str,
+    source: str,
+    tiny_llama: LanguageModel,
+    rules: Sequence[Rule],
 ) -> None:
     rule = rules[which]
     item = trace_prompt(tiny_llama, rule, form, settings(answer=asked, answer_tokens=3))
