@@ -12,7 +12,8 @@ radon: one, and one for each `if`, conditional expression, `assert`, loop, `else
 Unlike radon, a function contains the complexity of what is nested in it, since its reader meets
 both. A code line is neither blank nor a comment nor in a docstring; its characters are counted
 without the indentation. A duplicate pair is a run of at least six code lines that stands in two
-places, tests included.
+places, tests included; imports are left out, since two files that need the same names say so
+in the same words.
 """
 
 import argparse
@@ -82,9 +83,15 @@ class Module:
                 n_code = len(code.intersection(span))
                 yield Function(place, len(span), n_code, complexity(node))
 
-    def code_text(self) -> list[str]:
-        """Code lines without their indentation."""
-        return [self.text[number - 1].strip() for number in self.code]
+    def without_imports(self) -> list[int]:
+        """Numbers of the code lines that import nothing."""
+        imports = {
+            number
+            for node in ast.walk(self.tree)
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
+        }
+        return [number for number in self.code if number not in imports]
 
     def undocumented(self) -> list[str]:
         """Public classes and functions, and the module, that say nothing about themselves."""
@@ -158,15 +165,16 @@ def _matches_all(pattern: ast.pattern) -> bool:
 def duplicates(modules: Iterable[Module], n_lines: int = DUPLICATE_LINES) -> list[tuple[str, str]]:
     """Pairs of places that begin the same run of at least `n_lines` code lines."""
     windows: dict[tuple[str, ...], list[tuple[int, int]]] = defaultdict(list)
-    held = list(modules)
-    for index, module in enumerate(held):
-        text = module.code_text()
+    measured = [(module, module.without_imports()) for module in modules]
+    for index, (module, numbers) in enumerate(measured):
+        text = [module.text[number - 1].strip() for number in numbers]
         for start in range(len(text) - n_lines + 1):
             windows[tuple(text[start : start + n_lines])].append((index, start))
     pairs = {pair for places in windows.values() for pair in combinations(places, 2)}
 
     def place(index: int, start: int) -> str:
-        return f"{held[index].path}:{held[index].code[start]}"
+        module, numbers = measured[index]
+        return f"{module.path}:{numbers[start]}"
 
     # A run of eight lines is one pair, not three: only where it begins is counted.
     begins = [

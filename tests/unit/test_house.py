@@ -80,6 +80,13 @@ def test_a_long_run_is_one_duplicate(tmp_path: Path) -> None:
     assert not house.duplicates(held.modules)
 
 
+def test_equal_imports_are_no_duplicate(tmp_path: Path) -> None:
+    imports = "from a import (\n" + "".join(f"    b{i},\n" for i in range(8)) + ")\nimport c\n"
+    run = "".join(f"x{i} = {i}\n" for i in range(6))
+    held = write(tmp_path, {"interp/a.py": imports + run, "interp/b.py": imports + "y = 0\n" + run})
+    assert house.duplicates(held.modules) == [("interp/a.py:12", "interp/b.py:13")]
+
+
 def test_the_table_names_what_is_missed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long = "def f():\n" + "    x = 1\n" * 61
     write(tmp_path, {"interp/a.py": MODULE, "figures/b.py": long})
