@@ -187,6 +187,8 @@ def test_the_target_search_follows_the_references_trace(
 
 # Statistics, and the two-stage driver.
 
+with_all_statistics = pytest.mark.xdist_group("statistics of the reference")
+"""They take minutes and are measured once, on one worker, while another searches targets."""
 STAGES = {"two": "3,4,5/12,13,14", "block": "4-8"}
 
 
@@ -205,6 +207,7 @@ def all_statistics(smol: LanguageModel) -> Covariances:
     return Covariances(by_layer, smol.weight_hash, 90_003, {"corpus": "reference"})
 
 
+@with_all_statistics
 @pytest.mark.parametrize("layer", LAYERS)
 def test_covariances_are_the_references(
     layer: int, all_statistics: Covariances, statistics: Covariances
@@ -212,6 +215,7 @@ def test_covariances_are_the_references(
     assert relative(all_statistics.by_layer[layer], statistics.by_layer[layer]) < 1e-5
 
 
+@with_all_statistics
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("kind", STAGES)
 def test_staged_dmle_gives_the_drivers_answers(
