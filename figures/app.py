@@ -9,8 +9,8 @@ from interp.app.steps import Context, Step
 def figures(*, common: Common | None = None) -> None:
     """Draw every figure and table that the run folder's results allow; needs no model.
 
-    What is current is not drawn again (figures/manifest.json says what came from which data);
-    --overwrite draws all.
+    Draws only what has changed (figures/manifest.json records the data of each file); --overwrite
+    draws all.
 
     For example:
 
@@ -22,8 +22,8 @@ def figures(*, common: Common | None = None) -> None:
 
 
 def report(*, common: Common | None = None) -> None:
-    """Write report.html: the run as one page with interactive maps, to open in a browser; needs no
-    network, no model.
+    """Write report.html: the run on one page with interactive maps, for a browser; needs no network
+    and no model.
 
     For example:
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from editing.names import editor_names
-from interp.app.command_line import Common, execute, split
+from interp.app.command_line import LAYERS_HELP, Common, execute, split
 from interp.config import ConfigError
 from interp.settings.plain_yaml import load_yaml
 
@@ -15,9 +15,7 @@ PRESETS = ("paper",)
 
 def edit(
     *,
-    layers: Annotated[
-        str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")
-    ] = None,
+    layers: Annotated[str | None, Parameter(help=LAYERS_HELP)] = None,
     editors: Annotated[
         str | None,
         Parameter(
@@ -27,11 +25,10 @@ def edit(
     ] = None,
     common: Common | None = None,
 ) -> None:
-    """Edit each rule in all its forms and keep every edit as a delta; the model itself is not
-    changed.
+    """Edit each rule in all its forms and save each edit; the model itself does not change.
 
-    Every editor gets the same requests, contexts and statistics of the unedited model. Variants are
-    named under `edit.arms` of a configuration file.
+    Every editor gets the same requests, contexts and statistics of the unedited model. An arm is a
+    variant of an editor, named under `edit.arms` of a configuration file.
 
     For example:
 
@@ -47,7 +44,8 @@ def edit(
 
 
 def evaluate(*, common: Common | None = None) -> None:
-    """Score every edit before and after: reliability, generality, locality, IP and RU.
+    """Score the model before and after every edit: reliability, generality, locality, instance
+    portability, rule understanding.
 
     For example:
 
@@ -64,12 +62,12 @@ def compare(
     editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
     common: Common | None = None,
 ) -> None:
-    """Edit every rule with every arm, score each edit, and compare the arms in pairs.
+    """Edit every rule with every arm (editor or variant), score each edit, and compare the arms.
 
     All arms get the same requests. One file per rule, arm and seed: a stopped comparison continues,
-    several processes may work on one run folder, and a failure of one arm is counted, never a zero.
-    Arms with layers: auto need `selection.json` in the run folder. Of a preset, what is said with
-    --editors or --set counts before it.
+    and several processes may work on one run folder. A failure of an arm is counted, never scored
+    as zero. Arms with layers: auto need `selection.json` in the run folder. --editors and --set
+    override a preset.
 
     For example:
 
@@ -81,13 +79,12 @@ def compare(
 
 
 def tune(*, common: Common | None = None) -> None:
-    """Try the settings of a grid on training rules, and write the best with the evidence to
-    `tuned.yaml`.
+    """Try a grid of settings on training rules, and write the best with the scores to `tuned.yaml`.
 
-    The grid is `tune.grid` of a configuration file, each setting of an editor with its values, or a
-    list of such grids; every combination is an arm on top of `edit`. `tune.floors` says what an arm
-    must keep to be chosen. Rules without a split must be named in `rules.ids`: whoever does so says
-    that they are not evaluated on.
+    The grid is `tune.grid` of a configuration file: settings of an editor with their values, or a
+    list of such grids. Every combination is an arm on top of `edit`. `tune.floors` says what an arm
+    must keep to be chosen. Rules without a split must be named in `rules.ids`: do not evaluate on
+    them.
 
     For example:
 
@@ -97,12 +94,11 @@ def tune(*, common: Common | None = None) -> None:
 
 
 def sweep(*, common: Common | None = None) -> None:
-    """Edit rules at every window of layers, one group of forms at a time, and score each edit: the
-    selector's oracle.
+    """Edit rules at every window of layers, one group of forms at a time, and score each edit.
 
-    Layers that the strategies and baselines of selection choose from the run folder's `profile.nc`
-    (and `evidence.nc`, if it is there) are edited too, so that `dmle regret` can score them. One
-    file per cell: a stopped sweep continues, and several processes may work on one run folder.
+    Also edits the layers that strategies and baselines choose from the run folder's `profile.nc`
+    (and `evidence.nc`, if it is there), so that `dmle regret` can score them. One file per edit: a
+    stopped sweep continues, and several processes may work on one run folder.
 
     For example:
 
@@ -112,7 +108,7 @@ def sweep(*, common: Common | None = None) -> None:
 
 
 def regret(*, common: Common | None = None) -> None:
-    """Hold each way to choose layers against the best window of a sweep; needs no model.
+    """Compare each way to choose layers with the best window of a sweep; needs no model.
 
     Reads `sweep.nc`, `profile.nc`, `evidence.nc` (if it is there) of the run folder; writes
     `regret.nc`, `regret.csv` and a table: the score at the chosen layers, the oracle's, the regret
@@ -127,12 +123,11 @@ def regret(*, common: Common | None = None) -> None:
 
 
 def evidence(*, common: Common | None = None) -> None:
-    """Measure where edits can expect to reach the answer and to leave other prompts alone; edits
-    nothing.
+    """Estimate where an edit could reach the answer and spare other prompts, without an edit.
 
-    For the rules of the run folder's `profile.nc`, by form and layer: `evidence.nc`. The selection
-    strategy `combined` reads it beside the profile, and `dmle regret` says how well it ranks
-    layers. One file per rule: a stopped run continues.
+    Writes `evidence.nc`: measures by form and layer, for the rules of the run folder's
+    `profile.nc`. The strategy `combined` reads it beside the profile, and `dmle regret` says how
+    well it ranks layers. A stopped run continues.
 
     For example:
 

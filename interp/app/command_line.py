@@ -21,6 +21,10 @@ from interp.vocabulary import CorruptedSpan
 DEFAULT_RUN = Path("runs/default")
 TEXT = Parameter(allow_leading_hyphen=True)
 """Flags whose value is text, which may begin with a hyphen: --prompt "-5 + 2 ="."""
+LAYERS_HELP = (
+    "Layers of dmle: auto (as selected), a selection.json, or 3,4,5/12,13,14 (formula and"
+    " description/instances)."
+)
 
 
 class Stopped(KeyboardInterrupt):
@@ -36,18 +40,18 @@ class ModelOptions:
         Path | None, Parameter(help="YAML file of settings, one mapping per section.")
     ] = None
     model: Annotated[
-        str | None, Parameter(help="Embedded name, Hugging Face folder, or hub name.")
+        str | None, Parameter(help="smollm2-135m, a Hugging Face folder, or a hub name.")
     ] = None
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[
         tuple[str, ...],
         Parameter(
-            help="Any setting: --set section.key=value (YAML; null: its default); repeat.",
+            help="Any setting: --set section.key=value (null: its default). May be repeated.",
             negative=(),
         ),
     ] = ()
     overwrite: Annotated[
-        bool, Parameter(help="Replace results of other settings.", negative=())
+        bool, Parameter(help="Replace results made with other settings.", negative=())
     ] = False
 
     def settings(self, flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -66,15 +70,15 @@ class ModelOptions:
 class Common(ModelOptions):
     """Options that every step has."""
 
-    run: Annotated[Path, Parameter(help="Run folder; every step reads and writes it.")] = (
+    run: Annotated[Path, Parameter(help="Run folder that every step reads and writes.")] = (
         DEFAULT_RUN
     )
     rules: Annotated[
         str | None, Parameter(help="'embedded', a rules.json, or a RuleEdit folder or zip.")
     ] = None
-    limit: Annotated[
-        int | None, Parameter(help="Use only the first rules, this many of each split.")
-    ] = None
+    limit: Annotated[int | None, Parameter(help="Use only the first INT rules of each split.")] = (
+        None
+    )
 
     def settings(self, flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """See `ModelOptions.settings`."""
@@ -89,20 +93,22 @@ class TraceOptions:
 
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None
     positions: Annotated[
-        str | None, Parameter(help="'all', or token roles separated by commas.")
+        str | None, Parameter(help="'all', or token roles (commas), such as subject_last,last.")
     ] = None
     span: Annotated[
         str | None,
         TEXT,
-        Parameter(help="Corrupted: subject, subject+rule, numbers, content, or words (commas)."),
+        Parameter(
+            help="What to corrupt: subject, subject+rule, numbers, content, or words (commas)."
+        ),
     ] = None
     metrics: Annotated[
         str | None, Parameter(help="Scores, separated by commas: mean_log_prob, negative_kl, …")
     ] = None
-    method: Annotated[str | None, Parameter(help="exact, attribution (gradients) or screen.")] = (
-        None
-    )
-    memory: Annotated[str | None, Parameter(help="Memory of a batch, such as 4GiB.")] = None
+    method: Annotated[
+        str | None, Parameter(help="exact, attribution (gradients) or screen (both).")
+    ] = None
+    memory: Annotated[str | None, Parameter(help="Most memory of a batch, such as 4GiB.")] = None
 
     def settings(self) -> dict[str, Any]:
         """By ``section.key``; None where no flag is given."""

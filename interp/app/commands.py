@@ -15,7 +15,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from interp.app.command_line import Common, TraceOptions, execute
+from interp.app.command_line import LAYERS_HELP, Common, TraceOptions, execute
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
 from interp.app.steps import CHAIN
@@ -29,16 +29,16 @@ FAILED, STOPPED = 2, 130
 def trace(
     *,
     corruption: Annotated[
-        str | None, Parameter(help="noise, or counterfactual (a twin prompt).")
+        str | None, Parameter(help="noise, or counterfactual (a prompt about another rule).")
     ] = None,
     tracing: TraceOptions | None = None,
     common: Common | None = None,
 ) -> None:
-    """Trace each form of each rule: which layer and token carries the answer.
+    """Trace each form of each rule: which layers and tokens carry the answer.
 
     Corrupts the tokens that name the rule, restores one state at a time, and scores the whole
-    answer. Writes one effect map per prompt as it goes (a stopped trace continues) and `effects.nc`
-    at the end. For a prompt of your own, see `dmle trace-prompt`.
+    answer. Writes one effect map per prompt, and `effects.nc` at the end. A stopped trace
+    continues. For a prompt of your own, use `dmle trace-prompt`.
 
     For example:
 
@@ -75,8 +75,8 @@ def select(
         str | None,
         Parameter(help=f"One of {', '.join(strategies.names())}."),
     ] = None,
-    width: Annotated[int | None, Parameter(help="Layers of strategies that take windows.")] = None,
-    component: Annotated[str | None, Parameter(help="mlp, attn or resid.")] = None,
+    width: Annotated[int | None, Parameter(help="Number of layers of a window.")] = None,
+    component: Annotated[str | None, Parameter(help="Profile to read: mlp, attn or resid.")] = None,
     export_dmle: Annotated[
         Path | None, Parameter(help="Also write the published driver's config.json here.")
     ] = None,
@@ -86,7 +86,7 @@ def select(
     ] = None,
     common: Common | None = None,
 ) -> None:
-    """Choose the layers to edit, for each group of forms, with the evidence for the choice.
+    """Select the layers to edit for each group of forms, and give the reason.
 
     A strategy that chooses rule by rule also writes `selection-rules.json`.
 
@@ -112,14 +112,12 @@ def select(
 def run(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
-    layers: Annotated[
-        str | None, Parameter(help="auto, a selection.json, or 3,4,5/12,13,14.")
-    ] = None,
+    layers: Annotated[str | None, Parameter(help=LAYERS_HELP)] = None,
     common: Common | None = None,
 ) -> None:
     """Run the whole chain: trace, profile, select, edit, evaluate, figures.
 
-    A stopped run continues where it was.
+    The same command continues a stopped run.
 
     For example:
 
@@ -133,7 +131,7 @@ def run(
 
 
 def setup() -> None:
-    """Prepare the embedded model and corpus (once; they go to the user's cache).
+    """Prepare the embedded model and corpus once, in the user's cache.
 
     For example:
 
@@ -165,7 +163,7 @@ def application() -> App:
         name="dmle",
         help=(
             "Trace where a language model keeps each form of a rule, select the layers, and edit"
-            " the rule there."
+            " the rule there. Begin with `dmle run` or `dmle trace-prompt`."
         ),
         result_action="return_value",
         suppress_keyboard_interrupt=False,

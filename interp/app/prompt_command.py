@@ -20,7 +20,7 @@ def trace_prompt(
     prompt: Annotated[str, TEXT, Parameter(help="The text to trace.")],
     *,
     subject: Annotated[
-        str, TEXT, Parameter(help="What the prompt is about, as it stands there: corrupted.")
+        str, TEXT, Parameter(help="What the prompt is about, as written there. Is corrupted.")
     ],
     answer: Annotated[
         str | None, TEXT, Parameter(help="Answer to score. Default: the model's own greedy answer.")
@@ -44,7 +44,7 @@ def trace_prompt(
     tracing: TraceOptions | None = None,
     options: ModelOptions | None = None,
 ) -> None:
-    """Trace a prompt of your own: which layer and token carries the answer.
+    """Trace a prompt of your own: which layers and tokens carry the answer.
 
     Corrupts the subject, restores one state at a time, and scores the whole answer. It needs no
     rules and no run folder.

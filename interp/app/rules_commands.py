@@ -37,14 +37,13 @@ def check(
         bool, Parameter(help="Refuse records that need a repair.", negative=())
     ] = False,
     info: Annotated[
-        bool, Parameter(help="List findings of level info one by one too.", negative=())
+        bool, Parameter(help="Also list the findings of level info.", negative=())
     ] = False,
 ) -> None:
-    """Check rules by machine: numbers, expressions, units, subjects, contamination, conflicts,
-    duplicates.
+    """Check rules: numbers, expressions, units, subjects, contamination, conflicts, duplicates.
 
-    Exits with 0 if nothing above the level info was found, with 1 if something was, with 2 if the
-    source cannot be read.
+    Exits with 0 if nothing above the level info was found, with 1 if something was, and with 2 if
+    the source cannot be read.
 
     For example:
 
@@ -149,13 +148,13 @@ def stats(
         Path, Parameter(help="Markdown file for the table; the rows go beside it.")
     ] = Path("rulebook-stats.md"),
     model: Annotated[
-        str, Parameter(help="Embedded name, Hugging Face folder, or hub name.")
+        str, Parameter(help="smollm2-135m, a Hugging Face folder, or a hub name.")
     ] = "smollm2-135m",
     samples: Annotated[int, Parameter(help="Noise samples per prompt.")] = 4,
 ) -> None:
-    """Measure how much of some rules a model knows, and how much of it can be traced.
+    """Measure how many rules a model knows, and how many can be traced.
 
-    Rows are written as they come: a stopped run goes on.
+    A stopped run continues.
 
     For example:
 
