@@ -24,7 +24,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-fast check coverage browser lint typecheck format bench bench-quick planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test golden test-fast check coverage browser lint typecheck format bench bench-quick planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,8 +49,12 @@ demo: setup ## Run the whole chain on the embedded model and rules: runs/demo
 # one worker, where its fixtures are made once, and begins with the slowest.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
-test: setup ## Run all tests
-	$(TEST)
+test: setup ## Run all tests but those of `make golden`
+	$(TEST) -m "not golden"
+
+# Before a change in tracing, statistics, solvers or editors is merged. Without the stored runs they are skipped.
+golden: setup ## Compare searches, statistics and whole edits with stored runs of other programs: minutes
+	$(TEST) -m golden
 
 test-fast: setup ## Run the tests that load no trained model and take no long time
 	$(TEST) -m "not slow"
@@ -58,8 +62,8 @@ test-fast: setup ## Run the tests that load no trained model and take no long ti
 check: lint typecheck test-fast ## Check style and types, and run the fast tests
 
 # In one process: what a test starts as a process of its own is not counted.
-coverage: setup ## Run all tests, and print the lines and branches that none of them runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest
+coverage: setup ## Run the same tests, and print the lines and branches that none of them runs
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not golden"
 	$(BIN)/python -m coverage report
 
 # The only target that installs something in the system. Without Chromium the tests of the report in a browser are skipped.

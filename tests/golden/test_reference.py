@@ -1,9 +1,9 @@
 """Other people's implementations on the embedded model: EasyEdit's MEMIT and its metrics, number by
 number.
 
-The files are kept beside the repository; without them these tests are skipped. Requests, context
-templates, statistics and (for the updates) targets are the reference's own, so that only our
-computation is compared.
+The files are kept beside the repository; without them these tests are skipped. Those marked
+`golden` take minutes, and `make golden` runs them. Requests, context templates, statistics and (for
+the updates) targets are the reference's own, so that only our computation is compared.
 """
 
 import json
@@ -168,6 +168,7 @@ def test_memit_from_the_references_targets_gives_its_updates(
     assert {(layer, "formula", "instance") for layer in LAYERS} <= pairs
 
 
+@pytest.mark.golden
 def test_the_target_search_follows_the_references_trace(
     smol: LanguageModel,
     run: dict[str, Any],
@@ -188,7 +189,7 @@ def test_the_target_search_follows_the_references_trace(
 # Statistics, and the two-stage driver.
 
 with_all_statistics = pytest.mark.xdist_group("statistics of the reference")
-"""They take minutes and are measured once, on one worker, while another searches targets."""
+"""They are measured once, on one worker, while another searches targets."""
 STAGES = {"two": "3,4,5/12,13,14", "block": "4-8"}
 
 
@@ -207,6 +208,7 @@ def all_statistics(smol: LanguageModel) -> Covariances:
     return Covariances(by_layer, smol.weight_hash, 90_003, {"corpus": "reference"})
 
 
+@pytest.mark.golden
 @with_all_statistics
 @pytest.mark.parametrize("layer", LAYERS)
 def test_covariances_are_the_references(
@@ -215,6 +217,7 @@ def test_covariances_are_the_references(
     assert relative(all_statistics.by_layer[layer], statistics.by_layer[layer]) < 1e-5
 
 
+@pytest.mark.golden
 @with_all_statistics
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("kind", STAGES)
@@ -283,6 +286,7 @@ def test_the_null_space_solver_gives_alphaedits_update_from_its_keys_and_states(
     assert relative(update.dense(), tensors[f"delta.{parameter(layer)}"]) < 1e-4
 
 
+@pytest.mark.golden
 def test_alphaedit_gives_the_references_targets_and_updates(
     smol: LanguageModel,
     requests: list[EditRequest],
@@ -316,6 +320,7 @@ def test_alphaedit_gives_the_references_targets_and_updates(
 # different keys.
 
 
+@pytest.mark.golden
 def test_rome_gives_the_references_update(smol: LanguageModel) -> None:
     run, tensors = read_json("rome_rule0.json"), load_file(REFERENCE / "rome_rule0.safetensors")
     given, asked = run["hparams"], run["requests"][0]
