@@ -356,7 +356,7 @@ def test_dmle_with_one_block_per_group_reaches_the_raw_targets_behind_a_norm(
     hf = make_hf("gemma3_text")
     early = find_targets(gemma, [formula], 0, ("",), settings, site="mlp").z[0]
     if protection == "staged":  # the second target is for the model that the first stage leaves
-        left = [stage["residual_left"][0] for stage in got.report.stages]
+        left = [stage.residual_left[0] for stage in got.report.stages]
         first = edit_with(
             "dmle", gemma, [formula], parse_layers("0/2", 3), unit(gemma), ("",), settings
         )

@@ -179,7 +179,7 @@ def test_every_stage_uses_the_statistics_given(
     kept = {layer: moment.clone() for layer, moment in statistics.by_layer.items()}
     got = edit_with("dmle", tiny_llama, requests, selection, statistics, CONTEXTS, CONFIG)
     assert all(torch.equal(moment, kept[layer]) for layer, moment in statistics.by_layer.items())
-    assert [stage["covariance"] for stage in got.report.stages] == [statistics.about] * 2
+    assert [stage.covariance for stage in got.report.stages] == [statistics.about] * 2
     # The second stage's update has the form R Kᵀ (λC + K Kᵀ)⁻¹ for the given C: its right factor is
     # (λC)⁻¹K (1 + Kᵀ(λC)⁻¹K)⁻¹, so that λC times it is a multiple of the key, which the model alone
     # decides.
