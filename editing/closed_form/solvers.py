@@ -1,9 +1,11 @@
 """Closed forms of weight updates, on plain tensors; no model.
 
 Conventions: W maps keys to values, v = W k, shape (d_out, d_in); keys and residuals are columns, K
-(d_in, n) and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T. Float64 inside,
-where the keys are or, if their device has none, on the host (`editing.edits.precision`):
-there the update is, too.
+(d_in, n) and R (d_out, n); an update is a pair of factors with ΔW = left @ right.T.
+
+Editors call these functions; `editing.closed_form.spreading` has the loop over blocks. The numbers
+are float64, on the device of the keys. A device without float64 leaves the work to the host
+(`editing.edits.precision`). The update stays where it was computed.
 
 Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P
 = 0 exactly. A request whose key lies in their span cannot be served; its column of ΔW K is zero.
@@ -168,11 +170,11 @@ def rank_one(
 
 
 def _low_rank(left: Exact, right: Exact) -> LowRank:
-    """An update, if its numbers are some.
+    """An update from its two factors.
 
     Raises:
-        NotFiniteError: They are not: what was wanted, or a key, is NaN or infinite, or the system
-            is singular.
+        NotFiniteError: A factor holds NaN or infinity: a residual or a key does, or the system is
+            singular.
     """
     if not (finite(left) and finite(right)):
         raise NotFiniteError(

@@ -127,10 +127,15 @@ def editor(name: str) -> Editor:
 
     Raises:
         InputError: There is none.
+        ValueError: Its file registers no editor of that name.
     """
     if name not in editor_names():
         raise InputError(f"there is no editor {name!r}; there are {', '.join(editor_names())}")
-    importlib.import_module(f"editing.editors.{name}")
+    module = importlib.import_module(f"editing.editors.{name}")
+    if name not in _EDITORS:
+        raise ValueError(
+            f"{module.__file__} registers no editor {name!r}; an editor has the name of its file"
+        )
     return _EDITORS[name]
 
 

@@ -36,7 +36,9 @@ class DownProjection:
     transposed: bool
 
     def orient(self, update: Float[Tensor, "d_model d_mlp"]) -> Tensor:
-        """Give an update of shape (d_model, d_mlp) the orientation of the parameter."""
+        """Give an update of shape (d_model, d_mlp) the orientation of the parameter. It is its
+        own inverse: the parameter gets shape (d_model, d_mlp).
+        """
         return update.T if self.transposed else update
 
 

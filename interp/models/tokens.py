@@ -1,5 +1,5 @@
 """Where things are in a tokenised prompt: the subject, the rule's words, numbers, and the role of
-each token.
+each token. `interp.models.text.ModelText.encode` tokenises the prompt.
 
 All positions come from the tokenizer's character offsets, never from tokenising pieces of the text
 apart: a piece alone may be split differently than inside the sentence.

@@ -1,4 +1,5 @@
 """How an answer continues a prompt: the one place that decides it, on text alone. No torch.
+The joined text is tokenised in `interp.models.text`.
 
 ===================================================  ============================================
 the prompt ends in white space                       as it stands; a last space is the answer's

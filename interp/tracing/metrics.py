@@ -69,9 +69,14 @@ def metric(
         unit: Unit of the scores.
         needs_alternative: Whether it compares with the answer to a counterfactual prompt.
         contrast: Whether the same score of that answer is subtracted, which takes a second sweep.
+
+    Raises:
+        ValueError: Another metric has the name.
     """
 
     def register(function: Metric) -> Metric:
+        if function.__name__ in METRICS:
+            raise ValueError(f"another metric has the name {function.__name__}")
         METRICS[function.__name__] = NamedMetric(function, unit, needs_alternative, contrast)
         return function
 

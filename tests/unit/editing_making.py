@@ -125,6 +125,11 @@ BLOCKS = {
     "lora": "auto",
     "grace": "2",
 }
+MOVES = {"alphaedit", "dmle", "emmet", "ft", "grace", "lora", "memit", "rome"}
+"""Editors that make new answers likelier, also on a random model (which has no use for what it is
+told)."""
+READS = {"ice", "ike"}
+"""Editors after which every answer has another probability."""
 
 
 def settings_of(editor: str, **more: Any) -> EditorSettings:

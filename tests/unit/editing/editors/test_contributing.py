@@ -1,6 +1,8 @@
 """The editor of CONTRIBUTING.md, as a new file in the room of the editors."""
 
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +23,27 @@ from interp.rules.sources import Rule
 ROOT = Path(__file__).parents[4]
 
 
-@pytest.fixture
-def noop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The example as a file beside the others, for a while."""
+CONTRACT = "tests/unit/editing/editors/test_contract.py"
+PLUGIN = """
+def pytest_collection(session):
+    import editing.editors
+
+    editing.editors.__path__.append({folder!r})
+"""
+
+
+def example() -> str:
+    """The editor as it is printed."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = text.partition("## Add an editor")[2].partition("\n## ")[0]
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    (tmp_path / "noop.py").write_text(code, encoding="utf-8")
+    return code
+
+
+@pytest.fixture
+def noop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The example as a file beside the others, for a while."""
+    (tmp_path / "noop.py").write_text(example(), encoding="utf-8")
     monkeypatch.setattr(editing.editors, "__path__", [*editing.editors.__path__, str(tmp_path)])
     yield
     registry._EDITORS.pop("noop", None)
@@ -61,3 +77,35 @@ def test_without_the_file_it_is_no_editor() -> None:
     assert "noop" not in editor_names()
     with pytest.raises(InputError, match="there is no editor 'noop'"):
         Recipe.of("noop")
+
+
+@pytest.mark.slow
+def test_the_contract_holds_for_it(tmp_path: Path) -> None:
+    """In a process of its own: the contract lists the editors when it is collected."""
+    room = tmp_path / "room"
+    room.mkdir()
+    (room / "noop.py").write_text(example(), encoding="utf-8")
+    (tmp_path / "one_more.py").write_text(PLUGIN.format(folder=str(room)), encoding="utf-8")
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "one_more", CONTRACT, "-k", "noop"],
+        cwd=ROOT,
+        env={**own, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 0 and " passed" in said.stdout, said.stdout + said.stderr
+
+
+def test_an_editor_has_the_name_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "copied.py").write_text(example(), encoding="utf-8")
+    monkeypatch.setattr(editing.editors, "__path__", [*editing.editors.__path__, str(tmp_path)])
+    try:
+        with pytest.raises(ValueError, match=r"copied\.py registers no editor 'copied'"):
+            registry.editor("copied")
+    finally:
+        registry._EDITORS.pop("noop", None)
+        sys.modules.pop("editing.editors.copied", None)

@@ -25,10 +25,13 @@ from interp.selection.layers import (
 from interp.selection.select import select_layers
 from interp.tracing.windows import window
 from interp.vocabulary import LOOKUP
+from tests.unit.selection_making import FIXED
 
 FORMS = ("formula", "description", "instance")
 LAYERS, RULES = 10, 8
 PROFILED = [each.name for each in strategies.every() if each.reads == ("profile",)]
+FINDING = [name for name in PROFILED if name not in FIXED]
+"""Those that find what is planted."""
 
 
 def profile(
@@ -143,7 +146,7 @@ def test_select_layers_leaves_out_windows_that_restore_the_first_blocks() -> Non
     assert chosen.layers_of("formula") == (6, 7, 8)
 
 
-@pytest.mark.parametrize("strategy", PROFILED)
+@pytest.mark.parametrize("strategy", FINDING)
 @pytest.mark.parametrize("restored", [2, 3, 4])
 def test_one_block_is_found_in_the_plateau_of_the_windows_that_restore_it(
     strategy: str, restored: int
@@ -463,7 +466,8 @@ def test_bounds_hold_for_every_strategy(strategy: str) -> None:
     for selection in (select_layers(data, config), *select_for_rules(data, config).values()):
         assert (selection.first_layer, selection.last_layer) == (3, 7)
         for group in selection.groups:
-            assert 5 in group.layers and set(group.layers) <= {3, 4, 5, 6, 7}
+            assert set(group.layers) <= {3, 4, 5, 6, 7}
+            assert 5 in group.layers or strategy in FIXED
             assert "Only layers 3–7 could be chosen." in group.reason
 
 

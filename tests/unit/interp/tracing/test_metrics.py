@@ -14,6 +14,7 @@ from interp.tracing.metrics import (
     first_token_prob,
     logit_difference,
     mean_log_prob,
+    metric,
     negative_kl,
     several,
     sum_log_prob,
@@ -41,6 +42,11 @@ def test_metrics_of_a_hand_worked_answer() -> None:
     assert sum_log_prob(LOGITS, TARGET).item() == pytest.approx(np.log(5 / 32))
     assert mean_log_prob(LOGITS, TARGET).item() == pytest.approx(np.log(5 / 32) / 2)
     assert first_token_prob(LOGITS, TARGET).item() == pytest.approx(5 / 8)
+
+
+def test_a_name_is_given_once() -> None:
+    with pytest.raises(ValueError, match="another metric has the name mean_log_prob"):
+        metric("nats")(mean_log_prob)
 
 
 def test_metrics_equal_numpy_row_by_row() -> None:
