@@ -1,0 +1,188 @@
+"""Fine-tuning in whitened coordinates: against Adam on A itself, one unpadded run per row of a
+plain model, and against plain fine-tuning where keys have the identity as second moment.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from editing.closed_form.covariance import Covariances
+from editing.config import EditorSettings
+from editing.edits.delta import EditDelta
+from editing.edits.protocol import EditError
+from editing.edits.requests import EditRequest, requests_of
+from interp.errors import InputError
+from interp.models.loading import LanguageModel
+from interp.rules.sources import Rule
+from tests.unit.editing_making import edit_with
+
+LAYERS = (1, 2)
+CONTEXTS = ("", "A cube. ", "It is twice. ")
+
+
+@pytest.fixture
+def requests(rule: Rule) -> list[EditRequest]:
+    return requests_of(rule, "last")
+
+
+def settings_of(**options: Any) -> EditorSettings:
+    options = {"steps": 5, "learning_rate": 5e-2, "stop_loss": 0.0, **options}
+    return EditorSettings.model_validate({"editor": "ft_whitened", "options": options})
+
+
+def moments(d_mlp: int, model_hash: str) -> Covariances:
+    """Two different positive definite matrices."""
+    generator = torch.Generator().manual_seed(0)
+    keys = [torch.randn(3 * d_mlp, d_mlp, generator=generator) for _ in LAYERS]
+    by_layer = {layer: k.T @ k / len(k) for layer, k in zip(LAYERS, keys, strict=True)}
+    return Covariances(by_layer, model_hash, 3 * d_mlp, {})
+
+
+def reference(
+    model: LanguageModel,
+    hf: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    statistics: Covariances,
+    options: dict[str, Any],
+) -> tuple[dict[str, Tensor], list[float]]:
+    """ΔW = A L⁻¹ of each block and the losses, by autograd through the whole plain model."""
+    names = [model.down_projection(layer).name for layer in LAYERS]
+    places = [model.linear(name) for name in names]
+    inverses = [torch.linalg.inv(torch.linalg.cholesky(statistics.by_layer[i])) for i in LAYERS]
+    weights = {name: hf.get_parameter(name).detach() for name in names}
+    factors = [
+        torch.zeros_like(place.orient(weights[place.name])).requires_grad_() for place in places
+    ]
+    optimiser = torch.optim.Adam(factors, lr=options["learning_rate"])
+    losses: list[float] = []
+    for _ in range(options["steps"]):
+        updates = [a @ inverse for a, inverse in zip(factors, inverses, strict=True)]
+        edited = {
+            place.name: weights[place.name] + place.orient(update)
+            for place, update in zip(places, updates, strict=True)
+        }
+        each = []
+        for context in CONTEXTS[: options["prefixes"] + 1]:
+            for request in requests:
+                prompt = tokenizer(context + request.prompt)["input_ids"]
+                target = tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
+                run = functional_call(hf, edited, (torch.tensor([prompt + target]),))
+                said = run.logits[0, len(prompt) - 1 : -1]
+                each.append(torch.nn.functional.cross_entropy(said, torch.tensor(target)))
+        loss = torch.stack(each).mean()
+        losses.append(loss.item())
+        if len(losses) == options["steps"]:
+            break
+        optimiser.zero_grad()
+        # E‖ΔW k‖² = tr(ΔW C ΔWᵀ), from the updates themselves.
+        on_text = sum(
+            ((update @ statistics.by_layer[layer]) * update).sum()
+            for layer, update in zip(LAYERS, updates, strict=True)
+        )
+        (loss + options["penalty"] * on_text).backward()
+        optimiser.step()
+    final = [a.detach() @ inverse for a, inverse in zip(factors, inverses, strict=True)]
+    return dict(zip(names, final, strict=True)), losses
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text"])
+@pytest.mark.parametrize("more", [{}, {"penalty": 0.5, "prefixes": 2}], ids=["plain", "full"])
+def test_it_is_adam_on_the_whitened_change(
+    family: str,
+    more: dict[str, Any],
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    tokenizer: Any,
+    requests: list[EditRequest],
+) -> None:
+    model = make_model(family)
+    settings = settings_of(**more)
+    statistics = moments(48, model.weight_hash)
+    made = edit_with(
+        "ft_whitened", model, requests, LAYERS, statistics, CONTEXTS, settings=settings
+    )
+    assert isinstance(made, EditDelta)
+    options = {"penalty": 0.0, "prefixes": 0, **settings.options}
+    expected, losses = reference(model, make_hf(family), tokenizer, requests, statistics, options)
+    assert made.about["losses"] == pytest.approx(losses, rel=1e-4)
+    assert len(losses) == 5 and losses[-1] < losses[0]
+    for name, update in expected.items():
+        got = made.updates[name]
+        assert isinstance(got, Tensor)
+        assert (got - update).norm() < 2e-3 * update.norm()
+    for layer, name in zip(LAYERS, expected, strict=True):
+        update, moment = made.updates[name], statistics.by_layer[layer]
+        assert isinstance(update, Tensor)
+        on_text = ((update @ moment) * update).sum().item()
+        assert made.about["change_on_text"][layer] == pytest.approx(on_text, rel=1e-4)
+
+
+def test_with_the_identity_it_is_plain_fine_tuning(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    identity = Covariances({1: torch.eye(48)}, tiny_llama.weight_hash, 0, {"identity": True})
+    whitened = edit_with(
+        "ft_whitened", tiny_llama, requests, 1, identity, CONTEXTS, settings=settings_of()
+    )
+    # Its last evaluation takes no step, that of plain fine-tuning does.
+    ft = {"steps": 4, "learning_rate": 5e-2, "stop_loss": 0.0}
+    plain = edit_with(
+        "ft", tiny_llama, requests, 1, settings=EditorSettings.model_validate({"ft": ft})
+    )
+    for name, update in plain.updates.items():
+        torch.testing.assert_close(whitened.updates[name], update, rtol=1e-4, atol=1e-5)
+
+
+def test_a_penalty_keeps_the_change_on_text_small(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    statistics = moments(48, tiny_llama.weight_hash)
+
+    def change(penalty: float) -> float:
+        made = edit_with(
+            "ft_whitened",
+            tiny_llama,
+            requests,
+            LAYERS,
+            statistics,
+            CONTEXTS,
+            settings=settings_of(penalty=penalty, steps=30),
+        )
+        return sum(made.about["change_on_text"].values())
+
+    assert change(10.0) < 0.5 * change(0.0)
+
+
+def test_training_stops_below_the_loss_that_is_asked_for(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    made = edit_with(
+        "ft_whitened",
+        tiny_llama,
+        requests,
+        LAYERS,
+        moments(48, tiny_llama.weight_hash),
+        CONTEXTS,
+        settings=settings_of(steps=200, stop_loss=0.5),
+    )
+    losses = made.about["losses"]
+    assert losses[-1] < 0.5 <= min(losses[:-1]) and len(losses) < 200
+
+
+def test_what_it_cannot_do_is_said(tiny_llama: LanguageModel, requests: list[EditRequest]) -> None:
+    statistics = moments(48, tiny_llama.weight_hash)
+    singular = Covariances({1: torch.zeros(48, 48)}, tiny_llama.weight_hash, 0, {})
+    given = tiny_llama, requests
+    with pytest.raises(InputError, match="not positive definite"):
+        edit_with("ft_whitened", *given, 1, singular, CONTEXTS, settings=settings_of())
+    with pytest.raises(InputError, match="prefixes is 3, and there are 2 sampled texts"):
+        settings = settings_of(prefixes=3)
+        edit_with("ft_whitened", *given, 1, statistics, CONTEXTS, settings=settings)
+    with pytest.raises(EditError, match=r"diverged at step 1: use a smaller learning_rate"):
+        settings = settings_of(learning_rate=1e30)
+        edit_with("ft_whitened", *given, 1, statistics, CONTEXTS, settings=settings)
