@@ -141,6 +141,33 @@ def edit_block(bench: Workbench, form: ClosedForm, *, targets: Targets | None = 
     return spread(bench, form, plan, targets, report)
 
 
+def edit_jointly(
+    bench: Workbench, plan: Sequence[Sequence[int]], report: EditReport, *, form: ClosedForm
+) -> EditDelta:
+    """Requests that each have blocks of their own, as one problem per block.
+
+    Args:
+        bench: Model, requests, statistics and settings.
+        plan: Blocks of each request, ascending.
+        report: What made the edit.
+        form: The closed form.
+    """
+    return spread(bench, form, plan, _joint_targets(bench, plan), report)
+
+
+def _joint_targets(bench: Workbench, plan: Sequence[Sequence[int]]) -> Targets:
+    """Targets of all requests on the model as it is, each at the last of its own layers."""
+    site, settings = site_of(bench.model, plan), bench.settings
+    found: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
+    for layer in sorted({layers[-1] for layers in plan}):
+        rows = [i for i, layers in enumerate(plan) if layers[-1] == layer]
+        requests = [bench.requests[i] for i in rows]
+        part = find_targets(bench.model, requests, layer, bench.contexts, settings, site=site)
+        found |= {i: (part.z[j], part.initial[j], part.losses[j]) for j, i in enumerate(rows)}
+    z, initial, losses = zip(*(found[i] for i in range(len(plan))), strict=True)
+    return Targets(torch.stack(z), torch.stack(initial), losses)
+
+
 def spread(
     bench: Workbench,
     form: ClosedForm,

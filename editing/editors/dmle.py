@@ -1,4 +1,5 @@
-"""DMLE: distributed multi-layer editing of a rule, by groups of forms, over any closed form.
+"""DMLE: distributed multi-layer editing of a rule, by groups of forms, over any solver: a closed
+form, or fine-tuning in whitened coordinates.
 
 Formula and description share an update in their layers (early ones in the paper), instances get
 their own (middle ones). What keeps the groups apart is a choice:
@@ -15,20 +16,18 @@ their own (middle ones). What keeps the groups apart is a choice:
     last of its group's layers, and at layers of other groups a request takes part with the wish to
     stay.
 
+A solver that trains has no keys and no targets. Protected, it keeps the answers of earlier stages
+in its loss; joint, it trains all layers at once, each on the loss of its own group.
+
 Statistics are always of the unedited model.
 
 Source: arXiv 2604.08284 and its published driver (MEMIT, staged); the other solvers and protections
     are ours.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-import torch
-
-from editing.closed_form.spreading import ClosedForm, edit_block, site_of, spread
-from editing.closed_form.targets import Targets, find_targets
 from editing.closed_form.workbench import Workbench
 from editing.editors.registry import register, solver
 from editing.edits.delta import EditDelta, merge
@@ -36,7 +35,7 @@ from editing.edits.requests import EditRequest, of_forms
 from interp.selection.layers import LayerSelection
 
 
-@register("dmle", needs=("statistics", "groups"))
+@register("dmle", needs=("groups",))
 def edit(bench: Workbench) -> EditDelta:
     """Edit the groups of forms of a selection; the model is as before on return, and on error.
 
@@ -46,7 +45,8 @@ def edit(bench: Workbench) -> EditDelta:
         InputError: A request's form is in no group of the selection.
         EditError: The covariances are of another model, or the model's blocks do not allow it.
     """
-    selection, form = bench.selection, solver(bench.settings.solver)
+    selection = bench.selection
+    _, edit_jointly = solver(bench.settings.solver)
     assert selection is not None
     for request in bench.requests:
         selection.group_of(request.form)
@@ -59,13 +59,14 @@ def edit(bench: Workbench) -> EditDelta:
     )
     if bench.settings.protection == "joint":
         plan = [selection.layers_of(request.form) for request in bench.requests]
-        return spread(bench, form, plan, _joint_targets(bench, plan), report)
-    stages = _stages(bench, selection, form)
+        return edit_jointly(bench, plan, report)
+    stages = _stages(bench, selection)
     return merge(stages, report.with_values(stages=[stage.report for stage in stages]))
 
 
-def _stages(bench: Workbench, selection: LayerSelection, form: ClosedForm) -> list[EditDelta]:
+def _stages(bench: Workbench, selection: LayerSelection) -> list[EditDelta]:
     """One edit for each group of forms, each on the model as the ones before leave it."""
+    edit_group, _ = solver(bench.settings.solver)
     stages: list[EditDelta] = []
     edited: list[EditRequest] = []
     with ExitStack() as stack:
@@ -73,23 +74,10 @@ def _stages(bench: Workbench, selection: LayerSelection, form: ClosedForm) -> li
             if not (requests := of_forms(bench.requests, group.forms)):
                 continue
             protected = tuple(edited) if bench.settings.protection == "protected" else ()
-            stage = edit_block(
-                replace(bench, requests=requests, layers=group.layers, protected=protected), form
+            stage = edit_group(
+                replace(bench, requests=requests, layers=group.layers, protected=protected)
             )
             stack.enter_context(stage.applied(bench.model))
             stages.append(stage)
             edited += requests
     return stages
-
-
-def _joint_targets(bench: Workbench, plan: Sequence[Sequence[int]]) -> Targets:
-    """Targets of all requests on the model as it is, each at the last of its own layers."""
-    site, settings = site_of(bench.model, plan), bench.settings
-    found: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
-    for layer in sorted({layers[-1] for layers in plan}):
-        rows = [i for i, layers in enumerate(plan) if layers[-1] == layer]
-        requests = [bench.requests[i] for i in rows]
-        part = find_targets(bench.model, requests, layer, bench.contexts, settings, site=site)
-        found |= {i: (part.z[j], part.initial[j], part.losses[j]) for j, i in enumerate(rows)}
-    z, initial, losses = zip(*(found[i] for i in range(len(plan))), strict=True)
-    return Targets(torch.stack(z), torch.stack(initial), losses)

@@ -19,6 +19,7 @@ of K-FAC (Martens and Grosse 2015); for editing compare CrispEdit (arXiv 2602.15
 coordinates, on all edited blocks together, is ours.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,7 @@ from editing.closed_form.workbench import Workbench
 from editing.editors.registry import register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
+from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked, Question, ask
 from interp.errors import InputError
@@ -57,6 +59,10 @@ class WhitenedConfig(Section):
     """So many of the sampled texts (`edit.contexts`) stand before the prompts in further rows."""
 
 
+Group = tuple[Sequence[int], Sequence[EditRequest]]
+"""Blocks, and the requests that they are trained on."""
+
+
 @dataclass(frozen=True)
 class _Block:
     """A down-projection that is trained."""
@@ -73,9 +79,37 @@ class _Block:
         return (self.change.detach() @ self.whitening).cpu()
 
 
-@register("ft_whitened", needs=("statistics",), blocks=(18, 19, 20, 21, 22), options=WhitenedConfig)
-@one_batch(
-    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+@dataclass(frozen=True)
+class _Part:
+    """Blocks, and the rows that they are trained on."""
+
+    blocks: Sequence[_Block]
+    asked: Asked
+
+
+def edit_jointly(bench: Workbench, plan: Sequence[Sequence[int]], report: EditReport) -> EditDelta:
+    """Train all blocks at once, each on the loss of the requests that it is planned for.
+
+    Args:
+        bench: As for `edit`.
+        plan: Blocks of each request.
+        report: What made the edit; losses are filled in, the mean over the groups of requests that
+            have the same blocks.
+
+    Raises:
+        As `edit`.
+    """
+    rows = {tuple(layers): [i for i, own in enumerate(plan) if own == layers] for layers in plan}
+    groups = [(layers, [bench.requests[i] for i in indices]) for layers, indices in rows.items()]
+    return _trained(bench, groups, report)
+
+
+@register(
+    "ft_whitened",
+    needs=("statistics",),
+    blocks=(18, 19, 20, 21, 22),
+    options=WhitenedConfig,
+    joint=edit_jointly,
 )
 def edit(bench: Workbench) -> EditDelta:
     """Fine-tune the down-projections of some blocks together; the model is as before on return,
@@ -83,7 +117,7 @@ def edit(bench: Workbench) -> EditDelta:
 
     Args:
         bench: Model, requests, blocks, statistics of their keys, and the options of
-            `WhitenedConfig`.
+            `WhitenedConfig`. Protected requests are trained, too: they keep their answers.
 
     Returns:
         A delta with one whole matrix per block, float32 (float64 for a float64 model).
@@ -93,27 +127,43 @@ def edit(bench: Workbench) -> EditDelta:
         InputError: There are no statistics of a block, fewer sampled texts than `prefixes`, or a
             second moment is not positive definite.
     """
+    report = bench.report(editor="ft_whitened", covariance=bench.covariances(bench.layers).about)
+    return _trained(bench, [(bench.layers, [*bench.requests, *bench.protected])], report)
+
+
+@one_batch(
+    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+)
+def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> EditDelta:
     model, config = bench.model, bench.options
     assert isinstance(config, WhitenedConfig)
-    statistics = bench.covariances(bench.layers)
-    blocks = [_block(model, layer, statistics.factor(layer)) for layer in bench.layers]
     contexts = bench.contexts[: config.prefixes + 1]
     if len(contexts) <= config.prefixes:
         raise InputError(
             f"edit.options.prefixes is {config.prefixes}, and there are {len(contexts) - 1} sampled"
             f" texts: take a smaller number, or --set edit.contexts={config.prefixes}"
         )
-    asked = ask(model, _questions(bench.requests, contexts))
-    losses = _train(model, asked, config, blocks)
+    layers = sorted({layer for own, _ in groups for layer in own})
+    statistics = bench.covariances(layers)
+    blocks = {layer: _block(model, layer, statistics.factor(layer)) for layer in layers}
+    parts = [
+        _Part([blocks[layer] for layer in own], ask(model, _questions(requests, contexts)))
+        for own, requests in groups
+    ]
+    losses = _train(model, config, list(blocks.values()), parts)
     return EditDelta(
-        {block.name: block.update() for block in blocks},
-        {block.name: block.layer for block in blocks},
+        {block.name: block.update() for block in blocks.values()},
+        {block.name: layer for layer, block in blocks.items()},
         model.weight_hash,
-        bench.record(
+        report.with_values(
             losses=losses,
             contexts=list(contexts),
-            covariance=statistics.about,
-            change_on_text={block.layer: block.change.square().sum().item() for block in blocks},
+            own={
+                "change_on_text": {
+                    str(layer): block.change.square().sum().item()
+                    for layer, block in blocks.items()
+                }
+            },
         ),
     )
 
@@ -138,30 +188,48 @@ def _questions(requests: Sequence[EditRequest], contexts: Sequence[str]) -> list
 
 
 def _train(
-    model: LanguageModel, asked: Asked, config: WhitenedConfig, blocks: Sequence[_Block]
+    model: LanguageModel,
+    config: WhitenedConfig,
+    blocks: Sequence[_Block],
+    parts: Sequence[_Part],
 ) -> list[float]:
-    """Train the changes in place; the loss at each evaluation, without the penalty."""
-    changes = [block.change for block in blocks]
-    optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
-    run = _run_of(model, asked, blocks)
+    """Train the changes in place; the mean loss of the parts at each evaluation, without the
+    penalty.
+    """
+    optimiser = torch.optim.Adam([block.change for block in blocks], lr=config.learning_rate)
+    runs = [_run_of(model, part.asked, blocks) for part in parts]
     losses: list[float] = []
     for step in range(config.steps):
-        with torch.enable_grad():
-            loss = asked.nll(model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **run))
-            loss = loss.mean()
-            whole = loss + config.penalty * sum(change.square().sum() for change in changes)
-        if not whole.isfinite():
-            remedy = "use a smaller learning_rate (edit.options), or model.dtype=float32"
+        optimiser.zero_grad()
+        last = step == config.steps - 1
+        each = [
+            _descend(model, part, run, last=last) for part, run in zip(parts, runs, strict=True)
+        ]
+        losses.append(sum(each) / len(each))
+        if not math.isfinite(losses[-1]):
+            remedy = "use a smaller edit.options.learning_rate, or model.dtype=float32"
             raise EditError(
                 f"fine-tuning diverged at step {step}: {remedy if step else cause(model)}"
             )
-        losses.append(loss.item())
-        if losses[-1] < config.stop_loss or step == config.steps - 1:
+        if losses[-1] < config.stop_loss or last:
             break
-        optimiser.zero_grad()
-        whole.backward()
+        with torch.no_grad():
+            for block in blocks:
+                assert block.change.grad is not None
+                block.change.grad.add_(block.change, alpha=2 * config.penalty)
         optimiser.step()
     return losses
+
+
+def _descend(model: LanguageModel, part: _Part, run: dict[str, Any], *, last: bool) -> float:
+    """Loss of a part, in nats per token; its gradient is added to those of its own blocks."""
+    asked, changes = part.asked, [block.change for block in part.blocks]
+    with torch.set_grad_enabled(not last):
+        logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **run)
+        loss = asked.nll(logits).mean()
+        if not last:
+            loss.backward(inputs=changes)
+    return loss.item()
 
 
 def _run_of(model: LanguageModel, asked: Asked, blocks: Sequence[_Block]) -> dict[str, Any]:

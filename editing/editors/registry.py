@@ -19,13 +19,21 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from editing.closed_form.spreading import ClosedForm, Problem, Report, edit_block, nothing_to_say
+from editing.closed_form.spreading import (
+    ClosedForm,
+    Problem,
+    Report,
+    edit_block,
+    edit_jointly,
+    nothing_to_say,
+)
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.edits.delta import EditDelta, merge
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit, EditError, damaged_edit, read_file
 from editing.edits.remarks import doubtful
+from editing.edits.report import EditReport
 from editing.edits.requests import words_of
 from editing.evaluation.scoring import question_of, teacher_forced
 from editing.names import editor_names
@@ -33,8 +41,10 @@ from interp.errors import InputError
 from interp.selection.layers import LayerSelection, parse_layers
 from interp.settings.section import Section, explained
 
-Need = Literal["statistics", "groups", "training rules"]
+Need = Literal["statistics", "lookup", "groups", "training rules"]
 Blocks = tuple[int, ...] | Literal["all"]
+Joint = Callable[[Workbench, Sequence[Sequence[int]], EditReport], EditDelta]
+"""Workbench, blocks of each request, what made the edit → one edit."""
 Made = TypeVar("Made", bound=Edit)
 
 PUBLISHED_DEPTH = 30
@@ -51,7 +61,9 @@ class Editor:
         name: What settings call it; the name of its file.
         make: Workbench → edit. The model is as before on return, and on error.
         needs: What it asks the workbench for, besides model, requests and settings: `statistics`
-            of keys, with contexts (a closed form); layers by `groups` of forms; `training rules`.
+            of keys; a token at which each rule is looked up (`lookup`: a closed form); layers by
+            `groups` of forms; `training rules`. An editor by groups needs, besides, what its
+            solver needs.
         makes: Class of its edits (an `Edit`).
         blocks: Blocks that it writes in published settings, for a model of `PUBLISHED_DEPTH`
             blocks; none if it writes none, or knows groups.
@@ -60,7 +72,9 @@ class Editor:
             requests.
         options: Class of the settings that it alone has, given under `edit.options` and read from
             `Workbench.options`.
-        form: Its closed form, for editors that are nothing but one; DMLE can have it as solver.
+        joint: Edits requests that each have blocks of their own (see `Joint`), for editors that
+            DMLE can have as solver. As a stage of DMLE such an editor also keeps what
+            `Workbench.protected` asks for.
     """
 
     name: str
@@ -71,7 +85,7 @@ class Editor:
     one_block: bool = False
     in_order: bool = False
     options: type[Section] | None = None
-    form: ClosedForm | None = None
+    joint: Joint | None = None
 
 
 _EDITORS: dict[str, Editor] = {}
@@ -86,6 +100,7 @@ def register(
     one_block: bool = False,
     in_order: bool = False,
     options: type[Section] | None = None,
+    joint: Joint | None = None,
 ) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Decorator: the function is the editor of a name (see `Editor`)."""
 
@@ -99,6 +114,7 @@ def register(
             one_block=one_block,
             in_order=in_order,
             options=options,
+            joint=joint,
         )
         return make
 
@@ -114,9 +130,14 @@ def closed_form(
 
     def kept(solve: Callable[[Problem], LowRank]) -> Callable[[Problem], LowRank]:
         form = ClosedForm(name, solve, report)
-        make = partial(edit_block, form=form)
-        needs: frozenset[Need] = frozenset({"statistics"})
-        _EDITORS[name] = Editor(name, make, needs, blocks=blocks, form=form)
+        needs: frozenset[Need] = frozenset({"statistics", "lookup"})
+        _EDITORS[name] = Editor(
+            name,
+            partial(edit_block, form=form),
+            needs,
+            blocks=blocks,
+            joint=partial(edit_jointly, form=form),
+        )
         return solve
 
     return kept
@@ -145,20 +166,22 @@ def editors() -> dict[str, Editor]:
 
 
 def needs(settings: EditorSettings, need: Need) -> bool:
-    """Whether the editor of some settings needs something."""
-    return need in editor(settings.editor).needs
+    """Whether the editor of some settings, or its solver, needs something."""
+    kind = editor(settings.editor)
+    return need in kind.needs or ("groups" in kind.needs and need in editor(settings.solver).needs)
 
 
-def solver(name: str) -> ClosedForm:
-    """The closed form of a name.
+def solver(name: str) -> tuple[Callable[..., Any], Joint]:
+    """How an editor edits one group of forms, and several jointly.
 
     Raises:
-        InputError: There is no such editor, or it is no closed form alone.
+        InputError: There is no such editor, or it cannot edit by groups.
     """
-    if (form := editor(name).form) is None:
-        names = [each.name for each in editors().values() if each.form is not None]
+    kind = editor(name)
+    if kind.joint is None:
+        names = [each.name for each in editors().values() if each.joint is not None]
         raise InputError(f"edit.solver is {name!r}; solvers are {', '.join(names)}")
-    return form
+    return kind.make, kind.joint
 
 
 def edit(bench: Workbench, **more: Any) -> Edit:
@@ -174,7 +197,7 @@ def edit(bench: Workbench, **more: Any) -> Edit:
         InputError: Something that the editor needs is missing, or a setting does not fit.
     """
     bench = ready(bench)
-    if not needs(bench.settings, "statistics"):
+    if not needs(bench.settings, "lookup"):
         return editor(bench.settings.editor).make(bench, **more)
     made = _rounds(bench, **more)
     return made.with_report(unanswered=_unanswered(bench, made))
@@ -234,13 +257,15 @@ def ready(bench: Workbench) -> Workbench:
 
 
 def _with_statistics(bench: Workbench) -> Workbench:
-    """A closed form's workbench, with statistics and contexts of the model before the edit.
+    """The workbench with statistics and contexts of the model before the edit, and each request
+    with the token at which it is looked up.
 
     Raises:
         EditError, InputError: As in `edit`.
     """
     settings = bench.settings
-    for request in bench.requests:
+    closed = needs(settings, "lookup")
+    for request in bench.requests if closed else ():
         request.lookup_span(settings.lookup)
     # Now, since both are of the model as it is before the edit.
     groups = bench.chosen.groups if bench.chosen is not None else ()
@@ -249,7 +274,7 @@ def _with_statistics(bench: Workbench) -> Workbench:
         raise InputError(
             f"the first context must be empty (the bare prompt), got {bench.contexts[:1]}"
         )
-    if settings.answer == "words":
+    if closed and settings.answer == "words":
         requests, earlier = (
             [word for each in some for word in words_of(each)]
             for some in (bench.requests, bench.earlier)
@@ -259,12 +284,13 @@ def _with_statistics(bench: Workbench) -> Workbench:
 
 
 def options_of(settings: EditorSettings) -> Section | None:
-    """The settings that the editor alone has.
+    """The settings that the editor alone has, or its solver.
 
     Raises:
         InputError: There is no such setting, or its value is out of range.
     """
-    options = editor(settings.editor).options
+    kind = editor(settings.editor)
+    options = (editor(settings.solver) if "groups" in kind.needs else kind).options
     if options is None:
         if settings.options:
             names = ", ".join(settings.options)

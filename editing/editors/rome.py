@@ -27,7 +27,7 @@ from editing.edits.delta import EditDelta, merge
 from interp.settings.sizes import parse_size
 
 
-@register("rome", needs=("statistics",), blocks=(5,), one_block=True)
+@register("rome", needs=("statistics", "lookup"), blocks=(5,), one_block=True)
 def edit(bench: Workbench, *, targets: Targets | None = None) -> EditDelta:
     """ROME's updates for the requests at a block; the model is as before on return, and on error.
 

@@ -122,10 +122,12 @@ BLOCKS = {
     "emmet": "1-2",
     "rome": "2",
     "ft": "2",
+    "ft_whitened": "1-2",
     "lora": "auto",
     "grace": "2",
 }
-MOVES = {"alphaedit", "dmle", "emmet", "ft", "grace", "lora", "memit", "rome"}
+OPTIONS = {"ft_whitened": {"steps": 6, "learning_rate": 2e-2}}
+MOVES = {"alphaedit", "dmle", "emmet", "ft", "ft_whitened", "grace", "lora", "memit", "rome"}
 """Editors that make new answers likelier, also on a random model (which has no use for what it is
 told)."""
 READS = {"ice", "ike"}
@@ -133,6 +135,5 @@ READS = {"ice", "ike"}
 
 
 def settings_of(editor: str, **more: Any) -> EditorSettings:
-    return EditorSettings.model_validate(
-        {**STRONG, "editor": editor, "block": BLOCKS.get(editor, "auto"), **more}
-    )
+    own = {"block": BLOCKS.get(editor, "auto"), "options": OPTIONS.get(editor, {})}
+    return EditorSettings.model_validate({**STRONG, "editor": editor, **own, **more})

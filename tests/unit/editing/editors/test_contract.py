@@ -16,7 +16,7 @@ from torch import Tensor
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
-from editing.editors.registry import edit, editors, load_edit
+from editing.editors.registry import edit, editors, load_edit, needs
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import Edit, EditError, View
 from editing.edits.remarks import remarks
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 EDITORS = editor_names()
 KIND = editors()
-NEEDING = [name for name, kind in KIND.items() if "statistics" in kind.needs]
+NEEDING = [name for name in EDITORS if needs(settings_of(name), "statistics")]
 SPREAD, FUSED = (
     "cannot be spread over layers there; give one layer per request",
     "LoRA cannot adapt .*'q'.*lora.targets",
@@ -237,10 +237,11 @@ def test_bad_input_is_refused_before_any_work(
         outside = settings_of(editor, layers="1/7", block="7")
         with pytest.raises(DmleError, match="ascending layers within 0 to 2 are needed"):
             edit(llama_bench.asked(requests, outside))
-    if "statistics" in kind.needs:
+    if needs(settings_of(editor), "lookup"):
         lost = replace(requests[0], subject="pyramid")
         with pytest.raises(DmleError, match="pyramid"):
             edit(llama_bench.asked([lost], settings_of(editor, lookup="subject_last")))
+    if needs(settings_of(editor), "statistics"):
         bench = llama_bench.asked(requests, settings_of(editor))
         with pytest.raises(InputError, match=f"{editor} needs statistics"):
             edit(replace(bench, statistics=None))
