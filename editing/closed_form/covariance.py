@@ -25,7 +25,7 @@ from editing.closed_form.corpora import Corpus, counted, longest, open_corpus, r
 from editing.closed_form.moments import Moments, ledoit_wolf, second_moments, width
 from editing.closed_form.solvers import factorise
 from editing.config import CovarianceConfig
-from editing.edits.precision import as_tensor, eigen, exact
+from editing.edits.precision import as_tensor, eigen, exact, triangular, with_diagonal
 from interp.errors import InputError, NotFiniteError
 from interp.models.loading import LanguageModel
 from interp.results.checksums import damaged
@@ -125,6 +125,19 @@ class Covariances:
             except InputError as error:
                 raise InputError(f"block {layer}: {error}") from error
         return self._computed["factor", layer]
+
+    def whitening(self, layer: int) -> Float[Tensor, "d_mlp d_mlp"]:
+        """L⁻¹ in float64, computed once: keys k become L⁻¹k, whose second moment is the identity.
+
+        Raises:
+            As `factor`.
+        """
+        factor = self.factor(layer)
+        if ("whitening", layer) not in self._computed:
+            lower = exact(factor)
+            identity = with_diagonal(0 * lower, 1.0)
+            self._computed["whitening", layer] = as_tensor(triangular(lower, identity))
+        return self._computed["whitening", layer]
 
     def null_space(
         self, layer: int, threshold: float, relative: bool

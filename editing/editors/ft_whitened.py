@@ -145,7 +145,7 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
         )
     layers = sorted({layer for own, _ in groups for layer in own})
     statistics = bench.covariances(layers)
-    blocks = {layer: _block(model, layer, statistics.factor(layer)) for layer in layers}
+    blocks = {layer: _block(model, layer, statistics.whitening(layer)) for layer in layers}
     parts = [
         _Part([blocks[layer] for layer in own], ask(model, _questions(requests, contexts)))
         for own, requests in groups
@@ -168,12 +168,10 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
     )
 
 
-def _block(model: LanguageModel, layer: int, factor: Tensor) -> _Block:
+def _block(model: LanguageModel, layer: int, whitening: Tensor) -> _Block:
     down = model.linear(model.down_projection(layer).name)
     weight = down.orient(down.weight.detach())
     dtype = torch.promote_types(model.dtype, torch.float32)
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    whitening = torch.linalg.solve_triangular(factor, identity, upper=False)
     change = torch.zeros_like(weight, dtype=dtype).requires_grad_()
     return _Block(layer, down.name, whitening.to(weight.device, dtype), change)
 

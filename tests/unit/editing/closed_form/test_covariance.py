@@ -655,6 +655,14 @@ def test_factor_is_computed_once_per_block(
         Covariances(known.by_layer, "", 10, {}).factor(1)
 
 
+def test_whitened_keys_have_the_identity_as_second_moment(known: Covariances) -> None:
+    for layer in (1, 4):
+        whitening = known.whitening(layer)
+        moment = whitening @ known.by_layer[layer].double() @ whitening.T
+        assert (moment - torch.eye(len(moment), dtype=torch.float64)).abs().max() < 1e-9
+        assert known.whitening(layer) is whitening
+
+
 @pytest.mark.parametrize(
     ("layer", "threshold", "relative", "rank"),
     [
