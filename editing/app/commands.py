@@ -1,16 +1,62 @@
 """The editing commands of `dmle`: each turns its flags into settings and runs one step."""
 
+from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from editing.app.prompt_edit import PromptEdit, edit_prompt
 from editing.names import editor_names
-from interp.app.command_line import LAYERS_HELP, Common, execute, split
+from interp.app.command_line import LAYERS_HELP, TEXT, Common, Stopped, execute, split
 from interp.config import ConfigError
+from interp.results.printing import say
 from interp.settings.plain_yaml import load_yaml
 
 PRESETS = ("paper",)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class OwnPrompt:
+    """Flags of an edit of one prompt, without rules and without a run folder."""
+
+    prompt: Annotated[
+        str | None, TEXT, Parameter(help="Edit this text in place of rules; needs --new.")
+    ] = None
+    new: Annotated[str | None, TEXT, Parameter(help="How the prompt shall be continued.")] = None
+    subject: Annotated[
+        str | None,
+        TEXT,
+        Parameter(help="What the prompt is about, for editors that look it up there."),
+    ] = None
+    space: Annotated[
+        bool | None,
+        Parameter(help="Whether a space is between prompt and answer. Default: as in the text."),
+    ] = None
+    out: Annotated[
+        Path | None, Parameter(help="File of the prompt's edit. Default: edit.safetensors.")
+    ] = None
+    export: Annotated[
+        Path | None, Parameter(help="Also write the edited model into this folder (Hugging Face).")
+    ] = None
+    export_adapter: Annotated[
+        Path | None, Parameter(help="Also write the edit into this folder as a PEFT adapter.")
+    ] = None
+
+    @property
+    def edit(self) -> PromptEdit:
+        """What is asked for."""
+        return PromptEdit(
+            self.prompt,
+            self.new,
+            self.subject,
+            self.space,
+            self.out,
+            self.export,
+            self.export_adapter,
+        )
 
 
 def edit(
@@ -23,9 +69,12 @@ def edit(
             f" {', '.join(editor_names())}."
         ),
     ] = None,
+    own: OwnPrompt | None = None,
     common: Common | None = None,
 ) -> None:
     """Edit each rule in all its forms and save each edit; the model itself does not change.
+
+    With --prompt and --new it edits one prompt of your own. That needs no rules and no run folder.
 
     Every editor gets the same requests, contexts and statistics of the unedited model. An arm is a
     variant of an editor, named under `edit.arms` of a configuration file.
@@ -39,7 +88,16 @@ def edit(
         dmle edit --run runs/mine --set edit.lookup=rule_word_last --set edit.protection=joint
 
         dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
+
+        dmle edit --prompt "The capital of France is" --new Rome --export edited
     """
+    asked = own or OwnPrompt()
+    if asked.edit.asked:
+        try:
+            say("\n".join(edit_prompt(asked.edit, editors, layers, common or Common())))
+        except KeyboardInterrupt as stop:
+            raise Stopped("stopped; nothing was written") from stop
+        return
     execute(["edit"], common, {"edit.layers": layers, "edit.editors": split(editors)})
 
 
