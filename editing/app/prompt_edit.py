@@ -55,6 +55,35 @@ class PromptEdit:
         subject = self.subject if self.subject is not None else self.prompt
         return EditRequest("prompt", "formula", self.prompt, subject, (), self.new, self.space)
 
+    def check(self, settings: EditorSettings, *, overwrite: bool) -> None:
+        """Refuse what cannot work, before the model is loaded.
+
+        Raises:
+            InputError: See `edit_prompt`.
+        """
+        from editing.editors.registry import editor, needs
+        from editing.edits.delta import EditDelta
+
+        for flag, value in (("--prompt", self.prompt), ("--new", self.new)):
+            if value is None or not value.strip():
+                raise InputError(f"{flag} is missing or empty: give a prompt and its new answer")
+        if self.subject is None and needs(settings, "lookup"):
+            raise InputError(
+                f"{settings.editor} looks a rule up at its subject: give --subject, words of the"
+                " prompt"
+            )
+        if needs(settings, "lookup"):
+            self.request().lookup_span(settings.lookup)
+        if self.path.exists() and not overwrite:
+            raise InputError(f"{self.path} is there already; give another --out, or --overwrite")
+        if (self.export or self.adapter) and editor(settings.editor).makes is not EditDelta:
+            raise InputError(
+                f"{settings.editor} writes no weights, so that there is no model to export; leave"
+                " --export and --export-adapter out, or take another editor"
+            )
+        if self.adapter is not None and self.adapter.exists():
+            raise InputError(f"{self.adapter} is there already; give a new folder for the adapter")
+
 
 def edit_prompt(
     edit: PromptEdit, editors: str | None, layers: str | None, options: ModelOptions
@@ -73,7 +102,7 @@ def edit_prompt(
         DmleError: As the editor.
     """
     settings, context = _settings(editors, layers, options)
-    _check(edit, settings, overwrite=options.overwrite)
+    edit.check(settings, overwrite=options.overwrite)
     from editing.closed_form.statistics import Statistics
     from editing.closed_form.workbench import Workbench
     from editing.editors.registry import edit as edit_on
@@ -116,35 +145,6 @@ def _settings(
             f" {', '.join(editor_names())}"
         )
     return config.settings_of(config.editors[0]), context
-
-
-def _check(edit: PromptEdit, settings: EditorSettings, *, overwrite: bool) -> None:
-    """Refuse what cannot work, before the model is loaded.
-
-    Raises:
-        InputError: See `edit_prompt`.
-    """
-    from editing.editors.registry import editor, needs
-    from editing.edits.delta import EditDelta
-
-    for flag, value in (("--prompt", edit.prompt), ("--new", edit.new)):
-        if value is None or not value.strip():
-            raise InputError(f"{flag} is missing or empty: give a prompt and its new answer")
-    if edit.subject is None and needs(settings, "lookup"):
-        raise InputError(
-            f"{settings.editor} looks a rule up at its subject: give --subject, words of the prompt"
-        )
-    if needs(settings, "lookup"):
-        edit.request().lookup_span(settings.lookup)
-    if edit.path.exists() and not overwrite:
-        raise InputError(f"{edit.path} is there already; give another --out, or --overwrite")
-    if (edit.export or edit.adapter) and editor(settings.editor).makes is not EditDelta:
-        raise InputError(
-            f"{settings.editor} writes no weights, so that there is no model to export; leave"
-            " --export and --export-adapter out, or take another editor"
-        )
-    if edit.adapter is not None and edit.adapter.exists():
-        raise InputError(f"{edit.adapter} is there already; give a new folder for the adapter")
 
 
 def _answers(model: "LanguageModel", request: "EditRequest", made: "Edit") -> tuple[str, str]:

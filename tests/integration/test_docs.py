@@ -126,6 +126,8 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
 
     The command's own function is called up to where the work would begin.
     """
+    from editing.app.prompt_edit import PromptEdit
+    from editing.config import EditorSettings
     from interp.app import commands as cli
     from interp.app.run import Run
     from interp.app.steps import checked_steps
@@ -148,6 +150,11 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         reached.append({"trace": config})
         raise Reached
 
+    def check_edit(edit: PromptEdit, config: EditorSettings, *, overwrite: bool) -> None:
+        assert edit.prompt and edit.new
+        reached.append({"edit": config})
+        raise Reached
+
     command, bound, _ = cli.application().parse_args(words, exit_on_error=False, print_error=False)
     if command is cli.setup or command.__module__ == "interp.app.rules_commands":
         return None
@@ -155,6 +162,7 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     monkeypatch.setattr(RunFolder, "settings", {})  # a folder of this name may be here
     monkeypatch.setattr(RunFolder, "known", True)
     monkeypatch.setattr(PromptRequest, "check", check_prompt)
+    monkeypatch.setattr(PromptEdit, "check", check_edit)
     with pytest.raises(Reached):
         command(*bound.args, **bound.kwargs)
     (settings,) = reached
