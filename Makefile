@@ -53,8 +53,8 @@ test: setup ## Run all tests but those of `make golden`
 	$(TEST) -m "not golden"
 
 # Before a change in tracing, statistics, solvers or editors is merged. Without the stored runs they are skipped.
-golden: setup ## Compare searches, statistics and whole edits with stored runs of other programs: minutes
-	$(TEST) -m golden
+golden: setup ## Compare with stored runs of other programs, cell by cell: maps, statistics, searches, edits
+	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden
 
 test-fast: setup ## Run the tests that load no trained model and take no long time
 	$(TEST) -m "not slow"
