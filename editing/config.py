@@ -134,6 +134,10 @@ class EditorSettings(TargetConfig):
     """AlphaEdit: weight of the penalty on the update's norm (EasyEdit: 1 or 10)."""
     damping: float = Field(default=0.1, ge=0)
     """EMMET: how far the equality constraint gives way; 0 is exact."""
+    targets: Literal["last", "replayed"] = "last"
+    """Closed forms: a target is searched at the last block, and what is missing is divided among
+    the blocks; or it is searched at the first, the later ones' targets are read off a run with it
+    in place, and every block writes its whole residual (see `editing.closed_form.replay`)."""
     rounds: int = Field(default=1, ge=1, le=1000)
     """Closed forms: edit so many times, each time from the model as the round before left it. What
     the requests did to one another in a round is mended in the next."""

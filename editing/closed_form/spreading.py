@@ -9,12 +9,16 @@ Where a block normalises the MLP's output before adding it (Gemma 3), a change o
 a change of the stream, and shares do not add up. There the target is the output of the
 down-projection itself, in one block per request.
 
+With `edit.targets=replayed` every block has targets of its own, and writes its whole residual (see
+`editing.closed_form.replay`).
+
 Source: Meng et al. 2023 (MEMIT), algorithm 1. Layers are 0-based.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +28,7 @@ from torch.nn.functional import normalize
 
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
+from editing.closed_form.replay import replayed_targets
 from editing.closed_form.target_batches import Site
 from editing.closed_form.targets import Targets, find_targets, state_hook
 from editing.closed_form.workbench import Workbench
@@ -127,7 +132,7 @@ def edit_block(bench: Workbench, form: ClosedForm, *, targets: Targets | None = 
         targets = find_targets(
             bench.model,
             bench.requests,
-            bench.layers[-1],
+            _searched(bench.layers, bench.settings),
             bench.contexts,
             bench.settings,
             site=site_of(bench.model, plan),
@@ -156,11 +161,13 @@ def edit_jointly(
 
 
 def _joint_targets(bench: Workbench, plan: Sequence[Sequence[int]]) -> Targets:
-    """Targets of all requests on the model as it is, each at the last of its own layers."""
+    """Targets of all requests on the model as it is, each at the last of its own layers, or at the
+    first if they are replayed.
+    """
     site, settings = site_of(bench.model, plan), bench.settings
     found: dict[int, tuple[torch.Tensor, torch.Tensor, tuple[float, ...]]] = {}
-    for layer in sorted({layers[-1] for layers in plan}):
-        rows = [i for i, layers in enumerate(plan) if layers[-1] == layer]
+    for layer in sorted({_searched(layers, settings) for layers in plan}):
+        rows = [i for i, layers in enumerate(plan) if _searched(layers, settings) == layer]
         requests = [bench.requests[i] for i in rows]
         part = find_targets(bench.model, requests, layer, bench.contexts, settings, site=site)
         found |= {i: (part.z[j], part.initial[j], part.losses[j]) for j, i in enumerate(rows)}
@@ -180,9 +187,9 @@ def spread(
     Args:
         bench: Model, requests, statistics and settings.
         form: The closed form.
-        plan: Blocks of each request, ascending; its target is at the last of them. At a block that
-            is not in its plan a request takes part with a residual of zero: its output there should
-            stay.
+        plan: Blocks of each request, ascending; its target is at the last of them, or at the first
+            if they are replayed. At a block that is not in its plan a request takes part with a
+            residual of zero: its output there should stay.
         targets: Targets of all requests.
         report: What made the edit. Its losses, shares that are left and served, and colliding keys
             are filled in.
@@ -191,27 +198,36 @@ def spread(
     memory, site = parse_size(settings.memory), site_of(model, plan)
     layers = sorted({layer for blocks in plan for layer in blocks})
     covariances = bench.covariances(layers)
-    hooks = [state_hook(model, site, blocks[-1]) for blocks in plan]
+    wanted = _wanted(bench, plan, targets, site)
+    lasts = [blocks[-1] for blocks in plan]
     parts: list[EditDelta] = []
     collinear: list[dict[str, object]] = []
     served: dict[str, list[float]] = {}
 
-    def missing() -> Float[Tensor, "n d_model"]:
-        return targets.z - _states(model, requests, hooks, settings.lookup, memory)
+    def states(places: Sequence[int]) -> Float[Tensor, "n d_model"]:
+        hooks = [state_hook(model, site, place) for place in places]
+        return _states(model, requests, hooks, settings.lookup, memory)
 
+    def missing(places: Sequence[int]) -> Float[Tensor, "n d_model"]:
+        return _at(wanted, places) - states(places)
+
+    replayed = settings.targets == "replayed"
+    initial = states(lasts) if replayed else targets.initial
     with ExitStack() as stack:
         for layer in layers:
-            share = torch.tensor([_share(blocks, layer) for blocks in plan])
-            problem = _problem(bench, layer, covariances, missing, share)
+            share = torch.tensor([_share(blocks, layer, settings) for blocks in plan])
+            # What is missing where the request's target for this block is.
+            places = [layer if replayed and layer in blocks else blocks[-1] for blocks in plan]
+            problem = _problem(bench, layer, covariances, partial(missing, places), share)
             update = form.solve(problem)
             collinear += _collinear(problem, requests)
             served[str(layer)] = _served(problem, update)
             parts.append(block_delta(model, layer, update))
             stack.enter_context(parts[-1].applied(model))
-        left = missing().norm(dim=-1)
+        left = missing(lasts).norm(dim=-1)
     filled = report.with_values(
         losses=[list(losses) for losses in targets.losses],
-        residual_left=_shares_left(targets, left),
+        residual_left=_shares_left(_at(wanted, lasts), initial, left),
         served=served,
         collinear_keys=collinear,
     )
@@ -241,12 +257,14 @@ def _problem(
     )
 
 
-def _shares_left(targets: Targets, left: Float[Tensor, " n"]) -> list[float]:
+def _shares_left(
+    ends: Float[Tensor, "n d_model"], initial: Float[Tensor, "n d_model"], left: Float[Tensor, " n"]
+) -> list[float]:
     """What is left of the way to each target, as a share of the way."""
-    wanted = (targets.z - targets.initial).norm(dim=-1)
+    wanted = (ends - initial).norm(dim=-1)
     # A request that is served already wants no change, and there is no way of which a share could
     # be left.
-    wants = wanted > NO_CHANGE * targets.initial.norm(dim=-1)
+    wants = wanted > NO_CHANGE * initial.norm(dim=-1)
     return torch.where(wants, left / wanted, torch.nan).tolist()
 
 
@@ -289,8 +307,36 @@ def _states(
     return torch.stack([found[hook][i] for i, hook in enumerate(hooks)])
 
 
-def _share(layers: Sequence[int], layer: int) -> float:
-    return 1 / sum(other >= layer for other in layers) if layer in layers else 0.0
+def _share(layers: Sequence[int], layer: int, settings: EditorSettings) -> float:
+    """Share of what is missing that a block writes."""
+    if layer not in layers:
+        return 0.0
+    return 1.0 if settings.targets == "replayed" else 1 / sum(other >= layer for other in layers)
+
+
+def _searched(layers: Sequence[int], settings: EditorSettings) -> int:
+    """Block at which targets are searched."""
+    return layers[0] if settings.targets == "replayed" else layers[-1]
+
+
+def _at(
+    wanted: Mapping[int, Float[Tensor, "n d_model"]], places: Sequence[int]
+) -> Float[Tensor, "n d_model"]:
+    """The target of each request at a block of its own."""
+    return torch.stack([wanted[place][i] for i, place in enumerate(places)])
+
+
+def _wanted(
+    bench: Workbench, plan: Sequence[Sequence[int]], targets: Targets, site: Site
+) -> Mapping[int, Float[Tensor, "n d_model"]]:
+    """Block → targets of the requests that have one there."""
+    settings = bench.settings
+    if settings.targets == "replayed" and site == "resid":
+        memory = parse_size(settings.memory)
+        return replayed_targets(
+            bench.model, bench.requests, plan, targets.z, settings.lookup, memory
+        )
+    return {blocks[-1]: targets.z for blocks in plan}
 
 
 def _keys(
