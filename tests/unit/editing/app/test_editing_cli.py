@@ -154,7 +154,10 @@ def test_running_again_redoes_nothing(finished: Path, dmle: Command, tmp_path: P
     before = times(run) | times(run, "covariance")
     code, said = dmle("edit", "--run", run)
     assert code == 0 and times(run) | times(run, "covariance") == before
-    assert "2 rules × 12 editors (single)" in said and "ice: in context, no layers" in said
+    n_editors = len(editor_names()) + len(ARMS)
+    assert (
+        f"2 rules × {n_editors} editors (single)" in said and "ice: in context, no layers" in said
+    )
     # Another order and fewer of them are the same edits.
     assert dmle("edit", "--run", run, "--editors", "ft,lora,early,ike,rome")[0] == 0
     assert times(run) | times(run, "covariance") == before
