@@ -188,7 +188,8 @@ def symbols_of(side: str) -> frozenset[str] | None:
         if _is_word(run[1], text[run.end() : run.end() + 1]):
             return None
         symbols |= set(re.findall(r"Δ?[^\W\d_]\d*", run[0]))
-    return frozenset(symbols)
+    # As trees have them: the micro sign is the letter mu.
+    return frozenset(unicodedata.normalize("NFKC", symbol) for symbol in symbols)
 
 
 def _is_word(letters: str, behind: str) -> bool:

@@ -107,6 +107,7 @@ def _header(path: Path) -> dict[str, Stored]:
             AttributeError,
             IndexError,
             RecursionError,
+            OverflowError,
         ) as error:
             raise ModelError(
                 f"{damaged}: its header is not that of safetensors; {AGAIN}"

@@ -18,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from interp.results import foreign_files
 from interp.results.checksums import check_seal, damaged, write_sealed
+from interp.results.scores import PHASES
 from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
 
 
@@ -47,7 +49,9 @@ def _kind(
 
 
 _MAP = "score clean corrupted token role is_corrupted prompt answer"
-_SCORES = _kind("scores file", "dmle.scores/", "editor rule form metric mode phase", "score")
+_SCORES = _kind(
+    "scores file", "dmle.scores/", "editor rule form metric mode phase", "score", whole="phase"
+)
 KINDS: Mapping[str, Kind] = {
     "effects.nc": _kind(
         "effect map of rules",
@@ -72,10 +76,15 @@ UNLABELLED = frozenset(("pos", "sample"))
 """Dims that are counted; all others have labels, by which they are read."""
 NUMBERED = frozenset(("layer",))
 """Labels that are numbers; all others are texts."""
+NUMBERS = frozenset(("n_tokens", "is_corrupted", "start", "width"))
+"""Coordinates that are numbers; variables that are no coordinates all are."""
+WHOLE_NUMBERS = ("window",)
+"""Attributes that are whole numbers, where they are."""
 LABELS: Mapping[str, tuple[str, ...]] = {
     "form": FORMS,
     "component": COMPONENTS,
     "role": (*ROLES, LOOKUP),
+    "phase": PHASES,
 }
 """What labels there can be, by dim; others are free."""
 _OF_FOLDERS: Mapping[str, Kind] = {
@@ -259,7 +268,20 @@ def _fault(dataset: xr.Dataset, kind: Kind) -> str:
     for name in map(str, dataset.indexes):
         if not dataset.indexes[name].is_unique:
             return f"two labels of {name} are the same"
-    return next(filter(None, (_label_fault(dataset[name]) for name in sorted(labels))), "")
+    faults = (_label_fault(dataset[name]) for name in sorted(labels))
+    return next(filter(None, faults), "") or _number_fault(dataset)
+
+
+def _number_fault(dataset: xr.Dataset) -> str:
+    """Which text or list stands where a number should be; "" if none."""
+    for name in sorted({*map(str, dataset.data_vars)} | (NUMBERS & {*map(str, dataset.coords)})):
+        if dataset[name].dtype.kind not in "fiub":
+            return f"{name} is {dataset[name].dtype}, numbers are needed"
+    for name in WHOLE_NUMBERS:
+        value = dataset.attrs.get(name, 1)
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            return f"its attribute {name} is {value!r}, a whole number is needed"
+    return ""
 
 
 def _label_fault(labels: xr.DataArray) -> str:

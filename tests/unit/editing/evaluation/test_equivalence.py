@@ -321,3 +321,8 @@ def test_sentence_count() -> None:
         2,
         3,
     ]
+
+
+def test_the_micro_sign_is_the_letter_mu() -> None:
+    assert equivalent("μ", "µ") and equivalent("2µ", "μ + µ")
+    assert not equivalent("", "µ") and not equivalent("m", "µ")
