@@ -77,7 +77,7 @@ UNLABELLED = frozenset(("pos", "sample"))
 NUMBERED = frozenset(("layer",))
 """Labels that are numbers; all others are texts."""
 NUMBERS = frozenset(("n_tokens", "is_corrupted", "start", "width"))
-"""Coordinates that are numbers; variables that are no coordinates all are."""
+"""Coordinates that are numbers; of the kinds above, variables that are no coordinates all are."""
 WHOLE_NUMBERS = ("window",)
 """Attributes that are whole numbers, where they are."""
 LABELS: Mapping[str, tuple[str, ...]] = {
@@ -269,7 +269,7 @@ def _fault(dataset: xr.Dataset, kind: Kind) -> str:
         if not dataset.indexes[name].is_unique:
             return f"two labels of {name} are the same"
     faults = (_label_fault(dataset[name]) for name in sorted(labels))
-    return next(filter(None, faults), "") or _number_fault(dataset)
+    return next(filter(None, faults), "") or (_number_fault(dataset) if kind.dims else "")
 
 
 def _number_fault(dataset: xr.Dataset) -> str:
