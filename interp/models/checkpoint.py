@@ -33,6 +33,9 @@ _TOKENIZER = re.compile(
     r"|dict\.txt"
 )
 
+_MOST_TOKENS = 2**24
+"""No vocabulary comes near."""
+
 
 def check_settings(folder: Path) -> None:
     """Refuse a folder that by its small files cannot be loaded as what it says it is, before a
@@ -57,6 +60,25 @@ def check_settings(folder: Path) -> None:
             f"{folder} has no tokenizer (tokenizer.json); copy the tokenizer files of the model"
             " into the folder"
         )
+    if (folder / "tokenizer.json").exists():
+        _check_vocabulary(folder, read_json(folder / "tokenizer.json"))
+
+
+def _check_vocabulary(folder: Path, tokenizer: Any) -> None:
+    """Refuse token ids for which the reader in Rust takes more memory than there is, and aborts.
+
+    Raises:
+        ModelError: A token id is no number of a token.
+    """
+    model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    for number in ids:
+        if isinstance(number, int) and not 0 <= number < _MOST_TOKENS:
+            raise ModelError(
+                f"{folder}: tokenizer.json gives a token the number {number}; copy the tokenizer"
+                " files of the model into the folder"
+            )
 
 
 def check_quantisation(folder: Path, config: Mapping[str, Any]) -> None:

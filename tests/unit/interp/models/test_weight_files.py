@@ -1,4 +1,4 @@
-"""Headers of weight files that were changed on purpose."""
+"""Headers of weight files, and vocabularies, that were changed on purpose."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from interp.errors import ModelError
+from interp.models.checkpoint import _check_vocabulary
 from interp.models.weight_files import _header
 
 
@@ -20,3 +21,11 @@ def test_an_end_that_is_no_place_in_the_file_is_refused(end: Any, tmp_path: Path
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
     with pytest.raises(ModelError, match="is damaged or cut short"):
         _header(path)
+
+
+def test_a_token_with_an_absurd_number_is_refused(tmp_path: Path) -> None:
+    _check_vocabulary(tmp_path, {"model": {"vocab": {"a": 0, "b": 49151}}})
+    _check_vocabulary(tmp_path, {"model": {"vocab": [["a", -1.5]]}})  # Unigram: scores
+    for number in (2**31, -1):
+        with pytest.raises(ModelError, match=f"gives a token the number {number}"):
+            _check_vocabulary(tmp_path, {"model": {"vocab": {"a": 0, "b": number}}})
