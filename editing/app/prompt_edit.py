@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from interp.models.loading import LanguageModel
 
 EDITOR = "ft_whitened"
-"""What edits a prompt if no editor is named: the one that did best in docs/results.md."""
+"""What edits a prompt if no editor is named: it makes new answers exact (docs/results.md)."""
 OUT = Path("edit.safetensors")
 MORE_TOKENS = 8
 """Tokens that are shown of an answer, beyond those of the new one."""
