@@ -275,7 +275,7 @@ def test_pickles_give_tensors_and_nothing_else(folder: Path, tmp_path: Path) -> 
         ("generation_config.json", "{", ["generation_config.json is not JSON"]),
         ("generation_config.json", '{"eos_token_id": "x"}', ["'x' as eos_token_id"]),
         ("tokenizer.json", "{}", ["its tokenizer cannot be read"]),
-        ("tokenizer.json", '{"version"', ["its tokenizer cannot be read"]),
+        ("tokenizer.json", '{"version"', ["tokenizer.json is not JSON"]),
         ("tokenizer_config.json", "[]", ["tokenizer_config.json holds a list"]),
         ("adapter_config.json", "{}", ["holds an adapter", "merge_and_unload()"]),
     ],
