@@ -242,8 +242,6 @@ def _profiles(
     evidence: xr.Dataset | None,
 ) -> dict[str, np.ndarray]:
     """What may tell of edit success at each layer: means over a group's forms, shape (layer,)."""
-    if "aie" not in profile:
-        raise InputError("profile.nc has no mean effects (aie); run `dmle profile` again")
     known = {
         f"the {component} profile": profile["aie"].sel(component=component, role=LOOKUP),
     }

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interp.app.rule_digests import digests
-from interp.app.steps import COMMON, Context, load_steps
+from interp.app.steps import COMMON, Context, known_sections, load_steps
 from interp.config import Section
 from interp.errors import DmleError, StaleError
 from interp.results.provenance import fingerprint
@@ -139,7 +139,8 @@ def settings_of(name: str, section: Section) -> dict[str, Any]:
 
 
 def record_of(path: Path) -> Made | None:
-    """The record in a NetCDF file or selection; None if there is no file, or no record in it.
+    """The record in a NetCDF file or selection; None if there is no file, or no record in it that
+    this version can compare.
 
     Raises:
         DmleError: The file is damaged.
@@ -160,10 +161,20 @@ def record_of(path: Path) -> Made | None:
             content = dataset.attrs.get(RECORD)
     try:
         if isinstance(content, str):
-            return Made.model_validate_json(content)
-        return Made.model_validate(content)
+            record = Made.model_validate_json(content)
+        else:
+            record = Made.model_validate(content)
     except ValidationError:
         return None
+    return record if _is_known(record) else None
+
+
+def _is_known(record: Made) -> bool:
+    """Whether there are the steps, settings and files that a record names."""
+    sections = {*record.sections, *record.rules} - {"evidence"}  # of which `digests` knows rules
+    sections |= {key.partition(".")[0] for key in record.settings}
+    known = sections <= known_sections(load_steps()).keys()
+    return known and record.step in VERSIONS and record.inputs.keys() <= MAKERS.keys()
 
 
 def check(context: Context, *names: str) -> None:

@@ -63,13 +63,18 @@ KINDS: Mapping[str, Kind] = {
         "layer profile",
         "dmle.profile/",
         "form component role layer rule",
-        "effect total_effect traceable",
+        "aie lower upper n effect total_effect traceable",
         whole="role",
     ),
     "scores.nc": _SCORES,
     "tuning.nc": _SCORES,
     "evidence.nc": _kind("evidence file", "dmle.evidence/", "rule form layer", ""),
-    "sweep.nc": _kind("sweep", "dmle.sweep/", "group rule window", "score start width"),
+    "sweep.nc": _kind(
+        "sweep",
+        "dmle.sweep/",
+        "group rule window",
+        "score start width arm_score arm_group arm_layers",
+    ),
 }
 """By the name that a file has in a run folder."""
 UNLABELLED = frozenset(("pos", "sample"))

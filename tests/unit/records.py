@@ -46,6 +46,13 @@ def known(run: Path) -> None:
     (run / "run.yaml").write_text("settings: {}\n", encoding="utf-8")
 
 
+def with_means(profile: xr.Dataset) -> xr.Dataset:
+    """A profile with the means of its effects, as it is written; its intervals have no width."""
+    mean = profile["effect"].mean("rule")
+    number = profile["effect"].isel(layer=0, drop=True).notnull().sum("rule")
+    return profile.assign(aie=mean, lower=mean, upper=mean, n=number)
+
+
 def smallest(name: str) -> xr.Dataset:
     """The smallest dataset that readers take for the file of that name: one of everything."""
     if (kind := KINDS.get(name)) is None:

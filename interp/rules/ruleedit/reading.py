@@ -139,7 +139,17 @@ def _zip_members(path: Path) -> Members:
             return _by_number(
                 ((name, _read_member(archive, info, path)) for name, info in wanted), str(path)
             )
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except RuleError:
+        raise
+    # ValueError: a name is in no encoding, or an offset is negative.
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        OSError,
+        ValueError,
+    ) as error:
         raise RuleError(
             f"{path} is not a whole zip archive ({error}); fetch or make it again, or give the"
             " folder"

@@ -24,7 +24,7 @@ from interp.results import effects
 from interp.rules.sources import Rule
 from interp.selection.select import select_layers
 from interp.vocabulary import FORMS, ROLES
-from tests.unit.records import known, recorded
+from tests.unit.records import known, recorded, with_means
 
 pytestmark = pytest.mark.slow
 
@@ -223,7 +223,9 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     assert code != 0 and "dmle profile" in said
     ids = [rule.id for rule in rules]
     made = profile(3, len(rules)).assign_coords(rule=ids).assign_attrs(weight_hash="")
-    made = recorded(made, "profile", "profile").reindex(role=[*ROLES, vocabulary.LOOKUP])
+    made = recorded(with_means(made), "profile", "profile").reindex(
+        role=[*ROLES, vocabulary.LOOKUP]
+    )
     known(run)
     effects.save(made, run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0

@@ -21,7 +21,7 @@ from interp.results import effects
 from interp.rules.sources import Rule
 from interp.selection.from_sweep import select_from_sweep
 from interp.vocabulary import LOOKUP, ROLES
-from tests.unit.records import recorded
+from tests.unit.records import recorded, with_means
 
 pytestmark = pytest.mark.slow
 
@@ -133,9 +133,8 @@ def _profile(n_layers: int = 8) -> xr.Dataset:
     effect[:, :2, ..., 2:4] += 1
     effect[:, 2, ..., 5:7] += 1
     dims = ("form", "component", "role", "layer")
-    return xr.Dataset(
+    made = xr.Dataset(
         {
-            "aie": (dims, effect.mean(0)),
             "effect": (("rule", *dims), effect),
             "te": ("form", np.full(3, 2.0)),
             "total_effect": (("rule", "form"), np.full((rules, 3), 2.0)),
@@ -150,6 +149,7 @@ def _profile(n_layers: int = 8) -> xr.Dataset:
         },
         attrs={"window": 1, "model": "made up", "metric": "mean_log_prob", "unit": "nats"},
     )
+    return with_means(made)
 
 
 def test_strategies_are_scored_at_their_layers() -> None:

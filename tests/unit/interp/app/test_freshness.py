@@ -248,6 +248,30 @@ def test_a_result_without_a_record_of_another_version_or_of_inputs_made_anew_is_
         check(now, "profile.nc")
 
 
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"step": "dream"},
+        {"settings": {"dream.depth": 1}},
+        {"sections": ("dream",)},
+        {"rules": {"dream": {}}},
+        {"inputs": {"dream.nc": "0"}},
+    ],
+    ids=lambda foreign: next(iter(foreign)),
+)
+def test_a_record_of_what_this_version_does_not_have_is_none(
+    foreign: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "all"
+    folder.mkdir()
+    (tmp_path / "rules.json").write_bytes((run.parent / "rules.json").read_bytes())
+    now = context(folder)
+    record = made(now, "trace", ["trace"], rules=["trace"])
+    save(now, "effects.nc", record.model_copy(update=foreign))
+    with pytest.raises(StaleError, match="does not say what it was made with"):
+        check(now, "effects.nc")
+
+
 def test_a_setting_that_did_not_exist_then_had_its_default(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "all"
     folder.mkdir()

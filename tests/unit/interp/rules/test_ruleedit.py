@@ -911,6 +911,17 @@ def test_an_exotic_compression_raises(tmp_path: Path, method: int) -> None:
         load_rules(archive)
 
 
+def test_an_archive_with_a_name_that_is_no_text_raises(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path / "rules.zip")
+    content = bytearray(archive.read_bytes())
+    entry = content.index(b"PK\x01\x02")  # the first of the list of members
+    content[entry + 9] |= 0x08  # its name is in UTF-8
+    content[entry + 46] = 0xFF
+    archive.write_bytes(content)
+    with pytest.raises(RuleError, match=r"rules\.zip is not a whole zip archive \('utf-8' codec"):
+        load_rules(archive)
+
+
 def test_a_stored_archive_loads(tmp_path: Path) -> None:
     members = {f"7/{file}": data for file, data in encoded(made_up()).items()}
     assert load_rules(write_zip(tmp_path / "rules.zip", members, zipfile.ZIP_STORED)).rules == (

@@ -14,7 +14,7 @@ from interp.results import effects
 from interp.selection.exports import METHODS, easyedit_yaml
 from interp.selection.layers import LayerGroup, LayerSelection, load_for_rules, parse_layers
 from interp.vocabulary import LOOKUP, ROLES
-from tests.unit.records import known, recorded
+from tests.unit.records import known, recorded, with_means
 
 
 def test_dmle_config_has_the_published_driver_s_stages() -> None:
@@ -163,7 +163,7 @@ def save_profile(path: Path) -> None:
         attrs={"model": "smollm2-135m"},
     )
     profile = profile.reindex(role=np.array([*ROLES, LOOKUP], dtype=object))
-    effects.save(recorded(profile, "profile", "profile"), path)
+    effects.save(recorded(with_means(profile), "profile", "profile"), path)
 
 
 def test_select_writes_the_files_of_other_drivers(
