@@ -20,7 +20,7 @@ scores = editing.evaluate(model, rules[:1], edit)
 STATISTICS = """\
 from editing.closed_form.statistics import Statistics
 from editing.config import CovarianceConfig
-statistics = Statistics(model, CovarianceConfig(tokens=4000), folder / "statistics")
+statistics = Statistics(model, CovarianceConfig(identity=True), folder / "statistics")
 """
 SMALLER = {
     "limit=8": "limit=2",
@@ -31,7 +31,7 @@ SMALLER = {
     "rules[:1], edit)": "rules[:1], edit, answer_tokens=2)",
 }
 """What is changed where the chain is run, for it takes many minutes else: fewer rules, samples,
-sites, steps, texts and tokens."""
+sites, steps, texts and tokens, and no statistics (notebook 04 measures some)."""
 
 
 def python_of(page: str) -> str:
