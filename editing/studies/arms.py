@@ -129,7 +129,9 @@ def check_selection(model: LanguageModel, selection: LayerSelection, path: Path)
 
 
 def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
-    """The embedded rules of the training split, if an arm demonstrates with them."""
+    """The embedded rules of the training split, if an arm demonstrates with them, or retains
+    prompts of them.
+    """
     if not any(needs(settings, "training rules") for settings in arms):
         return []
     return list(load_rules("embedded", split="train").rules)
