@@ -187,6 +187,8 @@ def test_running_again_redoes_nothing(finished: Path, dmle: Command, tmp_path: P
             ),
             ["early"],
         ),
+        ("edit.wordings=1", ["dmle", "memit", "ft", "grace", "early", "joint"]),
+        ("edit.end_token=true", ["dmle", "memit", "ft", "grace", "early", "joint"]),
         ("edit.layers=0/1-2", []),  # the same layers, written otherwise
         ("edit.layers=0/2", ["dmle", "joint"]),
     ],
