@@ -304,7 +304,7 @@ def test_an_end_token_that_is_not_there_is_refused_before_any_work(
 ) -> None:
     for name in WORK:
         monkeypatch.setattr(LanguageModel, name, lambda *given, **more: pytest.fail("run"))
-    monkeypatch.setattr(type(llama_bench.model.tokenizer), "eos_token_id", None)
+    monkeypatch.setattr(llama_bench.model.tokenizer, "eos_token", None)
     settings = settings_of(editor, end_token=True)
     with pytest.raises(InputError, match="no end-of-text token"):
         edit(llama_bench.asked(requests_of(rule, "last"), settings))

@@ -1,4 +1,4 @@
-"""Other wordings: what a prompt stands in, where it is looked up, and that no evaluation asks so."""
+"""Other wordings: what a prompt stands in, where it is looked up, and that no benchmark has it."""
 
 import re
 

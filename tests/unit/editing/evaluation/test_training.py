@@ -91,6 +91,6 @@ def test_a_tokenizer_without_an_end_token_is_named(
 ) -> None:
     model = make_model("llama", check=False)
     assert model.end_token == model.tokenizer.eos_token_id
-    monkeypatch.setattr(type(model.tokenizer), "eos_token_id", None)
+    monkeypatch.setattr(model.tokenizer, "eos_token", None)
     with pytest.raises(InputError, match=r"no end-of-text token .*edit.end_token"):
         _ = model.end_token
