@@ -235,7 +235,8 @@ def test_other_wordings_and_retained_prompts_are_other_edits(
     before = times(run)
     assert dmle("edit", "--run", run, "--editors", "ft", *kept)[0] == 0
     assert redone(run, before) == set()
-    assert dmle("evaluate", "--run", run, "--editors", "ft", *kept)[0] == 0
+    code, said = dmle("evaluate", "--run", run, "--set", "edit.editors=[ft]", *kept)
+    assert code == 0, said
 
 
 def test_editors_beside_it_and_their_blocks_do_not_concern_an_edit(
