@@ -6,6 +6,7 @@ from torch import Tensor
 
 from editing.closed_form.solvers import equality, factorise, null_space, rank_one, ridge
 from editing.edits.low_rank import LowRank
+from interp.errors import NotFiniteError
 
 D_OUT, D_IN = 5, 8
 WEIGHT = 0.7
