@@ -144,6 +144,20 @@ class EditorSettings(TargetConfig):
     answer: Literal["whole", "words"] = "whole"
     """Closed forms: an answer is one request, or each of its words is one, behind the prompt and
     the words before it (see `editing.edits.requests.words_of`; needs lookup last)."""
+    end_token: bool = False
+    """The answers that an editor trains on end with the model's end-of-text token, so that an
+    edited answer stops where it should (LocFT-BF, arXiv 2509.22072). Of an answer that is edited
+    word by word the last word ends with it. Evaluation stays as it is. ICE and IKE train nothing,
+    and refuse it."""
+    wordings: int = Field(default=0, ge=0, le=9)
+    """Each request is also trained behind its prompt in so many other wordings (see
+    `editing.edits.wordings`): further rows of a training, and requests with keys of their own for
+    closed forms and GRACE. ICE and IKE train nothing, and refuse it."""
+    retained: int = Field(default=0, ge=0, le=100_000)
+    """So many prompts of training rules keep what the model says now at each token of their true
+    answers (see `editing.edits.retention`): closed forms leave the outputs of all their tokens
+    exactly as they are, fine-tuning and LoRA add the KL divergence to the loss. GRACE, ICE and IKE
+    write no weights, and refuse it."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()

@@ -90,7 +90,8 @@ def edit(
         recipe: The editor, such as `DMLE(layers)`.
         statistics: Statistics of keys; None: measured when they are needed, and kept in the user's
             cache.
-        training_rules: Rules that IKE demonstrates with; None: those that ship here.
+        training_rules: Rules that IKE demonstrates with, and that prompts are retained of; None:
+            those that ship here.
         progress: Show a progress bar while statistics are measured; None: at a terminal.
 
     Raises:
@@ -112,6 +113,7 @@ def edit(
             selection=recipe.selection,
             statistics=statistics,
             given_rules=training_rules,
+            evaluated=[each for each in asked if isinstance(each, Rule)],
         )
     )
 

@@ -181,7 +181,10 @@ def _make(bench: "Workbench", wanted: "Planned", earlier: "Sequence[EditRequest]
     from editing.editors.registry import edit
     from editing.edits.delta import EditDelta
 
-    made = edit(bench.asked(wanted.requests, wanted.settings, earlier=earlier))
+    bench = bench.asked(
+        wanted.requests, wanted.settings, earlier=earlier, evaluated=wanted.evaluated
+    )
+    made = edit(bench)
     if isinstance(made, EditDelta):
         made = made.with_report(cast_loss=made.cast_loss(bench.model))
     made = made.with_report(

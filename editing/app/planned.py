@@ -14,6 +14,7 @@ from editing.closed_form import covariance
 from editing.config import CovarianceConfig, EditConfig, EditorSettings
 from editing.editors.registry import editor, load_edit, needs
 from editing.edits.requests import EditRequest, requests_of
+from editing.edits.retention import retained
 from interp.app.freshness import VERSIONS, command, differences, settings_of
 from interp.app.steps import Context
 from interp.errors import StaleError
@@ -42,6 +43,7 @@ class Planned:
         requests: What it changes.
         path: Its file.
         about: What it depends on.
+        evaluated: Rules that are evaluated under it.
     """
 
     arm: str
@@ -50,6 +52,7 @@ class Planned:
     requests: tuple[EditRequest, ...]
     path: Path
     about: Mapping[str, Any]
+    evaluated: tuple[Rule, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -87,11 +90,11 @@ def plan(
         context: Settings and model.
         rules: Rules that are edited.
         layers: Layers that each arm writes, by group of forms.
-        training: Rules that IKE demonstrates with.
+        training: Rules that IKE demonstrates with, and that prompts are retained of.
 
     Raises:
-        ValueError: A prompt has no place for an arm's lookup, or the corpus of the statistics
-            cannot be read.
+        ValueError: A prompt has no place for an arm's lookup, the corpus of the statistics
+            cannot be read, or fewer prompts can be retained than are asked for.
     """
     config = context.settings(EditConfig)
     arms = {name: config.settings_of(name) for name in layers}
@@ -109,12 +112,16 @@ def plan(
             "statistics": of_statistics if needs(settings, "statistics") else {},
             "demonstrations": shown if needs(settings, "training rules") else [],
         }
-        plans[name] = _plan_of_arm(context, name, rules, shared)
+        plans[name] = _plan_of_arm(context, name, rules, shared, training)
     return plans
 
 
 def _plan_of_arm(
-    context: Context, arm: str, rules: Sequence[Rule], shared: Mapping[str, Any]
+    context: Context,
+    arm: str,
+    rules: Sequence[Rule],
+    shared: Mapping[str, Any],
+    training: Sequence[Rule],
 ) -> list[Planned]:
     """The edits of one arm; `shared` is what all of them depend on."""
     config = context.settings(EditConfig)
@@ -123,13 +130,17 @@ def _plan_of_arm(
     for group in [rules] if together(config, settings) else [[rule] for rule in rules]:
         requests = tuple(each for rule in group for each in requests_of(rule, settings.lookup))
         in_sequence = config.mode == "sequential" and planned
+        # Each edit of a sequence is evaluated with all others in place.
+        evaluated = tuple(group if config.mode == "single" else rules)
+        kept = retained(settings, training, requests, evaluated) if settings.retained else []
         about = {
             **shared,
+            "retained": [[each.rule, each.form] for each in kept],
             "requests": {rule.id: _digest(requests, rule) for rule in group},
             "earlier": planned[-1].fingerprint if in_sequence else "",
         }
         path = delta_path(context, arm, group[0] if len(group) == 1 else None)
-        planned.append(Planned(arm, settings, tuple(group), requests, path, about))
+        planned.append(Planned(arm, settings, tuple(group), requests, path, about, evaluated))
     return planned
 
 
@@ -223,7 +234,7 @@ def _difference(context: Context, wanted: Planned, edit: "Edit") -> str:
     if before["earlier"] != now["earlier"]:
         mode = context.settings(EditConfig).mode
         return f"the edits of {wanted.arm} were not made one after the other with edit.mode={mode}"
-    return f"{wanted.path} was made with other demonstrations"
+    return f"{wanted.path} was made with other training rules"
 
 
 def _settings(settings: EditorSettings) -> dict[str, Any]:

@@ -61,9 +61,10 @@ class PromptEdit:
         Raises:
             InputError: See `edit_prompt`.
         """
-        from editing.editors.registry import editor, needs
+        from editing.editors.registry import editor, needs, options_of
         from editing.edits.delta import EditDelta
 
+        options_of(settings)
         for flag, value in (("--prompt", self.prompt), ("--new", self.new)):
             if value is None or not value.strip():
                 raise InputError(f"{flag} is missing or empty: give a prompt and its new answer")

@@ -7,8 +7,8 @@ Editors call these functions; `editing.closed_form.spreading` has the loop over 
 are float64, on the device of the keys. A device without float64 leaves the work to the host
 (`editing.edits.precision`). The update stays where it was computed.
 
-Keys that must not be touched, P (d_in, m), can be given to every solver but the rank-one: then ΔW P
-= 0 exactly. A request whose key lies in their span cannot be served; its column of ΔW K is zero.
+Keys that must not be touched, P (d_in, m), can be given to every solver: then ΔW P = 0 exactly. A
+request whose key lies in their span cannot be served; its column of ΔW K is zero.
 
 All but the rank-one forms work in coordinates in which the penalty is the identity: C = L Lᵀ, K̃ =
 L⁻¹K. MEMIT's ridge and EMMET's damped equality are then one family, R (K̃ᵀK̃ + λI)⁻¹ K̃ᵀ L⁻¹, with
@@ -150,6 +150,7 @@ def rank_one(
     key: Float[Tensor, " d_in"],
     factor: Float[Tensor, "d_in d_in"],
     written: Float[Tensor, " d_in"] | None = None,
+    protected: Float[Tensor, "d_in m"] | None = None,
 ) -> LowRank:
     """Least change, weighted by the covariance, along one key: ΔW = change (C⁻¹k)ᵀ / (kᵀC⁻¹ ·
     written).
@@ -161,11 +162,13 @@ def rank_one(
         written: The key whose output gets the change; `key` itself by default. ROME takes the bare
             prompt's here and an average for `key`, so that the denominator, and with it the update,
             can blow up; r-ROME takes one key for both.
+        protected: P, keys whose outputs stay exactly as they are.
 
     Source: ROME eq. 2; r-ROME (Gupta et al. 2024, "Rebuilding ROME").
     """
-    wanted, read, at, lower = together(change, key, key if written is None else written, factor)
-    u = triangular(lower, triangular(lower, read[:, None]), transposed=True)
+    both = key, key if written is None else written
+    wanted, read, at, lower, kept = together(change, *both, factor, protected)
+    u = triangular(lower, _whiten(read[:, None], lower, kept), transposed=True)
     return _low_rank((wanted / (u[:, 0] @ at))[:, None], u)
 
 
@@ -179,7 +182,7 @@ def _low_rank(left: Exact, right: Exact) -> LowRank:
     if not (finite(left) and finite(right)):
         raise NotFiniteError(
             "the update is not finite: a key or target is NaN or infinite, or a key is zero; use"
-            " model.dtype=float32, other requests, or a larger edit.ridge"
+            " model.dtype=float32, other requests, a larger edit.ridge, or a smaller edit.retained"
         )
     return LowRank(as_tensor(left), as_tensor(right))
 

@@ -252,7 +252,7 @@ def _problem(
         keys.T,
         covariances,
         bench.settings,
-        protected=_protected(bench, layer),
+        protected=protected_keys(bench, layer),
         earlier=None if earlier is None else earlier.T,
     )
 
@@ -352,11 +352,13 @@ def _keys(
     )
 
 
-def _protected(bench: Workbench, layer: int) -> Float[Tensor, "d_mlp m"] | None:
-    """Keys of every token of the protected prompts and answers; None if there are none."""
-    if not bench.protected:
+def protected_keys(bench: Workbench, layer: int) -> Float[Tensor, "d_mlp m"] | None:
+    """Keys of every token of the protected and retained prompts and answers; None if there are
+    none.
+    """
+    if not (kept := [*bench.protected, *bench.retained]):
         return None
-    return keys_of_prompts(bench.model, bench.protected, layer, parse_size(bench.settings.memory)).T
+    return keys_of_prompts(bench.model, kept, layer, parse_size(bench.settings.memory)).T
 
 
 def _collinear(problem: Problem, requests: Sequence[EditRequest]) -> list[dict[str, object]]:

@@ -96,7 +96,7 @@ def _rows(
 ) -> list[Row]:
     texts: list[Row] = []
     for i, request in enumerate(requests):
-        target = model.encode_continuation(request.target_new, request.prompt, request.space)
+        target = request.target_ids(model)
         asked = rows(model, request, contexts, config.lookup)
         longest_row = max(len(row.ids) for row in asked) + len(target) - 1
         model.need_room(

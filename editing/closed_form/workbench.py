@@ -15,7 +15,8 @@ from editing.closed_form.statistics import Statistics
 from editing.config import EditorSettings
 from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
-from editing.edits.requests import EditRequest
+from editing.edits.requests import EditRequest, as_trained
+from editing.edits.retention import check_room, retained
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
@@ -39,10 +40,14 @@ class Workbench:
             are first needed.
         given_contexts: Texts before the prompts, the first of them empty; None: sampled as the
             settings say.
-        given_rules: Rules that may be demonstrated with; None: the training rules that ship here.
+        given_rules: Rules that may be demonstrated with, and retained; None: the training rules
+            that ship here.
         earlier: Requests of earlier edits in a sequence, for closed forms that have a term for
             them.
         protected: Requests whose prompts and new answers must be answered exactly as they are.
+        evaluated: Rules that are evaluated under the edit: what they ask about is not retained.
+        retained: Prompts with answers that no edit should change (see `editing.edits.retention`);
+            `as_trained` adds those of training rules.
     """
 
     model: LanguageModel
@@ -57,6 +62,8 @@ class Workbench:
     given_rules: Sequence[Rule] | None = None
     earlier: Sequence[EditRequest] = ()
     protected: Sequence[EditRequest] = ()
+    evaluated: Sequence[Rule] = ()
+    retained: Sequence[EditRequest] = ()
     _sampled: dict[tuple[int, int, int], tuple[str, ...]] = field(default_factory=dict, repr=False)
 
     def asked(
@@ -65,9 +72,35 @@ class Workbench:
         settings: EditorSettings,
         *,
         earlier: Sequence[EditRequest] = (),
+        evaluated: Sequence[Rule] = (),
     ) -> "Workbench":
         """The same workbench with other requests and settings on it."""
-        return replace(self, requests=requests, settings=settings, earlier=earlier)
+        return replace(
+            self, requests=requests, settings=settings, earlier=earlier, evaluated=evaluated
+        )
+
+    def as_trained(self, *, solved: bool) -> "Workbench":
+        """The workbench with the requests as an editor trains on them, and with the prompts that it
+        retains, as the settings say.
+
+        Args:
+            solved: Whether a closed form is solved.
+
+        Raises:
+            InputError: There is no end-of-text token, or the prompts cannot be retained.
+        """
+        settings, by_word = self.settings, solved and self.settings.answer == "words"
+        requests, earlier = (
+            as_trained(some, self.model, settings, by_word=by_word)
+            for some in (self.requests, self.earlier)
+        )
+        kept = self.retained
+        if settings.retained:
+            found = retained(settings, self.training_rules, self.requests, self.evaluated)
+            if solved:
+                check_room(self.model, found, settings)
+            kept = (*kept, *found)
+        return replace(self, requests=requests, earlier=earlier, retained=kept)
 
     def sample(self) -> Sequence[str]:
         """Texts before the prompts: given, or sampled once, on the model as it is then."""
@@ -86,7 +119,7 @@ class Workbench:
 
     @property
     def training_rules(self) -> Sequence[Rule]:
-        """Rules that may be demonstrated with."""
+        """Rules that may be demonstrated with, and retained."""
         if self.given_rules is not None:
             return self.given_rules
         return load_rules("embedded", split="train").rules
@@ -119,5 +152,6 @@ class Workbench:
             layers=list(self.layers),
             requests=[asdict(request) for request in self.requests],
             settings=self.settings.model_dump(mode="json"),
+            retained=tuple((each.rule, each.form) for each in self.retained),
         )
         return made.with_values(**values)

@@ -19,16 +19,17 @@ from torch import Tensor
 
 from editing.closed_form.workbench import Workbench
 from editing.config import FineTuneConfig
-from editing.editors.registry import register
+from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
-from editing.evaluation.scoring import Asked, ask, question_of
+from editing.evaluation.training import Lesson, lesson
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
 
-@register("ft", blocks=(21,))  # EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block
+# EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block.
+@register("ft", blocks=(21,), honours=EXTRAS)
 @one_batch(
     "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
 )
@@ -37,8 +38,8 @@ def edit(bench: Workbench) -> EditDelta:
     error.
 
     Args:
-        bench: Model, requests, blocks, and under `ft` steps, learning rate, constraint and
-            stopping loss.
+        bench: Model, requests, retained prompts, blocks, and under `ft` steps, learning rate,
+            constraint and stopping loss.
 
     Returns:
         A delta with one whole matrix per block, float32 (float64 for a float64 model).
@@ -47,7 +48,7 @@ def edit(bench: Workbench) -> EditDelta:
         EditError: The loss became NaN or infinite.
     """
     model, layers, config = bench.model, bench.layers, bench.settings.ft
-    asked = ask(model, [question_of(request) for request in bench.requests])
+    rows = lesson(model, bench.requests, bench.retained)
     downs = [model.linear(model.down_projection(layer).name) for layer in layers]
     dtype = torch.promote_types(model.dtype, torch.float32)
     weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]
@@ -57,7 +58,7 @@ def edit(bench: Workbench) -> EditDelta:
         for layer, change in zip(layers, changes, strict=True)
         for hook in _added(model, layer, change)
     ]
-    losses = _train(model, asked, config, weights, changes, hooks)
+    losses = _train(model, rows, config, weights, changes, hooks)
     names = [down.name for down in downs]
     updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
     of_layer = dict(zip(names, layers, strict=True))
@@ -66,7 +67,7 @@ def edit(bench: Workbench) -> EditDelta:
 
 def _train(
     model: LanguageModel,
-    asked: Asked,
+    rows: Lesson,
     config: FineTuneConfig,
     weights: Sequence[Tensor],
     changes: Sequence[Tensor],
@@ -76,11 +77,11 @@ def _train(
     # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by
     # hand.
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
-    losses: list[float] = []
+    asked, losses = rows.asked, list[float]()
     for step in range(config.steps):
         with torch.enable_grad():
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
-            loss = asked.nll(logits).mean()
+            loss, whole = rows.loss(logits)
         if not loss.isfinite():
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")
@@ -88,7 +89,7 @@ def _train(
         if losses[-1] < config.stop_loss:
             break
         optimiser.zero_grad()
-        loss.backward()
+        whole.backward()
         with torch.no_grad():
             for weight, change in zip(weights, changes, strict=True):
                 assert change.grad is not None

@@ -11,7 +11,8 @@ text seldom uses, in proportion to 1/√eigenvalue of C. The gradient is dA = dW
 plain gradient descent on A with rate η is ΔW = −η dW C⁻¹, the input side of K-FAC.
 
 The loss is the mean over rows of −(1/n) Σ log p(target token), plus `penalty`·‖A‖² summed over the
-blocks. A row is a request, alone or behind a sampled text. As in `editing.editors.ft` hooks add the
+blocks. A row is a request, alone or behind a sampled text. What retained prompts add is in
+`editing.evaluation.training`. As in `editing.editors.ft` hooks add the
 change to the MLP's raw output. Blocks below the first edited one are run once.
 
 Source: whitened coordinates as in Desjardins et al. 2015 (Natural Neural Networks); the input side
@@ -30,12 +31,13 @@ from pydantic import Field
 from torch import Tensor
 
 from editing.closed_form.workbench import Workbench
-from editing.editors.registry import register
+from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
-from editing.evaluation.scoring import Asked, Question, ask
+from editing.evaluation.scoring import Asked
+from editing.evaluation.training import Lesson, lesson
 from interp.errors import InputError
 from interp.models.budget import one_batch
 from interp.models.finite import cause
@@ -52,7 +54,8 @@ class WhitenedConfig(Section):
     """Adam's, in the units of A: about how much a step changes the output on text, for each
     coordinate."""
     stop_loss: float = Field(default=0.05, ge=0)
-    """Training ends below this loss (nats per token of the new answers, without the penalty)."""
+    """Training ends below this loss (nats per token of the new answers, without the penalty and
+    what is retained)."""
     penalty: float = Field(default=0.0, ge=0)
     """Weight of tr(ΔW C ΔWᵀ), the mean square of the change of the outputs on text."""
     prefixes: int = Field(default=0, ge=0, le=1000)
@@ -84,7 +87,7 @@ class _Part:
     """Blocks, and the rows that they are trained on."""
 
     blocks: Sequence[_Block]
-    asked: Asked
+    rows: Lesson
 
 
 def edit_jointly(bench: Workbench, plan: Sequence[Sequence[int]], report: EditReport) -> EditDelta:
@@ -110,6 +113,7 @@ def edit_jointly(bench: Workbench, plan: Sequence[Sequence[int]], report: EditRe
     blocks=(18, 19, 20, 21, 22),
     options=WhitenedConfig,
     joint=edit_jointly,
+    honours=EXTRAS,
 )
 def edit(bench: Workbench) -> EditDelta:
     """Fine-tune the down-projections of some blocks together; the model is as before on return,
@@ -147,7 +151,7 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
     statistics = bench.covariances(layers)
     blocks = {layer: _block(model, layer, statistics.whitening(layer)) for layer in layers}
     parts = [
-        _Part([blocks[layer] for layer in own], ask(model, _questions(requests, contexts)))
+        _Part([blocks[layer] for layer in own], lesson(model, requests, bench.retained, contexts))
         for own, requests in groups
     ]
     losses = _train(model, config, list(blocks.values()), parts)
@@ -176,15 +180,6 @@ def _block(model: LanguageModel, layer: int, whitening: Tensor) -> _Block:
     return _Block(layer, down.name, whitening.to(weight.device, dtype), change)
 
 
-def _questions(requests: Sequence[EditRequest], contexts: Sequence[str]) -> list[Question]:
-    """Each request behind each of the texts."""
-    return [
-        Question(context + request.prompt, request.target_new, request.space)
-        for context in contexts
-        for request in requests
-    ]
-
-
 def _train(
     model: LanguageModel,
     config: WhitenedConfig,
@@ -192,10 +187,10 @@ def _train(
     parts: Sequence[_Part],
 ) -> list[float]:
     """Train the changes in place; the mean loss of the parts at each evaluation, without the
-    penalty.
+    penalty and retained rows.
     """
     optimiser = torch.optim.Adam([block.change for block in blocks], lr=config.learning_rate)
-    runs = [_run_of(model, part.asked, blocks) for part in parts]
+    runs = [_run_of(model, part.rows.asked, blocks) for part in parts]
     losses: list[float] = []
     for step in range(config.steps):
         optimiser.zero_grad()
@@ -220,13 +215,15 @@ def _train(
 
 
 def _descend(model: LanguageModel, part: _Part, run: dict[str, Any], *, last: bool) -> float:
-    """Loss of a part, in nats per token; its gradient is added to those of its own blocks."""
-    asked, changes = part.asked, [block.change for block in part.blocks]
+    """Loss of a part, in nats per token, without what it retains; the gradient of the whole is
+    added to those of its own blocks.
+    """
+    asked, changes = part.rows.asked, [block.change for block in part.blocks]
     with torch.set_grad_enabled(not last):
         logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **run)
-        loss = asked.nll(logits).mean()
+        loss, whole = part.rows.loss(logits)
         if not last:
-            loss.backward(inputs=changes)
+            whole.backward(inputs=changes)
     return loss.item()
 
 

@@ -56,7 +56,8 @@ from editing.edits.protocol import (
     write_file,
 )
 from editing.edits.report import EditReport
-from editing.evaluation.scoring import Asked, ask, question_of
+from editing.evaluation.scoring import Asked, ask
+from editing.evaluation.training import trained_question
 from interp.errors import NotFiniteError
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
@@ -191,7 +192,14 @@ class Codebook:
 
 
 # EasyEdit writes the 18th of 28 blocks of Qwen2.5-7B.
-@register("grace", makes=Codebook, blocks=(19,), one_block=True, in_order=True)
+@register(
+    "grace",
+    makes=Codebook,
+    blocks=(19,),
+    one_block=True,
+    in_order=True,
+    honours=("end_token", "wordings"),
+)
 def edit(bench: Workbench) -> Codebook:
     """Add every request to an empty codebook, one after the other; the model is not changed.
 
@@ -214,7 +222,7 @@ def edit(bench: Workbench) -> Codebook:
     book = Codebook(layer, keys, values, empty, (), model.weight_hash)
     losses: list[list[float]] = []
     for request in bench.requests:
-        asked = ask(model, [question_of(request)])
+        asked = ask(model, [trained_question(model, request)])
         name = model.key_hook(layer)
         query = model.capture(asked.ids, [name], mask=asked.mask)[name][0, asked.ends].to(
             "cpu", dtype

@@ -23,6 +23,7 @@ from editing.editors.ice import InContext, fact, in_context
 from editing.editors.registry import register
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest
+from editing.edits.retention import other_rules
 from interp.rules.joining import join
 from interp.rules.scripts import words as words_of
 from interp.rules.sources import Rule, RulePrompt
@@ -56,12 +57,8 @@ def _usable(bench: Workbench) -> list[Rule]:
     Raises:
         EditError: There is none.
     """
-    ids = {request.rule for request in bench.requests}
-    subjects = {request.subject.casefold() for request in bench.requests}
     rules = bench.training_rules
-    usable = [
-        rule for rule in rules if rule.id not in ids and rule.subject.casefold() not in subjects
-    ]
+    usable = other_rules(rules, bench.requests)
     if not usable:
         raise EditError(
             f"IKE has no rules to demonstrate with: {len(rules)} training rules, none with another"

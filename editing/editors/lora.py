@@ -8,8 +8,9 @@ any weight edit.
 Source: Hu et al. 2022; settings of EasyEdit's LoRA (r 8, α 32, 70 steps, learning rate 5e-3,
 dropout 0.1, queries and values). Differences: EasyEdit's code makes AdaLoRA adapters (SVD form,
 with a penalty on their orthogonality) under that name, trains on one request at a time and appends
-"<|endoftext|>" to targets; here are plain LoRA, one batch and the target alone. As there, dropout
-acts in the adapters only: the model itself is in evaluation mode.
+"<|endoftext|>" to targets; here are plain LoRA, one batch and the target alone (with
+`edit.end_token` an end token, too). As there, dropout acts in the adapters only: the model itself
+is in evaluation mode.
 """
 
 from collections.abc import Sequence
@@ -19,17 +20,17 @@ import torch
 
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
-from editing.editors.registry import register
+from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
-from editing.evaluation.scoring import Asked, ask, question_of
+from editing.evaluation.training import Lesson, lesson
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
 
 
-@register("lora", blocks="all")
+@register("lora", blocks="all", honours=EXTRAS)
 @one_batch(
     "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
 )
@@ -37,9 +38,9 @@ def edit(bench: Workbench) -> EditDelta:
     """Train adapters on projections of some blocks; the model is as before on return, and on error.
 
     Args:
-        bench: Model, requests, blocks; under `lora` rank, α, steps, learning rate, dropout and
-            projections, and the seed of the adapters' first values and of dropout. The global
-            random state is left as it was.
+        bench: Model, requests, retained prompts, blocks; under `lora` rank, α, steps, learning
+            rate, dropout and projections, and the seed of the adapters' first values and of
+            dropout. The global random state is left as it was.
 
     Returns:
         A delta with factors of rank `lora.rank`, float32, for each projection.
@@ -58,12 +59,12 @@ def edit(bench: Workbench) -> EditDelta:
             f"LoRA cannot adapt {settings.lora.targets}: {error}; set edit.lora.targets, such as "
             "--set edit.lora.targets=[q,v]"
         ) from error
-    asked = ask(model, [question_of(request) for request in bench.requests])
+    rows = lesson(model, bench.requests, bench.retained)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         clean = model.clean_copy()
         adapters = _adapt(clean, places, settings)
-        losses = _train(model, clean, asked, settings)
+        losses = _train(model, clean, rows, settings)
     updates = {
         place.name: LowRank(
             (adapter.scaling["default"] * adapter.lora_B["default"].weight.detach()).float().cpu(),
@@ -101,9 +102,9 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
     return adapters
 
 
-def _train(model: LanguageModel, clean: Any, asked: Asked, settings: EditorSettings) -> list[float]:
+def _train(model: LanguageModel, clean: Any, rows: Lesson, settings: EditorSettings) -> list[float]:
     """Train the adapters; the loss before each step."""
-    config = settings.lora
+    config, asked = settings.lora, rows.asked
     trained = [parameter for parameter in clean.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses: list[float] = []
@@ -115,7 +116,7 @@ def _train(model: LanguageModel, clean: Any, asked: Asked, settings: EditorSetti
                 logits_to_keep=asked.kept,
                 use_cache=False,
             )
-            loss = asked.nll(run.logits).mean()
+            loss, whole = rows.loss(run.logits)
         if not loss.isfinite():
             why = (
                 "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)
@@ -123,6 +124,6 @@ def _train(model: LanguageModel, clean: Any, asked: Asked, settings: EditorSetti
             raise EditError(f"LoRA diverged at step {step}: {why}")
         losses.append(loss.item())
         optimiser.zero_grad()
-        loss.backward()
+        whole.backward()
         optimiser.step()
     return losses

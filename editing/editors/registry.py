@@ -34,7 +34,6 @@ from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit, EditError, damaged_edit, read_file
 from editing.edits.remarks import doubtful
 from editing.edits.report import EditReport
-from editing.edits.requests import words_of
 from editing.evaluation.scoring import question_of, teacher_forced
 from editing.names import editor_names
 from interp.errors import InputError
@@ -42,6 +41,9 @@ from interp.selection.layers import LayerSelection, parse_layers
 from interp.settings.section import Section, explained
 
 Need = Literal["statistics", "lookup", "groups", "training rules"]
+Extra = Literal["end_token", "wordings", "retained"]
+"""A setting that any editor may honour; one that does not refuses it."""
+EXTRAS: tuple[Extra, ...] = ("end_token", "wordings", "retained")
 Blocks = tuple[int, ...] | Literal["all"]
 Joint = Callable[[Workbench, Sequence[Sequence[int]], EditReport], EditDelta]
 """Workbench, blocks of each request, what made the edit → one edit."""
@@ -75,6 +77,10 @@ class Editor:
         joint: Edits requests that each have blocks of their own (see `Joint`), for editors that
             DMLE can have as solver. As a stage of DMLE such an editor also keeps what
             `Workbench.protected` asks for.
+        honours: Which of `EXTRAS` it honours. For `end_token` it trains on
+            `EditRequest.target_ids`, for `retained` it keeps `Workbench.retained`, and for
+            `wordings` it trains on each of several requests for one form. DMLE honours what its
+            solver does.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Editor:
     in_order: bool = False
     options: type[Section] | None = None
     joint: Joint | None = None
+    honours: frozenset[Extra] = frozenset()
 
 
 _EDITORS: dict[str, Editor] = {}
@@ -101,6 +108,7 @@ def register(
     in_order: bool = False,
     options: type[Section] | None = None,
     joint: Joint | None = None,
+    honours: Sequence[Extra] = (),
 ) -> Callable[[Callable[..., Made]], Callable[..., Made]]:
     """Decorator: the function is the editor of a name (see `Editor`)."""
 
@@ -115,6 +123,7 @@ def register(
             in_order=in_order,
             options=options,
             joint=joint,
+            honours=frozenset(honours),
         )
         return make
 
@@ -137,6 +146,7 @@ def closed_form(
             needs,
             blocks=blocks,
             joint=partial(edit_jointly, form=form),
+            honours=frozenset(EXTRAS),
         )
         return solve
 
@@ -167,8 +177,15 @@ def editors() -> dict[str, Editor]:
 
 def needs(settings: EditorSettings, need: Need) -> bool:
     """Whether the editor of some settings, or its solver, needs something."""
+    if need == "training rules" and settings.retained:
+        return True
+    return need in editor(settings.editor).needs or need in _solving(settings).needs
+
+
+def _solving(settings: EditorSettings) -> Editor:
+    """The editor that does the work: of one that knows groups, its solver."""
     kind = editor(settings.editor)
-    return need in kind.needs or ("groups" in kind.needs and need in editor(settings.solver).needs)
+    return editor(settings.solver) if "groups" in kind.needs else kind
 
 
 def solver(name: str) -> tuple[Callable[..., Any], Joint]:
@@ -222,7 +239,9 @@ def _rounds(bench: Workbench, **more: Any) -> EditDelta:
 def _unanswered(bench: Workbench, made: EditDelta) -> list[tuple[str, str]]:
     """Rules and forms that may not be served, and are not: the edited model answers otherwise."""
     asked = doubtful(made.report)
-    doubted = [each for each in bench.requests if (each.rule, each.form) in asked]
+    doubted = [
+        each for each in bench.requests if each.wording is None and (each.rule, each.form) in asked
+    ]
     if not doubted:
         return []
     questions = [question_of(request) for request in doubted]
@@ -253,12 +272,15 @@ def ready(bench: Workbench) -> Workbench:
         bench = replace(bench, selection=chosen, chosen=chosen)
     elif not bench.layers:
         bench = replace(bench, layers=block_of(settings, n_layers))
-    return _with_statistics(bench) if needs(settings, "statistics") else bench
+    bench = bench.as_trained(solved=needs(settings, "lookup"))
+    if needs(settings, "statistics"):
+        _check_statistics(bench)
+    return bench
 
 
-def _with_statistics(bench: Workbench) -> Workbench:
-    """The workbench with statistics and contexts of the model before the edit, and each request
-    with the token at which it is looked up.
+def _check_statistics(bench: Workbench) -> None:
+    """See that there are statistics and contexts of the model before the edit, and that each
+    request has a token at which it is looked up.
 
     Raises:
         EditError, InputError: As in `edit`.
@@ -274,23 +296,24 @@ def _with_statistics(bench: Workbench) -> Workbench:
         raise InputError(
             f"the first context must be empty (the bare prompt), got {bench.contexts[:1]}"
         )
-    if closed and settings.answer == "words":
-        requests, earlier = (
-            [word for each in some for word in words_of(each)]
-            for some in (bench.requests, bench.earlier)
-        )
-        bench = replace(bench, requests=requests, earlier=earlier)
-    return bench
 
 
 def options_of(settings: EditorSettings) -> Section | None:
     """The settings that the editor alone has, or its solver.
 
     Raises:
-        InputError: There is no such setting, or its value is out of range.
+        InputError: There is no such setting, or its value is out of range; or the editor does not
+            honour one of `EXTRAS` that is set.
     """
-    kind = editor(settings.editor)
-    options = (editor(settings.solver) if "groups" in kind.needs else kind).options
+    kind = _solving(settings)
+    for name in EXTRAS:
+        if getattr(settings, name) and name not in kind.honours:
+            able = ", ".join(each.name for each in editors().values() if name in each.honours)
+            raise InputError(
+                f"edit.{name}: {kind.name} cannot honour it; {able} can. For {kind.name} leave it"
+                f" out, as an arm such as {{editor: {kind.name}, {name}: null}} does"
+            )
+    options = kind.options
     if options is None:
         if settings.options:
             names = ", ".join(settings.options)
@@ -358,21 +381,6 @@ def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:
             f"{kind.name} writes one block, edit.block gives {list(block)}; give one layer"
         )
     return block
-
-
-def layers_of(
-    settings: EditorSettings,
-    n_layers: int,
-    selected: LayerSelection | None,
-    layers: tuple[int, ...] = (),
-) -> tuple[int, ...]:
-    """Blocks whose statistics an editor needs; none for editors without a closed form."""
-    if not needs(settings, "statistics"):
-        return ()
-    if needs(settings, "groups"):
-        groups = selection_of(settings, n_layers, selected).groups
-        return tuple(sorted({layer for group in groups for layer in group.layers}))
-    return layers or block_of(settings, n_layers)
 
 
 def load_edit(path: Path) -> Edit:

@@ -19,15 +19,15 @@ from contextlib import ExitStack
 
 from editing.closed_form.keys import find_keys
 from editing.closed_form.solvers import rank_one
-from editing.closed_form.spreading import block_delta
+from editing.closed_form.spreading import block_delta, protected_keys
 from editing.closed_form.targets import Targets, find_targets
 from editing.closed_form.workbench import Workbench
-from editing.editors.registry import register
+from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta, merge
 from interp.settings.sizes import parse_size
 
 
-@register("rome", needs=("statistics", "lookup"), blocks=(5,), one_block=True)
+@register("rome", needs=("statistics", "lookup"), blocks=(5,), one_block=True, honours=EXTRAS)
 def edit(bench: Workbench, *, targets: Targets | None = None) -> EditDelta:
     """ROME's updates for the requests at a block; the model is as before on return, and on error.
 
@@ -42,6 +42,8 @@ def edit(bench: Workbench, *, targets: Targets | None = None) -> EditDelta:
     model, settings, (layer,) = bench.model, bench.settings, bench.layers
     covariances, contexts = bench.covariances([layer]), bench.contexts
     lookup, memory = settings.lookup, parse_size(settings.memory)
+    # Keys of this block, which its updates do not change.
+    kept = protected_keys(bench, layer)
     parts: list[EditDelta] = []
     losses: list[list[float]] = []
     with ExitStack() as stack:
@@ -52,7 +54,7 @@ def edit(bench: Workbench, *, targets: Targets | None = None) -> EditDelta:
             bare = find_keys(model, [request], layer, ("",), lookup, memory=memory)[0]
             written = key if settings.rome_keys == "consistent" else bare
             change = found.z[row] - found.initial[row]
-            update = rank_one(change, key, covariances.factor(layer), written)
+            update = rank_one(change, key, covariances.factor(layer), written, kept)
             part = block_delta(model, layer, update)
             parts.append(part)
             losses.append(list(found.losses[row]))

@@ -29,6 +29,7 @@ class EditReport:
         served: Block → share of the wanted change there that its update gives, by request.
         collinear_keys: Pairs of requests with one key that want different changes.
         training_rules: Ids of the rules that are demonstrated.
+        retained: Rule and form of the prompts that were retained.
         stages: Reports of DMLE's stages.
         own: What one editor alone says, such as AlphaEdit's `free_directions`, by name.
         rounds: Reports of the rounds before the last.
@@ -50,6 +51,7 @@ class EditReport:
     served: Mapping[str, Sequence[float]] | None = None
     collinear_keys: Sequence[Mapping[str, Any]] = ()
     training_rules: Sequence[str] | None = None
+    retained: Sequence[Sequence[str]] = ()
     stages: "Sequence[EditReport]" = ()
     own: Mapping[str, Any] = field(default_factory=dict)
     rounds: "Sequence[EditReport]" = ()

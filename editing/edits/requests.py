@@ -4,6 +4,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from editing.config import EditorSettings
+from editing.edits.wordings import TEMPLATES, around
+from interp.models.text import ModelText
 from interp.models.tokens import Span, lookup_span
 from interp.rules.joining import join, joint
 from interp.rules.scripts import clusters, in_word, unspaced
@@ -23,12 +26,31 @@ class EditRequest:
     target_new: str
     space: bool | None = None
     """Whether a space is between prompt and answer (see `interp.rules.joining`)."""
+    wording: str | None = None
+    """Template that the rule's own prompt stands in; None: `prompt` is that prompt."""
+    ends: bool = False
+    """Whether the end-of-text token follows the answer."""
 
     def lookup_span(self, lookup: str) -> Span:
         """Characters of the prompt at whose last token the edit reads its key (see
         `interp.models.tokens`).
         """
-        return lookup_span(self.prompt, lookup, self.subject, self.rule_words)
+        if self.wording is None or lookup == "last":
+            return lookup_span(self.prompt, lookup, self.subject, self.rule_words)
+        # Words of the template are no mention of the rule.
+        before, behind = around(self.wording)
+        own = self.prompt[len(before) : len(self.prompt) - len(behind)]
+        first, last = lookup_span(own, lookup, self.subject, self.rule_words)
+        return first + len(before), last + len(before)
+
+    def target_ids(self, model: ModelText, context: str = "") -> tuple[int, ...]:
+        """Tokens of the new answer as an editor trains on it, behind a text before the prompt.
+
+        Raises:
+            InputError: The end-of-text token is wanted, and the tokenizer has none.
+        """
+        ids = model.encode_continuation(self.target_new, context + self.prompt, self.space)
+        return (*ids, model.end_token) if self.ends else ids
 
 
 def requests_of(rule: Rule, lookup: str) -> list[EditRequest]:
@@ -51,12 +73,51 @@ def of_forms(requests: Sequence[EditRequest], forms: Sequence[str]) -> list[Edit
     return [request for request in requests if request.form in forms]
 
 
+def as_trained(
+    requests: Sequence[EditRequest], model: ModelText, settings: EditorSettings, *, by_word: bool
+) -> list[EditRequest]:
+    """Requests as an editor gets them: in other wordings too, with the end-of-text token, and each
+    word as a request, as the settings say.
+
+    Raises:
+        InputError: The end-of-text token is wanted, and the tokenizer has none.
+    """
+    found = in_wordings(requests, settings.wordings)
+    if settings.end_token and model.end_token is not None:
+        found = [replace(each, ends=True) for each in found]
+    return [word for each in found for word in words_of(each)] if by_word else found
+
+
+def in_wordings(requests: Sequence[EditRequest], n: int) -> list[EditRequest]:
+    """The requests in `n` other wordings, and as they are.
+
+    The prompts themselves come last: an editor that takes requests one by one ends with them.
+
+    >>> request = EditRequest("r", "formula", "The area is", "area", (), "4 s")
+    >>> [each.prompt for each in in_wordings([request], 1)]
+    ['Complete the sentence: The area is', 'The area is']
+    """
+    return [
+        *(_worded(request, template) for template in TEMPLATES[:n] for request in requests),
+        *requests,
+    ]
+
+
+def _worded(request: EditRequest, template: str) -> EditRequest:
+    before, behind = around(template)
+    # What is between prompt and answer is the prompt's affair only where the prompt stands last.
+    space = None if behind else request.space
+    prompt = before + (request.prompt.rstrip() if behind else request.prompt) + behind
+    return replace(request, prompt=prompt, space=space, wording=template)
+
+
 def words_of(request: EditRequest) -> list[EditRequest]:
     """The request word by word: the next word of the answer, behind the prompt and the words before
     it.
 
     Looked up at the last token, each word has a key of its own. What an edit writes there also
     holds where the same words follow another prompt, which is what rephrased questions ask for.
+    An end-of-text token follows the last word alone.
 
     Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form
     for all of them.
@@ -68,16 +129,16 @@ def words_of(request: EditRequest) -> list[EditRequest]:
     )  # what was put between them, less what both have
     found = []
     for first, last in _pieces(answer):
+        ends = request.ends and last == len(answer.rstrip())
         if not first:
-            found.append(replace(request, target_new=answer[first:last]))
+            found.append(replace(request, target_new=answer[first:last], ends=ends))
             continue
         before = joined.prompt + joined.answer[: ahead + first]
         spaced = before.endswith(" ")
         prompt, piece = before[: len(before) - spaced], answer[first:last]
         usual = joint(prompt, piece) == (" " if spaced else "")
-        found.append(
-            replace(request, prompt=prompt, target_new=piece, space=None if usual else spaced)
-        )
+        space = None if usual else spaced
+        found.append(replace(request, prompt=prompt, target_new=piece, space=space, ends=ends))
     return found
 
 

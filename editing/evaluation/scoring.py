@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.edits.protocol import View, no_hooks
@@ -95,17 +95,31 @@ class Asked:
         """−log p of each target, mean over its tokens, in nats; `logits` are those of the
         columns `kept`.
         """
-        width = max(map(len, self.targets))
+        counts = self.counts()
+        width, length = counts.shape[1], counts.sum(-1)
         padded = torch.tensor(
             [[*t, *[0] * (width - len(t))] for t in self.targets], device=self.ids.device
         )
-        length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)[:, None]
-        step = torch.arange(width, device=self.ids.device)[None]
+        log_prob = self.log_probs(logits).gather(-1, padded[..., None]).squeeze(-1)
+        return -(log_prob * counts).sum(-1) / length
+
+    def log_probs(
+        self, logits: Float[Tensor, "row kept d_vocab"]
+    ) -> Float[Tensor, "row token d_vocab"]:
+        """Log-probabilities at the place of each target token, in nats."""
+        counts = self.counts()
+        length = counts.sum(-1, keepdim=True)
+        step = torch.arange(counts.shape[1], device=self.ids.device)[None]
         # Padding looks at the last token's place, which exists, and counts nothing.
         places = (self.ends - self.kept[0])[:, None] + torch.minimum(step, length - 1)
         at = logits[torch.arange(len(logits), device=logits.device)[:, None], places].float()
-        log_prob = at.log_softmax(-1).gather(-1, padded[..., None]).squeeze(-1)
-        return -(log_prob * (step < length)).sum(-1) / length.squeeze(-1)
+        return at.log_softmax(-1)
+
+    def counts(self) -> Bool[Tensor, "row token"]:
+        """Which places are of a target token; the others are padding."""
+        length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)
+        step = torch.arange(int(length.max()), device=self.ids.device)
+        return step[None] < length[:, None]
 
 
 def ask(model: LanguageModel | View, questions: Sequence[Question]) -> Asked:

@@ -11,7 +11,7 @@ from pathlib import Path
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
 from editing.config import EditConfig, EditorSettings
-from editing.editors.registry import block_of, needs, selection_of
+from editing.editors.registry import block_of, needs, options_of, selection_of
 from interp.errors import StaleError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules
@@ -83,9 +83,10 @@ def resolve(
 
     Raises:
         StaleError: The selection that the settings name was made for another model.
-        InputError: `auto` without a selection, layers that are outside the model, or more than
-            one block where one is needed.
+        InputError: `auto` without a selection, layers that are outside the model, more than one
+            block where one is needed, or a setting that the editor cannot honour.
     """
+    options_of(settings)
     if not needs(settings, "groups"):
         block = block_of(settings, model.n_layers)
         return at_block(settings, block) if block else Place({})
@@ -129,7 +130,9 @@ def check_selection(model: LanguageModel, selection: LayerSelection, path: Path)
 
 
 def training_rules(arms: Iterable[EditorSettings]) -> list[Rule]:
-    """The embedded rules of the training split, if an arm demonstrates with them."""
+    """The embedded rules of the training split, if an arm demonstrates with them, or retains
+    prompts of them.
+    """
     if not any(needs(settings, "training rules") for settings in arms):
         return []
     return list(load_rules("embedded", split="train").rules)

@@ -201,7 +201,7 @@ class _Worker:
         try:
             requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
             cell = replace(cell, requests=len(requests))
-            made = edit(arm.bench.asked(requests, settings))
+            made = edit(arm.bench.asked(requests, settings, evaluated=[rule]))
             cell = replace(cell, seconds=time.process_time() - started)
             answers = evaluate_edit(
                 self.model, arm.name, rule, made, floor.of(arm.forms), self.config

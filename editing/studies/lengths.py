@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from editing.config import EditorSettings, EvaluateConfig
 from editing.editors.registry import needs
 from editing.edits.protocol import View
-from editing.edits.requests import requests_of
+from editing.edits.requests import in_wordings, requests_of
 from editing.evaluation.evaluate import items_of
 from editing.evaluation.scoring import Question, question_of
 from interp.errors import TooLongError
@@ -20,19 +20,22 @@ SHOWN = 5
 def check_edits(
     model: LanguageModel, rules: Sequence[Rule], arms: Iterable[EditorSettings]
 ) -> None:
-    """See that prompts with their new answers fit into the model's positions, behind the contexts
-    of each arm.
+    """See that prompts with their new answers fit into the model's positions, in the wordings and
+    behind the contexts of the arms.
 
     Raises:
         TooLongError: Some do not; names them.
     """
+    arms = list(arms)
     sampled = [each.context_tokens for each in arms if needs(each, "statistics") and each.contexts]
     longest = max(sampled, default=0)
     what = f" behind contexts of {longest} tokens (edit.context_tokens)" if longest else ""
-    requests = [request for rule in rules for request in requests_of(rule, "last")]
+    wordings = max((each.wordings for each in arms), default=0)
+    requests = in_wordings([each for rule in rules for each in requests_of(rule, "last")], wordings)
+    end = int(any(each.end_token for each in arms))
     view = View(model)
     taken = [
-        (f"{each.rule}/{each.form}", _tokens(view, question_of(each), 1) + longest)
+        (f"{each.rule}/{each.form}", _tokens(view, question_of(each), 1) + longest + end)
         for each in requests
     ]
     _refuse(model, taken, what)

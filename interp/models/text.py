@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from interp.errors import ModelError
+from interp.errors import InputError, ModelError
 from interp.models.base import ModelBase
 from interp.rules.joining import join, without_last_space
 from interp.rules.scripts import checked
@@ -106,6 +106,21 @@ class ModelText(ModelBase):
             f"{self.name}: cannot find where {answer.strip()!r} starts"
             f" {'after' if spaced else 'without'} a space; got tokens {tried[0]}"
         )
+
+    @property
+    def end_token(self) -> int:
+        """Id of the token that ends a text.
+
+        Raises:
+            InputError: The tokenizer has none.
+        """
+        end = self.tokenizer.eos_token_id
+        if end is None:
+            raise InputError(
+                f"the tokenizer of {self.name} has no end-of-text token (eos_token); name one in"
+                " its tokenizer_config.json, or leave edit.end_token out"
+            )
+        return end
 
     @cached_property
     def _added(self) -> tuple[int, int]:

@@ -187,6 +187,8 @@ def test_running_again_redoes_nothing(finished: Path, dmle: Command, tmp_path: P
             ),
             ["early"],
         ),
+        ("edit.wordings=1", ["dmle", "memit", "ft", "grace", "early", "joint"]),
+        ("edit.end_token=true", ["dmle", "memit", "ft", "grace", "early", "joint"]),
         ("edit.layers=0/1-2", []),  # the same layers, written otherwise
         ("edit.layers=0/2", ["dmle", "joint"]),
     ],
@@ -207,6 +209,34 @@ def test_a_change_redoes_the_arms_that_it_concerns(
         for rule in ("square-area", "cube-volume")
     }
     assert redone(run, before) == expected
+
+
+def test_other_wordings_and_retained_prompts_are_other_edits(
+    dmle: Command, start: tuple[str | Path, ...], tmp_path: Path
+) -> None:
+    run, kept = tmp_path / "run", ("--set", "edit.retained=2")
+    assert dmle("edit", *start, "--editors", "ft,grace")[0] == 0
+    code, said = dmle("evaluate", "--run", run, "--set", "edit.wordings=2")
+    assert code == 2 and "edit.wordings was 0 when" in said and "it is 2 now" in said
+    before = times(run)
+    # GRACE cannot, and nothing is edited for the others before that is said.
+    code, said = dmle("edit", "--run", run, *kept)
+    assert code == 2 and "edit.retained: grace cannot honour it" in said
+    assert redone(run, before) == set()
+    code, said = dmle("edit", "--run", run, "--editors", "ft", *kept)
+    assert code == 0, said
+    assert redone(run, before) == {
+        f"deltas/ft/{rule}.safetensors" for rule in ("square-area", "cube-volume")
+    }
+    report = delta_of(run, "ft", "square-area").report
+    assert report.made is not None and report.settings is not None
+    assert report.made["retained"] == list(report.retained) and len(report.retained) == 2
+    assert report.settings["retained"] == 2
+    before = times(run)
+    assert dmle("edit", "--run", run, "--editors", "ft", *kept)[0] == 0
+    assert redone(run, before) == set()
+    code, said = dmle("evaluate", "--run", run, "--set", "edit.editors=[ft]", *kept)
+    assert code == 0, said
 
 
 def test_editors_beside_it_and_their_blocks_do_not_concern_an_edit(

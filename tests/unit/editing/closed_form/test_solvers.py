@@ -6,6 +6,7 @@ from torch import Tensor
 
 from editing.closed_form.solvers import equality, factorise, null_space, rank_one, ridge
 from editing.edits.low_rank import LowRank
+from interp.errors import NotFiniteError
 
 D_OUT, D_IN = 5, 8
 WEIGHT = 0.7
@@ -273,6 +274,21 @@ def test_rank_one_is_the_equality_constraint_of_one_key() -> None:
     torch.testing.assert_close(
         got.dense(), equality(residual, keys, factor).dense(), rtol=1e-8, atol=1e-8
     )
+
+
+def test_rank_one_with_protected_keys_is_the_constraint_beside_them() -> None:
+    residual, keys, covariance = problem(1, seed=18)
+    protected, factor = problem(3, seed=19)[1], factorise(covariance)
+    got = rank_one(residual[:, 0], keys[:, 0], factor, protected=protected).dense()
+    nothing = torch.zeros(D_OUT, 0, dtype=torch.float64)
+    fixed, wanted = torch.cat([protected, keys], 1), torch.zeros(D_OUT, 4, dtype=torch.float64)
+    wanted[:, 3] = residual[:, 0]
+    expected = constrained(
+        nothing, torch.zeros(D_IN, 0, dtype=torch.float64), covariance, 1.0, fixed, wanted
+    )
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-8)
+    with pytest.raises(NotFiniteError, match=r"edit.retained"):
+        rank_one(residual[:, 0], protected[:, 1], factor, protected=protected)
 
 
 def test_rank_one_with_another_written_key_moves_that_one() -> None:

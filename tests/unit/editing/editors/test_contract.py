@@ -254,6 +254,95 @@ def test_bad_input_is_refused_before_any_work(
             edit(replace(bench, given_contexts=["The. "]))
 
 
+EXTRA = {"end_token": True, "wordings": 2, "retained": 1}
+HONOURED = {
+    name: editors()[settings_of(name).solver if name == "dmle" else name].honours
+    for name in EDITORS
+}
+
+
+@pytest.mark.parametrize("setting", EXTRA)
+@pytest.mark.parametrize("editor", EDITORS)
+def test_what_is_given_to_all_editors_is_honoured_or_refused(
+    editor: str,
+    setting: str,
+    llama_bench: Workbench,
+    rule: Rule,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    settings = settings_of(editor, **{setting: EXTRA[setting]})
+    model, bench = llama_bench.model, llama_bench.asked(requests_of(rule, "last"), settings)
+    if setting not in HONOURED[editor]:
+        for name in WORK:
+            monkeypatch.setattr(LanguageModel, name, lambda *given, **more: pytest.fail("run"))
+        with pytest.raises(InputError, match=f"edit.{setting}: {editor} cannot honour it"):
+            edit(bench)
+        return
+    before, unedited = snapshot(model), scores(model, rule)
+    found = edit(bench)
+    assert_unchanged(model, before)
+    after, plain = (
+        edited_scores(found, model, rule),
+        edit(bench.asked(bench.requests, settings_of(editor))),
+    )
+    assert after != pytest.approx(edited_scores(plain, model, rule), abs=1e-6)
+    if editor in MOVES:
+        assert sum(after[::2]) / 3 > sum(unedited[::2]) / 3 + 0.1
+    asked = [each for part in found.report.parts() for each in part.requests]
+    assert any(each["ends"] for each in asked) == (setting == "end_token")
+    assert any(each["wording"] for each in asked) == (setting == "wordings")
+    kept = [("cube-volume", "description")] if setting == "retained" else []
+    assert list(found.report.retained) == kept
+    found.save(path := tmp_path / "edit.safetensors")
+    assert [tuple(each) for each in load_edit(path).report.retained] == kept
+
+
+@pytest.mark.parametrize("editor", [name for name in EDITORS if "end_token" in HONOURED[name]])
+def test_an_end_token_that_is_not_there_is_refused_before_any_work(
+    editor: str, llama_bench: Workbench, rule: Rule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WORK:
+        monkeypatch.setattr(LanguageModel, name, lambda *given, **more: pytest.fail("run"))
+    monkeypatch.setattr(llama_bench.model.tokenizer, "eos_token", None)
+    settings = settings_of(editor, end_token=True)
+    with pytest.raises(InputError, match="no end-of-text token"):
+        edit(llama_bench.asked(requests_of(rule, "last"), settings))
+
+
+@pytest.mark.parametrize("editor", [name for name in NEEDING if name != "ft_whitened"])
+def test_a_closed_form_leaves_what_it_retains_exactly_as_it_is(
+    editor: str, llama_bench: Workbench, rule: Rule, rules: tuple[Rule, ...]
+) -> None:
+    model, form = llama_bench.model, rules[1].forms["description"]
+    asked = [Question(form.prompt, form.target_true[0])]
+
+    def said(view: LanguageModel | View) -> Tensor:
+        (answer,) = teacher_forced(view, asked, batch_size=1)
+        return answer.log_probs
+
+    unedited, moved = said(model), {}
+    for n in (0, 1):
+        settings = settings_of(editor, retained=n)
+        with edit(llama_bench.asked(requests_of(rule, "last"), settings)).edited(model) as view:
+            moved[n] = (said(view) - unedited).abs().max().item()
+    assert moved[1] < 1e-4 and moved[0] > 100 * moved[1]
+    with pytest.raises(InputError, match=r"retained is 60: .* none of 48 directions"):
+        more = [
+            rules[1].model_copy(
+                update={
+                    "id": f"r{i}",
+                    "forms": {
+                        "description": form.model_copy(update={"target_true": (f"{i} times",)})
+                    },
+                }
+            )
+            for i in range(60)
+        ]
+        bench = replace(llama_bench, given_rules=more)
+        edit(bench.asked(requests_of(rule, "last"), settings_of(editor, retained=60)))
+
+
 # The families that differ in how a folder is written: names, transposed and fused matrices, a norm
 # behind the MLP.
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text"])

@@ -144,6 +144,66 @@ def test_it_is_adam_on_the_whitened_change(
         assert made.report.own["change_on_text"][str(layer)] == pytest.approx(on_text, rel=1e-4)
 
 
+def test_wordings_end_token_and_retained_prompts_are_in_the_loss(
+    make_model: Callable[..., LanguageModel],
+    make_hf: Callable[..., Any],
+    tokenizer: Any,
+    rules: tuple[Rule, ...],
+) -> None:
+    """Two steps by hand, on rows that are written out."""
+    model, hf, (rule, other) = make_model("llama"), make_hf("llama"), rules
+    settings = settings_of(steps=3).model_copy(
+        update={"end_token": True, "wordings": 2, "retained": 1}
+    )
+    statistics = moments(48, model.weight_hash)
+    given = model, requests_of(rule, "last"), LAYERS, statistics, CONTEXTS, settings
+    made = edit_with("ft_whitened", *given, given_rules=[other])
+    end, described = [tokenizer.eos_token_id], other.forms["description"]
+    rows = [
+        (prompt, tokenizer(" " + form.target_new, add_special_tokens=False)["input_ids"] + end)
+        for form in rule.forms.values()
+        for prompt in (
+            form.prompt,
+            f"Complete the sentence: {form.prompt}",
+            f"Question: {form.prompt} ...?\nAnswer:",
+        )
+    ]
+    truth = tokenizer(" " + described.target_true[0], add_special_tokens=False)["input_ids"]
+
+    def said(edited: dict[str, Tensor], prompt: str, target: list[int]) -> Tensor:
+        ids = tokenizer(prompt)["input_ids"]
+        run = functional_call(hf, edited, (torch.tensor([ids + target]),))
+        return run.logits[0, len(ids) - 1 : -1].log_softmax(-1)
+
+    names = [model.down_projection(layer).name for layer in LAYERS]
+    inverses = [torch.linalg.inv(torch.linalg.cholesky(statistics.by_layer[i])) for i in LAYERS]
+    weights = [hf.get_parameter(name).detach() for name in names]
+    factors = [torch.zeros_like(weight).requires_grad_() for weight in weights]
+    optimiser = torch.optim.Adam(factors, lr=settings.options["learning_rate"])
+    before = said({}, described.prompt, truth).detach()
+    losses, divergences = list[float](), list[float]()
+    for step in range(3):
+        updates = [a @ inverse for a, inverse in zip(factors, inverses, strict=True)]
+        edited = {n: w + u for n, w, u in zip(names, weights, updates, strict=True)}
+        each = [-said(edited, *row)[range(len(row[1])), row[1]].mean() for row in rows]
+        now = said(edited, described.prompt, truth)
+        divergence = (before.exp() * (before - now)).sum(-1).mean()
+        loss = torch.stack(each).mean()
+        losses.append(loss.item())
+        divergences.append(divergence.item())
+        if step < 2:
+            optimiser.zero_grad()
+            (loss + divergence).backward()
+            optimiser.step()
+    assert made.report.losses == pytest.approx(losses, rel=1e-4)
+    assert divergences[-1] > 1e-3
+    for name, factor, inverse in zip(names, factors, inverses, strict=True):
+        update = factor.detach() @ inverse
+        assert (made.updates[name] - update).norm() < 2e-3 * update.norm()
+    assert made.report.retained == (("cube-volume", "description"),)
+    assert [each["wording"] for each in made.report.requests][-3:] == [None] * 3
+
+
 def test_with_the_identity_it_is_plain_fine_tuning(
     tiny_llama: LanguageModel, requests: list[EditRequest]
 ) -> None:

@@ -15,7 +15,6 @@ from editing.editors.registry import (
     edit,
     editor,
     editors,
-    layers_of,
     selection_of,
     solver,
 )
@@ -23,10 +22,11 @@ from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.requests import requests_of, words_of
 from editing.names import editor_names
+from editing.studies.arms import resolve
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
-from interp.selection.layers import parse_layers
+from interp.selection.layers import LayerSelection, parse_layers
 from tests.unit.editing_making import edit_with, factors, settings_of, snapshot
 
 
@@ -123,6 +123,22 @@ def test_blocks_given_by_hand_are_taken_as_they_are() -> None:
         given("memit", "middle")
 
 
+def statistics_of(
+    settings: EditorSettings, n_layers: int, selected: LayerSelection
+) -> tuple[int, ...]:
+    class Deep(LanguageModel):
+        """A model of so many layers, and nothing else."""
+
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def n_layers(self) -> int:
+            return n_layers
+
+    return resolve(Deep(), settings, selected).statistics
+
+
 def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> None:
     selected, other = parse_layers("0,1/2", 3), parse_layers("2/0", 3)
     other.save(tmp_path / "selection.json")
@@ -131,7 +147,8 @@ def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> No
     assert selection_of(EditorSettings(layers="1/1,2"), 3, selected).layers_of("instance") == (1, 2)
     from_file = EditorSettings(layers=str(tmp_path / "selection.json"))
     assert selection_of(from_file, 3, selected) == other
-    assert layers_of(from_file, 3, selected) == (0, 2) and layers_of(auto, 3, selected) == (0, 1, 2)
+    assert statistics_of(auto, 3, selected) == (0, 1, 2)
+    assert statistics_of(EditorSettings(layers="2/0"), 3, selected) == (0, 2)
     with pytest.raises(ValueError, match="dmle with layers: auto needs"):
         selection_of(auto, 3, None)
     # A file of a deeper model.
@@ -148,11 +165,8 @@ def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> No
 
 def test_statistics_are_needed_where_a_closed_form_writes() -> None:
     def needed(editor: str, **more: Any) -> tuple[int, ...]:
-        return layers_of(
-            EditorSettings.model_validate({"editor": editor, **more}),
-            12,
-            parse_layers("3,4/4,9", 12),
-        )
+        settings = EditorSettings.model_validate({"editor": editor, **more})
+        return statistics_of(settings, 12, parse_layers("3,4/4,9", 12))
 
     assert needed("dmle") == (3, 4, 9) and needed("dmle", layers="5/1") == (1, 5)
     assert (

@@ -1,0 +1,65 @@
+"""What editors that train on answers have in common: their rows, and the loss.
+
+The loss is the mean over rows of −(1/n) Σ log p(token of the new answer). Where prompts are
+retained (`edit.retained`), the mean over them of (1/n) Σ KL(p_before ‖ p) is added, n being the
+tokens of their answers, and p_before what the model said before the first step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from editing.edits.requests import EditRequest
+from editing.evaluation.scoring import Asked, Question, ask
+from interp.models.loading import LanguageModel
+
+
+@dataclass
+class Lesson:
+    """Rows that are trained, and behind them rows that are retained, as one batch."""
+
+    asked: Asked
+    n_trained: int
+    before: Float[Tensor, "retained token d_vocab"] | None = None
+    """Log-probabilities of the retained rows before the first step, which are noted there."""
+
+    def loss(self, logits: Float[Tensor, "row kept d_vocab"]) -> tuple[Tensor, Tensor]:
+        """Loss of the new answers alone, and with the retained rows; the first call is of the
+        model before any step.
+        """
+        nll = self.asked.nll(logits)
+        if self.n_trained == len(nll):
+            loss = nll.mean()
+            return loss, loss
+        loss = nll[: self.n_trained].mean()
+        now = self.asked.log_probs(logits)[self.n_trained :]
+        if self.before is None:
+            self.before = now.detach()
+        divergence = (self.before.exp() * (self.before - now)).sum(-1)
+        counts = self.asked.counts()[self.n_trained :]
+        kept = (divergence * counts).sum(-1) / counts.sum(-1)
+        return loss, loss + kept.mean()
+
+
+def lesson(
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    retained: Sequence[EditRequest],
+    contexts: Sequence[str] = ("",),
+) -> Lesson:
+    """Each request behind each of the texts, and the retained prompts, as one batch.
+
+    Raises:
+        EditError: A prompt with its answer is longer than the model's context.
+    """
+    trained = [trained_question(model, each, text) for text in contexts for each in requests]
+    kept = [trained_question(model, each) for each in retained]
+    return Lesson(ask(model, [*trained, *kept]), len(trained))
+
+
+def trained_question(model: LanguageModel, request: EditRequest, context: str = "") -> Question:
+    """What a request wants behind a text, as an editor trains on it."""
+    ids = request.target_ids(model, context) if request.ends else None
+    return Question(context + request.prompt, request.target_new, request.space, ids)
