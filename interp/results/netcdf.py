@@ -24,6 +24,7 @@ import xarray as xr
 from interp.results import foreign_files
 from interp.results.checksums import check_seal, damaged, write_sealed
 from interp.results.scores import PHASES
+from interp.results.sequences import MEASURES
 from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
 
 
@@ -70,11 +71,18 @@ KINDS: Mapping[str, Kind] = {
     "tuning.nc": _SCORES,
     "evidence.nc": _kind("evidence file", "dmle.evidence/", "rule form layer", ""),
     "sweep.nc": _kind("sweep", "dmle.sweep/", "group rule window", "score start width"),
+    "sequence.nc": _kind(
+        "sequence of edits",
+        "dmle.sequence/",
+        "arm order edits rule metric mode measure",
+        "score effect failed",
+        whole="measure",
+    ),
 }
 """By the name that a file has in a run folder."""
 UNLABELLED = frozenset(("pos", "sample"))
 """Dims that are counted; all others have labels, by which they are read."""
-NUMBERED = frozenset(("layer",))
+NUMBERED = frozenset(("layer", "edits"))
 """Labels that are numbers; all others are texts."""
 NUMBERS = frozenset(("n_tokens", "is_corrupted", "start", "width"))
 """Coordinates that are numbers; of the kinds above, variables that are no coordinates all are."""
@@ -85,6 +93,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "component": COMPONENTS,
     "role": (*ROLES, LOOKUP),
     "phase": PHASES,
+    "measure": MEASURES,
 }
 """What labels there can be, by dim; others are free."""
 _OF_FOLDERS: Mapping[str, Kind] = {
