@@ -17,9 +17,9 @@ says what is no number, has no scores.
 import json
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -140,13 +140,15 @@ def edit_many(
     check_editors({arm.name: arm.settings for arm in arms})
     ordered, priority = drawn(rules, config.seed)
     texts = held_out(model, config, covariance)
-    exam = exam_of(model, ordered, priority, config, texts, evaluate.batch_size)
+    exam = exam_of(ordered, priority, config, texts, evaluate.batch_size)
+    places = [*(each for each in config.checkpoints if each < len(rules)), len(rules)]
+    floor = cache(lambda: floor_of(model, exam, places))
     lines = [
-        _Line(model, arm, order, exam, folder / arm.name, advance)
+        _Line(model, arm, order, exam, places if order == "sequence" else places[-1:], folder)
         for arm in arms
         for order in config.orders
     ]
-    every = [(line, line.checkpoints()) for line in lines]
+    every = [(line, line.checkpoints(floor, advance)) for line in lines]
     return _study(model, [arm.name for arm in arms], exam, every)
 
 
@@ -183,31 +185,34 @@ class _Line:
         arm: Arm,
         order: str,
         exam: Exam,
+        places: Sequence[int],
         folder: Path,
-        advance: Advance,
     ) -> None:
-        self.model, self.arm, self.order = model, arm, order
-        self.exam, self.folder, self.advance = exam, folder, advance
-        n = len(exam.rules)
-        below = [each for each in exam.config.checkpoints if each < n]
-        self.places = [*below, n] if order == "sequence" else [n]
+        self.model, self.arm, self.order, self.exam = model, arm, order, exam
+        self.places, self.folder = places, folder / arm.name
         self.keys = _keys(model, arm, order, exam.rules)
 
-    def checkpoints(self) -> list[Checkpoint]:
-        """The arm at every checkpoint; what is not there yet is made now."""
+    def checkpoints(self, floor: Callable[[], Floor], advance: Advance) -> list[Checkpoint]:
+        """The arm at every checkpoint; what is not there yet is made now.
+
+        Args:
+            floor: What the unedited model says; asked for while the model is unedited.
+            advance: Called with the number of rules that are edited.
+        """
         done = {edits: self._kept(edits) for edits in self.places}
         missing = [edits for edits, kept in done.items() if kept is None]
-        steps = {edits: edits - before for before, edits in pairwise([0, *self.places])}
-        self.advance(sum(steps[edits] for edits in self.places if edits not in missing))
+        before, last = 0, max(missing, default=0)
         if missing:
-            # Both are of the unedited model.
-            floor = floor_of(self.model, self.exam, missing)
+            answers = floor()
             self._prepare()
             with edited_weights(self.model) as weights:
                 progress = Progress(self.keys[0])
                 for edits in missing:
-                    progress = self._edited(weights, progress, edits)
-                    done[edits] = self._scored(progress, floor)
+                    for step in self._edited(weights, progress, edits):
+                        advance(step.done - before)
+                        progress, before = step, step.done
+                    done[edits] = self._scored(progress, answers)
+        advance(self.places[-1] - last)
         return [checkpoint for checkpoint in done.values() if checkpoint is not None]
 
     def _prepare(self) -> None:
@@ -217,22 +222,21 @@ class _Line:
             layers = sorted({layer for each in self.arm.layers.values() for layer in each})
             self.arm.bench.asked((), settings).covariances(layers)
 
-    def _edited(self, weights: EditedWeights, progress: Progress, edits: int) -> Progress:
-        """Bring the model to so many rules: from what is kept, or from where it is."""
-        start = progress.done
+    def _edited(self, weights: EditedWeights, progress: Progress, edits: int) -> Iterator[Progress]:
+        """Bring the model to so many rules, from what is kept or from where it is; each step."""
         kept = latest(self.folder, self.order, self.keys, edits)
         if kept is not None and kept[1].done > progress.done:
             path, progress = kept
             weights.resume(path)
-        self.advance(progress.done - start)
+            yield progress
         running = state_path(self.folder, self.order, RUNNING)
         while progress.done < edits:
             progress = self._next(weights, progress)
             end = progress.done == edits
             path = state_path(self.folder, self.order, edits) if end else running
             weights.save(path, progress)
+            yield progress
         running.unlink(missing_ok=True)
-        return progress
 
     def _next(self, weights: EditedWeights, progress: Progress) -> Progress:
         """Edit the next rule, or all of a batch."""
@@ -255,7 +259,6 @@ class _Line:
             failed |= {rule.id: f"{type(error).__name__}: {error}" for rule in now}
         seconds = progress.seconds + time.process_time() - started
         done += len(now)
-        self.advance(len(now))
         return Progress(self.keys[done], done, seconds, failed)
 
     def _requests(self, rule: Rule) -> list[EditRequest]:
@@ -353,7 +356,7 @@ def _study(
             "errors": json.dumps(errors, ensure_ascii=False),
         }
     )
-    table = sequence_means(data)
+    table = pd.DataFrame(sequence_means(data))
     rows = table[["arm", "order", "edits"]].itertuples(index=False, name=None)
     table.insert(4, "cpu_seconds", [round(named[row].seconds, 1) for row in rows])
     return ManyEdits(data, table, errors)

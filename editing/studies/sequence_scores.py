@@ -90,7 +90,6 @@ class Floor:
 
 
 def exam_of(
-    model: LanguageModel,
     rules: Sequence[Rule],
     priority: Sequence[int],
     config: SequenceConfig,

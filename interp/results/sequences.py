@@ -15,7 +15,6 @@ NaN; ``attrs["errors"]`` says why (JSON, by arm and order).
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 SCHEMA = "dmle.sequence/1"
@@ -41,7 +40,7 @@ RECENT = "reliability_recent"
 """Reliability of these."""
 
 
-def sequence_means(data: xr.Dataset, mode: str = "token_accuracy") -> pd.DataFrame:
+def sequence_means(data: xr.Dataset, mode: str = "token_accuracy") -> list[dict[str, Any]]:
     """Means over rules, and what happened elsewhere: a row for each arm, order and number of edits.
 
     Args:
@@ -49,27 +48,27 @@ def sequence_means(data: xr.Dataset, mode: str = "token_accuracy") -> pd.DataFra
         mode: Scoring mode.
 
     Returns:
-        Columns ``arm order edits failed``, the metrics, `RECENT` and `MEASURES`. Rows without any
-        value are left out, but for those that failed.
+        ``arm order edits failed``, the metrics, `RECENT` and `MEASURES`. Rows without any value are
+        left out, but for those that failed.
     """
     rows: list[dict[str, Any]] = []
     means = data["score"].sel(mode=mode).mean("rule", skipna=True)
     for arm in data["arm"].values:
         for order in data["order"].values:
             for edits in data["edits"].values:
-                at = {"arm": arm, "order": order, "edits": edits}
+                at = {"arm": str(arm), "order": str(order), "edits": int(edits)}
                 failed = int(data["failed"].sel(at))
                 values = {
                     str(m): float(means.sel({**at, "metric": m})) for m in data["metric"].values
                 }
-                values[RECENT] = _recent(data["score"].sel({**at, "mode": mode}), int(edits))
+                values[RECENT] = _recent(data["score"].sel({**at, "mode": mode}), at["edits"])
                 values |= {
                     str(m): float(data["effect"].sel({**at, "measure": m}))
                     for m in data["measure"].values
                 }
                 if failed or not np.isnan(list(values.values())).all():
                     rows.append({**at, "failed": failed, **values})
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _recent(score: xr.DataArray, edits: int) -> float:
