@@ -48,7 +48,8 @@ def _sequence(context: Context) -> str:
         statistics=lambda layers: measured(context, layers),
         selected=selected_layers(context, config),
     )
-    total = len(arms) * len(sequence.orders) * len(rules)
+    without = len({*config.editors} & {*sequence.without_batch}) * ("batch" in sequence.orders)
+    total = (len(arms) * len(sequence.orders) - without) * len(rules)
     with context.progress(total=total, desc="sequence", unit="rule") as bar:
         study = edit_many(
             model,

@@ -69,10 +69,14 @@ class SweepConfig(Section):
 class SequenceConfig(Section):
     """Many rules edited into one model (see `editing.studies.sequence`)."""
 
+    neutral: ClassVar[frozenset[str]] = frozenset({"without_batch"})
+
     orders: tuple[Literal["sequence", "batch"], ...] = Field(
         default=("sequence", "batch"), min_length=1
     )
     """One rule after the other, each on the model as the earlier ones left it; all in one edit."""
+    without_batch: tuple[str, ...] = ()
+    """Arms that edit in sequence alone, as where all rules at once take too much memory."""
     checkpoints: tuple[int, ...] = Field(default=(1, 10, 25, 50, 100), min_length=1)
     """The model is scored after so many rules of a sequence, and after the last."""
     metrics: tuple[str, ...] = (

@@ -147,6 +147,7 @@ def edit_many(
         _Line(model, arm, order, exam, places if order == "sequence" else places[-1:], folder)
         for arm in arms
         for order in config.orders
+        if order == "sequence" or arm.name not in config.without_batch
     ]
     every = [(line, line.checkpoints(floor, advance)) for line in lines]
     return _study(model, [arm.name for arm in arms], exam, every)
