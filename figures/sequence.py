@@ -1,6 +1,7 @@
 """Many edits in one model: what is kept, what is lost, and what happens elsewhere on the way."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import seaborn as sns
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from figures import style
 from figures.edit_scores import METRIC_NAMES, MODE_NAMES, SHARES
@@ -60,15 +62,19 @@ def sequence_panel(data: xr.Dataset, mode: str = "token_accuracy") -> Figure:
     rows = -(-len(names) // COLUMNS)
     figure = Figure(figsize=(style.DOUBLE_COLUMN, 0.75 + PANEL_HEIGHT * rows), layout="constrained")
     axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    colours = style.editor_colours(str(arm) for arm in data["arm"].values)
+    palette = cycle(sns.color_palette("colorblind"))
+    colours = {str(arm): next(palette) for arm in data["arm"].values}
     for ax, name in zip(axes, names, strict=False):
         _draw_metric(ax, means, name, colours)
         if name != "perplexity_ratio" and (mode in SHARES or name.startswith("side")):
             ax.set_ylim(-0.03, 1.03)
     for ax in list(axes)[len(names) :]:
         ax.set_axis_off()
-    handles, labels = next(iter(figure.axes)).get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper left", ncols=4)
+    handles = [
+        Line2D([], [], color=colour, label=style.visible(arm), **LOOKS["sequence"])
+        for arm, colour in colours.items()
+    ]
+    legend = figure.legend(handles=handles, loc="outside upper left", ncols=5)
     for text in legend.get_texts():
         text.set_parse_math(False)
     style.figure_caption(figure, _note(data, means, mode))
@@ -90,7 +96,6 @@ def _draw_metric(ax: Axes, means: Sequence[Row], name: str, colours: Mapping[str
                 [row["edits"] for row in own],
                 [row[name] for row in own],
                 color=colour,
-                label=style.visible(f"{arm}, {order}"),
                 gid=f"{order}: {name}",
                 **look,
             )
@@ -116,10 +121,11 @@ def _draw_axes(ax: Axes, edits: Sequence[int]) -> None:
 def _note(data: xr.Dataset, means: Sequence[Row], mode: str) -> str:
     """What a reader needs to know of the numbers."""
     n, sample = data.sizes["rule"], min(int(data.attrs["sample"]), data.sizes["rule"])
+    batch = any(row["order"] == "batch" for row in means)
+    crosses = f"; crosses: all {n} in one edit" if batch else ""
     parts = [
-        f"Rules: {MODE_NAMES[mode]}. Lines: rules edited one after the other; crosses: all {n} in"
-        f" one edit. Reliability is of all rules edited so far, what is rephrased or should not"
-        f" change of at most {sample} of them."
+        f"Rules: {MODE_NAMES[mode]}. Lines: rules edited one after the other{crosses}. Reliability"
+        f" is of all rules edited so far, all else of edited rules of at most {sample} of them."
     ]
     if questions := int(data.attrs["questions"]):
         parts.append(
