@@ -6,6 +6,7 @@ Draw
     - `draw_layer_selection`, `selection_panel`: the chosen layers on their profile.
     - `draw_edit_scores`, `scores_panel`, `difference_panel`: scores before and after edits.
     - `draw_before_after`: each rule before and after its edit.
+    - `sequence_panel`: what many edits in one model keep, and what they cost elsewhere.
     - `draw_trade_off`: what an edit costs elsewhere against what it brings.
 
 Write
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from figures.paper import draw_all
     from figures.report import write_report
     from figures.score_tables import score_table
+    from figures.sequence import sequence_panel
     from figures.style import save
     from figures.trade_off import draw_trade_off
 
@@ -50,6 +52,7 @@ __all__ = [
     "score_table",
     "scores_panel",
     "selection_panel",
+    "sequence_panel",
     "write_report",
 ]
 _HOMES = {
@@ -68,6 +71,7 @@ _HOMES = {
     "score_table": "score_tables",
     "scores_panel": "edit_scores",
     "selection_panel": "layer_selection",
+    "sequence_panel": "sequence",
     "write_report": "report",
 }
 

@@ -28,6 +28,7 @@ from figures import (
     layer_selection,
     oracle,
     score_tables,
+    sequence,
     style,
     trade_off,
 )
@@ -51,10 +52,11 @@ INPUTS = {
     "answers.json": "dmle evaluate",
     "sweep.nc": "dmle sweep",
     "regret.nc": "dmle regret",
+    "sequence.nc": "dmle sequence",
     "tuning.nc": "dmle tune",
 }
 """Files read, and the command that writes each."""
-ONLY_ON_REQUEST = ("sweep.nc", "regret.nc", "tuning.nc")
+ONLY_ON_REQUEST = ("sweep.nc", "regret.nc", "sequence.nc", "tuning.nc")
 """Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
@@ -266,6 +268,14 @@ def _regret_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     yield "figures/regret", _figure(draw_regret(regret))
 
 
+def _sequence_figure(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    data = effects_schema.load(run / "sequence.nc")
+    if not data["score"].notnull().any():
+        note("sequence: no scores")
+        return
+    yield "figures/sequence", sequence.sequence_panel(data)
+
+
 def _score_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     scores = effects_schema.load(run / "scores.nc")
     for mode in modes_with_scores(scores):
@@ -348,6 +358,7 @@ PARTS = (
     Part("selection", ("profile.nc", "selection.json"), _selection_figure),
     Part("oracle", ("sweep.nc", "profile.nc"), _oracle_figure, uses=("selection.json",)),
     Part("regret", ("regret.nc",), _regret_figure),
+    Part("sequence", ("sequence.nc",), _sequence_figure),
     Part("scores", ("scores.nc",), _score_figures),
     Part("rules", ("scores.nc",), _rule_figures),
     Part("trade-off", ("scores.nc",), _trade_off_figures),

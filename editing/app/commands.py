@@ -180,6 +180,24 @@ def regret(*, common: Common | None = None) -> None:
     execute(["regret"], common)
 
 
+def sequence(
+    *,
+    editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
+    common: Common | None = None,
+) -> None:
+    """Edit many rules into one model, in sequence and in one batch, and score it on the way.
+
+    After some of the rules (`sequence.checkpoints`) the model is asked the rules edited so far,
+    rules that are not edited, and plain text. Writes `sequence.nc` and `sequence.csv`. The weights
+    are kept after every rule, so that a stopped study continues.
+
+    For example:
+
+        dmle sequence --editors ft_whitened,ft --run runs/many --set edit.limit=10
+    """
+    execute(["sequence"], common, {"edit.editors": split(editors)})
+
+
 def evidence(*, common: Common | None = None) -> None:
     """Estimate where an edit could reach the answer and spare other prompts, without an edit.
 

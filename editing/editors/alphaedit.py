@@ -28,7 +28,7 @@ def report(
     return {"free_directions": {str(layer): free(covariances, layer, settings) for layer in layers}}
 
 
-@closed_form("alphaedit", blocks=(4, 5, 6, 7, 8), report=report)
+@closed_form("alphaedit", blocks=(4, 5, 6, 7, 8), report=report, needs=("earlier requests",))
 def solve(problem: Problem) -> LowRank:
     """ΔW = R Kᵀ P (K Kᵀ P + K_e K_eᵀ P + l2·I)⁻¹.
 

@@ -40,7 +40,7 @@ from interp.errors import InputError
 from interp.selection.layers import LayerSelection, parse_layers
 from interp.settings.section import Section, explained
 
-Need = Literal["statistics", "lookup", "groups", "training rules"]
+Need = Literal["statistics", "lookup", "groups", "training rules", "earlier requests"]
 Extra = Literal["end_token", "wordings", "retained"]
 """A setting that any editor may honour; one that does not refuses it."""
 EXTRAS: tuple[Extra, ...] = ("end_token", "wordings", "retained")
@@ -64,8 +64,8 @@ class Editor:
         make: Workbench → edit. The model is as before on return, and on error.
         needs: What it asks the workbench for, besides model, requests and settings: `statistics`
             of keys; a token at which each rule is looked up (`lookup`: a closed form); layers by
-            `groups` of forms; `training rules`. An editor by groups needs, besides, what its
-            solver needs.
+            `groups` of forms; `training rules`; `earlier requests` of a sequence. An editor by
+            groups needs, besides, what its solver needs.
         makes: Class of its edits (an `Edit`).
         blocks: Blocks that it writes in published settings, for a model of `PUBLISHED_DEPTH`
             blocks; none if it writes none, or knows groups.
@@ -131,7 +131,7 @@ def register(
 
 
 def closed_form(
-    name: str, *, blocks: Blocks, report: Report = nothing_to_say
+    name: str, *, blocks: Blocks, report: Report = nothing_to_say, needs: Sequence[Need] = ()
 ) -> Callable[[Callable[[Problem], LowRank]], Callable[[Problem], LowRank]]:
     """Decorator: the function solves a block's problem, and the editor is MEMIT's loop around
     it (see `editing.closed_form.spreading`).
@@ -139,11 +139,10 @@ def closed_form(
 
     def kept(solve: Callable[[Problem], LowRank]) -> Callable[[Problem], LowRank]:
         form = ClosedForm(name, solve, report)
-        needs: frozenset[Need] = frozenset({"statistics", "lookup"})
         _EDITORS[name] = Editor(
             name,
             partial(edit_block, form=form),
-            needs,
+            frozenset({"statistics", "lookup", *needs}),
             blocks=blocks,
             joint=partial(edit_jointly, form=form),
             honours=frozenset(EXTRAS),
@@ -292,6 +291,9 @@ def _check_statistics(bench: Workbench) -> None:
     # Now, since both are of the model as it is before the edit.
     groups = bench.chosen.groups if bench.chosen is not None else ()
     bench.covariances(sorted({*bench.layers, *(layer for g in groups for layer in g.layers)}))
+    if not needs(settings, "earlier requests"):
+        # Their keys take a pass over all of them for each block and round.
+        bench = replace(bench, earlier=())
     if not bench.contexts or bench.contexts[0]:
         raise InputError(
             f"the first context must be empty (the bare prompt), got {bench.contexts[:1]}"

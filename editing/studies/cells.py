@@ -62,24 +62,33 @@ def cell_key(
     model: LanguageModel, arm: Arm, seed: int, rule: Rule, evaluate: EvaluateConfig, probes: Any
 ) -> str:
     """What a cell's result depends on."""
-    settings, closed = arm.settings, needs(arm.settings, "statistics")
-    bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
-    statistics = bench.statistics
     return fingerprint(
-        weights=model.weight_hash,
-        layers={name: list(layers) for name, layers in arm.layers.items()},
-        settings=settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
-        seed=seed,
+        **edit_origin(model, arm, seed),
         rule=rule.model_dump(mode="json"),
-        forms=list(arm.forms),
-        contexts=list(bench.contexts) if closed else [],
-        covariance=statistics.origin if closed and statistics is not None else None,
-        demonstrations=(
-            [each.id for each in bench.training_rules] if needs(settings, "training rules") else []
-        ),
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
     )
+
+
+def edit_origin(model: LanguageModel, arm: Arm, seed: int) -> dict[str, Any]:
+    """What an arm's edits depend on, whatever the rule. Contexts are sampled, so the model must be
+    unedited.
+    """
+    settings, closed = arm.settings, needs(arm.settings, "statistics")
+    bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
+    statistics = bench.statistics
+    return {
+        "weights": model.weight_hash,
+        "layers": {name: list(layers) for name, layers in arm.layers.items()},
+        "settings": settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
+        "seed": seed,
+        "forms": list(arm.forms),
+        "contexts": list(bench.contexts) if closed else [],
+        "covariance": statistics.origin if closed and statistics is not None else None,
+        "demonstrations": (
+            [each.id for each in bench.training_rules] if needs(settings, "training rules") else []
+        ),
+    }
 
 
 def run_cells(

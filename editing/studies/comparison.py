@@ -139,14 +139,21 @@ def bystanders(rules: Sequence[Rule], n: int) -> Probes | None:
     """
     if not n:
         return None
+    _, texts = corpus.paragraphs()
+    # From the end: the statistics of the keys are measured from the beginning.
+    probes = probes_of(other_rules(rules, n), texts[-BYSTANDER_TEXTS:])
+    return replace(probes, answer_tokens=BYSTANDER_TOKENS)
+
+
+def other_rules(rules: Sequence[Rule], n: int) -> list[Rule]:
+    """At most `n` validation rules of the embedded rulebook that are not among some rules, spread
+    over the rulebook.
+    """
     edited = {rule.id for rule in rules}
     others = [
         rule for rule in load_rules("embedded", split="validation").rules if rule.id not in edited
     ]
-    _, texts = corpus.paragraphs()
-    # From the end: the statistics of the keys are measured from the beginning.
-    probes = probes_of(others[:: max(1, len(others) // n)][:n], texts[-BYSTANDER_TEXTS:])
-    return replace(probes, answer_tokens=BYSTANDER_TOKENS)
+    return others[:: max(1, len(others) // n)][:n] if n else []
 
 
 def side_effect_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Settings of studies: comparisons, sweeps over layers, tuning."""
 
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from editing.names import known_editor
 from interp.config import Resamples, Section, Seed
 from interp.errors import InputError
+from interp.results.scores import METRICS
 from interp.vocabulary import RuleForm, Split
 
 
@@ -62,6 +64,55 @@ class SweepConfig(Section):
     """The success of an edit is the mean of these."""
     resamples: Resamples = Field(default=10_000, ge=100)
     confidence: float = Field(default=0.95, gt=0, lt=1)
+
+
+class SequenceConfig(Section):
+    """Many rules edited into one model (see `editing.studies.sequence`)."""
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"without_batch"})
+
+    orders: tuple[Literal["sequence", "batch"], ...] = Field(
+        default=("sequence", "batch"), min_length=1
+    )
+    """One rule after the other, each on the model as the earlier ones left it; all in one edit."""
+    without_batch: tuple[str, ...] = ()
+    """Arms that edit in sequence alone, as where all rules at once take too much memory."""
+    checkpoints: tuple[int, ...] = Field(default=(1, 10, 25, 50, 100), min_length=1)
+    """The model is scored after so many rules of a sequence, and after the last."""
+    metrics: tuple[str, ...] = (
+        "generality",
+        "instance_portability",
+        "rule_understanding_paraphrase",
+        "locality",
+    )
+    """Scored on a sample of the rules edited so far; reliability is scored on all of them."""
+    sample: int = Field(default=12, ge=1)
+    """Rules of that sample, fewer where fewer are edited."""
+    bystanders: int = Field(default=20, ge=0, le=10_000)
+    """Rules of the embedded rulebook that are not edited, and whose answers are compared."""
+    corpus: str = "embedded"
+    """Plain text whose perplexity is measured: "embedded", or a text file with one paragraph per
+    line. Paragraphs that the statistics of keys were measured on are left out."""
+    text_tokens: int = Field(default=5000, ge=0, le=10**9)
+    """Tokens of that text, from its end; 0 measures no perplexity."""
+    seed: Seed = 0
+    """Draws the order in which rules are edited, and the sample."""
+
+    @field_validator("metrics")
+    @classmethod
+    def _are_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in value if name not in METRICS]:
+            raise InputError(
+                f"sequence.metrics names {', '.join(wrong)}; there are {', '.join(METRICS)}"
+            )
+        return value
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if value[0] < 1 or any(a >= b for a, b in pairwise(value)):
+            raise InputError(f"sequence.checkpoints are {list(value)}; they start at 1 and ascend")
+        return value
 
 
 class TuneConfig(Section):

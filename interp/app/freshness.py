@@ -37,6 +37,7 @@ VERSIONS = {
     "compare": 1,
     "sweep": 1,
     "regret": 1,
+    "sequence": 1,
     "tune": 1,
 }
 """To be raised when a step gives other numbers for the same settings."""
@@ -48,6 +49,7 @@ MAKERS = {
     "scores.nc": "evaluate",
     "sweep.nc": "sweep",
     "regret.nc": "regret",
+    "sequence.nc": "sequence",
     "tuning.nc": "tune",
 }
 """Files with a record, and the step that makes each."""

@@ -100,6 +100,7 @@ _MADE_BY = {
     "evidence.nc": "evidence",
     "sweep.nc": "sweep",
     "regret.nc": "regret",
+    "sequence.nc": "sequence",
     "tuning.nc": "tune",
 }
 _FOLDERS_MADE_BY = {
@@ -108,6 +109,7 @@ _FOLDERS_MADE_BY = {
     "covariance": "edit",
     "cells": "compare",
     "evidence": "evidence",
+    "sequence": "sequence",
 }
 
 

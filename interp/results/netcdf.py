@@ -24,6 +24,7 @@ import xarray as xr
 from interp.results import foreign_files
 from interp.results.checksums import check_seal, damaged, write_sealed
 from interp.results.scores import PHASES
+from interp.results.sequences import MEASURES
 from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
 
 
@@ -75,11 +76,18 @@ KINDS: Mapping[str, Kind] = {
         "group rule window",
         "score start width arm_score arm_group arm_layers",
     ),
+    "sequence.nc": _kind(
+        "sequence of edits",
+        "dmle.sequence/",
+        "arm order edits rule metric mode measure",
+        "score effect failed",
+        whole="measure",
+    ),
 }
 """By the name that a file has in a run folder."""
 UNLABELLED = frozenset(("pos", "sample"))
 """Dims that are counted; all others have labels, by which they are read."""
-NUMBERED = frozenset(("layer",))
+NUMBERED = frozenset(("layer", "edits"))
 """Labels that are numbers; all others are texts."""
 NUMBERS = frozenset(("n_tokens", "is_corrupted", "start", "width"))
 """Coordinates that are numbers; of the kinds above, variables that are no coordinates all are."""
@@ -90,6 +98,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {
     "component": COMPONENTS,
     "role": (*ROLES, LOOKUP),
     "phase": PHASES,
+    "measure": MEASURES,
 }
 """What labels there can be, by dim; others are free."""
 _OF_FOLDERS: Mapping[str, Kind] = {

@@ -26,7 +26,15 @@ from interp.results.paths import check_links
 from interp.results.printing import command as command_line
 from interp.settings.plain_yaml import YamlError, load_yaml
 
-RESULTS = ("effects.nc", "profile.nc", "evidence.nc", "sweep.nc", "scores.nc", "tuning.nc")
+RESULTS = (
+    "effects.nc",
+    "profile.nc",
+    "evidence.nc",
+    "sweep.nc",
+    "scores.nc",
+    "sequence.nc",
+    "tuning.nc",
+)
 """What no step leaves without settings beside it."""
 _MEND = (
     "if somebody changed it by hand, delete its first line; else put back a copy, or delete it and"

@@ -34,6 +34,7 @@ ONLY_PARSED = {
     "compare": "loads a model, for hours",
     "sweep": "loads a model, for hours",
     "tune": "loads a model, for hours",
+    "sequence": "loads a model, for hours",
     "run": "the whole chain, for minutes; tests/integration/test_chain.py runs one",
     "profile": "needs the maps of a long trace",
     "evidence": "loads a model, for minutes",
@@ -112,7 +113,7 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
         assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
 
 
-CHECKED = ("trace", "edit", "evaluate", "compare", "tune", "sweep")
+CHECKED = ("trace", "edit", "evaluate", "compare", "tune", "sweep", "sequence")
 """Steps whose check needs rules and settings alone."""
 
 

@@ -63,6 +63,11 @@ COMMANDS = (
     _step("tune", weight=0.7),
     _step("sweep", "profile", weight=0.7),
     _step("regret", "sweep"),
+    _step(
+        "sequence",
+        more="--editors ft,memit --set edit.splits=[train,validation,test]",
+        weight=0.7,
+    ),
     _step("evidence", "profile"),
     _step("figures", "evaluate", weight=0.4),
     _step("report", "figures"),
@@ -131,15 +136,35 @@ def differences(found: Path, wanted: Path) -> list[str]:
 
 def content(name: str, path: Path) -> Any:
     """What is compared of a file: its bytes, less the seconds that an edit took (cells,
-    `cells.csv`, side effects)."""
-    if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv"):
+    `cells.csv`, side effects, and the same of a sequence)."""
+    if path.suffix == ".csv" and path.name in ("cells.csv", "side-effects.csv", "sequence.csv"):
         return pd.read_csv(path).drop(columns="cpu_seconds").to_csv()
     if path.suffix == ".json" and name.startswith(("run/cells/", "run/sweep/")):
         from editing.studies.cells import read_cell
 
         cell = read_cell(path)
         return "unreadable" if cell is None else replace(cell, seconds=0.0)
+    if name.startswith("run/sequence/"):
+        return _of_sequence(path)
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _of_sequence(path: Path) -> Any:
+    """Scores or weights that a study of many edits goes on from."""
+    from editing.studies.sequence import read_checkpoint
+    from editing.studies.sequence_states import read_progress
+    from interp.results.tensor_files import read_tensors
+
+    if path.suffix == ".json":
+        checkpoint = read_checkpoint(path)
+        # As text: a value that was not measured is NaN, which equals nothing.
+        return "unreadable" if checkpoint is None else repr(replace(checkpoint, seconds=0.0))
+    progress = read_progress(path)
+    if progress is None:
+        return "unreadable"
+    tensors, _ = read_tensors(path, "state")
+    values = {name: value.tolist() for name, value in tensors.items()}
+    return replace(progress, seconds=0.0), values
 
 
 def _files(folder: Path) -> Mapping[str, Path]:

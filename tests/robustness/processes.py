@@ -259,7 +259,7 @@ def _import_late() -> None:
     from editing.edits import delta
     from editing.evaluation import evaluate as evaluation
     from editing.evaluation import side_effects
-    from editing.studies import comparison_files, evidence, paired, regret, tuning
+    from editing.studies import comparison_files, evidence, paired, regret, sequence, tuning
     from figures import paper, report
     from interp.results import effects
     from interp.rules.rulebook import build
@@ -279,6 +279,7 @@ def _import_late() -> None:
             evidence,
             paired,
             regret,
+            sequence,
             side_effects,
             tuning,
         )

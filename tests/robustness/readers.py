@@ -189,6 +189,7 @@ def file_readers(states: States, root: Path) -> list[FileReader]:
         *_netcdf(states),
         *_edits(states),
         *_statistics(states, root),
+        *_sequences(states),
         *_json(states),
         *_commands(states, root),
     ]
@@ -251,6 +252,7 @@ def _netcdf(states: States) -> list[FileReader]:
         "scores": ("evaluate", "scores.nc"),
         "sweep": ("sweep", "sweep.nc"),
         "tuning": ("tune", "tuning.nc"),
+        "sequence": ("sequence", "sequence.nc"),
     }
     paths = {name: (states.after(command) / RUN, file) for name, (command, file) in made.items()}
     known = frozenset(digest(effects.load(folder / file)) for folder, file in paths.values())
@@ -309,6 +311,50 @@ def _statistics(states: States, root: Path) -> list[FileReader]:
     return [
         FileReader("covariance", whole, str(file), read, damagers),
         FileReader("checkpoint", begun, str(unfinished), read, damagers, share=0.5),
+    ]
+
+
+def _sequences(states: States) -> list[FileReader]:
+    """What a study of many edits goes on from: a file that is damaged is made again."""
+    from editing.studies.sequence import read_checkpoint
+    from editing.studies.sequence_states import EditedWeights, read_progress
+    from interp.models.loading import load
+
+    kept = states.after("sequence") / RUN / "sequence" / "ft"
+    model = load(str(states.inputs / "model"))
+
+    def checkpoint(path: Path) -> Any:
+        found = read_checkpoint(path)
+        if found is None:
+            raise Refused("no checkpoint")
+        return found
+
+    def state(path: Path) -> Any:
+        progress = read_progress(path)
+        if progress is None:
+            raise Refused("no state")
+        weights = EditedWeights(model)
+        weights.resume(path)
+        values = {name: value.detach().clone() for name, value in model.parameters.items()}
+        weights.restore()
+        return progress, values
+
+    scores, weights = kept / "sequence-1.json", kept / "sequence-1.safetensors"
+    return [
+        FileReader(
+            "sequence checkpoint",
+            _alone(states, scores),
+            scores.name,
+            lambda root: checkpoint(root / scores.name),
+            (mutate.damaged, mutate.changed_json),
+        ),
+        FileReader(
+            "sequence state",
+            _alone(states, weights),
+            weights.name,
+            lambda root: state(root / weights.name),
+            (mutate.damaged, mutate.changed_safetensors),
+        ),
     ]
 
 

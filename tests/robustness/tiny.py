@@ -70,6 +70,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "metrics": ["reliability"],
     },
     "sweep": {"width": 1, "step": 1, "resamples": 100},
+    "sequence": {"checkpoints": [1], "sample": 1, "bystanders": 0, "text_tokens": 20},
 }
 
 
@@ -93,6 +94,7 @@ def settings(folder: Path) -> Mapping[str, Any]:
         "model": {"name": str(folder / "model"), "device": "cpu"},
         "rules": {"source": str(folder / "rules.json")},
         "covariance": {**SETTINGS["covariance"], "corpus": str(folder / "corpus.txt")},
+        "sequence": {**SETTINGS["sequence"], "corpus": str(folder / "corpus.txt")},
     }
 
 

@@ -213,7 +213,10 @@ BOTH = several([mean_log_prob, first_token_prob])
 # What a replaced embedding does differently is the same in both directions.
 @pytest.mark.parametrize(
     ("corruption", "direction"),
-    [*product(("noise", "counterfactual"), ("denoise", "noise")), ("replaced", "denoise")],
+    [
+        *itertools.product(("noise", "counterfactual"), ("denoise", "noise")),
+        ("replaced", "denoise"),
+    ],
 )
 def test_both_routes_equal_the_definition(
     corruption: str, direction: Direction, model: LanguageModel
