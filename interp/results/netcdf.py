@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = {
         "layer profile",
         "dmle.profile/",
         "form component role layer rule",
-        "aie lower upper n effect total_effect traceable",
+        "aie lower upper n effect total_effect traceable te te_lower te_upper",
         whole="role",
     ),
     "scores.nc": _SCORES,

@@ -50,7 +50,8 @@ def with_means(profile: xr.Dataset) -> xr.Dataset:
     """A profile with the means of its effects, as it is written; its intervals have no width."""
     mean = profile["effect"].mean("rule")
     number = profile["effect"].isel(layer=0, drop=True).notnull().sum("rule")
-    return profile.assign(aie=mean, lower=mean, upper=mean, n=number)
+    te = profile["te"]
+    return profile.assign(aie=mean, lower=mean, upper=mean, n=number, te_lower=te, te_upper=te)
 
 
 def smallest(name: str) -> xr.Dataset:
