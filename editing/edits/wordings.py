@@ -28,7 +28,7 @@ def around(template: str) -> tuple[str, str]:
     r"""What a template has before and behind the prompt.
 
     >>> around("Q: {prompt}\nA:")
-    ('Q: ', '\\nA:')
+    ('Q: ', '\nA:')
     """
     before, _, behind = template.partition(PLACE)
     return before, behind

@@ -157,10 +157,9 @@ def record_of(path: Path) -> Made | None:
             return Made(step="select", version=VERSIONS["select"])
         content: Any = selection.provenance.get(RECORD)
     else:
-        from interp.results import effects
+        from interp.results.netcdf import attribute
 
-        with effects.opened(path) as dataset:
-            content = dataset.attrs.get(RECORD)
+        content = attribute(path, RECORD)
     try:
         if isinstance(content, str):
             record = Made.model_validate_json(content)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import xarray as xr
 
@@ -153,6 +154,24 @@ def opened(path: Path) -> Iterator[xr.Dataset]:
     with dataset:
         _check_kind(path, dataset, kind)
         yield dataset
+
+
+def attribute(path: Path, name: str) -> Any:
+    """An attribute of a dataset written by `save`, None if it has none of that name.
+
+    Nothing else is read: to open a dataset takes many times as long.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It does not hold what was written.
+    """
+    kind = _kind_of(path)
+    foreign_files.check(path, check_seal(path, kind.what).sha256, kind.what)
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get(name)
+    except Exception as error:  # as in `opened`
+        raise damaged(path, kind.what, error) from error
 
 
 def content_of(dataset: xr.Dataset) -> memoryview | bytes:

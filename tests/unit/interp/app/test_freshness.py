@@ -42,6 +42,7 @@ OF_FILE = {
     "compare": ("scores.nc",),
     "sweep": ("sweep.nc", "regret.nc"),
     "tune": ("tuning.nc",),
+    "sequence": ("sequence.nc",),
 }
 """Files that show it when a setting of a section is changed."""
 
@@ -116,6 +117,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, rules: tuple[Rule, ...]) -> Pa
     save(now, "sweep.nc", made(now, "sweep", ["covariance", "sweep"], rules=["sweep"]))
     save(now, "regret.nc", made(now, "regret", ["select"], inputs=["sweep.nc", "profile.nc"]))
     save(now, "tuning.nc", made(now, "tune", [*plain, "tune"], rules=["edit"]))
+    save(now, "sequence.nc", made(now, "sequence", [*plain, "sequence"], rules=["edit"]))
     save(
         now,
         "scores.nc",
@@ -358,8 +360,12 @@ def corpus(run: Path) -> Path:
     return path
 
 
+# `retained` needs more rules: tests/unit/editing/app/test_editing_cli.py.
+OTHERS = ("editor", "block", "retained")
+
+
 @pytest.mark.parametrize(
-    "field", [name for name in EditorSettings.model_fields if name not in ("editor", "block")]
+    "field", [name for name in EditorSettings.model_fields if name not in OTHERS]
 )
 def test_every_setting_of_an_editor_makes_another_edit_or_is_neutral(
     field: str, run: Path, corpus: Path, tiny_llama: LanguageModel
