@@ -244,14 +244,26 @@ def make_model(
     make_hf: Callable[..., "PreTrainedModel"], tokenizer: "PreTrainedTokenizerFast"
 ) -> Callable[..., "LanguageModel"]:
     """`make_model(architecture, seed=0, check=True, **overrides)`: a new `LanguageModel` around
-    a `make_hf` model."""
-    from interp.models.loading import LanguageModel
+    a `make_hf` model.
+
+    The self-check of equal models is run once: it takes longer than all else.
+    """
+    from interp.models.loading import LanguageModel, SelfCheck
+
+    checked: dict[tuple[Any, ...], SelfCheck | None] = {}
 
     def make(
         architecture: str, *, seed: int = 0, check: bool = True, **overrides: Any
     ) -> "LanguageModel":
         hf = make_hf(architecture, seed=seed, **overrides)
-        return LanguageModel(hf, tokenizer, f"tiny-{architecture}", check=check)
+        known = architecture, seed, repr(sorted(overrides.items()))
+        run = check and known not in checked
+        model = LanguageModel(hf, tokenizer, f"tiny-{architecture}", check=run)
+        if run:
+            checked[known] = model.check
+        elif check:
+            model.check = checked[known]
+        return model
 
     return make
 

@@ -25,10 +25,10 @@ statistics = Statistics(model, CovarianceConfig(identity=True), folder / "statis
 SMALLER = {
     "limit=8": "limit=2",
     "trace(model, rules)": (
-        'trace(model, rules, samples=2, positions=["rule_word"], components=["mlp"])'
+        'trace(model, rules, samples=1, positions=["rule_word"], components=["mlp"])'
     ),
     "DMLE(layers))": "DMLE(layers, steps=2, contexts=1), statistics=statistics)",
-    "rules[:1], edit)": "rules[:1], edit, answer_tokens=2)",
+    "rules[:1], edit)": "rules[:1], edit, greedy=False)",
 }
 """What is changed where the chain is run, for it takes many minutes else: fewer rules, samples,
 sites, steps, texts and tokens, and no statistics (notebook 04 measures some)."""

@@ -80,7 +80,7 @@ def main() -> int:
         prog="python -m tests.robustness", description=(__doc__ or "").partition("\n")[0]
     )
     parser.add_argument(
-        "--cases", type=int, default=8, help="of each reader of files; the others get a hundred"
+        "--cases", type=int, default=3, help="of each reader of files; the others get a hundred"
     )
     parser.add_argument("--kills", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=0, help="of each command")

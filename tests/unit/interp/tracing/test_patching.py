@@ -224,7 +224,8 @@ def test_both_routes_equal_the_definition(
     assert model.has_prefix_cache and model.has_entry
     # Before the corrupted tokens nothing differs: one site of each component is enough there.
     before = [Site(component, 1, range(1, 2)) for component in ("resid", "mlp", "attn")]
-    one, some = CASES[corruption], [*before, *every_kind_of_site((3, 7))]
+    last = [site for site in every_kind_of_site((7,)) if 1 in site.layers]
+    one, some = CASES[corruption], [*before, *every_kind_of_site((3,)), *last]
     expected = sweep_reference(model, one, some, BOTH, direction=direction)
     for route in ("fast", "generic"):
         got = sweep(
