@@ -70,11 +70,14 @@ class FineTuneConfig(Section):
     """Constrained fine-tuning (FT). Source of the defaults: EasyEdit's for 7B models."""
 
     steps: int = Field(default=25, ge=1, le=1_000_000)
+    """Steps on every batch."""
     learning_rate: float = Field(default=5e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     norm_constraint: float | None = Field(default=None, gt=0)
     """Largest change of any single weight (FT-L); None: unconstrained."""
     stop_loss: float = Field(default=1e-2, ge=0)
+    batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Most requests of a step: batches take turns, drawn with `edit.seed`. None: all at once."""
 
 
 class LoraConfig(Section):

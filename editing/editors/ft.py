@@ -6,9 +6,9 @@ free. The weights themselves are never written: the change ΔW is a tensor of it
 to the MLP's raw output as ``key @ ΔWᵀ``, which is what the model with W + ΔW computes.
 
 Source: Zhu et al. 2020; EasyEdit's FT with `target_new`, from which this differs in two points: all
-requests make one batch (there one request at a time, several steps an epoch), and ΔW is float32
-also in models of half precision (there every step is rounded to the weights' type; see
-`EditDelta.cast_loss` for what rounding takes from the result).
+requests make one batch, if `ft.batch_size` says nothing else (there one request at a time, several
+steps an epoch), and ΔW is float32 also in models of half precision (there every step is rounded to
+the weights' type; see `EditDelta.cast_loss` for what rounding takes from the result).
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from editing.config import FineTuneConfig
 from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
-from editing.evaluation.training import Lesson, lesson
+from editing.evaluation.training import Lesson, lessons, settled
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
@@ -31,7 +31,8 @@ from interp.models.loading import LanguageModel, NamedHook
 # EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block.
 @register("ft", blocks=(21,), honours=EXTRAS)
 @one_batch(
-    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+    "take a smaller edit.ft.batch_size (none: all requests at once), fewer requests, another"
+    " device, or model.dtype=bfloat16"
 )
 def edit(bench: Workbench) -> EditDelta:
     """Fine-tune the down-projections of some blocks; the model is as before on return, and on
@@ -48,7 +49,9 @@ def edit(bench: Workbench) -> EditDelta:
         EditError: The loss became NaN or infinite.
     """
     model, layers, config = bench.model, bench.layers, bench.settings.ft
-    rows = lesson(model, bench.requests, bench.retained)
+    batches = lessons(
+        model, bench.requests, bench.retained, size=config.batch_size, seed=bench.settings.seed
+    )
     downs = [model.linear(model.down_projection(layer).name) for layer in layers]
     dtype = torch.promote_types(model.dtype, torch.float32)
     weights = [down.orient(down.weight.detach()).to(dtype) for down in downs]
@@ -58,7 +61,7 @@ def edit(bench: Workbench) -> EditDelta:
         for layer, change in zip(layers, changes, strict=True)
         for hook in _added(model, layer, change)
     ]
-    losses = _train(model, rows, config, weights, changes, hooks)
+    losses = _train(model, batches, config, weights, changes, hooks)
     names = [down.name for down in downs]
     updates = {name: change.detach().cpu() for name, change in zip(names, changes, strict=True)}
     of_layer = dict(zip(names, layers, strict=True))
@@ -67,7 +70,7 @@ def edit(bench: Workbench) -> EditDelta:
 
 def _train(
     model: LanguageModel,
-    rows: Lesson,
+    batches: Sequence[Lesson],
     config: FineTuneConfig,
     weights: Sequence[Tensor],
     changes: Sequence[Tensor],
@@ -77,16 +80,18 @@ def _train(
     # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by
     # hand.
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
-    asked, losses = rows.asked, list[float]()
-    for step in range(config.steps):
+    losses: list[float] = []
+    for step in range(config.steps * len(batches)):
+        batch = batches[step % len(batches)]
+        asked = batch.asked
         with torch.enable_grad():
             logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
-            loss, whole = rows.loss(logits)
+            loss, whole = batch.loss(logits)
         if not loss.isfinite():
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")
         losses.append(loss.item())
-        if losses[-1] < config.stop_loss:
+        if settled(losses, len(batches), config.stop_loss):
             break
         optimiser.zero_grad()
         whole.backward()

@@ -37,7 +37,7 @@ from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked
-from editing.evaluation.training import Lesson, lesson
+from editing.evaluation.training import Lesson, lessons, settled
 from interp.errors import InputError
 from interp.models.budget import one_batch
 from interp.models.finite import cause
@@ -49,7 +49,7 @@ class WhitenedConfig(Section):
     """Fine-tuning in whitened coordinates."""
 
     steps: int = Field(default=60, ge=1, le=1_000_000)
-    """Gradient evaluations; the last one takes no step."""
+    """Gradient evaluations of every batch; the last one takes no step."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Adam's, in the units of A: about how much a step changes the output on text, for each
     coordinate."""
@@ -60,6 +60,9 @@ class WhitenedConfig(Section):
     """Weight of tr(ΔW C ΔWᵀ), the mean square of the change of the outputs on text."""
     prefixes: int = Field(default=0, ge=0, le=1000)
     """So many of the sampled texts (`edit.contexts`) stand before the prompts in further rows."""
+    batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Most rows of a gradient evaluation: batches take turns, in an order of `edit.seed`. None: all
+    rows at once."""
 
 
 Group = tuple[Sequence[int], Sequence[EditRequest]]
@@ -87,7 +90,7 @@ class _Part:
     """Blocks, and the rows that they are trained on."""
 
     blocks: Sequence[_Block]
-    rows: Lesson
+    batches: Sequence[Lesson]
 
 
 def edit_jointly(bench: Workbench, plan: Sequence[Sequence[int]], report: EditReport) -> EditDelta:
@@ -136,7 +139,8 @@ def edit(bench: Workbench) -> EditDelta:
 
 
 @one_batch(
-    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
+    "take a smaller edit.options.batch_size (none: all rows at once), fewer requests, another"
+    " device, or model.dtype=bfloat16"
 )
 def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> EditDelta:
     model, config = bench.model, bench.options
@@ -151,7 +155,17 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
     statistics = bench.covariances(layers)
     blocks = {layer: _block(model, layer, statistics.whitening(layer)) for layer in layers}
     parts = [
-        _Part([blocks[layer] for layer in own], lesson(model, requests, bench.retained, contexts))
+        _Part(
+            [blocks[layer] for layer in own],
+            lessons(
+                model,
+                requests,
+                bench.retained,
+                contexts,
+                size=config.batch_size,
+                seed=bench.settings.seed,
+            ),
+        )
         for own, requests in groups
     ]
     losses = _train(model, config, list(blocks.values()), parts)
@@ -190,13 +204,15 @@ def _train(
     penalty and retained rows.
     """
     optimiser = torch.optim.Adam([block.change for block in blocks], lr=config.learning_rate)
-    runs = [_run_of(model, part.rows.asked, blocks) for part in parts]
+    runs = [[_run_of(model, each.asked, blocks) for each in part.batches] for part in parts]
+    number = max(len(part.batches) for part in parts)
     losses: list[float] = []
-    for step in range(config.steps):
+    for step in range(config.steps * number):
         optimiser.zero_grad()
-        last = step == config.steps - 1
+        last = step == config.steps * number - 1
         each = [
-            _descend(model, part, run, last=last) for part, run in zip(parts, runs, strict=True)
+            _descend(model, part, some, step, last=last)
+            for part, some in zip(parts, runs, strict=True)
         ]
         losses.append(sum(each) / len(each))
         if not math.isfinite(losses[-1]):
@@ -204,7 +220,7 @@ def _train(
             raise EditError(
                 f"fine-tuning diverged at step {step}: {remedy if step else cause(model)}"
             )
-        if losses[-1] < config.stop_loss or last:
+        if last or settled(losses, number, config.stop_loss):
             break
         with torch.no_grad():
             for block in blocks:
@@ -214,14 +230,18 @@ def _train(
     return losses
 
 
-def _descend(model: LanguageModel, part: _Part, run: dict[str, Any], *, last: bool) -> float:
-    """Loss of a part, in nats per token, without what it retains; the gradient of the whole is
-    added to those of its own blocks.
+def _descend(
+    model: LanguageModel, part: _Part, runs: Sequence[dict[str, Any]], step: int, *, last: bool
+) -> float:
+    """Loss of the part's batch whose turn it is, in nats per token, without what it retains; the
+    gradient of the whole is added to those of its own blocks.
     """
-    asked, changes = part.rows.asked, [block.change for block in part.blocks]
+    turn = step % len(part.batches)
+    batch, changes = part.batches[turn], [block.change for block in part.blocks]
+    asked = batch.asked
     with torch.set_grad_enabled(not last):
-        logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **run)
-        loss, whole = part.rows.loss(logits)
+        logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **runs[turn])
+        loss, whole = batch.loss(logits)
         if not last:
             whole.backward(inputs=changes)
     return loss.item()

@@ -24,7 +24,7 @@ from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
-from editing.evaluation.training import Lesson, lesson
+from editing.evaluation.training import Lesson, lessons
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
@@ -59,7 +59,7 @@ def edit(bench: Workbench) -> EditDelta:
             f"LoRA cannot adapt {settings.lora.targets}: {error}; set edit.lora.targets, such as "
             "--set edit.lora.targets=[q,v]"
         ) from error
-    rows = lesson(model, bench.requests, bench.retained)
+    (rows,) = lessons(model, bench.requests, bench.retained)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         clean = model.clean_copy()

@@ -5,6 +5,8 @@ retained (`edit.retained`), the mean over them of (1/n) Σ KL(p_before ‖ p) is
 tokens of their answers, and p_before what the model said before the first step.
 """
 
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,20 +45,44 @@ class Lesson:
         return loss, loss + kept.mean()
 
 
-def lesson(
+def lessons(
     model: LanguageModel,
     requests: Sequence[EditRequest],
     retained: Sequence[EditRequest],
     contexts: Sequence[str] = ("",),
-) -> Lesson:
-    """Each request behind each of the texts, and the retained prompts, as one batch.
+    *,
+    size: int | None = None,
+    seed: int = 0,
+) -> list[Lesson]:
+    """Each request behind each of the texts, in batches that each have the retained prompts, too.
+
+    Args:
+        model: The model.
+        requests: What is trained.
+        retained: What is kept.
+        contexts: Texts before the prompts.
+        size: Most trained rows of a batch; None: all rows are one batch. Batches are of about the
+            same size, and of rows in a random order.
+        seed: Of that order.
 
     Raises:
         EditError: A prompt with its answer is longer than the model's context.
     """
-    trained = [trained_question(model, each, text) for text in contexts for each in requests]
+    rows = [trained_question(model, each, text) for text in contexts for each in requests]
     kept = [trained_question(model, each) for each in retained]
-    return Lesson(ask(model, [*trained, *kept]), len(trained))
+    number = 1 if size is None else math.ceil(len(rows) / size)
+    if number > 1:
+        random.Random(seed).shuffle(rows)
+    batches = [rows[start::number] for start in range(number)]
+    return [Lesson(ask(model, [*batch, *kept]), len(batch)) for batch in batches]
+
+
+def settled(losses: Sequence[float], number: int, stop_loss: float) -> bool:
+    """Whether the mean of the newest loss of each of so many batches, trained in turn, is below the
+    loss at which training stops.
+    """
+    newest = losses[-number:]
+    return len(newest) == number and sum(newest) / number < stop_loss
 
 
 def trained_question(model: LanguageModel, request: EditRequest, context: str = "") -> Question:

@@ -2,6 +2,7 @@
 plain model, and against plain fine-tuning where keys have the identity as second moment.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -71,10 +72,12 @@ def reference(
     statistics: Covariances,
     options: dict[str, Any],
     groups: Sequence[tuple[Sequence[int], slice]] = ((LAYERS, slice(None)),),
+    batches: Sequence[Sequence[EditRequest]] = (),
 ) -> tuple[dict[str, Tensor], list[float]]:
     """ΔW = A L⁻¹ of each block and the losses, by autograd through the whole plain model; each
-    group is (blocks, the requests whose loss trains them).
+    group is (blocks, the requests whose loss trains them), of all requests or of batches in turn.
     """
+    batches = batches or (requests,)
     names = [model.down_projection(layer).name for layer in LAYERS]
     places = [model.linear(name) for name in names]
     inverses = [torch.linalg.inv(torch.linalg.cholesky(statistics.by_layer[i])) for i in LAYERS]
@@ -90,8 +93,9 @@ def reference(
             place.name: weights[place.name] + place.orient(update)
             for place, update in zip(places, updates, strict=True)
         }
+        batch = batches[len(losses) % len(batches)]
         means = [
-            nll(hf, tokenizer, edited, requests[which], options["prefixes"]) for _, which in groups
+            nll(hf, tokenizer, edited, batch[which], options["prefixes"]) for _, which in groups
         ]
         loss = torch.stack(means).mean()
         losses.append(loss.item())
@@ -142,6 +146,38 @@ def test_it_is_adam_on_the_whitened_change(
         assert isinstance(update, Tensor)
         on_text = ((update @ moment) * update).sum().item()
         assert made.report.own["change_on_text"][str(layer)] == pytest.approx(on_text, rel=1e-4)
+
+
+def test_batches_take_turns(
+    tiny_llama: LanguageModel,
+    make_hf: Callable[..., Any],
+    tokenizer: Any,
+    requests: list[EditRequest],
+) -> None:
+    options = {"steps": 3, "batch_size": 1, "penalty": 0.0, "prefixes": 0}
+    settings, statistics = settings_of(**options), moments(48, tiny_llama.weight_hash)
+    given = tiny_llama, requests, LAYERS, statistics, CONTEXTS[:1], settings
+    made = edit_with("ft_whitened", *given)
+    order = list(range(3))
+    random.Random(settings.seed).shuffle(order)
+    expected, losses = reference(
+        tiny_llama,
+        make_hf("llama"),
+        tokenizer,
+        requests,
+        statistics,
+        {**settings.options, "steps": 9},
+        batches=[[requests[i]] for i in order],
+    )
+    assert made.report.losses == pytest.approx(losses, rel=1e-4)
+    for name, update in expected.items():
+        assert (made.updates[name] - update).norm() < 2e-3 * update.norm()
+    # It stops when the last loss of every batch is small, on average over the batches.
+    stop = sum(losses[3:6]) / 3 + 1e-4
+    assert all(sum(losses[i : i + 3]) / 3 > stop for i in range(3))
+    assert min(losses[:5]) < stop
+    sooner = settings_of(**options, stop_loss=stop)
+    assert len(edit_with("ft_whitened", *given[:-1], sooner).report.losses) == 6
 
 
 def test_wordings_end_token_and_retained_prompts_are_in_the_loss(

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from editing.closed_form.targets import find_targets
 from editing.config import EditConfig
 from editing.edits.requests import requests_of
-from editing.evaluation.training import lesson
+from editing.evaluation.training import Lesson, lessons, settled
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -46,7 +46,7 @@ def test_an_answer_ends_with_the_end_token(
             target = ids_of(tokenizer, each.target_new, end)
             logits = said(hf, tokenizer, context + each.prompt, target)
             expected.append(cross_entropy(logits, torch.tensor(target)))
-    rows = lesson(model, requests, (), CONTEXTS)
+    (rows,) = lessons(model, requests, (), CONTEXTS)
     assert all(target[-1] == end for target in rows.asked.targets)
     logits = model.logits(rows.asked.ids, mask=rows.asked.mask, keep=rows.asked.kept)
     loss, whole = rows.loss(logits)
@@ -63,7 +63,7 @@ def test_what_is_retained_is_a_divergence_from_the_first_logits(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], tokenizer: Any, rule: Rule
 ) -> None:
     trained, *retained = requests_of(rule, "last")
-    rows = lesson(tiny_llama, [trained], retained)
+    (rows,) = lessons(tiny_llama, [trained], retained)
     logits = tiny_llama.logits(rows.asked.ids, mask=rows.asked.mask, keep=rows.asked.kept)
     loss, whole = rows.loss(logits)
     assert whole.item() == loss.item()  # nothing has changed yet
@@ -84,6 +84,32 @@ def test_what_is_retained_is_a_divergence_from_the_first_logits(
     target = ids_of(tokenizer, trained.target_new)
     new = cross_entropy(1.5 * said(hf, tokenizer, trained.prompt, target), torch.tensor(target))
     assert loss.item() == pytest.approx(new.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("size", "sizes"), [(None, [6]), (6, [6]), (4, [3, 3]), (1, [1] * 6)])
+def test_batches_have_every_row_once_and_all_that_is_retained(
+    size: int | None, sizes: list[int], tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
+    requests, retained = (requests_of(rule, "last") for rule in rules)
+    batches = lessons(tiny_llama, requests, retained, CONTEXTS, size=size)
+    (whole,) = lessons(tiny_llama, requests, retained, CONTEXTS)
+    assert [batch.n_trained for batch in batches] == sizes
+
+    def texts(batch: Lesson, rows: slice) -> list[tuple[int, ...]]:
+        ids, mask = batch.asked.ids[rows], batch.asked.mask[rows].bool()
+        return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
+
+    trained = [text for batch in batches for text in texts(batch, slice(batch.n_trained))]
+    assert sorted(trained) == sorted(texts(whole, slice(6)))
+    for batch in batches:
+        assert texts(batch, slice(batch.n_trained, None)) == texts(whole, slice(6, None))
+
+
+def test_training_is_settled_when_every_batch_is_on_average() -> None:
+    assert settled([0.5, 0.09], 1, 0.1)
+    assert not settled([0.05], 2, 0.1)
+    assert not settled([0.01, 0.05, 0.2], 2, 0.1)
+    assert settled([0.9, 0.05, 0.14], 2, 0.1)
 
 
 def test_a_tokenizer_without_an_end_token_is_named(
