@@ -5,7 +5,6 @@ Our packages are imported inside the fixtures: conftest runs before jaxtyping's 
 module that is imported too early is not checked.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
 
     from interp.models.loading import LanguageModel
     from interp.rules.sources import Rule
-
-# jaxtyping's hook puts it on our functions by name: it must be there before.
-importlib.import_module("tests.typechecking")
 
 N_LAYERS, D_MODEL, D_MLP, N_HEADS, N_KV_HEADS, MAX_TOKENS = 3, 32, 48, 4, 2, 128
 ARCHITECTURES = (

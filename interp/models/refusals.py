@@ -29,12 +29,20 @@ def refusal(what: str, mend: str) -> Iterator[None]:
         raise ModelError(
             f"{what}: {one_line(error)}; install the package that it asks for, or {mend}"
         ) from error
-    except (
-        Exception
-    ) as error:  # libraries raise KeyError, AttributeError, AssertionError and errors of their own
+    # Libraries raise KeyError, AttributeError, AssertionError and errors of their own.
+    except BaseException as error:
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         if "allocate memory" in str(error):
             raise ModelError(_no_memory(what)) from error
         raise ModelError(f"{what}: {one_line(error)}; {mend}") from error
+
+
+def panicked(error: BaseException) -> bool:
+    """Whether a library written in Rust (tokenizers, safetensors) came to a halt: what it raises
+    then is no `Exception`.
+    """
+    return type(error).__module__ == "pyo3_runtime"
 
 
 def one_line(error: BaseException, limit: int = 240) -> str:

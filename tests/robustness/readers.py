@@ -23,6 +23,7 @@ import xarray as xr
 from pydantic import BaseModel
 
 from interp.errors import DmleError
+from interp.models.refusals import panicked
 from interp.results import checksums
 from tests.robustness import mutate, processes, tiny
 from tests.robustness.commands import RUN, States
@@ -105,7 +106,9 @@ class FileCases:
             pass
         except MemoryError as error:
             failure = "memory", place_of(error), "more than the limit was asked for"
-        except Exception as error:
+        except BaseException as error:
+            if not (isinstance(error, Exception) or panicked(error)):
+                raise
             failure = type(error).__name__, place_of(error), str(error)
         else:
             if (

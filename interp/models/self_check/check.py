@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.errors import DmleError, ModelError, NotFiniteError
+from interp.models.refusals import panicked
 from interp.models.self_check import routes
 from interp.models.self_check.basis import tolerance
 from interp.models.self_check.hooks import hook_errors
@@ -86,7 +87,9 @@ def foreign_errors(name: str) -> Iterator[None]:
         raise ModelError(str(error)) from error
     except (DmleError, MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not (isinstance(error, Exception) or panicked(error)):
+            raise
         raise ModelError(
             f"{name}: self-check failed: the model does not run ({_one_line(error)}). Its"
             " architecture is none that tracing and editing know how to use; use another model, or"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -265,6 +266,15 @@ def test_pickles_give_tensors_and_nothing_else(folder: Path, tmp_path: Path) -> 
     assert not ran.exists()
 
 
+# At which the tokenizers library does not raise an `Exception`, but panics.
+PANIC = json.dumps(
+    {
+        **json.loads(Tokenizer(models.BPE()).to_str()),
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "CAAAAGFiYw=="},
+    }
+)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -275,6 +285,7 @@ def test_pickles_give_tensors_and_nothing_else(folder: Path, tmp_path: Path) -> 
         ("generation_config.json", "{", ["generation_config.json is not JSON"]),
         ("generation_config.json", '{"eos_token_id": "x"}', ["'x' as eos_token_id"]),
         ("tokenizer.json", "{}", ["its tokenizer cannot be read"]),
+        ("tokenizer.json", PANIC, ["its tokenizer cannot be read", "precompiled_charsmap"]),
         ("tokenizer.json", '{"version"', ["tokenizer.json is not JSON"]),
         ("tokenizer_config.json", "[]", ["tokenizer_config.json holds a list"]),
         ("adapter_config.json", "{}", ["holds an adapter", "merge_and_unload()"]),
