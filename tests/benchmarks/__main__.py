@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [covariance|edits|evaluation|report|tracing …]
+python -m tests.benchmarks [covariance|edits|costs|evaluation|report|tracing …]
 [--prompts 0 1 2] [--quick] [--out bench.json]
 """
 
@@ -12,11 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks import bench_evaluation, bench_report, covariance, edits, tracing
+from tests.benchmarks import bench_evaluation, bench_report, costs, covariance, edits, tracing
 
 PARTS = {
     "covariance": covariance,
     "edits": edits,
+    "costs": costs,
     "evaluation": bench_evaluation,
     "report": bench_report,
     "tracing": tracing,

@@ -10,9 +10,9 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 
-def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+def apart(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What the function returns in a process of its own."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
+        return pool.submit(function, *arguments, **named).result()
