@@ -101,6 +101,7 @@ def main() -> int:
     ended = list(
         kills.run(states, given.kills, given.pairs, [name for name in BY_NAME if name in QUICK])
     )
+    ended += kills.run(states, 0, 1, ["compare"])  # two that share their cells
     killed = [asdict(tally) for tally in ended]
     said = fuzz.report(tallies)
     seconds = round(time.monotonic() - began, 1)

@@ -53,6 +53,8 @@ def test_killed_commands_resume_to_the_same_files(found: dict[str, Any]) -> None
     assert sum(each["kills"] for each in found["kills"]) >= 6
     failures = [line for each in found["kills"] for line in each["failures"]]
     assert not failures, "\n".join(failures)
+    (pair,) = (each for each in found["kills"] if each["pairs"])
+    assert pair["command"] == "compare" and not pair["refused"]
 
 
 def test_a_plan_has_every_command_and_both_ways_to_end_it() -> None:

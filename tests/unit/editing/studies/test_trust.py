@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
@@ -243,36 +241,6 @@ def start(*arguments: str | Path) -> "subprocess.Popen[str]":
 def wait(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
     told = [process.communicate(timeout=300)[0] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
-
-
-def test_two_comparisons_of_one_folder_end_as_one(
-    inputs: Path, dmle: Command, tmp_path: Path
-) -> None:
-    arms = (
-        "--editors",
-        "ft,memit,rome",
-        "--set",
-        "edit.block='1'",
-        "--config",
-        inputs / "config.yaml",
-    )
-    alone, shared = tmp_path / "alone", tmp_path / "shared"
-    both = start("compare", "--run", shared, *arms), start("compare", "--run", shared, *arms)
-    assert dmle("compare", "--run", alone, *arms)[0] == 0
-    for code, said in wait(*both):
-        assert code == 0 and "Traceback" not in said, said
-    one, two = (pd.read_csv(run / "answers.csv") for run in (alone, shared))
-    pd.testing.assert_frame_equal(one, two)
-    assert len(one) and set(one["editor"]) == {"ft", "memit", "rome"}
-    first, second = (effects.load(run / "scores.nc")["score"].values for run in (alone, shared))
-    np.testing.assert_array_equal(first, second)
-    names = [
-        {name for name in contents(run) if "covariance" not in name} for run in (alone, shared)
-    ]
-    assert names[0] == names[1]
-    assert (alone / "tables/comparison-exact.md").read_bytes() == (
-        shared / "tables/comparison-exact.md"
-    ).read_bytes()
 
 
 def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: Path) -> None:
