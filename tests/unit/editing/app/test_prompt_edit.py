@@ -11,17 +11,12 @@ from transformers import AutoModelForCausalLM
 
 from editing.edits.delta import EditDelta
 from interp.models.loading import load
+from tests.unit.editing.conftest import LINES
 
 pytestmark = pytest.mark.slow
 
 Command = Callable[..., tuple[int, str]]
 PROMPT, NEW = "The area of a square is", "twelve"
-LINES = [
-    f"The {a} of a {b} with {c} is {d} times the {c}."
-    for a in ("area", "volume", "perimeter")
-    for b in ("square", "cube", "circle")
-    for c, d in (("side", 3), ("length", 12), ("width", 27), ("sum", 9))
-]
 
 
 @pytest.fixture
