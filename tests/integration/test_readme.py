@@ -25,7 +25,7 @@ statistics = Statistics(model, CovarianceConfig(identity=True), folder / "statis
 SMALLER = {
     "limit=8": "limit=2",
     "trace(model, rules)": (
-        'trace(model, rules, samples=1, positions=["rule_word"], components=["mlp"])'
+        'trace(model, rules, samples=2, positions=["rule_word"], components=["mlp"])'
     ),
     "DMLE(layers))": "DMLE(layers, steps=2, contexts=1), statistics=statistics)",
     "rules[:1], edit)": "rules[:1], edit, greedy=False)",

@@ -210,11 +210,13 @@ CASES = {
 BOTH = several([mean_log_prob, first_token_prob])
 
 
-# What a replaced embedding does differently is the same in both directions.
+# What a replaced or counterfactual embedding does differently is the same in both directions.
 @pytest.mark.parametrize(
     ("corruption", "direction"),
     [
-        *itertools.product(("noise", "counterfactual"), ("denoise", "noise")),
+        ("noise", "denoise"),
+        ("noise", "noise"),
+        ("counterfactual", "noise"),
         ("replaced", "denoise"),
     ],
 )
