@@ -142,7 +142,7 @@ def _rows(model: LanguageModel, asked: Asked, layers: Sequence[int]) -> tuple[fl
 def _values(
     keys: Float[Tensor, "row d_mlp"], gradients: Float[Tensor, "row d_model"], learning_rate: float
 ) -> Float[Tensor, "row d_model"]:
-    """v = −learning_rate · ‖ĥ‖² · ĝ."""
+    """The wanted changes −learning_rate · ‖ĥ‖² · ĝ."""
     size = _normalised(keys).square().sum(-1, keepdim=True)
     return -learning_rate * size * _normalised(gradients)
 
