@@ -147,6 +147,9 @@ class EditorSettings(TargetConfig):
     answer: Literal["whole", "words"] = "whole"
     """Closed forms: an answer is one request, or each of its words is one, behind the prompt and
     the words before it (see `editing.edits.requests.words_of`; needs lookup last)."""
+    words_loss: Literal["own", "rest"] = "own"
+    """Word by word: a word's target is searched on that word alone, or on it and the words behind
+    it (see `editing.closed_form.targets`; needs answer words)."""
     end_token: bool = False
     """The answers that an editor trains on end with the model's end-of-text token, so that an
     edited answer stops where it should (LocFT-BF, arXiv 2509.22072). Of an answer that is edited
@@ -208,6 +211,11 @@ class EditorSettings(TargetConfig):
 
     @model_validator(mode="after")
     def _words_are_looked_up_last(self) -> "EditorSettings":
+        if self.words_loss == "rest" and self.answer != "words":
+            raise InputError(
+                f"edit.words_loss is rest and edit.answer {self.answer}: only an answer that is"
+                " edited word by word has words behind a word; take --set edit.answer=words"
+            )
         if self.answer == "words" and self.lookup != "last":
             raise InputError(
                 f"edit.answer is words and edit.lookup {self.lookup}: the words of an answer have"

@@ -6,7 +6,7 @@ nothing else. What an edit depends on is said without measuring or editing anyth
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,7 +246,7 @@ def _settings(settings: EditorSettings) -> dict[str, Any]:
 
 def _digest(requests: Sequence[EditRequest], rule: Rule) -> str:
     return fingerprint(
-        requests=[asdict(request) for request in requests if request.rule == rule.id]
+        requests=[request.record() for request in requests if request.rule == rule.id]
     )
 
 

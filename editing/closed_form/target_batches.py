@@ -37,6 +37,8 @@ class Row:
     target: tuple[int, ...]
     share: float
     """What it counts in the request's loss."""
+    weights: tuple[float, ...] = ()
+    """What each target token counts; none: all alike, 1."""
 
     @property
     def suffix(self) -> int:
@@ -67,7 +69,7 @@ class Batch:
     target: Int[Tensor, " place"]
     """Token that should be predicted there; −1 at the lookup token of a preservation row."""
     weight: Float[Tensor, " place"]
-    """1 / (contexts · target tokens); kl_factor for a preservation row."""
+    """Weight of the token / (contexts · target tokens); kl_factor for a preservation row."""
     unedited: Float[Tensor, "kl d_vocab"] | None = None
     """Log-probabilities at the preservation rows before any change."""
 
@@ -96,20 +98,32 @@ def _rows(
 ) -> list[Row]:
     texts: list[Row] = []
     for i, request in enumerate(requests):
-        target = request.target_ids(model)
+        target, weights = _target(model, request)
         asked = rows(model, request, contexts, config.lookup)
         longest_row = max(len(row.ids) for row in asked) + len(target) - 1
         model.need_room(
             longest_row, f"the prompt {request.prompt[:60]!r} with its new answer, in its contexts,"
         )
         texts += [
-            Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked)) for row in asked
+            Row(i, (*row.ids, *target[:-1]), row.lookup, target, 1 / len(asked), weights)
+            for row in asked
         ]
         if config.kl_factor:
             row = preservation_row(model, request, config.lookup)
             # Attention is causal: nothing behind the lookup token matters to what is said there.
             texts.append(Row(i, row.ids[: row.lookup + 1], row.lookup, (), config.kl_factor))
     return texts
+
+
+def _target(
+    model: LanguageModel, request: EditRequest
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Tokens that a target is searched on, and what each counts: 1 those of the request, and of n
+    words less and less, (n − 1)/n to 1/n, those behind it (see `editing.closed_form.targets`).
+    """
+    words = [each.target_ids(model) for each in (request, *request.behind)]
+    ids = tuple(token for word in words for token in word)
+    return ids, tuple(1 - i / len(words) for i, word in enumerate(words) for _ in word)
 
 
 def _batched(
@@ -197,8 +211,11 @@ def _predictions(row: Row, cut: int) -> list[tuple[int, int, float]]:
     """Position behind the cut, target and weight of each prediction of a row that counts."""
     first = len(row.ids) - max(1, len(row.target)) - cut
     target = row.target or (-1,)
-    weight = row.share / len(target)
-    return [(first + i, token, weight) for i, token in enumerate(target)]
+    share, weights = row.share / len(target), row.weights or (1.0,) * len(target)
+    return [
+        (first + i, token, share * weight)
+        for i, (token, weight) in enumerate(zip(target, weights, strict=True))
+    ]
 
 
 def kl_places(batch: Batch) -> Tensor:

@@ -13,6 +13,13 @@ Here h is the unchanged state of the bare prompt. Adam stops when the loss is be
 after `steps` evaluations (the last takes no step), and δ is kept within `clamp`·‖h‖ after each
 step. z = h + δ.
 
+Word by word (`edit.answer=words`) a target is searched on its own word. With
+`edit.words_loss=rest` it is searched on the N words from there to the answer's end. The loss is
+then −(1/n) Σ w log p over their n tokens, where w = (N − j)/N for the j-th word, j = 0 being its
+own: a word counts as often as it is in one of the N nested beginnings, as in μKE without its
+affinities. Earlier words are in the prompt, but their δ are not in place: all words are searched at
+once.
+
 The state is the output of a block ("resid", MEMIT) or of its down-projection ("mlp", ROME, and any
 editor on models that normalise the MLP's output before adding it).
 
@@ -22,7 +29,8 @@ requests run together, in batches of about equal length; their losses are separa
 that of one request at a time.
 
 Source: MEMIT compute_z, ROME compute_v; the reference's norm in the weight decay is not squared,
-nor is it here.
+nor is it here. μKE (arXiv 2504.01196) for the words behind a word: by default its code weighs the
+nested beginnings by 2 − affinity of their gradients, where 1 stands here.
 """
 
 from collections.abc import Sequence

@@ -6,7 +6,7 @@ settings on it.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from editing.closed_form.contexts import sample_contexts
@@ -150,7 +150,7 @@ class Workbench:
         made = EditReport(
             editor=self.settings.editor,
             layers=list(self.layers),
-            requests=[asdict(request) for request in self.requests],
+            requests=[request.record() for request in self.requests],
             settings=self.settings.model_dump(mode="json"),
             retained=tuple((each.rule, each.form) for each in self.retained),
         )

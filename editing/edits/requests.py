@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from editing.config import EditorSettings
 from editing.edits.wordings import TEMPLATES, around
@@ -30,6 +31,8 @@ class EditRequest:
     """Template that the rule's own prompt stands in; None: `prompt` is that prompt."""
     ends: bool = False
     """Whether the end-of-text token follows the answer."""
+    behind: tuple["EditRequest", ...] = field(default=(), repr=False)
+    """Further words of the same answer, on which the target is searched too."""
 
     def lookup_span(self, lookup: str) -> Span:
         """Characters of the prompt at whose last token the edit reads its key (see
@@ -51,6 +54,12 @@ class EditRequest:
         """
         ids = model.encode_continuation(self.target_new, context + self.prompt, self.space)
         return (*ids, model.end_token) if self.ends else ids
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of the request; words behind it are requests of the edit themselves."""
+        kept = asdict(replace(self, behind=()))
+        del kept["behind"]
+        return kept
 
 
 def requests_of(rule: Rule, lookup: str) -> list[EditRequest]:
@@ -85,7 +94,10 @@ def as_trained(
     found = in_wordings(requests, settings.wordings)
     if settings.end_token and model.end_token is not None:
         found = [replace(each, ends=True) for each in found]
-    return [word for each in found for word in words_of(each)] if by_word else found
+    if not by_word:
+        return found
+    rest = settings.words_loss == "rest"
+    return [word for each in found for word in words_of(each, rest=rest)]
 
 
 def in_wordings(requests: Sequence[EditRequest], n: int) -> list[EditRequest]:
@@ -111,13 +123,13 @@ def _worded(request: EditRequest, template: str) -> EditRequest:
     return replace(request, prompt=prompt, space=space, wording=template)
 
 
-def words_of(request: EditRequest) -> list[EditRequest]:
+def words_of(request: EditRequest, *, rest: bool = False) -> list[EditRequest]:
     """The request word by word: the next word of the answer, behind the prompt and the words before
     it.
 
     Looked up at the last token, each word has a key of its own. What an edit writes there also
     holds where the same words follow another prompt, which is what rephrased questions ask for.
-    An end-of-text token follows the last word alone.
+    An end-of-text token follows the last word alone. With `rest` each knows the words behind it.
 
     Source: the chunks of AnyEdit (Jiang et al. 2025, arXiv 2502.05628), here with one closed form
     for all of them.
@@ -139,7 +151,9 @@ def words_of(request: EditRequest) -> list[EditRequest]:
         usual = joint(prompt, piece) == (" " if spaced else "")
         space = None if usual else spaced
         found.append(replace(request, prompt=prompt, target_new=piece, space=space, ends=ends))
-    return found
+    if not rest:
+        return found
+    return [replace(word, behind=tuple(found[i:])) for i, word in enumerate(found, start=1)]
 
 
 def _pieces(answer: str) -> list[tuple[int, int]]:

@@ -123,11 +123,18 @@ BLOCKS = {
     "rome": "2",
     "ft": "2",
     "ft_whitened": "1-2",
+    "ultraedit": "1-2",
     "lora": "auto",
     "grace": "2",
 }
-OPTIONS = {"ft_whitened": {"steps": 6, "learning_rate": 2e-2}}
-MOVES = {"alphaedit", "dmle", "emmet", "ft", "ft_whitened", "grace", "lora", "memit", "rome"}
+OPTIONS = {
+    "ft_whitened": {"steps": 6, "learning_rate": 2e-2},
+    "ultraedit": {"learning_rate": 3e-3, "ridge": 1e-2},
+}
+MOVES = {
+    *("alphaedit", "dmle", "emmet", "ft", "ft_whitened", "grace", "lora", "memit", "rome"),
+    "ultraedit",
+}
 """Editors that make new answers likelier, also on a random model (which has no use for what it is
 told)."""
 READS = {"ice", "ike"}

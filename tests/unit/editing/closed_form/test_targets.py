@@ -2,6 +2,8 @@
 a time."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from editing.closed_form.targets import TargetSearchError, find_targets
 from editing.config import EditConfig
-from editing.edits.requests import EditRequest, requests_of
+from editing.edits.requests import EditRequest, as_trained, requests_of
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from tests.unit.editing_making import snapshot
@@ -291,3 +293,45 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
         said = hf(whole).logits[0].log_softmax(-1)
     each = [said[ids.shape[1] - 1 + j, token].item() for j, token in enumerate(target)]
     assert found.losses[0][-1] == pytest.approx(-sum(each) / len(target), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["own", "rest"])
+@pytest.mark.parametrize("end_token", [False, True])
+def test_a_word_is_searched_on_itself_or_with_those_behind_it(
+    loss: str,
+    end_token: bool,
+    tiny_llama: LanguageModel,
+    make_hf: Callable[..., Any],
+    tokenizer: Any,
+    rule: Rule,
+) -> None:
+    whole = replace(requests_of(rule, "last")[0], target_new="4 side + side")
+    answer = [
+        tokenizer(" " + word, add_special_tokens=False)["input_ids"]
+        for word in whole.target_new.split()
+    ]
+    if end_token:
+        answer[-1].append(tokenizer.eos_token_id)
+    settings = EditConfig(
+        **{**SETTINGS, "lookup": "last", "steps": 2},
+        answer="words",
+        words_loss=loss,
+        end_token=end_token,
+    )
+    words = as_trained([whole], tiny_llama, settings, by_word=True)
+    # Where the search starts, no change is penalised, and nothing differs from what was said.
+    got = find_targets(tiny_llama, words, 1, CONTEXTS, settings).losses
+    hf = make_hf("llama")
+    for i, losses in enumerate(got):
+        rest = answer[i:] if loss == "rest" else answer[i : i + 1]
+        total = 0.0
+        for context in CONTEXTS:
+            before = [*tokenizer(context + whole.prompt)["input_ids"], *chain(*answer[:i])]
+            said = hf(torch.tensor([[*before, *chain(*rest)]])).logits[0].log_softmax(-1)
+            # The mean over the nested beginnings of the rest.
+            for end in range(1, len(rest) + 1):
+                for j, token in enumerate(chain(*rest[:end])):
+                    total -= said[len(before) - 1 + j, token].item() / len(rest)
+        expected = total / len(CONTEXTS) / sum(map(len, rest))
+        assert losses[0] == pytest.approx(expected, rel=1e-5)
+        assert losses[1] != losses[0]

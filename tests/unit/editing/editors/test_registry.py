@@ -229,3 +229,21 @@ def test_word_by_word_is_the_edit_of_the_words_as_requests(
 def test_word_by_word_needs_a_key_for_each_word() -> None:
     with pytest.raises(ValueError, match=r"--set edit.lookup=last"):
         settings_of("memit", lookup="subject_last", answer="words")
+
+
+def test_the_loss_of_words_behind_a_word_needs_words_and_changes_the_edit(
+    tiny_llama: LanguageModel, make_bench: Callable[..., Workbench], rules: tuple[Rule, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"--set edit.answer=words"):
+        settings_of("memit", words_loss="rest")
+    bench = make_bench(tiny_llama, rules[1:])
+    requests = [replace(r, target_new="side side") for r in requests_of(rules[0], "last")]
+    own, rest = (
+        edit(bench.asked(requests, settings_of("memit", answer="words", words_loss=loss)))
+        for loss in ("own", "rest")
+    )
+    assert isinstance(own, EditDelta) and isinstance(rest, EditDelta)
+    assert own.report.requests == rest.report.requests and "behind" not in own.report.requests[0]
+    # The last word of an answer has none behind it.
+    first = [(a[0], b[0]) for a, b in zip(own.report.losses, rest.report.losses, strict=True)]
+    assert all(a != b for a, b in first[::2]) and all(a == pytest.approx(b) for a, b in first[1::2])

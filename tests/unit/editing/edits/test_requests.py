@@ -99,6 +99,9 @@ def test_words_of_asks_for_the_next_word_behind_those_before() -> None:
     ]
     assert [r.target_new for r in got] == ["P", "=", "x", "+", "y."]
     assert {(r.rule, r.form, r.subject) for r in got} == {("r", "formula", "rectangle")}
+    rest = words_of(whole, rest=True)
+    assert [r.behind for r in rest] == [tuple(got[i:]) for i in range(1, 6)]
+    assert [r.record() for r in rest] == [r.record() for r in got]
 
 
 def test_an_answer_of_one_word_is_one_request() -> None:
