@@ -48,7 +48,8 @@ EDIT: dict[str, Any] = {
     "lora": {"steps": 2, "rank": 2},
     "grace": {"steps": 2},
     "in_context": {"demonstrations": 1},
-    "arms": ARMS,
+    # The published learning rate is for models of billions of weights.
+    "arms": {**ARMS, "ultraedit": {"options": {"learning_rate": 1e-3}}},
 }
 
 

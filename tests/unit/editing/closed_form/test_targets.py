@@ -4,7 +4,7 @@ a time."""
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -298,7 +298,7 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
 @pytest.mark.parametrize("loss", ["own", "rest"])
 @pytest.mark.parametrize("end_token", [False, True])
 def test_a_word_is_searched_on_itself_or_with_those_behind_it(
-    loss: str,
+    loss: Literal["own", "rest"],
     end_token: bool,
     tiny_llama: LanguageModel,
     make_hf: Callable[..., Any],

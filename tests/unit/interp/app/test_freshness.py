@@ -47,6 +47,13 @@ OF_FILE = {
 """Files that show it when a setting of a section is changed."""
 
 
+NEEDED = {
+    "answer": {"lookup": "last"},
+    "words_loss": {"lookup": "last", "answer": "words"},
+}
+"""Other settings without which a setting of an editor has one value only."""
+
+
 def candidates(cls: type[Section], field: str) -> Iterator[Any]:
     """Values to try for a setting, the valid one of which is not known."""
     default, annotation = cls().model_dump()[field], cls.model_fields[field].annotation
@@ -147,7 +154,7 @@ def save(now: Context, name: str, record: Made) -> None:
 def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(
     section: str, field: str, run: Path
 ) -> None:
-    more = {"lookup": "last"} if field == "answer" and section == "edit" else None
+    more = NEEDED.get(field) if section == "edit" else None
     now = context(run, **{section: changed(SECTIONS[section], field, more)})
     for name in OF_FILE[section]:
         if field in SECTIONS[section].neutral:
@@ -370,11 +377,10 @@ OTHERS = ("editor", "block", "retained")
 def test_every_setting_of_an_editor_makes_another_edit_or_is_neutral(
     field: str, run: Path, corpus: Path, tiny_llama: LanguageModel
 ) -> None:
-    more = {} if field in ("lookup",) else EDIT
-    base = {"edit": {**EDIT, **more}}
-    other = changed(EditorSettings, field, {"lookup": "last"} if field == "answer" else None)
+    needed = NEEDED.get(field, {})
+    other = changed(EditorSettings, field, needed)
     before, after = (
-        planned(run, tiny_llama, edit=each) for each in (base["edit"], {**base["edit"], **other})
+        planned(run, tiny_llama, edit={**EDIT, **each}) for each in (needed, {**needed, **other})
     )
     # Layers are held as they are: the plan's, which the test gives.
     assert (before.fingerprint == after.fingerprint) == (field in ("memory", "layers"))
