@@ -271,6 +271,9 @@ def ready(bench: Workbench) -> Workbench:
         bench = replace(bench, selection=chosen, chosen=chosen)
     elif not bench.layers:
         bench = replace(bench, layers=block_of(settings, n_layers))
+    if not needs(settings, "earlier requests"):
+        # Their keys take a pass over all of them for each block and round.
+        bench = replace(bench, earlier=())
     bench = bench.as_trained(solved=needs(settings, "lookup"))
     if needs(settings, "statistics"):
         _check_statistics(bench)
@@ -291,9 +294,6 @@ def _check_statistics(bench: Workbench) -> None:
     # Now, since both are of the model as it is before the edit.
     groups = bench.chosen.groups if bench.chosen is not None else ()
     bench.covariances(sorted({*bench.layers, *(layer for g in groups for layer in g.layers)}))
-    if not needs(settings, "earlier requests"):
-        # Their keys take a pass over all of them for each block and round.
-        bench = replace(bench, earlier=())
     if not bench.contexts or bench.contexts[0]:
         raise InputError(
             f"the first context must be empty (the bare prompt), got {bench.contexts[:1]}"

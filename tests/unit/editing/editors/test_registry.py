@@ -15,6 +15,7 @@ from editing.editors.registry import (
     edit,
     editor,
     editors,
+    ready,
     selection_of,
     solver,
 )
@@ -50,6 +51,15 @@ def test_earlier_requests_reach_alphaedit_and_dmle_with_its_solver(
 
     assert differs("alphaedit") and differs("dmle", solver="alphaedit")
     assert not differs("memit") and not differs("dmle")
+
+    def read(editor: str, **more: Any) -> int:
+        """How many earlier requests an editor would read the keys of."""
+        return len(
+            ready(bench.asked(requests, settings_of(editor, **more), earlier=earlier)).earlier
+        )
+
+    assert read("alphaedit") == read("dmle", solver="alphaedit") == 3
+    assert read("memit") == read("dmle") == 0
 
 
 def test_layers_auto_needs_a_selection(tiny_llama: LanguageModel, rule: Rule) -> None:
