@@ -58,7 +58,7 @@ def test_earlier_requests_reach_alphaedit_and_dmle_with_its_solver(
             ready(bench.asked(requests, settings_of(editor, **more), earlier=earlier)).earlier
         )
 
-    assert read("alphaedit") == read("dmle", solver="alphaedit") == 3
+    assert read("alphaedit") == read("dmle", solver="alphaedit") == len(earlier) > 0
     assert read("memit") == read("dmle") == 0
 
 
