@@ -82,7 +82,7 @@ lint: setup ## Check style and formatting
 	$(BIN)/ruff format --check .
 
 typecheck: setup ## Check types
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python --output-format min-text
 
 format: setup ## Format the code and mend what can be mended
 	$(BIN)/ruff format .

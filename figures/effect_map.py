@@ -273,7 +273,7 @@ def _label_tokens(ax: Axes, effects: xr.Dataset, rows: np.ndarray, *, named: boo
 
 
 def _label_bar(bar: Colorbar, effect: xr.DataArray) -> None:
-    bar.outline.set_linewidth(0.4)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+    bar.outline.set_linewidth(0.4)
     bar.set_label(f"indirect effect ({style.unit_name(effect.attrs['unit'])})")
 
 

@@ -2,7 +2,7 @@
 checked in every call.
 
 The hook itself would wrap every function, and a third of the time of all tests would be calls of
-wrappers that have no array to look at. Types that are no arrays are pyright's.
+wrappers that have no array to look at. Types that are no arrays are pyrefly's.
 """
 
 import ast

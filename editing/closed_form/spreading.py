@@ -280,7 +280,7 @@ def collinear_keys(
     """
     unit = normalize(keys, dim=-1)
     cosine = unit @ unit.T
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for i, second in enumerate(requests):
         for j, first in enumerate(requests[:i]):
             if cosine[i, j] > COLLINEAR and not torch.allclose(residual[i], residual[j]):

@@ -89,7 +89,7 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
     adapter_config = LoraConfig(
         r=config.rank,
         # A factor: peft takes any number.
-        lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+        lora_alpha=config.alpha,  # pyrefly: ignore[bad-argument-type]
         lora_dropout=config.dropout,
         target_modules=names,
         fan_in_fan_out=places[0].transposed,

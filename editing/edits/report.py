@@ -87,12 +87,12 @@ class EditReport:
         Raises:
             TypeError: The reports of its parts are no list of objects.
         """
-        named = {name: value for name, value in content.items() if name in _WRITTEN}
+        named: dict[str, Any] = {name: value for name, value in content.items() if name in _WRITTEN}
         own = {name: value for name, value in content.items() if name not in _WRITTEN}
         for name in NESTED:
             if name in named:
                 named[name] = [cls.from_json(_mapping(each)) for each in _sequence(named[name])]
-        return cls(**{**named, "own": own})
+        return cls(**named, own=own)
 
 
 _NAMES = tuple(each.name for each in fields(EditReport))

@@ -103,9 +103,10 @@ def _ropes(module: nn.Module, text: Any) -> Iterator[tuple[str, int]]:
         )
         length = own.get("original_max_position_embeddings") or trained
         if kind == "longrope":
-            yield kind, int(length)
+            yield "longrope", int(length)
         elif "dynamic" in str(kind):
-            yield "dynamic", int(getattr(module, "original_max_seq_len", length))
+            trained: Any = getattr(module, "original_max_seq_len", length)
+            yield "dynamic", int(trained)
 
 
 def _prefixes(module: nn.Module) -> list[str]:

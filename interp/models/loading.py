@@ -206,7 +206,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         quantised = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # save_pretrained refuses a model that remembers it was quantised.
         settings = {
             k: v for k, v in quantised.config.to_dict().items() if k != "quantization_config"

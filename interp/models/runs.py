@@ -31,7 +31,8 @@ class _RepeatedPrefix(DynamicCache):
 
     def __init__(self, prefix: DynamicCache) -> None:
         super().__init__()
-        self.layers, self.layer_class_to_replicate = prefix.layers, None
+        self.layers = prefix.layers
+        self.layer_class_to_replicate = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -238,8 +239,8 @@ class ModelRuns(ModelParts):
             ahead, device=self.device
         ).unsqueeze(1)
         at = at.clamp_min(0)[:, None, :, None]  # what comes before a text is padding
-        layers = shared.layers
-        for layer in layers:
+        moved: list[Any] = shared.layers
+        for layer in moved:
             layer.keys = layer.keys.gather(2, at.expand_as(layer.keys))
             layer.values = layer.values.gather(2, at.expand_as(layer.values))
         return shared, mask

@@ -15,7 +15,7 @@ SCHEMA = "dmle.records/1"
 Value = str | int | float | bool | None
 
 
-def save_records(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def save_records(path: Path, columns: Sequence[str], rows: Iterable[Mapping[Any, Any]]) -> None:
     """Write rows, atomically.
 
     Args:

@@ -26,7 +26,7 @@ A mean can be where no rule is: peaks of single rules stand beside it (`peaks`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -218,9 +218,7 @@ def compare_forms(of_rules: xr.Dataset, *, draws: int = 10_000, seed: int = 0) -
         contrast(centres, (b,), (a,), draws=draws, seed=seed) for a, b in combinations(forms, 2)
     ]
     corrected = holm([pair.p_value for pair in pairs])
-    made = [
-        Contrast(**{**vars(pair), "p_holm": p}) for pair, p in zip(pairs, corrected, strict=True)
-    ]
+    made = [replace(pair, p_holm=p) for pair, p in zip(pairs, corrected, strict=True)]
     if set(PAPER[0] + PAPER[1]) <= set(forms):
         made.append(contrast(centres, *PAPER, draws=draws, seed=seed))
     return made

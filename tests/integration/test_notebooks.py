@@ -5,6 +5,7 @@ import base64
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -43,7 +44,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def parsed(name: str) -> nbformat.NotebookNode:
-    return jupytext.read(ROOT / "notebooks" / f"{name}.py")
+    read: Any = jupytext.read(ROOT / "notebooks" / f"{name}.py")
+    return read
 
 
 def images(notebook: nbformat.NotebookNode) -> list[bytes]:

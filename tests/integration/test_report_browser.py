@@ -190,7 +190,8 @@ def page(report: "Page") -> "Page":
 
 
 def opened(browser: "Browser", report: Path, **options: Any) -> Iterator["Page"]:
-    context = browser.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+    chosen: dict[str, Any] = {"viewport": {"width": 1200, "height": 900}, **options}
+    context = browser.new_context(**chosen)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     said: list[str] = []

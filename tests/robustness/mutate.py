@@ -273,7 +273,8 @@ def _change(parent: Any, key: Any, rng: random.Random) -> str:
 def _nested(depth: int, kind: type) -> Any:
     tree: Any = 1
     for _ in range(depth):
-        tree = [tree] if kind is list else {"a": tree}
+        inner: Any = tree
+        tree = [inner] if kind is list else {"a": inner}
     return tree
 
 

@@ -178,7 +178,7 @@ class Counter:
             self.step()
             fsync(descriptor)
 
-        os.fsync = counted
+        os.fsync = counted  # pyrefly: ignore[bad-assignment]
         sys.addaudithook(self._hear)
 
     def step(self) -> None:
@@ -241,7 +241,7 @@ def prepare(folder: Path) -> None:
     def load_once(name: str, **options: Any) -> Any:
         return held if Path(name).resolve() == place else load(name, **options)
 
-    model.load = load_once
+    model.load = load_once  # pyrefly: ignore[bad-assignment]
     if threading.active_count() > 1:
         raise RuntimeError(
             f"{threading.active_count()} threads before the first fork; one is needed"

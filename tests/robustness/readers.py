@@ -366,7 +366,8 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
     from editing.closed_form import covariance, moments
 
     least, share = moments.CHECKPOINT_SECONDS, moments.CHECKPOINT_SHARE
-    moments.CHECKPOINT_SECONDS, moments.CHECKPOINT_SHARE = 0.0, 0
+    moments.CHECKPOINT_SECONDS = 0.0
+    moments.CHECKPOINT_SHARE = 0  # pyrefly: ignore[bad-assignment]
     calls = iter((None, None))
 
     def stop(tokens: int) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -123,7 +123,8 @@ def self_check(
             right_padding=routes.right_error(model, ids, expected),
         )
         _refuse(model, check)
-        return replace(check, **routes.faster_errors(model, ids, expected))
+        faster: dict[str, Any] = routes.faster_errors(model, ids, expected)
+        return replace(check, **faster)
 
 
 def _refuse(model: "LanguageModel", check: SelfCheck) -> None:

@@ -28,7 +28,7 @@ _OPERATIONS = {
 def operations(node: ast.expr) -> set[str]:
     """The operations of an expression, as words may name them."""
     found: set[str] = set()
-    kinds = {
+    kinds: dict[type[ast.operator], str] = {
         ast.Add: "sum",
         ast.Sub: "difference",
         ast.Mult: "product",

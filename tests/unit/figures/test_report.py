@@ -319,7 +319,7 @@ def test_damaged_inputs_say_how_to_mend_them(tmp_path: Path) -> None:
 def test_step_writes_the_page_beside_its_inputs(tmp_path: Path) -> None:
     rows = answers(2)
     numbers = rows.columns.intersection(list(ANSWER_NUMBERS))
-    rows = rows.astype(object).assign(**rows[numbers].apply(pd.to_numeric))
+    rows = rows.astype(object).assign(**{name: pd.to_numeric(rows[name]) for name in numbers})
     save_records(tmp_path / "answers.json", list(rows.columns), rows.to_dict("records"))
     said = REPORT.run(Context(RunFolder(tmp_path), {}))
     assert str(tmp_path / "report.html") in said and not REPORT.needs_model

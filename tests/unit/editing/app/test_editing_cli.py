@@ -421,7 +421,7 @@ def test_alphaedit_in_a_sequence_keeps_what_earlier_rules_wrote(
     )
     assert dmle("edit", *options)[0] == 0
     first, second = (delta_of(run, "alphaedit", rule) for rule in ("square-area", "cube-volume"))
-    settings = EditConfig(**{**EDIT, "editors": ("alphaedit",), "block": "1"}).settings_of(
+    settings = EditConfig(**(EDIT | {"editors": ("alphaedit",), "block": "1"})).settings_of(
         "alphaedit"
     )
     config = CovarianceConfig(corpus=str(inputs / "corpus.txt"), tokens=600, shrinkage=0.05)

@@ -61,9 +61,8 @@ def save_always(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(corpus: Path | str, **changes: Any) -> CovarianceConfig:
-    return CovarianceConfig(
-        **{"corpus": str(corpus), "tokens": 45, "max_length": 16, "batch_size": 2, **changes}
-    )
+    small: dict[str, Any] = {"corpus": str(corpus), "tokens": 45, "max_length": 16, "batch_size": 2}
+    return CovarianceConfig(**(small | changes))
 
 
 def long_config(corpus: Path, **changes: Any) -> CovarianceConfig:

@@ -19,7 +19,7 @@ from tests.unit.editing_reference import place, projection_of, search_target, to
 
 CONTEXTS = ("", "The area of a square is 4. ", "I {say}: ")
 # Large factors, so that every term of the loss moves the result.
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "steps": 6,
     "learning_rate": 0.5,
     "weight_decay": 3.0,
@@ -28,7 +28,7 @@ SETTINGS = {
     "stop_loss": 0.05,
 }
 # Little holds the search back.
-EASY = {
+EASY: dict[str, Any] = {
     **SETTINGS,
     "learning_rate": 1.0,
     "weight_decay": 0.0,
@@ -48,7 +48,7 @@ def reference(
 ) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, float]]]:
     name = model.down_projection(layer).name
     return search_target(
-        hf, model.tokenizer, request, name, layer, contexts, **{**SETTINGS, **changes}
+        hf, model.tokenizer, request, name, layer, contexts, **(SETTINGS | changes)
     )
 
 
@@ -81,14 +81,14 @@ def test_find_targets_equals_the_slow_reference_step_by_step(
 def test_the_comparison_would_notice_a_wrong_term(
     wrong: str, tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
-    far = {
+    far: dict[str, Any] = {
         "learning_rate": 1.0,
         "clamp": 4.0,
         "weight_decay": 30.0,
     }  # so far out that the terms differ much
     requests = requests_of(rule, "subject_last")[2:]
-    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, **far}))
-    z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **{**far, wrong: True})
+    got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**(SETTINGS | far)))
+    z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **(far | {wrong: True}))
     assert (
         max(abs(a - b["loss"]) / b["loss"] for a, b in zip(got.losses[0], trace, strict=True))
         > 2e-3
@@ -101,7 +101,7 @@ def test_find_targets_at_another_lookup_equals_the_reference(
 ) -> None:
     requests = requests_of(rule, "rule_word_last")
     got = find_targets(
-        tiny_llama, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "rule_word_last"})
+        tiny_llama, requests, 1, CONTEXTS, EditConfig(**(SETTINGS | {"lookup": "rule_word_last"}))
     )
     for i, request in enumerate(requests):
         z, _, trace = reference(make_hf("llama"), tiny_llama, request, 1, lookup="rule_word_last")
@@ -114,7 +114,7 @@ def test_find_targets_of_a_batch_are_those_of_one_at_a_time(
 ) -> None:
     # The requests reach the stop loss at different steps; the last token is where the answer moves
     # most.
-    config = EditConfig(**{**EASY, "steps": 12, "stop_loss": 5.0})
+    config = EditConfig(**(EASY | {"steps": 12, "stop_loss": 5.0}))
     requests = requests_of(rule, "last")
     together = find_targets(tiny_llama, requests, 1, CONTEXTS, config)
     assert len({len(losses) for losses in together.losses}) == 3
@@ -127,7 +127,7 @@ def test_find_targets_of_a_batch_are_those_of_one_at_a_time(
 def test_find_targets_stops_below_the_stop_loss_as_the_reference_does(
     tiny_llama: LanguageModel, make_hf: Callable[..., Any], rule: Rule
 ) -> None:
-    changes = {**EASY, "steps": 12, "stop_loss": 2.0}
+    changes: dict[str, Any] = {**EASY, "steps": 12, "stop_loss": 2.0}
     requests = requests_of(rule, "last")[2:]
     got = find_targets(tiny_llama, requests, 1, CONTEXTS, EditConfig(**changes))
     z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 1, **changes)
@@ -141,7 +141,7 @@ def test_one_step_takes_no_update_and_its_loss_has_no_penalty(
 ) -> None:
     requests = requests_of(rule, "subject_last")
     got = find_targets(
-        tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "steps": 1, "kl_factor": 1e6})
+        tiny_llama, requests, 2, CONTEXTS, EditConfig(**(SETTINGS | {"steps": 1, "kl_factor": 1e6}))
     )
     assert torch.equal(got.z, got.initial)
     for losses, request in zip(got.losses, requests, strict=True):
@@ -171,7 +171,7 @@ def test_find_targets_keeps_the_change_within_the_clamp(
     clamp: float, tiny_llama: LanguageModel, rule: Rule
 ) -> None:
     def share(limit: float) -> torch.Tensor:
-        config = EditConfig(**{**EASY, "clamp": limit})
+        config = EditConfig(**(EASY | {"clamp": limit}))
         got = find_targets(tiny_llama, requests_of(rule, "last"), 1, CONTEXTS, config)
         return (got.z - got.initial).norm(dim=-1) / got.initial.norm(dim=-1)
 
@@ -192,7 +192,7 @@ def test_find_targets_leaves_weights_and_gradients_alone(
 def test_find_targets_refuses_a_diverged_search_and_names_the_prompts(
     tiny_llama: LanguageModel, rule: Rule
 ) -> None:
-    config = EditConfig(**{**SETTINGS, "learning_rate": 1e30, "clamp": 1e38})
+    config = EditConfig(**(SETTINGS | {"learning_rate": 1e30, "clamp": 1e38}))
     with pytest.raises(
         TargetSearchError, match=r"(?s)diverged at step 1 .*area of a square.*smaller edit.learning"
     ):
@@ -212,7 +212,7 @@ def test_targets_at_the_last_block_equal_the_reference(
 ) -> None:
     requests = requests_of(rule, "subject_last")[:1]
     got = find_targets(
-        tiny_llama, requests, 2, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"})
+        tiny_llama, requests, 2, CONTEXTS, EditConfig(**(SETTINGS | {"lookup": "last"}))
     )
     z, _, trace = reference(make_hf("llama"), tiny_llama, requests[0], 2, lookup="last")
     assert got.losses[0] == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
@@ -238,7 +238,7 @@ def test_a_sliding_window_shorter_than_the_prompt_gives_the_reference(
     requests = requests_of(rule, "last")
     # At the end of the prompt: from the subject the window does not reach the answer, and nothing
     # has a gradient.
-    got = find_targets(model, requests, 1, CONTEXTS, EditConfig(**{**SETTINGS, "lookup": "last"}))
+    got = find_targets(model, requests, 1, CONTEXTS, EditConfig(**(SETTINGS | {"lookup": "last"})))
     for i, request in enumerate(requests):
         z, _, trace = reference(hf, model, request, 1, lookup="last")
         assert got.losses[i] == pytest.approx([parts["loss"] for parts in trace], rel=2e-4)
@@ -262,7 +262,7 @@ def test_a_target_of_the_mlp_moves_the_stream_as_one_of_the_block_does(
     # Without a norm behind the MLP both changes are the same; they differ in the state that clamps
     # them.
     model, requests = make_model(family), requests_of(rule, "subject_last")
-    free = EditConfig(**{**SETTINGS, "weight_decay": 0.0, "clamp": 1e6})
+    free = EditConfig(**(SETTINGS | {"weight_decay": 0.0, "clamp": 1e6}))
     block = find_targets(model, requests, 1, CONTEXTS, free)
     mlp = find_targets(model, requests, 1, CONTEXTS, free, site="mlp")
     assert_close(mlp.z - mlp.initial, block.z - block.initial)
@@ -274,7 +274,7 @@ def test_a_target_of_the_mlp_goes_through_the_norm_behind_it(
 ) -> None:
     model, hf = make_model("gemma3_text"), make_hf("gemma3_text")
     request = requests_of(rule, "subject_last")[0]
-    settings = EditConfig(**{**SETTINGS, "kl_factor": 0.0, "weight_decay": 0.0, "steps": 4})
+    settings = EditConfig(**(SETTINGS | {"kl_factor": 0.0, "weight_decay": 0.0, "steps": 4}))
     found = find_targets(model, [request], 1, ("",), settings, site="mlp")
     # The last loss is that of the model whose down-projection gives z at the lookup token.
     target = model.tokenizer(" " + request.target_new, add_special_tokens=False)["input_ids"]
@@ -313,7 +313,7 @@ def test_a_word_is_searched_on_itself_or_with_those_behind_it(
     if end_token:
         answer[-1].append(tokenizer.eos_token_id)
     settings = EditConfig(
-        **{**SETTINGS, "lookup": "last", "steps": 2},
+        **(SETTINGS | {"lookup": "last", "steps": 2}),
         answer="words",
         words_loss=loss,
         end_token=end_token,

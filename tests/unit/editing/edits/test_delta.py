@@ -318,10 +318,10 @@ def test_an_exported_edited_model_gives_the_edited_logits_in_plain_transformers(
         model.export(tmp_path / "edited")
     assert_unchanged(model, before)
     with quiet_loading():
-        hf = AutoModelForCausalLM.from_pretrained(
+        hf: Any = AutoModelForCausalLM.from_pretrained(
             tmp_path / "edited", attn_implementation="eager"
         ).eval()
-        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "edited")
+        tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "edited")
     with torch.no_grad():
         logits = hf(torch.tensor([tokenizer(TEXT)["input_ids"]])).logits
     torch.testing.assert_close(logits, edited, rtol=1e-5, atol=1e-5)

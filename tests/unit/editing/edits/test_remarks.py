@@ -57,7 +57,7 @@ def test_remarks_are_of_answers_that_are_wrong_and_of_lost_updates() -> None:
         "a.weight: 51% of the update is lost in the model's number format; use model.dtype=float32",
     ]
     # However far a target is: a right answer needs no remark.
-    assert remarks(EditReport(**{**values, "unanswered": [], "cast_loss": {}})) == []
+    assert remarks(EditReport(**(values | {"unanswered": [], "cast_loss": {}}))) == []
     assert remarks(EditReport()) == []
 
 

@@ -28,7 +28,7 @@ from interp.rules.sources import Rule, dump_rules
 pytestmark = pytest.mark.slow
 
 Command = Callable[..., tuple[int, str]]
-ARMS = {
+ARMS: dict[str, Any] = {
     "weak": {"editor": "ft", "ft": {"steps": 1, "learning_rate": 1e-9}},
     "strong": {"editor": "ft", "ft": {"steps": 30, "learning_rate": 3e-2}},
     "again": {"editor": "ft", "ft": {"steps": 30, "learning_rate": 3e-2}},
@@ -292,7 +292,7 @@ def test_floors_of_tune_come_before_the_mean(inputs: Path, dmle: Command, tmp_pa
         return yaml.safe_load((tmp_path / "run" / "tuned.yaml").read_text()), said
 
     free, said = tuned(0.0)
-    of = {each["settings"]["ft"]["steps"]: each for each in free["evidence"]}
+    of: dict[int, Any] = {each["settings"]["ft"]["steps"]: each for each in free["evidence"]}
     weak, strong = (of[ARMS[name]["ft"]["steps"]] for name in ("weak", "strong"))
     # The premise: the strong setting has the better mean and the worse locality.
     assert strong["objective"] > weak["objective"]

@@ -81,7 +81,7 @@ def test_patched_runs_and_gradients_that_are_none_are_errors(
         calls.append(len(logits))
         scores = mean_log_prob(logits, target)
         return (
-            scores / 0 if len(calls) > 2 else scores
+            scores * float("inf") if len(calls) > 2 else scores
         )  # the clean and the corrupted runs are sound
 
     with pytest.raises(NotFiniteError, match="a patched run of tiny-llama is not finite"):

@@ -429,7 +429,9 @@ def test_random_expressions_read_back_from_what_is_written() -> None:
 
 
 def test_random_expressions_read_back_with_their_numbers() -> None:
-    values = dict(zip(LETTERS, ("2", "7", "-3", "0.5", "12", "5", "1.25", "-0.75"), strict=True))
+    values: dict[str, str] = dict(
+        zip(LETTERS, ("2", "7", "-3", "0.5", "12", "5", "1.25", "-0.75"), strict=True)
+    )
     values |= dict.fromkeys("abxy", "4")  # of which there are factorials
     checked = 0
     for text in random_texts(120, seed=3):

@@ -185,7 +185,11 @@ def test_select_layers_flags_noise_as_not_supported() -> None:
 
 
 def test_select_layers_flags_an_effect_that_is_certain_but_negligible() -> None:
-    planted_in = {"formula": (3, 4, 5), "description": (3, 4, 5), "instance": (6, 7)}
+    planted_in: dict[str, Sequence[int]] = {
+        "formula": (3, 4, 5),
+        "description": (3, 4, 5),
+        "instance": (6, 7),
+    }
     assert all(g.supported for g in select_layers(profile(planted_in, total_effect=50)).groups)
     assert not any(g.supported for g in select_layers(profile(planted_in, total_effect=200)).groups)
 

@@ -146,7 +146,7 @@ def test_parse_section_tells_every_mistake_at_once() -> None:
 
 def test_settings_cannot_be_changed_afterwards() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        TraceConfig().samples = 3  # pyright: ignore[reportAttributeAccessIssue]
+        TraceConfig().samples = 3  # pyrefly: ignore[read-only]
 
 
 def test_nearest_lists_everything_when_nothing_is_near() -> None:

@@ -41,7 +41,8 @@ Assessed = Callable[..., list[Knowledge]]
 
 
 def settings(**changes: Any) -> TraceConfig:
-    return TraceConfig(**{"samples": 3, "seed": 5, "span": "subject", **changes})
+    chosen: dict[str, Any] = {"samples": 3, "seed": 5, "span": "subject", **changes}
+    return TraceConfig(**chosen)
 
 
 def only(rule: Rule, *forms: RuleForm) -> Rule:

@@ -107,7 +107,7 @@ KINDS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 
 def model_of(tokenizer: PreTrainedTokenizerFast, seed: int = 0, **changes: Any) -> LanguageModel:
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "hidden_size": 16,
         "intermediate_size": 24,

@@ -204,7 +204,7 @@ def every_kind_of_site(positions: Sequence[int]) -> list[Site]:
 
 CASES = {
     "noise": case(samples=2),
-    "replaced": CorruptedPrompt(**{**vars(case(samples=2)), "replace": True}),
+    "replaced": CorruptedPrompt(**(vars(case(samples=2)) | {"replace": True})),
     "counterfactual": counterfactual_case(),
 }
 BOTH = several([mean_log_prob, first_token_prob])

@@ -39,7 +39,8 @@ SAME: dict[str, Any] = {"rtol": 1e-6, "atol": 2e-6}
 
 
 def settings(**changes: Any) -> TraceConfig:
-    return TraceConfig(**{"samples": 2, "positions": "all", "window": 2, "seed": 5, **changes})
+    chosen: dict[str, Any] = {"samples": 2, "positions": "all", "window": 2, "seed": 5, **changes}
+    return TraceConfig(**chosen)
 
 
 def words(model: LanguageModel, item: xr.Dataset) -> list[str]:
