@@ -16,6 +16,8 @@ from interp.vocabulary import Direction
 _WATCHED = ("resid", "mlp", "attn")
 Change = tuple[str, int, Tensor]
 """Hook, position, and the state that is set there."""
+Run = tuple[Tensor, dict[str, Tensor]]
+"""Score, and states by hook."""
 
 
 def sweep_reference(
@@ -34,16 +36,18 @@ def sweep_reference(
         clean_ids = torch.tensor([case.ids], device=model.device)
         clean_log_probs = model.logits(clean_ids)[0, len(case.prompt) - 1 :].float().log_softmax(-1)
         runs = _WholeRuns(model, case, metric, target(case, model.device, clean_log_probs))
-        clean, _ = runs.run(False, 0)
-        corrupted = torch.stack([runs.run(True, sample)[0] for sample in samples])
+        clean = runs.run(False, 0)
+        corrupted = [runs.run(True, sample) for sample in samples]
+        pairs = [(clean, each) if direction == "noise" else (each, clean) for each in corrupted]
         restored = [
-            torch.stack([runs.patched(site, sample, direction) for sample in samples])
+            torch.stack([runs.patched(site, n, *pair, direction) for n, pair in enumerate(pairs)])
             for site in sites
         ]
+    scores = torch.stack([score for score, _ in corrupted])
     return SweepResult(
-        clean,
-        corrupted,
-        torch.stack(restored) if sites else corrupted.new_empty(0, *corrupted.shape),
+        clean[0],
+        scores,
+        torch.stack(restored) if sites else scores.new_empty(0, *scores.shape),
     )
 
 
@@ -56,9 +60,7 @@ class _WholeRuns:
     metric: Metric
     goal: Target
 
-    def run(
-        self, corrupted: bool, sample: int, changes: Sequence[Change] = ()
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(self, corrupted: bool, sample: int, changes: Sequence[Change] = ()) -> Run:
         """Score and states of one run in which the states of some hooks and positions are set."""
         model, case = self.model, self.case
         ids = case.counterfactual if corrupted and case.counterfactual else case.prompt
@@ -91,16 +93,16 @@ class _WholeRuns:
             value[0, places] = noise if self.case.replace else value[0, places] + noise
         return value
 
-    def patched(self, site: Site, sample: int, direction: Direction) -> Tensor:
+    def patched(
+        self, site: Site, sample: int, base: Run, source: Run, direction: Direction
+    ) -> Tensor:
         """Score of the base run with a site's states of the source run."""
-        model, is_corrupted = self.model, direction == "denoise"
-        _, base = self.run(is_corrupted, sample)
-        _, source = self.run(not is_corrupted, sample)
+        model = self.model
         taken = [model.hook(site.component, layer) for layer in site.layers]
         later = range(site.layers.stop, model.n_layers) if site.frozen else ()
         kept = [model.hook(str(site.frozen), layer) for layer in later]
-        changes = _changes(taken, site.position, source) + _changes(kept, site.position, base)
-        return self.run(is_corrupted, sample, changes)[0]
+        changes = _changes(taken, site.position, source[1]) + _changes(kept, site.position, base[1])
+        return self.run(direction == "denoise", sample, changes)[0]
 
 
 def _changes(names: Sequence[str], position: int, states: Mapping[str, Tensor]) -> list[Change]:

@@ -458,10 +458,9 @@ def test_a_frozen_stream_cannot_act_through_what_is_frozen(tiny_llama: LanguageM
     free, no_mlp, no_attn = (sweep(tiny_llama, one, some, mean_log_prob).restored).unbind(0)
     assert (free - no_mlp).abs().max() > 1e-3 and (free - no_attn).abs().max() > 1e-3
     last = [Site("resid", 3, range(2, 3), frozen) for frozen in (None, "mlp")]
-    at_end = sweep(
-        tiny_llama, one, last, mean_log_prob
-    ).restored  # no block behind: nothing to freeze
-    assert at_end[0].equal(at_end[1])
+    # No block is behind: nothing to freeze. With several threads rows of one batch round otherwise.
+    at_end = sweep(tiny_llama, one, last, mean_log_prob).restored
+    torch.testing.assert_close(at_end[0], at_end[1], rtol=0, atol=2e-6)
 
 
 def test_the_two_directions_mirror_each_other(tiny_llama: LanguageModel) -> None:
