@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
 """They read one another's traces where they find them: one folder, one after the other."""
-TWO_RULES = 'rule_ids = ["circle-area", "cube-volume"]'
+TWO_RULES = 'rule_ids, positions = ["circle-area", "cube-volume"], ["subject_last"]'
 SMALLER = {
     "01_causal_tracing": 'positions = ("last",)',
     "02_layer_profiles": TWO_RULES,
@@ -25,13 +25,13 @@ SMALLER = {
     "04_editing_a_rule": "steps = 3",
     "05_paper_figures": """
 small["rules.ids"].remove("square-perimeter")
-small |= {"edit.steps": 3, "covariance.identity": True}
+small |= {"trace.positions": ["subject_last"], "edit.steps": 3, "covariance.identity": True}
 small |= {"evaluate.greedy": False}
 """,
     "06_your_own_model_and_rules": "samples = 2",
 }
-"""Parameters with which a notebook does the same on fewer rules, or with fewer steps; notebook 04
-measures statistics."""
+"""Parameters with which a notebook does the same on fewer rules and tokens, or with fewer steps;
+notebook 04 measures statistics."""
 FIGURES = {
     "01_causal_tracing": 1,
     "02_layer_profiles": 3,

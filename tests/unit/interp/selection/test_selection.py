@@ -394,10 +394,10 @@ def test_noise_is_undecided_and_what_is_planted_is_found(strategy: str, rules: i
         {"strategy": strategy, "groups": [["formula"]], "bootstrap": 300}
     )
     noise = [
-        select_layers(drawn(seed, 0, rules), config).groups[0].supported for seed in range(200)
+        select_layers(drawn(seed, 0, rules), config).groups[0].supported for seed in range(100)
     ]
     assert np.mean(noise) <= 0.1
-    found = [select_layers(drawn(seed, 2, rules), config).groups[0] for seed in range(200)]
+    found = [select_layers(drawn(seed, 2, rules), config).groups[0] for seed in range(100)]
     assert (
         np.mean([group.supported and set(group.layers) & {9, 10, 11} != set() for group in found])
         >= 0.95
