@@ -5,6 +5,7 @@ Our packages are imported inside the fixtures: conftest runs before jaxtyping's 
 module that is imported too early is not checked.
 """
 
+import gc
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -176,6 +177,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             model = next((given[name] for name in PER_MODEL if name in given), "")
             item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {model}".strip()))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made stays: a search for garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", params=ARCHITECTURES)

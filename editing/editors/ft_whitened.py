@@ -33,6 +33,7 @@ from torch import Tensor
 from editing.closed_form.workbench import Workbench
 from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
@@ -63,6 +64,9 @@ class WhitenedConfig(Section):
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Most rows of a gradient evaluation: batches take turns, in an order of `edit.seed`. None: all
     rows at once."""
+    stored_energy: float | None = Field(default=None, gt=0, le=1)
+    """The update is kept as factors of the least rank that have this share of ‖A‖², the mean square
+    of the change on text. None: as a whole matrix."""
 
 
 Group = tuple[Sequence[int], Sequence[EditRequest]]
@@ -80,9 +84,21 @@ class _Block:
     change: Float[Tensor, "d_model d_mlp"]
     """A, trained in place."""
 
-    def update(self) -> Float[Tensor, "d_model d_mlp"]:
-        """ΔW = A L⁻¹."""
-        return (self.change.detach() @ self.whitening).cpu()
+    def update(self, energy: float | None) -> Tensor | LowRank:
+        """ΔW = A L⁻¹, or the best of low rank in A, which changes the output on text least.
+
+        Args:
+            energy: Share of ‖A‖² that the factors have; None: a whole matrix.
+        """
+        change = self.change.detach()
+        if energy is None:
+            return (change @ self.whitening).cpu()
+        left, values, right = torch.linalg.svd(change, full_matrices=False)
+        shares = values.square().cumsum(0) / values.square().sum()
+        # An update of zeros has no shares, and needs no rank.
+        rank = int((shares < energy).sum()) + 1 if values[0] > 0 else 1
+        factor = right[:rank] @ self.whitening
+        return LowRank((left[:, :rank] * values[:rank]).cpu(), factor.T.contiguous().cpu())
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,8 @@ def edit(bench: Workbench) -> EditDelta:
             `WhitenedConfig`. Protected requests are trained, too: they keep their answers.
 
     Returns:
-        A delta with one whole matrix per block, float32 (float64 for a float64 model).
+        A delta with one matrix per block, whole or in factors (`stored_energy`), float32 (float64
+        for a float64 model).
 
     Raises:
         EditError: The loss became NaN or infinite.
@@ -170,7 +187,7 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
     ]
     losses = _train(model, config, list(blocks.values()), parts)
     return EditDelta(
-        {block.name: block.update() for block in blocks.values()},
+        {block.name: block.update(config.stored_energy) for block in blocks.values()},
         {block.name: layer for layer, block in blocks.items()},
         model.weight_hash,
         report.with_values(

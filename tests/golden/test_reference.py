@@ -376,7 +376,10 @@ def recorded_locality(number: int, kind: str = "two", phase: str = "pre") -> lis
     ]
 
 
-@pytest.mark.parametrize("number", [0, 1])
+BEFORE = (0, pytest.param(1, marks=pytest.mark.golden))
+
+
+@pytest.mark.parametrize("number", BEFORE)
 def test_token_accuracies_before_the_edit_are_easyedits(number: int, smol: LanguageModel) -> None:
     recorded = list(recorded_accuracies(number))
     questions = [Question(prompt, target) for prompt, target, _ in recorded]
@@ -385,7 +388,7 @@ def test_token_accuracies_before_the_edit_are_easyedits(number: int, smol: Langu
     assert got == pytest.approx([accuracy for _, _, accuracy in recorded], abs=1e-9)
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", BEFORE)
 def test_locality_predictions_before_the_edit_are_easyedits(
     number: int, smol: LanguageModel
 ) -> None:

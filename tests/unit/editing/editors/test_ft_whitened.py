@@ -16,6 +16,7 @@ from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.editors.registry import edit
 from editing.edits.delta import EditDelta
+from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest, requests_of
 from interp.errors import InputError
@@ -374,3 +375,43 @@ def test_stages_are_trained_one_after_the_other(
     for name, update in expected.items():
         torch.testing.assert_close(made.updates[name], update, rtol=1e-5, atol=1e-6)
     assert [stage.editor for stage in made.report.stages] == ["ft_whitened", "ft_whitened"]
+
+
+@pytest.mark.parametrize("energy", [0.5, 0.9, 1.0])
+def test_stored_factors_are_the_best_of_their_rank_on_text(
+    energy: float, tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    statistics = moments(48, tiny_llama.weight_hash)
+
+    def made(**options: Any) -> EditDelta:
+        delta = edit_with(
+            "ft_whitened",
+            tiny_llama,
+            requests,
+            LAYERS,
+            statistics,
+            CONTEXTS,
+            settings=settings_of(**options),
+        )
+        assert isinstance(delta, EditDelta)
+        return delta
+
+    whole, stored = made(), made(stored_energy=energy)
+    assert stored.report.losses == whole.report.losses
+    for name, layer in whole.layers.items():
+        update, factors = whole.updates[name], stored.updates[name]
+        assert isinstance(update, Tensor) and isinstance(factors, LowRank)
+        moment = statistics.by_layer[layer]
+
+        def on_text(change: Tensor, moment: Tensor = moment) -> float:
+            return ((change @ moment) * change).sum().item()
+
+        # Singular values by another way: eigenvalues of ΔW C ΔWᵀ = A Aᵀ.
+        squares = torch.linalg.eigvalsh(update.double() @ moment.double() @ update.double().T)
+        squares = squares.flip(0).clamp_min(0)
+        rank = factors.left.shape[1]
+        lost = on_text(update - factors.dense()) / on_text(update)
+        assert lost == pytest.approx((squares[rank:].sum() / squares.sum()).item(), abs=1e-5)
+        assert lost <= 1 - energy + 1e-6
+        if energy < 1:
+            assert squares[: rank - 1].sum() < energy * squares.sum()

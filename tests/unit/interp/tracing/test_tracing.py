@@ -512,7 +512,7 @@ def test_a_killed_trace_continues_to_the_same_numbers(
     # One site at a time, so that there is time to kill it between two prompts.
     chosen = (
         "trace.samples=2",
-        "trace.positions=all",
+        "trace.positions=[subject_last, after, last]",
         "trace.batch_size=1",
         "trace.components=[mlp]",
     )
