@@ -88,7 +88,7 @@ def test_the_contract_holds_for_it(tmp_path: Path) -> None:
     (tmp_path / "one_more.py").write_text(PLUGIN.format(folder=str(room)), encoding="utf-8")
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     said = subprocess.run(
-        [sys.executable, *"-m pytest -q -o addopts= -p one_more -k noop".split(), CONTRACT],
+        [sys.executable, *["-m", "pytest", "-q", "-o", "addopts=", "-p", "one_more", "-k", "noop"], CONTRACT],
         cwd=ROOT,
         env={**own, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
