@@ -87,8 +87,9 @@ def test_the_contract_holds_for_it(tmp_path: Path) -> None:
     (room / "noop.py").write_text(example(), encoding="utf-8")
     (tmp_path / "one_more.py").write_text(PLUGIN.format(folder=str(room)), encoding="utf-8")
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    options = ["-o", "addopts=", "-p", "one_more", "-k", "noop"]
     said = subprocess.run(
-        [sys.executable, *["-m", "pytest", "-q", "-o", "addopts=", "-p", "one_more", "-k", "noop"], CONTRACT],
+        [sys.executable, "-m", "pytest", "-q", *options, CONTRACT],
         cwd=ROOT,
         env={**own, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
         capture_output=True,
