@@ -232,21 +232,41 @@ def test_a_folder_that_leads_elsewhere_is_not_written(
 # Two processes.
 
 
-def start(*arguments: str | Path) -> "subprocess.Popen[str]":
-    program = "import sys; from interp.app.commands import main; main(sys.argv[1:])"
-    line = [sys.executable, "-c", program, *map(str, arguments)]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+TOGETHER = """
+import json, os, sys
+import interp.models.loading
+from interp.app.commands import main
+children = {}
+for output, line in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if not child:
+        for stream in (1, 2):
+            os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        try:
+            main(line)
+        except SystemExit as end:
+            os._exit(end.code or 0)
+        os._exit(0)
+    children[child] = output
+ended = [os.wait() for _ in children]
+print(json.dumps({children[child]: os.waitstatus_to_exitcode(code) for child, code in ended}))
+"""
+"""Commands as processes that begin together: what takes seconds to import was imported before."""
 
 
-def wait(*processes: "subprocess.Popen[str]") -> list[tuple[int, str]]:
-    told = [process.communicate(timeout=300)[0] for process in processes]
-    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+def together(folder: Path, *lines: Sequence[str | Path]) -> list[tuple[int, str]]:
+    """Exit code and output of each command."""
+    outputs = {str(folder / f"said-{i}"): list(map(str, line)) for i, line in enumerate(lines)}
+    command = [sys.executable, "-c", TOGETHER, json.dumps(outputs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return [(codes[name], Path(name).read_text(encoding="utf-8")) for name in outputs]
 
 
 def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: Path) -> None:
     common = ("--run", tmp_path / "run", "--config", inputs / "config.yaml")
-    both = [start("trace", *common, "--set", f"trace.samples={n}") for n in (2, 3)]
-    done = wait(*both)
+    lines = [("trace", *common, "--set", f"trace.samples={n}") for n in (2, 3)]
+    done = together(tmp_path, *lines)
     assert sorted(code for code, _ in done) == [0, 2]
     (winner,) = (n for (code, _), n in zip(done, (2, 3), strict=True) if code == 0)
     (refused,) = (said for code, said in done if code == 2)
