@@ -16,6 +16,7 @@ from editing.closed_form.covariance import Covariances, measure
 from editing.config import CovarianceConfig
 from editing.edits.requests import requests_of
 from editing.studies import evidence as evidence_module
+from editing.studies.config import SweepConfig
 from editing.studies.evidence import (
     MEASURES,
     Pass,
@@ -23,6 +24,7 @@ from editing.studies.evidence import (
     evidence_of,
     inner_products,
 )
+from editing.studies.regret import choices
 from interp import vocabulary
 from interp.config import SelectConfig
 from interp.errors import NotTraceableError
@@ -368,6 +370,18 @@ def test_combined_reads_its_own_measures_of_a_file_with_more_or_with_no_others()
         select_layers(profile(), config, evidence=each) for each in (held, held.drop_vars("lga"))
     )
     assert with_all == earlier
+
+
+def test_regret_chooses_by_every_measure_that_the_evidence_has() -> None:
+    config, select = SweepConfig(width=3), SelectConfig(identity_blocks=0, bootstrap=20)
+    made = with_means(profile())
+    held = evidence(8)
+    held["reach"] = evidence(1)["reach"]
+    for read, names in ((held, {"combined", "reach", "lga"}), (held.drop_vars("lga"), {"reach"})):
+        chosen = {each.strategy: each.layers for each in choices(made, config, select, read)}
+        assert names <= set(chosen) and chosen["reach"] == (1, 2, 3)
+        assert ("lga" in chosen) == ("lga" in read)
+        assert chosen.get("lga", (8, 9, 10)) == (8, 9, 10)
 
 
 def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
