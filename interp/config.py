@@ -217,7 +217,8 @@ class SelectConfig(Section):
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
-    """Layers per group of forms (DMLE's example has 3) of window, groups, adaptive and combined."""
+    """Layers per group of forms (DMLE's example has 3) of window, groups, adaptive, combined, reach
+    and lga."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Share of the positive mean effect that `mass` covers."""
     min_width: int = Field(default=1, ge=1)

@@ -202,8 +202,8 @@ def evidence(*, common: Common | None = None) -> None:
     """Estimate where an edit could reach the answer and spare other prompts, without an edit.
 
     Writes `evidence.nc`: measures by form and layer, for the rules of the run folder's
-    `profile.nc`. The strategy `combined` reads it beside the profile, and `dmle regret` says how
-    well it ranks layers. A stopped run continues.
+    `profile.nc`. The strategy `combined` reads it beside the profile, `reach` and `lga` read one
+    measure of it, and `dmle regret` says how well each ranks layers. A stopped run continues.
 
     For example:
 

@@ -31,6 +31,7 @@ from interp.results.intervals import mean_interval
 from interp.results.scores import REGRET_NUMBERS
 from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
 from interp.selection import baselines, strategies
+from interp.selection.evidence import lacks
 from interp.selection.layers import LayerSelection
 from interp.selection.select import select_layers
 from interp.vocabulary import LOOKUP, RuleForm
@@ -70,7 +71,7 @@ class Regrets:
 
     Attributes:
         rows: One for each choice and group (`COLUMNS`); what could not be measured is missing.
-        notes: What tells of edit success, in sentences.
+        notes: What tells of edit success, and which strategies are left out, in sentences.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -109,8 +110,8 @@ def choices(
 ) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    Strategies that read evidence (`dmle evidence`) are left out where there is none. A selection
-    that does not give all forms of a group the same layers chooses none for it.
+    Strategies that read evidence (`dmle evidence`) are left out where it lacks what they read. A
+    selection that does not give all forms of a group the same layers chooses none for it.
     """
     n_layers = profile.sizes["layer"]
     base = select.model_copy(update={"width": config.width, "groups": config.groups})
@@ -119,11 +120,10 @@ def choices(
         # A rule's own selection needs its trace, and a sweep is what choices are held against.
         if strategy.by_rule or "sweep" in strategy.reads:
             continue
-        reads = "evidence" in strategy.reads
-        if reads and evidence is None:
+        if lacks(strategy, evidence):
             continue
         own = base.model_copy(update={"strategy": strategy.name})
-        read = evidence if reads else None
+        read = evidence if "evidence" in strategy.reads else None
         made[strategy.name] = select_layers(profile, own, evidence=read)
     made["published"] = baselines.published(n_layers, config.groups)
     made["best-layer"] = baselines.best_layer(profile, base)
@@ -182,6 +182,11 @@ def regret(
             rows.append(row)
         known = _profiles(profile, forms, select.component, evidence)
         notes.append(_note(group, known, swept, success, config))
+    notes += [
+        f"{strategy.name} is left out: {reason}"
+        for strategy in strategies.every()
+        if (reason := lacks(strategy, evidence))
+    ]
     return Regrets(tuple(rows), tuple(notes))
 
 

@@ -137,15 +137,17 @@ def runs(layers: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(ordered[:1] + firsts, lasts + ordered[-1:], strict=True))
 
 
-def highest_window(finding: Finding) -> str:
-    """The first sentence of a choice of windows: how high the effect is inside and outside."""
+def highest_window(finding: Finding, measure: str = "") -> str:
+    """The first sentence of a choice of windows: how high the effect is inside and outside, or the
+    measure of these words.
+    """
     width = len(finding.layers)
     one = width == 1
     kind = "single layer" if one else f"window of {width} layers"
     beside = "" if finding.outside is None else f" The other layers have {number(finding.outside)}."
     return (
-        f"{finding.names} {'is' if one else 'are'} the {kind} with the highest {finding.effect}"
-        f" ({finding.measured}).{beside}"
+        f"{finding.names} {'is' if one else 'are'} the {kind} with the highest"
+        f" {measure or finding.effect} ({finding.measured}).{beside}"
     )
 
 

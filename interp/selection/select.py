@@ -28,7 +28,7 @@ as a plateau of as many layers as are restored, most of which are not that block
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ import xarray as xr
 
 from interp.config import SelectConfig
 from interp.errors import InputError, NotTraceableError
-from interp.results.intervals import interval_of, mean_of_known, resampled_means
+from interp.results.intervals import interval_of, resampled_means
 from interp.selection import strategies
 from interp.selection.candidates import (
     Bounds,
@@ -46,6 +46,7 @@ from interp.selection.candidates import (
     mean_effects,
     untraceable,
 )
+from interp.selection.evidence import MEASURES, check_evidence, measures_of
 from interp.selection.layers import SCHEMA, LayerGroup, LayerSelection
 from interp.selection.pickers import block_shares
 from interp.selection.published import published_block
@@ -62,7 +63,6 @@ from interp.selection.strategy import Strategy
 from interp.selection.support import chance, choose
 from interp.vocabulary import LOOKUP
 
-EVIDENCE_SCHEMA = "dmle.evidence/1"
 KEPT = (
     "model",
     "weight_hash",
@@ -98,19 +98,29 @@ class Task:
                 candidates than it needs.
         """
         strategy = strategies.get(config.strategy)
-        _check_sources(strategy, profile, evidence)
-        return cls(profile, config, strategy, candidates_of(profile, config, strategy), evidence)
+        if "sweep" in strategy.reads:
+            raise InputError(
+                f"the strategy {strategy.name} reads a sweep, not a profile:"
+                " interp.selection.from_sweep.select_from_sweep"
+            )
+        check_evidence(strategy, profile, evidence)
+        bounds = candidates_of(profile, config, strategy)
+        if strategy.measures and strategy.mix is None:
+            bounds = replace(bounds, restored=1)  # a measure is of one block
+        return cls(profile, config, strategy, bounds, evidence)
 
     @property
     def unit(self) -> str:
         """Unit of scores. Several measures in one have none: they are scaled over layers."""
         if self.strategy.mix is not None:
             return "standard deviations over layers"
+        if self.strategy.measures:
+            return MEASURES[self.strategy.measures[0]].unit
         return str(self.profile.attrs.get("unit", ""))
 
     def floor(self, forms: Sequence[str]) -> float:
         """What the interval of a score must lie above."""
-        return 0.0 if self.strategy.mix is not None else floor(self.profile, forms)
+        return 0.0 if self.strategy.measures else floor(self.profile, forms)
 
     @property
     def limits(self) -> str:
@@ -271,75 +281,41 @@ def selection_of(
     )
 
 
-def _check_sources(strategy: Strategy, profile: xr.Dataset, evidence: xr.Dataset | None) -> None:
-    """See that a strategy gets what it reads, and nothing else."""
-    if "sweep" in strategy.reads:
-        raise InputError(
-            f"the strategy {strategy.name} reads a sweep, not a profile:"
-            " interp.selection.from_sweep.select_from_sweep"
-        )
-    if "evidence" in strategy.reads and evidence is None:
-        raise InputError(
-            f"the strategy {strategy.name} reads evidence of edits (evidence.nc of `dmle"
-            " evidence`), and none was given"
-        )
-    if evidence is None:
-        return
-    if "evidence" not in strategy.reads:
-        readers = [each.name for each in strategies.every() if "evidence" in each.reads]
-        raise InputError(
-            f"evidence of edits was given, and the strategy {strategy.name} does not read it; what"
-            f" reads evidence is {', '.join(readers)}"
-        )
-    if evidence.attrs.get("schema") != EVIDENCE_SCHEMA:
-        got = evidence.attrs.get("schema")
-        raise InputError(
-            f"expected evidence of edits ({EVIDENCE_SCHEMA}), got {got!r}; `dmle evidence`"
-            " writes it"
-        )
-    both = [str(each.attrs.get("weight_hash", "")) for each in (profile, evidence)]
-    if evidence.sizes["layer"] != profile.sizes["layer"] or (all(both) and both[0] != both[1]):
-        raise InputError(
-            "the evidence is of another model than the profile; run `dmle evidence` in this run"
-            " folder"
-        )
-
-
 def _effects(task: Task, forms: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Effects of the rules that count, shape (rule, layer), and what is picked from, shape (rule,
-    candidate).
+    """Values of the rules that count, shape (rule, layer), and what is picked from, shape (rule,
+    candidate): effects, or the measure of a strategy that chooses by it alone.
 
-    A rule counts if any of the forms is traceable for it, and if it has evidence where that is
-    read.
+    A rule counts if any of the forms is traceable for it, where effects are read, and if it has all
+    measures that are.
     """
-    per_rule = mean_effects(task.profile, forms, task.config.component)
-    measures = [] if task.evidence is None else _measures(task.evidence, task.profile, forms)
-    known = ~np.isnan([per_rule, *measures]).any((0, 2))
+    strategy, bounds = task.strategy, task.bounds
+    sources = [mean_effects(task.profile, forms, task.config.component)]
+    if task.evidence is not None:
+        rules = [str(rule) for rule in task.profile["rule"].values]
+        measures = measures_of(task.evidence, strategy.measures, rules, forms)
+        sources = [*sources, *measures] if strategy.mix is not None else measures
+    known = ~np.isnan(sources).any((0, 2))
     if not known.any():
-        if task.evidence is None:
-            raise untraceable(forms)
-        raise NotTraceableError(
-            f"no rule with evidence is traceable in its {' or '.join(forms)} form; run `dmle"
-            " evidence` on the profile's rules"
-        )
-    candidates = task.bounds.of(per_rule[known])
-    if task.strategy.mix is not None:
-        inside = slice(task.bounds.first, task.bounds.last + 1)
-        candidates = task.strategy.mix([candidates, *(each[known, inside] for each in measures)])
-    return per_rule[known], candidates
+        raise _none_known(task, forms)
+    first, *others = (each[known] for each in sources)
+    candidates = bounds.of(first)
+    if strategy.mix is not None:
+        inside = slice(bounds.first, bounds.last + 1)
+        candidates = strategy.mix([candidates, *(each[:, inside] for each in others)])
+    return first, candidates
 
 
-def _measures(
-    evidence: xr.Dataset, profile: xr.Dataset, forms: tuple[str, ...]
-) -> list[np.ndarray]:
-    """Each measure, mean over forms, shape (rule, layer); NaN for rules that are not in it."""
-    rules = [str(rule) for rule in profile["rule"].values]
-    measured = [form for form in forms if form in evidence["form"].values]
-    known = evidence.sel(form=measured).reindex(rule=rules)
-    return [
-        mean_of_known(values.transpose("form", "rule", "layer").values, 0)
-        for values in known.data_vars.values()
-    ]
+def _none_known(task: Task, forms: tuple[str, ...]) -> NotTraceableError:
+    """The error of forms that no rule counts in."""
+    if task.evidence is None:
+        return untraceable(forms)
+    names = " or ".join(forms)
+    why = (
+        f"no rule with evidence is traceable in its {names} form"
+        if task.strategy.mix is not None
+        else f"no rule of the profile has {task.strategy.measures[0]} in its {names} form"
+    )
+    return NotTraceableError(f"{why}; run `dmle evidence` on the profile's rules")
 
 
 def _groups_of_data(task: Task) -> tuple[list[tuple[str, ...]], list[str]]:

@@ -44,9 +44,12 @@ class Strategy:
     """Whether at least one candidate must be left that is not picked."""
     min_rules: int = 2
     """With fewer rules no choice is supported."""
+    measures: tuple[str, ...] = ()
+    """Of strategies that read evidence: the measures that they choose by
+    (`interp.selection.evidence`)."""
     mix: Mix | None = None
-    """The profile's effects and each measure of the evidence, shape (rule, layer) each, as one
-    array; of strategies that read evidence."""
+    """The profile's effects and each measure, shape (rule, layer) each, as one array. None: where
+    there is a measure, it is chosen by as it is, without the effects."""
     grouping: Grouping | None = None
     """Groups of forms from effects of shape (form, rule, layer), with the comparisons made; None:
     the groups of the settings."""

@@ -49,5 +49,6 @@ STRATEGY = Strategy(
     explain=explain,
     agreement=same,
     reads=("profile", "evidence"),
+    measures=("separability", "reach"),
     mix=mixed,
 )

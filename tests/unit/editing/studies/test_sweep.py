@@ -194,7 +194,12 @@ def test_strategies_are_scored_at_their_layers() -> None:
     expected = by_name["window", "instance"]["score"] - by_group["instance"].mean()
     assert against["against_default"] == pytest.approx(expected)
     assert "against_default" not in by_name["window", "instance"]
-    assert len(notes) == 2 and "4 of 4 rules" in notes[0]
+    assert "4 of 4 rules" in notes[0] and "4 of 4 rules" in notes[1]
+    assert [note.split(" is left out: no evidence")[0] for note in notes[2:]] == [
+        "combined",
+        "lga",
+        "reach",
+    ]
     assert "| instance | window | 5-6 |" in regrets.text.markdown
     assert r"\toprule" in regrets.text.latex
     other = config.model_copy(update={"groups": (("formula",),)})

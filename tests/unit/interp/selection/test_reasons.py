@@ -21,6 +21,9 @@ def chosen(strategy: Strategy, **settings: object) -> LayerSelection:
     """What a strategy chooses from the stored results of the embedded model."""
     config = SelectConfig.model_validate({"strategy": strategy.name, "bootstrap": 200, **settings})
     held = {name: effects.load(DATA / f"{name}-smollm2.nc") for name in strategy.reads}
+    if "evidence" in held:  # stands in for a measure that the stored file is too old to have
+        names = {name: held["evidence"]["reach"] for name in strategy.measures}
+        held["evidence"] = held["evidence"].assign({**names, **held["evidence"].data_vars})
     if "sweep" in held:
         return select_from_sweep(held["sweep"], config)
     return select_layers(held["profile"], config, evidence=held.get("evidence"))
