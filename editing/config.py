@@ -164,6 +164,9 @@ class EditorSettings(TargetConfig):
     answers (see `editing.edits.retention`): closed forms leave the outputs of all their tokens
     exactly as they are, fine-tuning and LoRA add the KL divergence to the loss. GRACE, ICE and IKE
     write no weights, and refuse it."""
+    neighbours: int = Field(default=0, ge=0, le=10_000)
+    """So many prompts that are like the edited ones and ask about something else keep what the
+    model says there now (see `editing.edits.neighbours`), in the way of `retained`."""
     rome_keys: Literal["consistent", "original"] = "consistent"
     """ROME: the averaged key everywhere (r-ROME), or the original's bare prompt in one place."""
     ft: FineTuneConfig = FineTuneConfig()

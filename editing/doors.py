@@ -13,6 +13,7 @@ from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings, EvaluateConfig
 from editing.editors.registry import edit as edit_on
 from editing.editors.registry import editor, needs
+from editing.edits.neighbours import kept_prompts
 from editing.edits.protocol import Edit
 from editing.edits.requests import EditRequest, requests_of
 from editing.evaluation import evaluate as evaluation
@@ -77,6 +78,7 @@ def edit(
     *,
     statistics: Statistics | Covariances | None = None,
     training_rules: Sequence[Rule] | None = None,
+    keep: Sequence[str] = (),
     progress: bool | None = None,
 ) -> Edit:
     """The edit of a rule in all its forms, of several rules together, or of single requests.
@@ -92,6 +94,8 @@ def edit(
             cache.
         training_rules: Rules that IKE demonstrates with, and that prompts are retained of; None:
             those that ship here.
+        keep: Prompts at which the model should go on saying what it says now: give some that are
+            like the edited ones.
         progress: Show a progress bar while statistics are measured; None: at a terminal.
 
     Raises:
@@ -114,6 +118,7 @@ def edit(
             statistics=statistics,
             given_rules=training_rules,
             evaluated=[each for each in asked if isinstance(each, Rule)],
+            retained=kept_prompts(model, keep) if keep else (),
         )
     )
 

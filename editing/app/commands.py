@@ -35,6 +35,14 @@ class OwnPrompt:
         bool | None,
         Parameter(help="Whether a space is between prompt and answer. Default: as in the text."),
     ] = None
+    keep: Annotated[
+        tuple[str, ...] | None,
+        TEXT,
+        Parameter(
+            help="A prompt at which the model shall go on saying what it says now. May be repeated:"
+            " give prompts that are like the edited one."
+        ),
+    ] = None
     out: Annotated[
         Path | None, Parameter(help="File of the prompt's edit. Default: edit.safetensors.")
     ] = None
@@ -53,6 +61,7 @@ class OwnPrompt:
             self.new,
             self.subject,
             self.space,
+            self.keep,
             self.out,
             self.export,
             self.export_adapter,
@@ -89,7 +98,7 @@ def edit(
 
         dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
 
-        dmle edit --prompt "The capital of France is" --new Rome --export edited
+        dmle edit --prompt "The capital of France is" --new Rome --keep "The capital of Germany is"
     """
     asked = own or OwnPrompt()
     if asked.edit.asked:

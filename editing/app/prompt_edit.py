@@ -33,6 +33,8 @@ class PromptEdit:
     subject: str | None = None
     """For editors that look a rule up at one token."""
     space: bool | None = None
+    keep: tuple[str, ...] | None = None
+    """Prompts at which the model should go on saying what it says now."""
     out: Path | None = None
     export: Path | None = None
     adapter: Path | None = None
@@ -75,6 +77,12 @@ class PromptEdit:
             )
         if needs(settings, "lookup"):
             self.request().lookup_span(settings.lookup)
+        if self.keep and "retained" not in editor(settings.editor).honours:
+            able = [name for name in editor_names() if "retained" in editor(name).honours]
+            raise InputError(
+                f"{settings.editor} cannot keep prompts as they are; leave --keep out, or take one"
+                f" of {', '.join(able)}"
+            )
         if self.path.exists() and not overwrite:
             raise InputError(f"{self.path} is there already; give another --out, or --overwrite")
         if (self.export or self.adapter) and editor(settings.editor).makes is not EditDelta:
@@ -108,12 +116,14 @@ def edit_prompt(
     from editing.closed_form.workbench import Workbench
     from editing.editors.registry import edit as edit_on
     from editing.editors.registry import needs
+    from editing.edits.neighbours import kept_prompts
     from editing.edits.remarks import remarks
 
     model, request = context.model, edit.request()
     closed = needs(settings, "statistics")
     statistics = Statistics(model, context.settings(CovarianceConfig)) if closed else None
-    made = edit_on(Workbench(model, [request], settings, statistics=statistics))
+    kept = kept_prompts(model, edit.keep or ())
+    made = edit_on(Workbench(model, [request], settings, statistics=statistics, retained=kept))
     before, after = _answers(model, request, made)
     made.save(edit.path)
     lines = [

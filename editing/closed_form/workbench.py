@@ -13,6 +13,7 @@ from editing.closed_form.contexts import sample_contexts
 from editing.closed_form.covariance import Covariances
 from editing.closed_form.statistics import Statistics
 from editing.config import EditorSettings
+from editing.edits.neighbours import neighbours
 from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest, as_trained
@@ -47,7 +48,7 @@ class Workbench:
         protected: Requests whose prompts and new answers must be answered exactly as they are.
         evaluated: Rules that are evaluated under the edit: what they ask about is not retained.
         retained: Prompts with answers that no edit should change (see `editing.edits.retention`);
-            `as_trained` adds those of training rules.
+            `as_trained` adds those of training rules, and neighbours of the requests.
     """
 
     model: LanguageModel
@@ -94,12 +95,14 @@ class Workbench:
             as_trained(some, self.model, settings, by_word=by_word)
             for some in (self.requests, self.earlier)
         )
-        kept = self.retained
+        kept = list(self.retained)
+        asked = self.requests, self.evaluated
         if settings.retained:
-            found = retained(settings, self.training_rules, self.requests, self.evaluated)
-            if solved:
-                check_room(self.model, found, settings)
-            kept = (*kept, *found)
+            kept += retained(settings, self.training_rules, *asked)
+        if settings.neighbours:
+            kept += neighbours(self.model, settings, self.training_rules, *asked)
+        if solved and kept:
+            check_room(self.model, kept, settings)
         return replace(self, requests=requests, earlier=earlier, retained=kept)
 
     def sample(self) -> Sequence[str]:

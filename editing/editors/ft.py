@@ -76,11 +76,12 @@ def _train(
     changes: Sequence[Tensor],
     hooks: Sequence[NamedHook],
 ) -> list[float]:
-    """Train the changes in place; the loss before each step."""
+    """Train the changes in place; the loss before each step, without retained rows."""
     # Weight decay pulls the whole weight to zero, not its change: it is added to the gradient by
     # hand.
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
     losses: list[float] = []
+    wholes: list[float] = []
     for step in range(config.steps * len(batches)):
         batch = batches[step % len(batches)]
         asked = batch.asked
@@ -91,7 +92,8 @@ def _train(
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")
         losses.append(loss.item())
-        if settled(losses, len(batches), config.stop_loss):
+        wholes.append(whole.item())
+        if settled(wholes, len(batches), config.stop_loss):
             break
         optimiser.zero_grad()
         whole.backward()

@@ -55,8 +55,8 @@ class WhitenedConfig(Section):
     """Adam's, in the units of A: about how much a step changes the output on text, for each
     coordinate."""
     stop_loss: float = Field(default=0.05, ge=0)
-    """Training ends below this loss (nats per token of the new answers, without the penalty and
-    what is retained)."""
+    """Training ends below this loss (nats per token, without the penalty): that of the new answers,
+    and the divergence of what is retained added to it."""
     penalty: float = Field(default=0.0, ge=0)
     """Weight of tr(ΔW C ΔWᵀ), the mean square of the change of the outputs on text."""
     prefixes: int = Field(default=0, ge=0, le=1000)
@@ -224,6 +224,7 @@ def _train(
     runs = [[_run_of(model, each.asked, blocks) for each in part.batches] for part in parts]
     number = max(len(part.batches) for part in parts)
     losses: list[float] = []
+    wholes: list[float] = []
     for step in range(config.steps * number):
         optimiser.zero_grad()
         last = step == config.steps * number - 1
@@ -231,13 +232,14 @@ def _train(
             _descend(model, part, some, step, last=last)
             for part, some in zip(parts, runs, strict=True)
         ]
-        losses.append(sum(each) / len(each))
+        for kept, values in zip((losses, wholes), zip(*each, strict=True), strict=True):
+            kept.append(sum(values) / len(values))
         if not math.isfinite(losses[-1]):
             remedy = "use a smaller edit.options.learning_rate, or model.dtype=float32"
             raise EditError(
                 f"fine-tuning diverged at step {step}: {remedy if step else cause(model)}"
             )
-        if last or settled(losses, number, config.stop_loss):
+        if last or settled(wholes, number, config.stop_loss):
             break
         with torch.no_grad():
             for block in blocks:
@@ -249,9 +251,9 @@ def _train(
 
 def _descend(
     model: LanguageModel, part: _Part, runs: Sequence[dict[str, Any]], step: int, *, last: bool
-) -> float:
-    """Loss of the part's batch whose turn it is, in nats per token, without what it retains; the
-    gradient of the whole is added to those of its own blocks.
+) -> tuple[float, float]:
+    """Loss of the part's batch whose turn it is, in nats per token, without what it retains and
+    with it; the gradient of the whole is added to those of its own blocks.
     """
     turn = step % len(part.batches)
     batch, changes = part.batches[turn], [block.change for block in part.blocks]
@@ -261,7 +263,7 @@ def _descend(
         loss, whole = batch.loss(logits)
         if not last:
             whole.backward(inputs=changes)
-    return loss.item()
+    return loss.item(), whole.item()
 
 
 def _run_of(model: LanguageModel, asked: Asked, blocks: Sequence[_Block]) -> dict[str, Any]:

@@ -41,9 +41,9 @@ from interp.selection.layers import LayerSelection, parse_layers
 from interp.settings.section import Section, explained
 
 Need = Literal["statistics", "lookup", "groups", "training rules", "earlier requests"]
-Extra = Literal["end_token", "wordings", "retained"]
+Extra = Literal["end_token", "wordings", "retained", "neighbours"]
 """A setting that any editor may honour; one that does not refuses it."""
-EXTRAS: tuple[Extra, ...] = ("end_token", "wordings", "retained")
+EXTRAS: tuple[Extra, ...] = ("end_token", "wordings", "retained", "neighbours")
 Blocks = tuple[int, ...] | Literal["all"]
 Joint = Callable[[Workbench, Sequence[Sequence[int]], EditReport], EditDelta]
 """Workbench, blocks of each request, what made the edit → one edit."""
@@ -176,7 +176,7 @@ def editors() -> dict[str, Editor]:
 
 def needs(settings: EditorSettings, need: Need) -> bool:
     """Whether the editor of some settings, or its solver, needs something."""
-    if need == "training rules" and settings.retained:
+    if need == "training rules" and (settings.retained or settings.neighbours):
         return True
     return need in editor(settings.editor).needs or need in _solving(settings).needs
 

@@ -13,6 +13,7 @@ from editing.config import EditorSettings
 from editing.edits.requests import EditRequest, requests_of
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
+from interp.rules.schema import LocalityProbe
 from interp.rules.scripts import words
 from interp.rules.sources import Rule
 
@@ -78,22 +79,30 @@ def check_room(
     size = model.down_projection(0).weight.numel() // model.d_model
     if len(keys) >= size:
         raise InputError(
-            f"edit.retained is {settings.retained}: {settings.editor} leaves the outputs of all"
-            f" tokens of these prompts as they are, and {len(keys)} tokens leave none of {size}"
-            " directions to write; take a smaller number"
+            f"edit.retained is {settings.retained} and edit.neighbours is {settings.neighbours}:"
+            f" {settings.editor} leaves the outputs of all tokens of these prompts as they are, and"
+            f" {len(keys)} tokens leave none of {size} directions to write; take smaller numbers"
         )
+
+
+def probe_words(rules: Sequence[Rule]) -> set[frozenset[str]]:
+    """The words of each locality prompt of some rules, in small letters."""
+    return {frozenset(words(probe.prompt.casefold())) for probe in _probes(rules)}
+
+
+def _probes(rules: Sequence[Rule]) -> list[LocalityProbe]:
+    return [
+        probe
+        for rule in rules
+        for form in rule.forms.values()
+        for probe in (*form.neighborhood, *form.distracting)
+    ]
 
 
 def _asked_about(rules: Sequence[Rule], evaluated: Sequence[Rule]) -> set[str]:
     """Rules that a locality prompt asks about: by name, or it has all words of their name."""
-    probes = [
-        probe
-        for rule in evaluated
-        for form in rule.forms.values()
-        for probe in (*form.neighborhood, *form.distracting)
-    ]
-    texts = {frozenset(words(probe.prompt.casefold())) for probe in probes}
-    found = {probe.rule for probe in probes if probe.rule is not None}
+    texts = probe_words(evaluated)
+    found = {probe.rule for probe in _probes(evaluated) if probe.rule is not None}
     for rule in rules:
         named = frozenset(words(" ".join((rule.subject, *rule.rule_words)).casefold()))
         if any(named <= text for text in texts):

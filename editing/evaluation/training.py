@@ -2,7 +2,9 @@
 
 The loss is the mean over rows of −(1/n) Σ log p(token of the new answer). Where prompts are
 retained (`edit.retained`), the mean over them of (1/n) Σ KL(p_before ‖ p) is added, n being the
-tokens of their answers, and p_before what the model said before the first step.
+tokens of their answers, and p_before what the model said before the first step. Training stops when
+this whole loss is small: the new answers alone are often learned in a few steps, which move what is
+retained as well, and later steps bring it back.
 """
 
 import math
@@ -78,8 +80,8 @@ def lessons(
 
 
 def settled(losses: Sequence[float], number: int, stop_loss: float) -> bool:
-    """Whether the mean of the newest loss of each of so many batches, trained in turn, is below the
-    loss at which training stops.
+    """Whether the mean of the newest whole loss of each of so many batches, trained in turn, is
+    below the loss at which training stops.
     """
     newest = losses[-number:]
     return len(newest) == number and sum(newest) / number < stop_loss

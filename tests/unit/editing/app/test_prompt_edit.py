@@ -70,6 +70,24 @@ def test_the_new_answer_is_given_and_the_edit_saved(
     assert dmle(*given, "--out", "other.safetensors")[0] == 0
 
 
+def test_a_prompt_that_is_kept_is_continued_as_before(
+    given: list[str], dmle: Command, tmp_path: Path
+) -> None:
+    kept = "The area of a circle is"
+    model = load(given[given.index("--model") + 1], check=False)
+    (ids,) = model.generate([model.encode(kept).ids], 8)
+    moved = {}
+    for name, more in (("alone", []), ("kept", ["--keep", kept, "--keep", "A cube"])):
+        code, said = dmle(*given, *STRONG, *more, "--out", f"{name}.safetensors")
+        assert code == 0 and "after: ' twelve" in said, said
+        delta = EditDelta.load(tmp_path / f"{name}.safetensors")
+        with torch.no_grad(), delta.applied(model):
+            again = model.generate([model.encode(kept).ids], 8)[0]
+        moved[name] = sum(a != b for a, b in zip(ids, again, strict=False))
+        assert len(delta.report.retained) == len(more) // 2
+    assert moved["kept"] < moved["alone"]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
@@ -77,6 +95,7 @@ def test_the_new_answer_is_given_and_the_edit_saved(
         (["--editors", "memit"], "memit looks a rule up at its subject: give --subject"),
         (["--editors", "memit", "--subject", "pyramid"], "pyramid"),
         (["--editors", "ice", "--export", "edited"], "ice writes no weights"),
+        (["--editors", "ice", "--keep", "The cube"], "ice cannot keep prompts as they are"),
         (["--editors", "nobody"], "no editor or arm 'nobody'"),
         (["--export-adapter", "."], "is there already; give a new folder"),
     ],

@@ -255,7 +255,7 @@ def test_bad_input_is_refused_before_any_work(
             edit(replace(bench, given_contexts=["The. "]))
 
 
-EXTRA = {"end_token": True, "wordings": 2, "retained": 1}
+EXTRA = {"end_token": True, "wordings": 2, "retained": 1, "neighbours": 1}
 HONOURED = {
     name: editors()[settings_of(name).solver if name == "dmle" else name].honours
     for name in EDITORS
@@ -293,10 +293,13 @@ def test_what_is_given_to_all_editors_is_honoured_or_refused(
     asked = [each for part in found.report.parts() for each in part.requests]
     assert any(each["ends"] for each in asked) == (setting == "end_token")
     assert any(each["wording"] for each in asked) == (setting == "wordings")
-    kept = [("cube-volume", "description")] if setting == "retained" else []
-    assert list(found.report.retained) == kept
+    kept = {
+        "retained": [("cube-volume", "description")],
+        "neighbours": [("cube-volume", "formula")],
+    }
+    assert list(found.report.retained) == kept.get(setting, [])
     found.save(path := tmp_path / "edit.safetensors")
-    assert [tuple(each) for each in load_edit(path).report.retained] == kept
+    assert [tuple(each) for each in load_edit(path).report.retained] == kept.get(setting, [])
 
 
 @pytest.mark.parametrize("editor", [name for name in EDITORS if "end_token" in HONOURED[name]])
@@ -328,7 +331,7 @@ def test_a_closed_form_leaves_what_it_retains_exactly_as_it_is(
         with edit(llama_bench.asked(requests_of(rule, "last"), settings)).edited(model) as view:
             moved[n] = (said(view) - unedited).abs().max().item()
     assert moved[1] < 1e-4 and moved[0] > 100 * moved[1]
-    with pytest.raises(InputError, match=r"retained is 60: .* none of 48 directions"):
+    with pytest.raises(InputError, match=r"retained is 60 .* none of 48 directions"):
         more = [
             rules[1].model_copy(
                 update={

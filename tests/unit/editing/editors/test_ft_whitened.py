@@ -239,6 +239,14 @@ def test_wordings_end_token_and_retained_prompts_are_in_the_loss(
         assert (made.updates[name] - update).norm() < 2e-3 * update.norm()
     assert made.report.retained == (("cube-volume", "description"),)
     assert [each["wording"] for each in made.report.requests][-3:] == [None] * 3
+    # The new answers alone do not end the training: what is retained must be back, too.
+    whole = [loss + divergence for loss, divergence in zip(losses, divergences, strict=True)]
+    for stop_loss, steps in (((losses[1] + whole[1]) / 2, 3), (whole[1] + 1e-3, 2)):
+        stopping = settings.model_copy(
+            update={"options": settings.options | {"stop_loss": stop_loss}}
+        )
+        again = edit_with("ft_whitened", *given[:-1], stopping, given_rules=[other])
+        assert len(again.report.losses) == steps
 
 
 def test_with_the_identity_it_is_plain_fine_tuning(
