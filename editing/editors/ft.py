@@ -86,8 +86,8 @@ def _train(
         batch = batches[step % len(batches)]
         asked = batch.asked
         with torch.enable_grad():
-            logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
-            loss, whole = batch.loss(logits)
+            logits = model.logits(asked.ids, mask=asked.mask, only=batch.places, hooks=hooks)
+            loss, whole = batch.loss(logits[0])
         if not loss.isfinite():
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")

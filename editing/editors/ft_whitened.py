@@ -259,8 +259,8 @@ def _descend(
     batch, changes = part.batches[turn], [block.change for block in part.blocks]
     asked = batch.asked
     with torch.set_grad_enabled(not last):
-        logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, **runs[turn])
-        loss, whole = batch.loss(logits)
+        logits = model.logits(asked.ids, mask=asked.mask, only=batch.places, **runs[turn])
+        loss, whole = batch.loss(logits[0])
         if not last:
             whole.backward(inputs=changes)
     return loss.item(), whole.item()

@@ -108,6 +108,7 @@ def _train(model: LanguageModel, clean: Any, rows: Lesson, settings: EditorSetti
     trained = [parameter for parameter in clean.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses: list[float] = []
+    row, column = rows.places
     for step in range(config.steps):
         with torch.enable_grad():
             run = clean(
@@ -116,7 +117,7 @@ def _train(model: LanguageModel, clean: Any, rows: Lesson, settings: EditorSetti
                 logits_to_keep=asked.kept,
                 use_cache=False,
             )
-            loss, whole = rows.loss(run.logits)
+            loss, whole = rows.loss(run.logits[row, column - asked.kept[0]])
         if not loss.isfinite():
             why = (
                 "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)

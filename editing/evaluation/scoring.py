@@ -115,6 +115,11 @@ class Asked:
         at = logits[torch.arange(len(logits), device=logits.device)[:, None], places].float()
         return at.log_softmax(-1)
 
+    def places(self) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+        """Row and column of each target token's prediction, row by row and without padding."""
+        rows, tokens = self.counts().nonzero(as_tuple=True)
+        return rows, self.ends[rows] + tokens
+
     def counts(self) -> Bool[Tensor, "row token"]:
         """Which places are of a target token; the others are padding."""
         length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)

@@ -12,7 +12,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from editing.edits.requests import EditRequest
@@ -26,25 +27,48 @@ class Lesson:
 
     asked: Asked
     n_trained: int
-    before: Float[Tensor, "retained token d_vocab"] | None = None
+    before: Float[Tensor, "retained_place d_vocab"] | None = None
     """Log-probabilities of the retained rows before the first step, which are noted there."""
 
-    def loss(self, logits: Float[Tensor, "row kept d_vocab"]) -> tuple[Tensor, Tensor]:
+    @property
+    def places(self) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
+        """Row and column of each prediction that the loss is of (`only` of `LanguageModel.logits`):
+        a vocabulary is large, and rows differ in where their answers are.
+        """
+        return self.asked.places()
+
+    def loss(self, logits: Float[Tensor, "place d_vocab"]) -> tuple[Tensor, Tensor]:
         """Loss of the new answers alone, and with the retained rows; the first call is of the
         model before any step.
+
+        Args:
+            logits: Those of `places`.
         """
-        nll = self.asked.nll(logits)
-        if self.n_trained == len(nll):
-            loss = nll.mean()
+        rows, device = self.places[0].to(logits.device), logits.device
+        targets = torch.tensor(
+            [token for row in self.asked.targets for token in row], device=device
+        )
+        log_probs = logits.float().log_softmax(-1)
+        trained = rows < self.n_trained
+        said = log_probs[trained].gather(-1, targets[trained, None]).squeeze(-1)
+        loss = _mean_of_rows(-said, rows[trained])
+        if trained.all():
             return loss, loss
-        loss = nll[: self.n_trained].mean()
-        now = self.asked.log_probs(logits)[self.n_trained :]
+        now = log_probs[~trained]
         if self.before is None:
             self.before = now.detach()
         divergence = (self.before.exp() * (self.before - now)).sum(-1)
-        counts = self.asked.counts()[self.n_trained :]
-        kept = (divergence * counts).sum(-1) / counts.sum(-1)
-        return loss, loss + kept.mean()
+        return loss, loss + _mean_of_rows(divergence, rows[~trained] - self.n_trained)
+
+
+def _mean_of_rows(
+    values: Float[Tensor, " place"], rows: Int[Tensor, " place"]
+) -> Float[Tensor, ""]:
+    """Mean over rows of the mean over a row's places."""
+    counts = torch.bincount(rows)
+    return (
+        torch.zeros(len(counts), device=values.device).index_add(0, rows, values) / counts
+    ).mean()
 
 
 def lessons(

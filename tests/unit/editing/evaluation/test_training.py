@@ -48,7 +48,7 @@ def test_an_answer_ends_with_the_end_token(
             expected.append(cross_entropy(logits, torch.tensor(target)))
     (rows,) = lessons(model, requests, (), CONTEXTS)
     assert all(target[-1] == end for target in rows.asked.targets)
-    logits = model.logits(rows.asked.ids, mask=rows.asked.mask, keep=rows.asked.kept)
+    logits = model.logits(rows.asked.ids, mask=rows.asked.mask, only=rows.places)[0]
     loss, whole = rows.loss(logits)
     assert loss is whole
     assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
@@ -64,7 +64,7 @@ def test_what_is_retained_is_a_divergence_from_the_first_logits(
 ) -> None:
     trained, *retained = requests_of(rule, "last")
     (rows,) = lessons(tiny_llama, [trained], retained)
-    logits = tiny_llama.logits(rows.asked.ids, mask=rows.asked.mask, keep=rows.asked.kept)
+    logits = tiny_llama.logits(rows.asked.ids, mask=rows.asked.mask, only=rows.places)[0]
     loss, whole = rows.loss(logits)
     assert whole.item() == loss.item()  # nothing has changed yet
     hf = make_hf("llama")
