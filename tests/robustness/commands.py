@@ -54,9 +54,14 @@ COMMANDS = (
         " --plot=run/map.png --model={model} --samples=2 --set trace.answer_tokens=2",
     ),
     _step("profile", "trace"),
-    _step(
-        "select", "profile", "--export-dmle run/out/config.json --export-easyedit run/out/hparams"
+    _step("select", "profile"),
+    Command("export", "export --run {run} --for easyedit --out run/out/hparams", "select"),
+    Command(
+        "atlas add",
+        "atlas add {run} --name tiny --model tiny --weights random --out run/atlas --overwrite",
+        "profile",
     ),
+    _step("select --from-atlas", "atlas add", "--from-atlas=run/atlas/tiny --overwrite"),
     _step("edit", "select"),
     _step("evaluate", "edit"),
     _step("compare", "select", weight=0.7),

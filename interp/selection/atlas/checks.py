@@ -67,7 +67,8 @@ def check_size(entry: AtlasEntry) -> None:
         InputError: They are not.
     """
     files = [*entry.folder.iterdir()]
-    files += [path for path in ENTRIES.glob("*/*") if path.parent.name != entry.name]
+    others = (path for path in ENTRIES.iterdir() if not path.name.startswith("."))
+    files += [path for other in others if other.name != entry.name for path in other.iterdir()]
     if (size := sum(path.stat().st_size for path in files)) > ATLAS_BYTES:
         raise InputError(
             f"the atlas has {size} bytes with {entry.name}, more than {ATLAS_BYTES}; make it of"

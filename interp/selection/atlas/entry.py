@@ -88,14 +88,11 @@ class AtlasEntry:
 
     Attributes:
         folder: Where the files are.
+        name: What it is called.
     """
 
     folder: Path
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        return self.folder.name
+    name: str
 
     @cached_property
     def about(self) -> About:
@@ -142,7 +139,7 @@ class AtlasEntry:
 
     def _damaged(self, reason: str) -> DamagedError:
         mend = "install dmle again" if self.folder.parent == ENTRIES else "run `dmle atlas add`"
-        return DamagedError(f"the atlas entry {self.folder.name} is damaged: {reason}; {mend}")
+        return DamagedError(f"the atlas entry {self.name} is damaged: {reason}; {mend}")
 
 
 @overload
@@ -167,7 +164,7 @@ def atlas(name: str | Path | None = None) -> tuple[str, ...] | AtlasEntry:
     folder = known.get(str(name), Path(name).resolve())
     if not (folder / ABOUT).is_file():
         raise InputError(f"the atlas has no entry {str(name)!r}; {listed()}")
-    return AtlasEntry(folder)
+    return AtlasEntry(folder, folder.name)
 
 
 def entries() -> Mapping[str, AtlasEntry]:

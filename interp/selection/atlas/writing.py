@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from typing import get_args
 
 import numpy as np
 import xarray as xr
@@ -30,6 +30,7 @@ from interp.selection.atlas.entry import (
 )
 from interp.selection.layers import LayerSelection, parse_layers
 from interp.selection.select import select_layers
+from interp.vocabulary import CorruptedSpan
 
 
 def write_entry(
@@ -94,17 +95,15 @@ def write_entry(
         )
     except ValidationError as error:
         raise InputError(f"the provenance of {folder.name}: {explain(error)}") from error
-    with TemporaryDirectory() as place:
-        made = AtlasEntry(Path(place) / folder.name)
-        _write(made.folder, kept, selection, about, regrets)
+    with atomic(folder) as partial:
+        made = AtlasEntry(partial, folder.name)
+        _write(partial, kept, selection, about, regrets)
         check_entry(made)
         if folder.resolve().parent == ENTRIES.resolve():
             check_size(made)
         if folder.is_dir():
             shutil.rmtree(folder)
-        with atomic(folder) as partial:
-            shutil.copytree(made.folder, partial)
-    return AtlasEntry(folder)
+    return AtlasEntry(folder, folder.name)
 
 
 def without_texts(profile: xr.Dataset) -> xr.Dataset:
@@ -112,6 +111,8 @@ def without_texts(profile: xr.Dataset) -> xr.Dataset:
     where files of one machine are.
     """
     attrs = {name: value for name, value in profile.attrs.items() if name in ATTRIBUTES}
+    if attrs.get("span") not in get_args(CorruptedSpan):
+        attrs.pop("span", None)  # words of the prompts
     kept = profile.copy()
     kept.attrs = attrs
     return kept
