@@ -69,9 +69,8 @@ def test_the_list_has_every_model_with_layers_depth_support_and_regret(
     code, out, said = command_line("atlas", "--figure", figure)
     assert code == 0 and f"figure: {figure}" in said
     lines = out.splitlines()
-    assert (
-        "smollm2-135m: 30 blocks; traced prompts: formula 69, description 87, instance 71" in lines
-    )
+    counts = "formula 69, description 87, instance 71"
+    assert f"smollm2-135m: 30 blocks; traced prompts: {counts}" in lines
     assert (
         "  instance: layers 4-10, depth 0.14 to 0.34, supported, stability 0.93,"
         " regret 0.003 [-0.012, 0.021]" in lines
@@ -82,15 +81,13 @@ def test_the_list_has_every_model_with_layers_depth_support_and_regret(
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("atlas.jpeg", "--figure .* ends in '.jpeg'"), ("none/atlas.png", "there is no folder")],
+    [("atlas.jpeg", "ends in '.jpeg'; give a file"), ("none/atlas.png", "there is no folder")],
 )
 def test_a_figure_that_cannot_be_drawn_is_refused_first(
     name: str, words: str, dmle: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     code, said = dmle("atlas", "--figure", tmp_path / name)
-    assert code == 2
-    with pytest.raises(AssertionError, match=words):
-        raise AssertionError(" ".join(said.split()))
+    assert code == 2 and "--figure" in said and words in said
 
 
 # Adding.
