@@ -276,7 +276,7 @@ def test_an_entry_keeps_numbers_and_names_alone(tmp_path: Path) -> None:
 
 def test_an_entry_that_fails_a_check_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder of one machine; name the model"):
-        write_entry(tmp_path / "tiny", atlas(SMALL).profile, **{**GIVEN, "model": "./model"})
+        write_entry(tmp_path / "tiny", atlas(SMALL).profile, **(GIVEN | {"model": "./model"}))
     with pytest.raises(InputError, match="the provenance of Tiny: name"):
         write_entry(tmp_path / "Tiny", atlas(SMALL).profile, **GIVEN)
     with pytest.raises(InputError, match="the strategy combined reads more than the profile"):
@@ -312,7 +312,7 @@ def test_a_replaced_entry_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(writing, "check_entry", fail)
     with pytest.raises(InputError, match="no"):
-        write_entry(folder, atlas(SMALL).profile, **{**GIVEN, "model": "another"})
+        write_entry(folder, atlas(SMALL).profile, **(GIVEN | {"model": "another"}))
     entry = AtlasEntry(folder, "tiny")
     assert entry.about.model == "some/model" and isinstance(entry.about, About)
     assert sorted(path.name for path in folder.iterdir()) == before
