@@ -61,7 +61,11 @@ COMMANDS = (
         "atlas add {run} --name tiny --model tiny --weights random --out run/atlas --overwrite",
         "profile",
     ),
-    _step("select --from-atlas", "atlas add", "--from-atlas=run/atlas/tiny --overwrite"),
+    Command(
+        "select --from-atlas",
+        f"select --run {{run}} --config {IN}/config.yaml --from-atlas=run/atlas/tiny --overwrite",
+        "atlas add",
+    ),
     _step("edit", "select"),
     _step("evaluate", "edit"),
     _step("compare", "select", weight=0.7),
