@@ -104,7 +104,7 @@ def select(
 
         dmle select --run runs/mine --from-atlas
 
-        dmle select --run runs/gemma --model gemma3-270m --from-atlas gemma3-270m --width 3
+        dmle select --run runs/gemma --model gemma3-270m --from-atlas gemma3-270m --strategy window
     """
     flags = {"select.strategy": strategy, "select.width": width, "select.component": component}
     if not from_atlas:
