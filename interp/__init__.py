@@ -15,6 +15,7 @@ Select
     - `layer_profile`: the mean effect of each layer, per rule form (settings: `ProfileConfig`).
     - `select_layers`: the layers to edit, a `LayerSelection` (settings: `SelectConfig`).
     - `parse_layers`: a `LayerSelection` of layers that you name yourself.
+    - `atlas`: models whose profile and layers ship with this package.
 
 Run
     - `Run`: a run folder, on which every step of the command `dmle` can be called.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from interp.results.effects import indirect_effect, total_effect
     from interp.results.effects import load as load_maps
     from interp.rules.sources import load_rules
+    from interp.selection.atlas.entry import atlas
     from interp.selection.layers import LayerSelection, parse_layers
     from interp.selection.profiles import layer_profile
     from interp.selection.select import select_layers
@@ -47,6 +49,7 @@ __all__ = [
     "Run",
     "SelectConfig",
     "TraceConfig",
+    "atlas",
     "indirect_effect",
     "layer_profile",
     "load_maps",
@@ -65,6 +68,7 @@ _HOMES = {
     "Run": "app.run:Run",
     "SelectConfig": "config:SelectConfig",
     "TraceConfig": "config:TraceConfig",
+    "atlas": "selection.atlas.entry:atlas",
     "indirect_effect": "results.effects:indirect_effect",
     "layer_profile": "selection.profiles:layer_profile",
     "load_maps": "results.effects:load",

@@ -19,6 +19,7 @@ from interp.settings.sizes import parse_size
 from interp.vocabulary import Component, CorruptedSpan, Direction, Role, Split
 
 __all__ = [
+    "AtlasConfig",
     "ConfigError",
     "ModelConfig",
     "ProfileConfig",
@@ -207,6 +208,17 @@ class ProfileConfig(Section):
     bootstrap: Resamples = Field(default=1000, ge=10)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     seed: Seed = 0
+
+
+class AtlasConfig(Section):
+    """Which entry of the atlas of models is used in place of a trace of one's own."""
+
+    # The profile of a run holds the weights that it is of.
+    neutral: ClassVar[frozenset[str]] = frozenset({"entry"})
+
+    entry: str = Field(default="auto", min_length=1)
+    """auto (the entry of the run's model), a name that `dmle atlas` lists, or the folder of an
+    entry."""
 
 
 class SelectConfig(Section):

@@ -10,12 +10,14 @@ code. Anything else is a traceback, since it is a fault of the code.
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
+from interp.app.atlas_commands import app as atlas_app
+from interp.app.atlas_step import AUTO
 from interp.app.command_line import LAYERS_HELP, Common, TraceOptions, execute
+from interp.app.export_command import export
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
 from interp.app.steps import CHAIN
@@ -77,18 +79,20 @@ def select(
     ] = None,
     width: Annotated[int | None, Parameter(help="Number of layers of a window.")] = None,
     component: Annotated[str | None, Parameter(help="Profile to read: mlp, attn or resid.")] = None,
-    export_dmle: Annotated[
-        Path | None, Parameter(help="Also write the published driver's config.json here.")
-    ] = None,
-    export_easyedit: Annotated[
-        Path | None,
-        Parameter(help="Also write EasyEdit's MEMIT and AlphaEdit settings into this folder."),
+    from_atlas: Annotated[
+        bool | str | None,
+        Parameter(
+            help="Take the profile from the atlas (`dmle atlas`), not from a trace: the entry of"
+            " the run's model, or the one that is named.",
+            negative=(),
+        ),
     ] = None,
     common: Common | None = None,
 ) -> None:
     """Select the layers to edit for each group of forms, and give the reason.
 
-    A strategy that chooses rule by rule also writes `selection-rules.json`.
+    A strategy that chooses rule by rule also writes `selection-rules.json`. With `--from-atlas` no
+    trace is needed, if the atlas has the model. `dmle export` writes settings for other editors.
 
     For example:
 
@@ -98,15 +102,16 @@ def select(
 
         dmle select --run runs/mine --set select.max_width=6
 
-        dmle select --run runs/mine --export-dmle data/config.json --export-easyedit hparams
+        dmle select --run runs/mine --from-atlas
+
+        dmle select --run runs/gemma --model gemma3-270m --from-atlas gemma3-270m --strategy window
     """
     flags = {"select.strategy": strategy, "select.width": width, "select.component": component}
-    run = execute(["select"], common, flags)
-    if export_dmle or export_easyedit:
-        from interp.app.selection_steps import export_selection
-
-        for path in export_selection(run.selection, export_dmle, export_easyedit):
-            say(f"exported: {path}")
+    if not from_atlas:
+        execute(["select"], common, flags)
+        return
+    entry = AUTO if from_atlas is True else from_atlas
+    execute(["atlas", "select"], common, {**flags, "atlas.entry": entry})
 
 
 def run(
@@ -168,7 +173,8 @@ def application() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    for command in (trace, trace_prompt, profile, select, run, setup, rules_app):
+    own = (trace, trace_prompt, profile, select, atlas_app, export, run, setup, rules_app)
+    for command in own:
         app.command(command)
     for point in entry_points(group="dmle.commands"):
         app.command(point.load(), name=point.name)

@@ -29,6 +29,7 @@ RECORD = "made"
 """Attribute of a NetCDF file, key of a selection's provenance and of what is said of an edit."""
 VERSIONS = {
     "trace": 1,
+    "atlas": 1,
     "profile": 1,
     "select": 1,
     "evidence": 1,
@@ -53,6 +54,8 @@ MAKERS = {
     "tuning.nc": "tune",
 }
 """Files with a record, and the step that makes each."""
+COMMANDS = {"atlas": ("select", "--from-atlas")}
+"""Commands of the steps that are not called like them."""
 SHOWN = 3
 """Differences that are named."""
 _NONE = object()
@@ -235,7 +238,7 @@ def remedy(context: Context, steps: Sequence[str]) -> str:
 def command(context: Context, step: str) -> str:
     """A command line that runs a step on this run folder with the settings in force."""
     known = load_steps()
-    parts = ["dmle", step, "--run", str(context.run.path)]
+    parts = ["dmle", *COMMANDS.get(step, (step,)), "--run", str(context.run.path)]
     sections = {*COMMON, *known[step].sections}
     for flag, value in context.options:
         section, dot, _ = value.partition(".")

@@ -9,9 +9,10 @@ from interp.app.command_line import TEXT, ModelOptions, Stopped, TraceOptions
 from interp.app.run import raw_settings
 from interp.app.steps import Context, load_steps, parse_settings
 from interp.config import TraceConfig
+from interp.results.plots import find_plot
 from interp.results.printing import say
 from interp.results.run_folder import RunFolder
-from interp.tracing.one_prompt import DEFAULTS, PromptRequest, find_plot, report, trace_one
+from interp.tracing.one_prompt import DEFAULTS, PromptRequest, report, trace_one
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]"
 
@@ -94,6 +95,6 @@ def _trace(request: PromptRequest, tracing: TraceOptions, options: ModelOptions)
     shown = effects.choose_metric(traced)
     lines = [*report(shown), *estimates(traced), f"effect map: {request.map_path}"]
     if request.plot is not None:
-        find_plot().load()(shown, request.plot)
+        find_plot("prompt").load()(shown, request.plot)
         lines.append(f"figure: {request.plot}")
     return lines

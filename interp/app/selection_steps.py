@@ -1,9 +1,6 @@
 """What `dmle profile` and `dmle select` do in a run folder; neither needs a model."""
 
-import json
 from collections.abc import Sequence
-from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.app.steps import Context, Step
@@ -119,37 +116,6 @@ def _select(context: Context) -> str:
             " sets its own"
         )
     return "\n".join([*lines, f"selection: {folder / 'selection.json'}"])
-
-
-def export_selection(
-    selection: "LayerSelection", dmle: Path | None = None, easyedit: Path | None = None
-) -> list[Path]:
-    """Write selected layers into the files of other drivers.
-
-    Args:
-        selection: The layers.
-        dmle: The published driver's config.json.
-        easyedit: Folder for EasyEdit's settings, one file for each method and group.
-
-    Returns:
-        The files.
-
-    Raises:
-        DmleError: A group has no place in a file.
-    """
-    from interp.selection.exports import METHODS
-
-    model = str(selection.provenance.get("model", "unknown"))
-    texts: dict[Path, str] = {}
-    if dmle:
-        texts[dmle] = json.dumps(selection.to_dmle_config(), indent=2) + "\n"
-    if easyedit:
-        for method, group in product(METHODS, selection.groups):
-            name = f"{method}-{group.name.replace('+', '-')}.yaml"
-            texts[easyedit / name] = selection.to_easyedit_yaml(group.name, model, method)
-    for path, text in texts.items():
-        write_text(path, text)
-    return list(texts)
 
 
 PROFILE = Step(

@@ -8,7 +8,6 @@ and no run folder.
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from interp.config import TraceConfig
 from interp.errors import DmleError, TooLongError
+from interp.results.plots import PLOT_SUFFIXES, check_place, check_plot
 from interp.rules.scripts import checked, needed
 from interp.rules.sources import Rule, RulePrompt
 from interp.rules.spans import char_spans, check_phrases, subject_spans
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from interp.models.loading import LanguageModel
 
-PLOT_SUFFIXES = (".png", ".pdf")
 DEFAULT_MAP = Path("map.nc")
 DEFAULTS: dict[str, Any] = {"positions": "all", "answer_tokens": 4}
 """Trace settings that differ for a single prompt: all its tokens can be afforded, and a fact is
@@ -86,24 +85,13 @@ class PromptRequest:
         """
         self._check_text(config)
         if self.plot is not None:
-            if self.plot.suffix.lower() not in PLOT_SUFFIXES:
-                raise DmleError(
-                    f"--plot {self.plot} ends in {self.plot.suffix!r}; give a file ending in .png"
-                    " or .pdf"
-                )
-            find_plot()
+            check_plot("prompt", self.plot, "--plot")
         if self.map_path.suffix.lower() in PLOT_SUFFIXES:
             raise DmleError(
                 f"--out {self.map_path} is for the effect map, a NetCDF file; give a name ending"
                 " in .nc"
             )
-        for flag, path in (("--plot", self.plot), ("--out", self.map_path)):
-            if path is not None and not path.parent.is_dir():
-                raise DmleError(
-                    f"{flag} {path}: there is no folder {path.parent}; make it, or give another"
-                )
-            if path is not None and path.is_dir():
-                raise DmleError(f"{flag} {path} is a folder; give the name of a file")
+        check_place(self.map_path, "--out")
         if self.map_path.exists() and not overwrite:
             _check_replaceable(self.map_path)
 
@@ -135,21 +123,6 @@ class PromptRequest:
             )
         if not isinstance(config.span, str):
             check_phrases(self.prompt, config.span)
-
-
-def find_plot() -> EntryPoint:
-    """What draws the map of one prompt into a file: the entry point `prompt` of `dmle.plots`.
-
-    Raises:
-        ValueError: No installed package has it.
-    """
-    found = list(entry_points(group="dmle.plots", name="prompt"))
-    if not found:
-        raise DmleError(
-            "--plot: no installed package draws effect maps; install this one again (pip install"
-            " -e .)"
-        )
-    return found[0]
 
 
 def trace_one(

@@ -39,6 +39,9 @@ ONLY_PARSED = {
     "profile": "needs the maps of a long trace",
     "evidence": "loads a model, for minutes",
     "select": "needs the profile of a long trace",
+    "export": "needs a selection; tests/unit/interp/selection/test_exports.py runs it",
+    "atlas": "tests/unit/interp/app/test_atlas_commands.py runs it",
+    "atlas add": "needs the profile of a long trace",
     "regret": "needs a long sweep",
     "figures": "needs the results of a long run",
     "report": "needs the results of a long run",
@@ -84,12 +87,13 @@ def help_lines() -> list[tuple[str, list[str]]]:
     """Command and words of each example in the help texts."""
     from importlib.metadata import entry_points
 
+    from interp.app import atlas_commands as atlas
     from interp.app import commands as cli
     from interp.app.rules_commands import build, check, export, stats
 
     functions = [cli.trace, cli.trace_prompt, cli.profile, cli.select, cli.run, cli.setup]
     functions += [point.load() for point in entry_points(group="dmle.commands")]
-    functions += [build, check, export, stats]
+    functions += [build, check, export, stats, cli.export, atlas.show, atlas.add]
     lines = []
     for function in functions:
         for part in (inspect.getdoc(function) or "").split("\n\n"):  # a long line is broken
@@ -113,6 +117,8 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
         assert is_run(words) or words[0] in ONLY_PARSED or " ".join(words[:2]) in ONLY_PARSED, words
 
 
+WITHOUT_SETTINGS = ("rules_commands", "atlas_commands", "export_command")
+"""Modules of commands that take no settings."""
 CHECKED = ("trace", "edit", "evaluate", "compare", "tune", "sweep", "sequence")
 """Steps whose check needs rules and settings alone."""
 
@@ -157,7 +163,7 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         raise Reached
 
     command, bound, _ = cli.application().parse_args(words, exit_on_error=False, print_error=False)
-    if command is cli.setup or command.__module__ == "interp.app.rules_commands":
+    if command is cli.setup or command.__module__.removeprefix("interp.app.") in WITHOUT_SETTINGS:
         return None
     monkeypatch.setattr(Run, "check", check)
     monkeypatch.setattr(RunFolder, "settings", {})  # a folder of this name may be here

@@ -54,8 +54,17 @@ COMMANDS = (
         " --plot=run/map.png --model={model} --samples=2 --set trace.answer_tokens=2",
     ),
     _step("profile", "trace"),
-    _step(
-        "select", "profile", "--export-dmle run/out/config.json --export-easyedit run/out/hparams"
+    _step("select", "profile"),
+    Command("export", "export --run {run} --for easyedit --out run/out/hparams", "select"),
+    Command(
+        "atlas add",
+        "atlas add {run} --name tiny --model tiny --weights random --out run/atlas --overwrite",
+        "profile",
+    ),
+    Command(
+        "select --from-atlas",
+        f"select --run {{run}} --config {IN}/config.yaml --from-atlas=run/atlas/tiny --overwrite",
+        "atlas add",
     ),
     _step("edit", "select"),
     _step("evaluate", "edit"),

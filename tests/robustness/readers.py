@@ -387,11 +387,13 @@ def _interrupt(model: Any, config: Any, folder: Path) -> None:
 def _json(states: States) -> list[FileReader]:
     from editing.studies.cells import read_cell
     from figures.answers import read_answers
+    from interp.selection.atlas.entry import atlas
     from interp.selection.layers import LayerSelection, load_for_rules
     from interp.tracing.knowledge import read_rows
 
     cell = next((states.after("sweep") / RUN / "sweep").glob("*/*.json"))
     selected = states.after("select") / RUN
+    about = states.after("atlas add") / RUN / "atlas" / "tiny" / "about.json"
 
     def read_one(path: Path) -> Any:
         found = read_cell(path)
@@ -427,6 +429,13 @@ def _json(states: States) -> list[FileReader]:
             _alone(states, selected / "selection.json"),
             "selection.json",
             lambda root: LayerSelection.load(root / "selection.json"),
+            both,
+        ),
+        FileReader(
+            "atlas entry",
+            _alone(states, about),
+            about.name,
+            lambda root: atlas(root).about,
             both,
         ),
         FileReader(

@@ -34,6 +34,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 OF_FILE = {
     "trace": ("profile.nc", "selection.json", "scores.nc"),
+    "atlas": ("profile.nc",),
     "profile": ("selection.json", "scores.nc", "regret.nc"),
     "select": ("scores.nc", "regret.nc"),
     "covariance": ("scores.nc", "evidence.nc", "sweep.nc", "tuning.nc"),

@@ -166,54 +166,55 @@ def save_profile(path: Path) -> None:
     effects.save(recorded(with_means(profile), "profile", "profile"), path)
 
 
-def test_select_writes_the_files_of_other_drivers(
+def test_export_writes_the_files_of_other_drivers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run, config, folder = tmp_path / "run", tmp_path / "data" / "config.json", tmp_path / "hparams"
     save_profile(run / "profile.nc")
     known(run)
-    cli.main(
-        [
-            "select",
-            "--run",
-            str(run),
-            "--export-dmle",
-            str(config),
-            "--export-easyedit",
-            str(folder),
-        ]
-    )
+    cli.main(["select", "--run", str(run)])
+    cli.main(["export", "--run", str(run), "--for", "dmle", "--out", str(config)])
     assert json.loads(config.read_text(encoding="utf-8")) == [
         {"name": "f_d", "layers": [3, 4, 5]},
         {"name": "ins", "layers": [6, 7, 8]},
     ]
+    line = ["export", "--run", str(run), "--for", "easyedit", "--out", str(folder)]
+    cli.main(line)
     written = {
         path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in folder.iterdir()
     }
     groups = ("formula-description", "instance")
     assert set(written) == {f"{method}-{group}.yaml" for method in METHODS for group in groups}
     assert written["AlphaEdit-instance.yaml"]["layers"] == [6, 7, 8]
+    assert written["AlphaEdit-instance.yaml"]["model_name"] == "smollm2-135m"
     assert f"exported: {config}" in capfd.readouterr().err
+    cli.main([*line, "--model", "some/model"])
+    named = yaml.safe_load((folder / "AlphaEdit-instance.yaml").read_text(encoding="utf-8"))
+    assert named["model_name"] == "some/model"
 
 
-def test_select_says_what_cannot_be_exported(
+def test_export_of_an_entry_of_the_atlas_needs_no_run(tmp_path: Path) -> None:
+    out = tmp_path / "config.json"
+    cli.main(["export", "--atlas", "smollm2-135m", "--for", "dmle", "--out", str(out)])
+    assert json.loads(out.read_text(encoding="utf-8")) == [
+        {"name": "f_d", "layers": [4, 5, 6, 7, 8, 9]},
+        {"name": "ins", "layers": [4, 5, 6, 7, 8, 9, 10]},
+    ]
+
+
+def test_export_says_what_is_missing_or_cannot_be_exported(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    line = ["export", "--run", str(tmp_path), "--for", "dmle", "--out", str(tmp_path / "c.json")]
+    with pytest.raises(SystemExit):
+        cli.main(line)
+    assert f"run `dmle select --run {tmp_path}` first" in capfd.readouterr().err
     save_profile(tmp_path / "profile.nc")
     known(tmp_path)
     forms = "select.groups=[[formula], [instance]]"
+    cli.main(["select", "--run", str(tmp_path), "--set", forms])
     with pytest.raises(SystemExit):
-        cli.main(
-            [
-                "select",
-                "--run",
-                str(tmp_path),
-                "--set",
-                forms,
-                "--export-dmle",
-                str(tmp_path / "c.json"),
-            ]
-        )
+        cli.main(line)
     assert (
         "error: the published driver has one stage for formula and description"
         in capfd.readouterr().err

@@ -13,7 +13,7 @@ import xarray as xr
 
 from figures import effect_map
 from interp.config import TraceConfig
-from interp.results import effects
+from interp.results import effects, plots
 from interp.tracing import one_prompt
 from interp.tracing.one_prompt import PromptRequest
 
@@ -187,10 +187,10 @@ def test_only_a_map_of_one_prompt_is_replaced_unasked(tmp_path: Path) -> None:
 def test_a_plot_that_nobody_draws_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert one_prompt.find_plot().load() is effect_map.save_prompt_panel
-    monkeypatch.setattr(one_prompt, "entry_points", lambda **which: [])
+    assert plots.find_plot("prompt").load() is effect_map.save_prompt_panel
+    monkeypatch.setattr(plots, "entry_points", lambda **which: [])
     with pytest.raises(
-        ValueError, match="no installed package draws effect maps; install this one again"
+        ValueError, match="no installed package draws 'prompt'; install this one again"
     ):
         PromptRequest(PROMPT, "square", plot=tmp_path / "map.png").check(TraceConfig())
 
