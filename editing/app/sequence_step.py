@@ -80,11 +80,13 @@ def _shown(table: "pd.DataFrame") -> str:
 def _check_sequence(context: Context) -> None:
     from editing.editors.registry import options_of
     from editing.edits.requests import requests_of
-    from editing.studies.sequence import check_editors
+    from editing.studies.arms import is_by_rule
+    from editing.studies.sequence_checks import check_arms
 
     config = context.settings(EditConfig)
     settings = {name: config.settings_of(name) for name in config.editors}
-    check_editors(settings)
+    by_rule = [name for name, each in settings.items() if is_by_rule(each)]
+    check_arms(settings, context.settings(SequenceConfig), by_rule)
     for each in settings.values():
         options_of(each)
     for rule in edited_rules(context, config):
