@@ -31,7 +31,7 @@ SHOWN = (
 
 
 def _sequence(context: Context) -> str:
-    from editing.studies.arms import make_arms
+    from editing.studies.arms import make_arms, own_lines
     from editing.studies.lengths import check_edits, check_rules
     from editing.studies.sequence import edit_many, remove_others, write_many
     from interp.app import freshness
@@ -67,6 +67,7 @@ def _sequence(context: Context) -> str:
     study.data.attrs[freshness.RECORD] = record.text()
     path = write_many(study, folder)
     lines = [_shown(study.table), f"scores: {path}; for people: {folder / 'sequence.csv'}"]
+    lines += own_lines(arms)
     return "\n".join([*lines, *(f"{name}: {error}" for name, error in study.errors.items())])
 
 

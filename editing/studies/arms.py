@@ -58,10 +58,7 @@ class Place:
         """In words."""
         if self.of_rules is None:
             return layers_text(self.layers) if self.layers else "in context, no layers"
-        rules = list(self.of_rules)
-        shown = [f"{rule} ({layers_text(self.layers_of(rule))})" for rule in rules[:SHOWN]]
-        more = f", and {len(rules) - SHOWN} more rules" if len(rules) > SHOWN else ""
-        return f"each rule's own layers: {', '.join(shown)}{more}"
+        return own_text(self.of_rules)
 
 
 @dataclass(frozen=True)
@@ -115,6 +112,20 @@ def layers_text(layers: Mapping[str, Sequence[int]]) -> str:
     return "; ".join(
         f"{group}: layers {', '.join(map(str, each))}" for group, each in layers.items()
     )
+
+
+def own_text(of_rules: Mapping[str, LayerSelection]) -> str:
+    """Layers of each rule's own in words, of the first rules."""
+    texts = {rule: layers_text(by_group(own)) for rule, own in of_rules.items()}
+    shown = [f"{rule} ({text})" for rule, text in list(texts.items())[:SHOWN]]
+    more = f", and {len(texts) - SHOWN} more rules" if len(texts) > SHOWN else ""
+    return f"each rule's own layers: {', '.join(shown)}{more}"
+
+
+def own_lines(arms: Iterable[Arm]) -> list[str]:
+    """A line for each arm that has layers of each rule's own."""
+    named = [(arm.name, arm.bench.of_rules) for arm in arms]
+    return [f"{name}: {own_text(own)}" for name, own in named if own is not None]
 
 
 def file_read(settings: EditorSettings) -> str | None:

@@ -88,13 +88,16 @@ def select(
 ) -> None:
     """Select the layers to edit for each group of forms, and give the reason.
 
-    A strategy that chooses rule by rule also writes `selection-rules.json`.
+    A strategy that chooses rule by rule also writes `selection-rules.json`, which edits with
+    layers: adaptive read.
 
     For example:
 
         dmle select --run runs/mine
 
         dmle select --run runs/mine --strategy window --width 5
+
+        dmle select --run runs/mine --strategy adaptive
 
         dmle select --run runs/mine --set select.max_width=6
 
