@@ -270,8 +270,11 @@ def make_arms(
     """
     settings = {name: config.settings_of(name) for name in config.editors}
     ids = [rule.id for rule in rules]
+    edited = {name: ids[:few_rules] if name in few else ids for name in settings}
     if places is None:
-        places = {name: resolve(model, each, selected, ids) for name, each in settings.items()}
+        places = {
+            name: resolve(model, each, selected, edited[name]) for name, each in settings.items()
+        }
     needed = sorted({layer for place in places.values() for layer in place.statistics})
     training = training_rules(settings.values())
     bench = Workbench(
@@ -282,7 +285,7 @@ def make_arms(
     arms = []
     for name, each in settings.items():
         place = places[name]
-        own = frozenset(ids[:few_rules] if name in few else ids)
+        own = frozenset(edited[name])
         at = replace(bench, layers=place.block, chosen=place.chosen, of_rules=place.of_rules)
         arms.append(Arm(name, each, at, tuple(seeds or (each.seed,)), place.layers, own))
     return arms

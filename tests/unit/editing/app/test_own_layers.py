@@ -1,7 +1,7 @@
 """`edit.layers=adaptive`: each rule is edited in layers of its own, and what speaks against it."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ import pytest
 import torch
 
 import editing
-from editing.config import CovarianceConfig
+from editing.closed_form.covariance import Covariances
+from editing.config import CovarianceConfig, EditConfig
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
+from editing.studies.arms import Selected, make_arms
+from editing.studies.sequence import edit_many
 from interp.errors import DamagedError, InputError
 from interp.models.loading import LanguageModel, load
 from interp.results.checksums import write_json
@@ -307,6 +310,26 @@ def _refused_in_python(model: LanguageModel, rules: tuple[Rule, ...], run: Path)
         editing.edit(model, square, deep)
     with pytest.raises(InputError, match=r"memit knows no groups of forms"):
         editing.MEMIT(own_layers())
+
+
+def test_an_arm_of_a_few_rules_needs_layers_and_statistics_of_these_alone(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...], statistics: Covariances, tmp_path: Path
+) -> None:
+    asked: list[Sequence[int]] = []
+
+    def measured(layers: Sequence[int]) -> Covariances:
+        asked.append(layers)
+        return statistics
+
+    config = EditConfig.model_validate({"editors": ["dmle"], "layers": "adaptive", "contexts": 0})
+    of_rules = own_layers({"square-area": "0/2"})
+    options: Any = {"statistics": measured, "selected": Selected(of_rules=of_rules)}
+    arms = make_arms(tiny_llama, config, rules, few=["dmle"], few_rules=1, **options)
+    assert asked == [[0, 2]] and arms[0].rules == {"square-area"}
+    with pytest.raises(InputError, match="no layers of its own for cube-volume"):
+        make_arms(tiny_llama, config, rules, **options)
+    with pytest.raises(InputError, match="the order batch is one edit of all rules by dmle"):
+        edit_many(tiny_llama, rules[:1], arms, tmp_path)
 
 
 def test_a_file_of_layers_is_of_either_kind(run: Path, tmp_path: Path) -> None:
