@@ -117,7 +117,8 @@ class EditorSettings(TargetConfig):
 
     editor: str = "dmle"
     layers: str = "auto"
-    """Layers of DMLE: "auto" (the run's selection), a selection.json, or "3,4,5/12,13,14"."""
+    """Layers of DMLE: "auto" (the run's selection), "adaptive" (each rule's own, of the run's
+    selection-rules.json), a file of either kind, or "3,4,5/12,13,14"."""
     block: str = "auto"
     """Layers of every other editor, such as "4-8". "auto": the published ones, scaled to the depth
     (see the editor's file)."""

@@ -24,7 +24,9 @@ from interp.selection.layers import LayerSelection
 from interp.settings.section import Section, explained
 
 Settings = TypeVar("Settings", bound=Section)
-Layers = LayerSelection | str | Sequence[int] | Sequence[Sequence[int]]
+Layers = (
+    LayerSelection | Mapping[str, LayerSelection] | str | Sequence[int] | Sequence[Sequence[int]]
+)
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,12 @@ class Recipe:
         settings: Which editor, and how.
         selection: Layers by group of forms, for an editor that knows groups; None: those of the
             settings.
+        of_rules: The same by a rule's id, where each rule has layers of its own.
     """
 
     settings: EditorSettings
     selection: LayerSelection | None = None
+    of_rules: Mapping[str, LayerSelection] | None = None
 
     @classmethod
     def of(cls, name: str, layers: Layers | None = None, **settings: Any) -> "Recipe":
@@ -47,7 +51,8 @@ class Recipe:
         Args:
             name: Name of an editor, such as "memit".
             layers: "4-8" or [4, 5, 6]; for an editor that knows groups of forms a
-                `LayerSelection`, or "3-5/12-13": layers of formula and description / of instance.
+                `LayerSelection`, or "3-5/12-13": layers of formula and description / of instance;
+                or one for each rule, by its id (`interp.selection.adaptive.select_for_rules`).
                 None: the published ones, scaled to the model's depth.
             settings: Settings of the section `edit` (docs/configuration.md), such as `steps=10`.
 
@@ -66,9 +71,10 @@ class Recipe:
             raise InputError(
                 f"{name} needs layers: a LayerSelection of interp.select_layers, or 3-5/12-13"
             )
-        if selection is None:
+        of_rules = layers if isinstance(layers, Mapping) else None
+        if selection is None and of_rules is None:
             values["layers"] = layers
-        return cls(_checked(EditorSettings, "edit", values), selection)
+        return cls(_checked(EditorSettings, "edit", values), selection, of_rules)
 
 
 def edit(
@@ -115,6 +121,7 @@ def edit(
             requests,
             settings,
             selection=recipe.selection,
+            of_rules=recipe.of_rules,
             statistics=statistics,
             given_rules=training_rules,
             evaluated=[each for each in asked if isinstance(each, Rule)],
@@ -189,6 +196,8 @@ def InContext(*, demonstrations: int = 0, **settings: Any) -> Recipe:
 
 def _one_group(name: str, layers: Layers) -> Any:
     """Layers for an editor that knows no groups, as its settings take them."""
+    if isinstance(layers, Mapping):
+        raise InputError(f"{name} knows no groups of forms, and no layers of each rule's own")
     if not isinstance(layers, LayerSelection):
         return layers
     if len(layers.groups) != 1:

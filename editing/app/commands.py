@@ -94,6 +94,8 @@ def edit(
 
         dmle edit --run runs/mine --layers 3,4,5/12,13,14
 
+        dmle edit --run runs/mine --layers adaptive --editors dmle
+
         dmle edit --run runs/mine --set edit.lookup=rule_word_last --set edit.protection=joint
 
         dmle edit --run runs/mine --editors dmle,memit,alphaedit,rome,ft,lora,grace,ice,ike
@@ -133,8 +135,8 @@ def compare(
 
     All arms get the same requests. One file per rule, arm and seed: a stopped comparison continues,
     and several processes may work on one run folder. A failure of an arm is counted, never scored
-    as zero. Arms with layers: auto need `selection.json` in the run folder. --editors and --set
-    override a preset.
+    as zero. Arms with layers: auto need `selection.json` in the run folder, those with layers:
+    adaptive `selection-rules.json`. --editors and --set override a preset.
 
     For example:
 

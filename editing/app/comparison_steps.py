@@ -52,6 +52,7 @@ def _total(arms: "Sequence[Arm]") -> int:
 
 
 def _compare(context: Context) -> str:
+    from editing.studies.arms import own_lines
     from editing.studies.cells import remove_others
     from editing.studies.comparison import compare
     from editing.studies.comparison_files import write_comparison
@@ -88,6 +89,7 @@ def _compare(context: Context) -> str:
             f" {folder / 'answers.csv'}"
         ),
         f"as the published driver writes them: {folder / 'published'}",
+        *own_lines(arms),
         *failures,
     ]
     return "\n".join(lines)

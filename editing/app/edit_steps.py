@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from interp.app.steps import Context, Step
+from interp.errors import InputError
 from interp.rules.sources import Rule
 
 if TYPE_CHECKING:
@@ -16,9 +19,8 @@ if TYPE_CHECKING:
     from editing.closed_form.workbench import Workbench
     from editing.edits.protocol import Edit
     from editing.edits.requests import EditRequest
-    from editing.studies.arms import Place
+    from editing.studies.arms import Place, Selected
     from interp.app.freshness import Made
-    from interp.selection.layers import LayerSelection
 
 REMARKS_SHOWN = 12
 ANSWERS_SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
@@ -50,7 +52,7 @@ def measured(context: Context, layers: Sequence[int]) -> "Covariances":
 
 
 def fresh_selection(context: Context, config: EditConfig | None = None) -> None:
-    """See that the run's selection, if an arm takes its layers, was made with what is in force.
+    """See that the run's files of layers that arms read were made with what is in force.
 
     Raises:
         RunError: It is missing.
@@ -58,37 +60,55 @@ def fresh_selection(context: Context, config: EditConfig | None = None) -> None:
     """
     from interp.app import freshness
 
-    if reads_selection(config or context.settings(EditConfig)):
-        context.run.need("selection.json", "select")
-        freshness.check(context, "selection.json")
+    for name in selections_read(config or context.settings(EditConfig)):
+        need_selection(context, name)
+        freshness.check(context, name)
 
 
-def reads_selection(config: EditConfig) -> bool:
-    """Whether an arm takes the layers of the run's `selection.json`."""
-    from editing.studies import arms
+def selections_read(config: EditConfig) -> list[str]:
+    """Files of the run that arms take their layers of."""
+    from editing.studies.arms import file_read
 
-    return any(arms.reads_selection(config.settings_of(name)) for name in config.editors)
+    names = [file_read(config.settings_of(name)) for name in config.editors]
+    return [name for name in dict.fromkeys(names) if name is not None]
 
 
-def selected_layers(context: Context, config: EditConfig) -> "LayerSelection | None":
-    """The run's selection, if an arm asks for it.
+def need_selection(context: Context, name: str) -> Path:
+    """A file of the run that holds layers.
+
+    Raises:
+        RunError: It is missing; names the command that makes it.
+    """
+    from editing.closed_form.chosen_layers import ADAPTIVE, RUN_FILES
+
+    by_rule = ("--strategy", "adaptive") if name == RUN_FILES[ADAPTIVE] else ()
+    return context.run.need(name, "select", *by_rule)
+
+
+def selected_layers(context: Context, config: EditConfig) -> "Selected":
+    """What the run has selected, as far as arms ask for it.
 
     Raises:
         RunError: It is missing.
         StaleError: It was made for another model.
     """
-    from editing.studies.arms import check_selection
-    from interp.selection.layers import LayerSelection
+    from editing.closed_form.chosen_layers import ADAPTIVE, AUTO, RUN_FILES
+    from editing.studies.arms import Selected, check_layers
+    from interp.selection.layers import LayerSelection, load_for_rules
 
-    if not reads_selection(config):
-        return None
-    path = context.run.need("selection.json", "select")
-    selection = LayerSelection.load(path)
-    check_selection(context.model, selection, path)
-    return selection
+    read, selected = selections_read(config), Selected()
+    if RUN_FILES[AUTO] in read:
+        path = need_selection(context, RUN_FILES[AUTO])
+        selected = replace(selected, population=(selection := LayerSelection.load(path)))
+        check_layers(context.model, selection, path)
+    if RUN_FILES[ADAPTIVE] in read:
+        path = need_selection(context, RUN_FILES[ADAPTIVE])
+        selected = replace(selected, of_rules=(of_rules := load_for_rules(path)))
+        check_layers(context.model, of_rules, path)
+    return selected
 
 
-def places_of(context: Context, config: EditConfig) -> "dict[str, Place]":
+def places_of(context: Context, config: EditConfig, rules: Sequence[Rule]) -> "dict[str, Place]":
     """Where every arm edits. All are found before any work: a wrong layer in the last arm should
     not wait for the others.
 
@@ -99,7 +119,8 @@ def places_of(context: Context, config: EditConfig) -> "dict[str, Place]":
 
     selected = selected_layers(context, config)
     arms = {name: config.settings_of(name) for name in config.editors}
-    return {name: resolve(context.model, each, selected) for name, each in arms.items()}
+    ids = [rule.id for rule in rules]
+    return {name: resolve(context.model, each, selected, ids) for name, each in arms.items()}
 
 
 def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
@@ -110,7 +131,7 @@ def record_of_scores(context: Context, step: str, *sections: str) -> "Made":
     config = context.settings(EditConfig)
     closed = any(needs(config.settings_of(name), "statistics") for name in config.editors)
     statistics = ["covariance"] if closed else []
-    inputs = ["selection.json"] if reads_selection(config) else []
+    inputs = selections_read(config)
     return made(context, step, ["edit", *statistics, *sections], inputs=inputs, rules=["edit"])
 
 
@@ -124,10 +145,10 @@ def _edit(context: Context) -> str:
 
     config, model = context.settings(EditConfig), context.model
     settings = [config.settings_of(name) for name in config.editors]
-    places, rules = places_of(context, config), edited_rules(context, config)
+    rules = edited_rules(context, config)
+    places = places_of(context, config, rules)
     check_edits(model, rules, settings)
-    layers = {name: place.layers for name, place in places.items()}
-    plans = plan(context, rules, layers, training_rules(settings))
+    plans = plan(context, rules, places, training_rules(settings))
     arms = make_arms(
         model, config, rules, statistics=lambda needed: measured(context, needed), places=places
     )
@@ -257,9 +278,9 @@ def _edits_of(
     from editing.studies.arms import training_rules
 
     arms = {name: config.settings_of(name) for name in config.editors}
-    layers = {name: place.layers for name, place in places_of(context, config).items()}
+    places = places_of(context, config, rules)
     of_arms: dict[str, dict[str, Edit]] = {}
-    for name, planned in plan(context, rules, layers, training_rules(arms.values())).items():
+    for name, planned in plan(context, rules, places, training_rules(arms.values())).items():
         edits = load_planned(context, planned)
         if config.mode == "sequential" and not together(config, arms[name]):
             deltas = [edit for edit in edits if isinstance(edit, EditDelta)]
@@ -302,13 +323,18 @@ def answer_text(answers: Iterable[dict[str, object]]) -> str:
 
 
 def _check_edit(context: Context) -> None:
+    from editing.closed_form.chosen_layers import one_plan
     from editing.editors.registry import options_of
     from editing.edits.requests import requests_of
+    from editing.studies.arms import is_by_rule
 
     config = context.settings(EditConfig)
     settings = [config.settings_of(name) for name in config.editors]
     for each in settings:
         options_of(each)
+        if config.mode == "batch" and is_by_rule(each):
+            one_by_one = "edit the rules one by one (edit.mode=single or sequential)"
+            raise InputError(one_plan("edit.mode=batch is one edit of all rules", one_by_one))
     lookups = {each.lookup for each in settings}
     for rule in edited_rules(context, config):
         for lookup in sorted(lookups):

@@ -24,6 +24,7 @@ from interp.rules.sources import Rule
 
 if TYPE_CHECKING:
     from editing.edits.protocol import Edit
+    from editing.studies.arms import Place
     from interp.models.loading import LanguageModel
 
 ALL = "_all"
@@ -81,7 +82,7 @@ class Planned:
 def plan(
     context: Context,
     rules: Sequence[Rule],
-    layers: Mapping[str, Mapping[str, Sequence[int]]],
+    places: "Mapping[str, Place]",
     training: Sequence[Rule],
 ) -> dict[str, list[Planned]]:
     """The edits of every arm, in the order in which they are made.
@@ -89,7 +90,7 @@ def plan(
     Args:
         context: Settings and model.
         rules: Rules that are edited.
-        layers: Layers that each arm writes, by group of forms.
+        places: Where each arm edits.
         training: Rules that IKE demonstrates with, and that prompts are retained of.
 
     Raises:
@@ -97,7 +98,7 @@ def plan(
             cannot be read, or fewer prompts can be retained than are asked for.
     """
     config = context.settings(EditConfig)
-    arms = {name: config.settings_of(name) for name in layers}
+    arms = {name: config.settings_of(name) for name in places}
     closed = any(needs(settings, "statistics") for settings in arms.values())
     statistics = context.settings(CovarianceConfig)
     of_statistics = statistics_of(context.model, statistics) if closed else {}
@@ -107,12 +108,11 @@ def plan(
         shared = {
             "version": VERSIONS["edit"],
             "weights": context.model.weight_hash,
-            "layers": {forms: list(each) for forms, each in layers[name].items()},
             "settings": _settings(settings),
             "statistics": of_statistics if needs(settings, "statistics") else {},
             "demonstrations": shown if needs(settings, "training rules") else [],
         }
-        plans[name] = _plan_of_arm(context, name, rules, shared, training)
+        plans[name] = _plan_of_arm(context, name, rules, places[name], shared, training)
     return plans
 
 
@@ -120,6 +120,7 @@ def _plan_of_arm(
     context: Context,
     arm: str,
     rules: Sequence[Rule],
+    place: "Place",
     shared: Mapping[str, Any],
     training: Sequence[Rule],
 ) -> list[Planned]:
@@ -133,8 +134,10 @@ def _plan_of_arm(
         # Each edit of a sequence is evaluated with all others in place.
         evaluated = tuple(group if config.mode == "single" else rules)
         kept = retained(settings, training, requests, evaluated) if settings.retained else []
+        layers = place.layers_of(group[0].id)
         about = {
             **shared,
+            "layers": {forms: list(each) for forms, each in layers.items()},
             "retained": [[each.rule, each.form] for each in kept],
             "requests": {rule.id: _digest(requests, rule) for rule in group},
             "earlier": planned[-1].fingerprint if in_sequence else "",

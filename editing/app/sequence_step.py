@@ -31,7 +31,7 @@ SHOWN = (
 
 
 def _sequence(context: Context) -> str:
-    from editing.studies.arms import make_arms
+    from editing.studies.arms import make_arms, own_lines
     from editing.studies.lengths import check_edits, check_rules
     from editing.studies.sequence import edit_many, remove_others, write_many
     from interp.app import freshness
@@ -67,6 +67,7 @@ def _sequence(context: Context) -> str:
     study.data.attrs[freshness.RECORD] = record.text()
     path = write_many(study, folder)
     lines = [_shown(study.table), f"scores: {path}; for people: {folder / 'sequence.csv'}"]
+    lines += own_lines(arms)
     return "\n".join([*lines, *(f"{name}: {error}" for name, error in study.errors.items())])
 
 
@@ -80,11 +81,13 @@ def _shown(table: "pd.DataFrame") -> str:
 def _check_sequence(context: Context) -> None:
     from editing.editors.registry import options_of
     from editing.edits.requests import requests_of
-    from editing.studies.sequence import check_editors
+    from editing.studies.arms import is_by_rule
+    from editing.studies.sequence_checks import check_arms
 
     config = context.settings(EditConfig)
     settings = {name: config.settings_of(name) for name in config.editors}
-    check_editors(settings)
+    by_rule = [name for name, each in settings.items() if is_by_rule(each)]
+    check_arms(settings, context.settings(SequenceConfig), by_rule)
     for each in settings.values():
         options_of(each)
     for rule in edited_rules(context, config):

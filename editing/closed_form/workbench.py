@@ -5,7 +5,7 @@ once, when an editor first asks for it; `asked` gives the same workbench with ot
 settings on it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ class Workbench:
         selection: Layers of each group of forms; what `layers: auto` stands for.
         chosen: Layers of each group of forms, whatever the settings say: found once, for all edits
             of an arm (see `editing.studies.arms.resolve`).
+        of_rules: The same by a rule's id, where each rule has layers of its own. An edit is of one
+            rule then.
         options: Settings that the editor alone has (see `editing.editors.registry`).
         statistics: Second moments of keys of the *unedited* model: measured already, or when they
             are first needed.
@@ -57,6 +59,7 @@ class Workbench:
     layers: tuple[int, ...] = ()
     selection: LayerSelection | None = None
     chosen: LayerSelection | None = None
+    of_rules: Mapping[str, LayerSelection] | None = None
     options: Any = None
     statistics: Covariances | Statistics | None = None
     given_contexts: Sequence[str] | None = None

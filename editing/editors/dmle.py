@@ -56,12 +56,18 @@ def edit(bench: Workbench) -> EditDelta:
         layers={group.name: list(group.layers) for group in selection.groups},
         contexts=list(bench.contexts),
         covariance=bench.covariances(layers).about,
+        own=_own_layers(bench),
     )
     if bench.settings.protection == "joint":
         plan = [selection.layers_of(request.form) for request in bench.requests]
         return edit_jointly(bench, plan, report)
     stages = _stages(bench, selection)
     return merge(stages, report.with_values(stages=[stage.report for stage in stages]))
+
+
+def _own_layers(bench: Workbench) -> dict[str, str]:
+    """Whose the layers are, where they are of one rule alone."""
+    return {} if bench.of_rules is None else {"own_layers_of": bench.requests[0].rule}
 
 
 def _stages(bench: Workbench, selection: LayerSelection) -> list[EditDelta]:

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
+from editing.closed_form.chosen_layers import with_layers
 from editing.closed_form.spreading import (
     ClosedForm,
     Problem,
@@ -37,7 +38,7 @@ from editing.edits.report import EditReport
 from editing.evaluation.scoring import question_of, teacher_forced
 from editing.names import editor_names
 from interp.errors import InputError
-from interp.selection.layers import LayerSelection, parse_layers
+from interp.selection.layers import parse_layers
 from interp.settings.section import Section, explained
 
 Need = Literal["statistics", "lookup", "groups", "training rules", "earlier requests"]
@@ -267,8 +268,7 @@ def ready(bench: Workbench) -> Workbench:
     bench = replace(bench, options=options_of(settings))
     if needs(settings, "groups"):
         solver(settings.solver)
-        chosen = bench.chosen or selection_of(settings, n_layers, bench.selection)
-        bench = replace(bench, selection=chosen, chosen=chosen)
+        bench = with_layers(bench)
     elif not bench.layers:
         bench = replace(bench, layers=block_of(settings, n_layers))
     if not needs(settings, "earlier requests"):
@@ -325,34 +325,6 @@ def options_of(settings: EditorSettings) -> Section | None:
         return options.model_validate(settings.options)
     except ValidationError as error:
         raise InputError(explained("edit.options", options, error)) from error
-
-
-def selection_of(
-    settings: EditorSettings, n_layers: int, selected: LayerSelection | None
-) -> LayerSelection:
-    """Layers of each group of forms: the run's selection, a file's, or those given by hand.
-
-    Raises:
-        InputError: `auto` without a selection, or layers that are outside the model.
-    """
-    if settings.layers == "auto":
-        if selected is None:
-            raise InputError(
-                f"{settings.editor} with layers: auto needs selected layers; run `dmle select`, or"
-                " give layers, such as --layers 3,4,5/12,13,14"
-            )
-        chosen = selected
-    elif settings.layers.endswith(".json"):
-        chosen = LayerSelection.load(Path(settings.layers))
-    else:
-        chosen = parse_layers(settings.layers, n_layers)
-    if worst := [
-        layer for group in chosen.groups for layer in group.layers if not 0 <= layer < n_layers
-    ]:
-        raise InputError(
-            f"edit.layers has layers {worst}; the model has layers 0 to {n_layers - 1}"
-        )
-    return chosen
 
 
 def block_of(settings: EditorSettings, n_layers: int) -> tuple[int, ...]:

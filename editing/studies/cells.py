@@ -53,6 +53,8 @@ class Cell:
     side_effects: Mapping[str, float] = field(default_factory=dict)
     remarks: Sequence[str] = ()
     error: str = ""
+    layers: str = ""
+    """Those that the arm writes, in words."""
 
 
 _CELL = TypeAdapter(Cell)
@@ -63,23 +65,31 @@ def cell_key(
 ) -> str:
     """What a cell's result depends on."""
     return fingerprint(
-        **edit_origin(model, arm, seed),
+        **edit_origin(model, arm, seed, arm.layers_of(rule.id)),
         rule=rule.model_dump(mode="json"),
         evaluate=evaluate.model_dump(exclude={"batch_size"}),
         probes=probes,
     )
 
 
-def edit_origin(model: LanguageModel, arm: Arm, seed: int) -> dict[str, Any]:
-    """What an arm's edits depend on, whatever the rule. Contexts are sampled, so the model must be
+def edit_origin(
+    model: LanguageModel, arm: Arm, seed: int, layers: Mapping[str, Sequence[int]]
+) -> dict[str, Any]:
+    """What an arm's edits depend on besides the rule. Contexts are sampled, so the model must be
     unedited.
+
+    Args:
+        model: The model.
+        arm: The arm.
+        seed: Its seed.
+        layers: Layers that it writes, by group of forms.
     """
     settings, closed = arm.settings, needs(arm.settings, "statistics")
     bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
     statistics = bench.statistics
     return {
         "weights": model.weight_hash,
-        "layers": {name: list(layers) for name, layers in arm.layers.items()},
+        "layers": {name: list(each) for name, each in layers.items()},
         "settings": settings.model_dump(exclude={"layers", "block", "memory", "seed"}),
         "seed": seed,
         "forms": list(arm.forms),
@@ -206,7 +216,8 @@ class _Worker:
         self._ask_before()
         arm, started = wanted.arm, time.process_time()
         settings = arm.settings.model_copy(update={"seed": wanted.seed})
-        cell = Cell(arm.name, rule.id, wanted.seed, wanted.key)
+        layers = arm.layers_text(rule.id)
+        cell = Cell(arm.name, rule.id, wanted.seed, wanted.key, layers=layers)
         try:
             requests = of_forms(requests_of(rule, settings.lookup), arm.forms)
             cell = replace(cell, requests=len(requests))

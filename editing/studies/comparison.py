@@ -165,6 +165,7 @@ def side_effect_rows(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "seed": cell.seed,
             "cpu_seconds": round(cell.seconds, 3),
             "requests": cell.requests,
+            "layers": cell.layers,
             "error": cell.error,
             **cell.side_effects,
         }

@@ -45,7 +45,9 @@ def write_answers(folder: Path, answers: Sequence[dict[str, Any]], columns: Sequ
 def _write_cells(comparison: Comparison, folder: Path) -> None:
     table = pd.DataFrame(side_effect_rows(comparison.cells))
     write_text(folder / "cells.csv", csv_text(table, index=False))
-    means = table.drop(columns=["rule", "seed", "error"]).groupby("arm", sort=False).mean()
+    means = (
+        table.drop(columns=["rule", "seed", "layers", "error"]).groupby("arm", sort=False).mean()
+    )
     text = csv_text(pd.DataFrame(means), float_format="%.3f")
     write_text(folder / "tables" / "side-effects.csv", text)
 

@@ -29,13 +29,14 @@ import torch
 import xarray as xr
 from pydantic import TypeAdapter, ValidationError
 
-from editing.config import CovarianceConfig, EditorSettings, EvaluateConfig
-from editing.editors.registry import edit, editor, needs
+from editing.config import CovarianceConfig, EvaluateConfig
+from editing.editors.registry import edit, needs
 from editing.edits.delta import EditDelta
 from editing.edits.requests import EditRequest, of_forms, requests_of
 from editing.studies.arms import Arm
 from editing.studies.cells import edit_origin
 from editing.studies.config import SequenceConfig
+from editing.studies.sequence_checks import check_arms
 from editing.studies.sequence_scores import (
     Exam,
     Floor,
@@ -53,7 +54,7 @@ from editing.studies.sequence_states import (
     latest,
     state_path,
 )
-from interp.errors import DamagedError, DmleError, InputError, MissingFileError
+from interp.errors import DamagedError, DmleError, MissingFileError
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.checksums import read_json, write_json
@@ -133,11 +134,13 @@ def edit_many(
         advance: Called with the number of rules that are edited, of each arm and order.
 
     Raises:
-        InputError: An arm does not change weights, or the plain text is too short.
+        InputError: An arm does not change weights, or has layers of each rule's own for a batch; or
+            the plain text is too short.
         DmleError: The rules do not fit the model.
     """
     config, evaluate = config or SequenceConfig(), evaluate or EvaluateConfig()
-    check_editors({arm.name: arm.settings for arm in arms})
+    by_rule = [arm.name for arm in arms if arm.bench.of_rules is not None]
+    check_arms({arm.name: arm.settings for arm in arms}, config, by_rule)
     ordered, priority = drawn(rules, config.seed)
     texts = held_out(model, config, covariance)
     exam = exam_of(ordered, priority, config, texts, evaluate.batch_size)
@@ -151,23 +154,6 @@ def edit_many(
     ]
     every = [(line, line.checkpoints(floor, advance)) for line in lines]
     return _study(model, [arm.name for arm in arms], exam, every)
-
-
-def check_editors(settings: Mapping[str, EditorSettings]) -> None:
-    """See that arms change weights.
-
-    Args:
-        settings: By the name of the arm.
-
-    Raises:
-        InputError: One does not.
-    """
-    for name, each in settings.items():
-        if editor(each.editor).makes is not EditDelta:
-            raise InputError(
-                f"edit.editors: {name} ({each.editor}) changes no weights, and `dmle sequence` is"
-                " about edits that do; leave it out"
-            )
 
 
 def drawn(rules: Sequence[Rule], seed: int) -> tuple[list[Rule], list[int]]:
@@ -220,7 +206,8 @@ class _Line:
         """Measure statistics, if that is still to do, while the model is unedited."""
         settings = self.arm.settings
         if needs(settings, "statistics"):
-            layers = sorted({layer for each in self.arm.layers.values() for layer in each})
+            of_rules = [self.arm.layers_of(rule.id).values() for rule in self.exam.rules]
+            layers = sorted({layer for groups in of_rules for each in groups for layer in each})
             self.arm.bench.asked((), settings).covariances(layers)
 
     def _edited(self, weights: EditedWeights, progress: Progress, edits: int) -> Iterator[Progress]:
@@ -294,9 +281,11 @@ class _Line:
 
 def _keys(model: LanguageModel, arm: Arm, order: str, rules: Sequence[Rule]) -> list[str]:
     """What the weights depend on after 0, 1, 2, … rules."""
-    keys = [fingerprint(order=order, **edit_origin(model, arm, arm.settings.seed))]
+    origin = edit_origin(model, arm, arm.settings.seed, arm.layers)
+    keys = [fingerprint(order=order, **origin)]
     for rule in rules:
-        keys.append(fingerprint(earlier=keys[-1], rule=rule.model_dump(mode="json")))
+        own = {} if arm.bench.of_rules is None else {"layers": arm.layers_of(rule.id)}
+        keys.append(fingerprint(earlier=keys[-1], rule=rule.model_dump(mode="json"), **own))
     return keys
 
 

@@ -22,8 +22,8 @@ DEFAULT_RUN = Path("runs/default")
 TEXT = Parameter(allow_leading_hyphen=True)
 """Flags whose value is text, which may begin with a hyphen: --prompt "-5 + 2 ="."""
 LAYERS_HELP = (
-    "Layers of dmle: auto (as selected), a selection.json, or 3,4,5/12,13,14 (formula and"
-    " description/instances)."
+    "Layers of dmle: auto (as selected), adaptive (as selected for each rule), a file of either, or"
+    " 3,4,5/12,13,14 (formula and description/instances)."
 )
 
 

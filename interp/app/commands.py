@@ -91,14 +91,17 @@ def select(
 ) -> None:
     """Select the layers to edit for each group of forms, and give the reason.
 
-    A strategy that chooses rule by rule also writes `selection-rules.json`. With `--from-atlas` no
-    trace is needed, if the atlas has the model. `dmle export` writes settings for other editors.
+    A strategy that chooses rule by rule also writes `selection-rules.json`, which edits with
+    layers: adaptive read. With `--from-atlas` no trace is needed, if the atlas has the model.
+    `dmle export` writes settings for other editors.
 
     For example:
 
         dmle select --run runs/mine
 
         dmle select --run runs/mine --strategy window --width 5
+
+        dmle select --run runs/mine --strategy adaptive
 
         dmle select --run runs/mine --set select.max_width=6
 

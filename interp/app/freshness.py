@@ -46,6 +46,7 @@ MAKERS = {
     "effects.nc": "trace",
     "profile.nc": "profile",
     "selection.json": "select",
+    "selection-rules.json": "select",
     "evidence.nc": "evidence",
     "scores.nc": "evaluate",
     "sweep.nc": "sweep",
@@ -56,6 +57,7 @@ MAKERS = {
 """Files with a record, and the step that makes each."""
 COMMANDS = {"atlas": ("select", "--from-atlas")}
 """Commands of the steps that are not called like them."""
+BY_RULE = "selection-rules.json"
 SHOWN = 3
 """Differences that are named."""
 _NONE = object()
@@ -144,8 +146,8 @@ def settings_of(name: str, section: Section) -> dict[str, Any]:
 
 
 def record_of(path: Path) -> Made | None:
-    """The record in a NetCDF file or selection; None if there is no file, or no record in it that
-    this version can compare.
+    """The record in a NetCDF file or a file of layers; None if there is no file, or no record in it
+    that this version can compare.
 
     Raises:
         DmleError: The file is damaged.
@@ -153,12 +155,14 @@ def record_of(path: Path) -> Made | None:
     if not path.is_file():
         return None
     if path.suffix == ".json":
-        from interp.selection.layers import LayerSelection
+        from interp.selection.layers import load_layers, provenance_of
 
-        selection = LayerSelection.load(path)
-        if selection.strategy == "manual":  # layers given by hand are of no data
+        layers = load_layers(path)
+        selections = layers.values() if isinstance(layers, dict) else [layers]
+        if all(each.strategy == "manual" for each in selections):
+            # Layers given by hand are of no data.
             return Made(step="select", version=VERSIONS["select"])
-        content: Any = selection.provenance.get(RECORD)
+        content: Any = provenance_of(path).get(RECORD)
     else:
         from interp.results.netcdf import attribute
 
@@ -194,7 +198,8 @@ def check(context: Context, *names: str) -> None:
             as_it_is = (
                 "; or --layers with its path takes it as it is" if steps[-1] == "select" else ""
             )
-            raise StaleError(f"{difference}; {remedy(context, steps)}{as_it_is}")
+            remedy = remedy_of(context, steps, by_rule=name == BY_RULE)
+            raise StaleError(f"{difference}; {remedy}{as_it_is}")
 
 
 def objection(context: Context, name: str) -> str:
@@ -229,9 +234,21 @@ def differences(
     return "; ".join(lines[:SHOWN]) + more
 
 
-def remedy(context: Context, steps: Sequence[str]) -> str:
-    """The commands to run, with the settings of this command."""
-    lines = [f"`{command(context, step)}`" for step in dict.fromkeys(steps)]
+def remedy_of(context: Context, steps: Sequence[str], *, by_rule: bool = False) -> str:
+    """The commands to run, with the settings of this command.
+
+    Args:
+        context: What is in force.
+        steps: The steps, in order.
+        by_rule: Whether layers are to be selected for each rule.
+    """
+    from interp.selection import strategies
+
+    commands = {step: command(context, step) for step in steps}
+    config: Any = context.sections["select"]
+    if by_rule and not strategies.get(config.strategy).by_rule:
+        commands["select"] += " --strategy adaptive"
+    lines = [f"`{each}`" for each in commands.values()]
     return f"run {', then '.join(lines)}, or give the settings that it was made with"
 
 

@@ -98,8 +98,8 @@ def _select(context: Context) -> str:
     config, folder = context.settings(SelectConfig), context.run.path
     selection, of_rules = _selected(context)
     record = freshness.made(context, "select", ["select"], inputs=_read_by_select(context))
-    provenance = {**selection.provenance, freshness.RECORD: record.model_dump(mode="json")}
-    selection = selection.model_copy(update={"provenance": provenance})
+    made = {freshness.RECORD: record.model_dump(mode="json")}
+    selection = selection.model_copy(update={"provenance": {**selection.provenance, **made}})
     lines = []
     for group in selection.groups:
         lines += [f"{group.name}: {layer_names(group.layers)}", f"  {group.reason}"]
@@ -107,7 +107,7 @@ def _select(context: Context) -> str:
     if of_rules is None:
         path.unlink(missing_ok=True)  # of another strategy's run
     else:
-        save_for_rules(of_rules, path)
+        save_for_rules(of_rules, path, made)
         lines.append(f"selections rule by rule: {path}")
     selection.save(folder / "selection.json")
     if "width" in config.model_fields_set and strategies.get(config.strategy).size != "width":

@@ -102,8 +102,8 @@ class RunFolder:
                 " another with --run"
             ) from error
 
-    def need(self, name: str, command: str) -> Path:
-        """Path of a file that an earlier step writes.
+    def need(self, name: str, command: str, *options: str) -> Path:
+        """Path of a file that an earlier step writes; `options` are those of its command.
 
         Raises:
             RunError: It is not there; names the command that makes it.
@@ -111,8 +111,8 @@ class RunFolder:
         path = self.path / name
         if not path.exists():
             raise RunError(
-                f"{path} is missing; run `{command_line('dmle', command, '--run', self.path)}`"
-                " first"
+                f"{path} is missing; run"
+                f" `{command_line('dmle', command, '--run', self.path, *options)}` first"
             )
         return path
 

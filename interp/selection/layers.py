@@ -148,13 +148,24 @@ class LayerSelection(_Frozen):
         return _selection_of(path, read_json(path, WHAT))
 
 
-def save_for_rules(selections: Mapping[str, LayerSelection], path: Path) -> None:
-    """Write the selections of many rules as one JSON file, by rule."""
+def save_for_rules(
+    selections: Mapping[str, LayerSelection],
+    path: Path,
+    provenance: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the selections of many rules as one JSON file, by rule.
+
+    Args:
+        selections: By the rule's id.
+        path: The file.
+        provenance: Where all of them come from.
+    """
     content = {
         rule: selection.model_dump(mode="json", by_alias=True)
         for rule, selection in selections.items()
     }
-    write_json(path, {"schema": RULES_SCHEMA, "selections": content}, indent=1)
+    entries = {"schema": RULES_SCHEMA, "provenance": provenance or {}, "selections": content}
+    write_json(path, entries, indent=1)
 
 
 def load_for_rules(path: Path) -> dict[str, LayerSelection]:
@@ -164,7 +175,35 @@ def load_for_rules(path: Path) -> dict[str, LayerSelection]:
         FileNotFoundError: There is no such file.
         DamagedError: It does not hold what `save_for_rules` wrote.
     """
-    content = read_json(path, "file of layer selections by rule", schema=RULES_SCHEMA)
+    what = "file of layer selections by rule"
+    return _selections_of(path, read_json(path, what, schema=RULES_SCHEMA))
+
+
+def load_layers(path: Path) -> LayerSelection | dict[str, LayerSelection]:
+    """Read a file of layers of either kind: a selection for all rules, or one for each rule.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It holds neither.
+    """
+    content = read_json(path, WHAT)
+    if content.get("schema") == RULES_SCHEMA:
+        return _selections_of(path, content)
+    return _selection_of(path, content)
+
+
+def provenance_of(path: Path) -> Mapping[str, Any]:
+    """Where the layers of a file of either kind come from.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        DamagedError: It does not hold what was written.
+    """
+    provenance = read_json(path, WHAT).get("provenance")
+    return provenance if isinstance(provenance, dict) else {}
+
+
+def _selections_of(path: Path, content: Mapping[str, Any]) -> dict[str, LayerSelection]:
     selections = content.get("selections")
     if not isinstance(selections, dict):
         raise damaged(path, WHAT, "it has no selections by rule")

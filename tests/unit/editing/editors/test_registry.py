@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from editing.closed_form.chosen_layers import layers_of
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
 from editing.editors.registry import (
@@ -16,14 +17,13 @@ from editing.editors.registry import (
     editor,
     editors,
     ready,
-    selection_of,
     solver,
 )
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.edits.requests import requests_of, words_of
 from editing.names import editor_names
-from editing.studies.arms import resolve
+from editing.studies.arms import Selected, resolve
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -146,31 +146,32 @@ def statistics_of(
         def n_layers(self) -> int:
             return n_layers
 
-    return resolve(Deep(), settings, selected).statistics
+    return resolve(Deep(), settings, Selected(selected)).statistics
 
 
 def test_dmle_takes_the_selection_a_file_or_layers_by_hand(tmp_path: Path) -> None:
     selected, other = parse_layers("0,1/2", 3), parse_layers("2/0", 3)
     other.save(tmp_path / "selection.json")
     auto = EditorSettings(editor="dmle")
-    assert selection_of(auto, 3, selected) is selected
-    assert selection_of(EditorSettings(layers="1/1,2"), 3, selected).layers_of("instance") == (1, 2)
+    assert layers_of(auto, 3, selected) is selected
+    by_hand = layers_of(EditorSettings(layers="1/1,2"), 3, selected)
+    assert by_hand == parse_layers("1/1,2", 3)
     from_file = EditorSettings(layers=str(tmp_path / "selection.json"))
-    assert selection_of(from_file, 3, selected) == other
+    assert layers_of(from_file, 3, selected) == other
     assert statistics_of(auto, 3, selected) == (0, 1, 2)
     assert statistics_of(EditorSettings(layers="2/0"), 3, selected) == (0, 2)
     with pytest.raises(ValueError, match="dmle with layers: auto needs"):
-        selection_of(auto, 3, None)
+        layers_of(auto, 3, None)
     # A file of a deeper model.
     parse_layers("3,4/12", 30).save(tmp_path / "deep.json")
     with pytest.raises(
         ValueError, match=r"edit.layers has layers \[12\]; the model has layers 0 to 11"
     ):
-        selection_of(EditorSettings(layers=str(tmp_path / "deep.json")), 12, None)
+        layers_of(EditorSettings(layers=str(tmp_path / "deep.json")), 12, None)
     with pytest.raises(ValueError, match="ascending layers within 0 to 2 are needed"):
-        selection_of(EditorSettings(layers="1/3"), 3, None)
+        layers_of(EditorSettings(layers="1/3"), 3, None)
     with pytest.raises(ValueError, match=r"none.json does not exist"):
-        selection_of(EditorSettings(layers=str(tmp_path / "none.json")), 3, None)
+        layers_of(EditorSettings(layers=str(tmp_path / "none.json")), 3, None)
 
 
 def test_statistics_are_needed_where_a_closed_form_writes() -> None:

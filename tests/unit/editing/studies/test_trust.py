@@ -18,7 +18,7 @@ from interp.app.run import Run
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, dump_rules
-from interp.selection.layers import LayerSelection
+from interp.selection.layers import LayerSelection, load_for_rules
 
 pytestmark = pytest.mark.slow
 
@@ -175,6 +175,37 @@ def test_settings_that_are_lost_are_not_the_defaults(
     code, said = dmle("select", "--run", run, "--overwrite", "--config", inputs / "config.yaml")
     assert code == 0, said
     assert dmle("evaluate", "--run", run)[0] == 0
+
+
+def test_layers_of_each_rule_are_selected_beside_those_of_all_and_edited_while_they_are_fresh(
+    run: Path, dmle: Command
+) -> None:
+    named = "edit.arms={population: {editor: dmle, layers: auto}}"
+    edit = ("edit", "--run", run, "--editors", "population,dmle", "--set", named)
+    code, said = dmle(*edit, "--layers", "adaptive")
+    assert code == 2 and "selection-rules.json is missing" in said
+    follow(dmle, said)
+    population = LayerSelection.load(run / "selection.json")
+    own = load_for_rules(run / "selection-rules.json")
+    assert population.strategy == "adaptive" and sorted(own) == ["again", "square-area"]
+    code, said = dmle(*edit, "--layers", "adaptive")
+    assert code == 0 and "dmle: each rule's own layers: " in said
+    assert f"population: formula+description: layers {population.groups[0].layers[0]};" in said
+    assert dmle("evaluate", "--run", run)[0] == 0
+    # With other settings, or other inputs, it is refused, and what mends it works.
+    code, said = dmle("evaluate", "--run", run, "--set", "select.width=2")
+    assert code == 2 and "select.width was 1 when" in said
+    code, said = dmle("evaluate", "--run", run, "--set", "select.strategy=window")
+    assert code == 2 and 'select.strategy was "adaptive" when' in said
+    assert dmle("profile", "--run", run, "--set", "profile.bootstrap=11")[0] == 0
+    code, said = dmle("edit", "--run", run, "--editors", "dmle", "--set", "edit.steps=3")
+    assert code == 2 and "selection-rules.json was made, it is 11 now" in said
+    follow(dmle, said)
+    assert dmle("edit", "--run", run, "--editors", "dmle", "--set", "edit.steps=3")[0] == 0
+    # Another strategy takes them away: a run has one strategy in force.
+    assert dmle("select", "--run", run, "--strategy", "window")[0] == 0
+    code, said = dmle("edit", "--run", run)
+    assert code == 2 and "selection-rules.json is missing" in said
 
 
 def test_overwrite_leaves_no_old_piece(run: Path, dmle: Command) -> None:

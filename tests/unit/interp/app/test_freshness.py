@@ -10,6 +10,7 @@ import pytest
 
 from editing.app.planned import Planned, plan
 from editing.config import EditConfig, EditorSettings
+from editing.studies.arms import Place
 from interp.app import freshness
 from interp.app.freshness import RECORD, Made, check, made
 from interp.app.steps import Context, load_steps, parse_settings
@@ -355,7 +356,7 @@ def planned(folder: Path, model: LanguageModel, **settings: Mapping[str, Any]) -
     vars(now)["model"] = model
     first = now.rules.rules[0]
     (arm,) = now.settings(EditConfig).editors
-    return plan(now, [first], {arm: {"all": [1]}}, [])[arm][0]
+    return plan(now, [first], {arm: Place({"all": (1,)})}, [])[arm][0]
 
 
 @pytest.fixture(scope="module")

@@ -222,7 +222,8 @@ def test_advice_of_a_wrong_setting_is_accepted(wrong: tuple[str, ...]) -> None:
 def test_advice_for_a_model_with_a_norm_behind_its_mlp_is_accepted(
     make_model: Callable[..., Any],
 ) -> None:
-    from editing.editors.registry import block_of, selection_of
+    from editing.editors.registry import block_of
+    from editing.studies.arms import resolve
 
     model = make_model("gemma3_text")
     with pytest.raises(ValueError) as caught:
@@ -232,8 +233,7 @@ def test_advice_for_a_model_with_a_norm_behind_its_mlp_is_accepted(
     settings = parsed(*found)["edit"]
     assert isinstance(settings, EditorSettings)
     assert site_of(model, [block_of(settings, model.n_layers)]) == "mlp"
-    layers = [group.layers for group in selection_of(settings, model.n_layers, None).groups]
-    assert site_of(model, layers) == "mlp"
+    assert site_of(model, list(resolve(model, settings).layers.values())) == "mlp"
 
 
 def test_advice_of_statistics_of_too_few_tokens_is_accepted() -> None:
