@@ -1,16 +1,16 @@
 """What sites bring back together: the schema of ``faithfulness.nc``, and what readers need of it.
 
 ============= ================================ =================================================
-``recovered`` rule form component method share share of the total effect that the first `k` sites
+``recovered`` rule form component ranking share share of the total effect that the first `k` sites
                                                of a ranking bring back together
-``area``      rule form component method       the area under that curve, over the share of sites
+``area``      rule form component ranking      the area under that curve, over the share of sites
 ``k``         rule form share                  how many sites were restored; 0 where no curve is
 ``n_sites``   rule form                        of how many; 0: no curve
 ``clean``     rule form                        score of the clean run
 ``corrupted`` rule form                        score of the corrupted run, mean over noise samples
 ============= ================================ =================================================
 
-`method` is what sites are ranked by (`interp.vocabulary.RANKINGS`); ``random`` is the mean over
+`ranking` is what sites are ranked by (`interp.vocabulary.RANKINGS`); ``random`` is the mean over
 several random rankings. The labels of `share` are what was asked for; `k` / `n_sites` is what was
 run. NaN where there is no curve.
 """
@@ -28,8 +28,8 @@ from interp.vocabulary import RANKINGS
 
 SCHEMA = "dmle.faithfulness/1"
 DIMS: Mapping[str, tuple[str, ...]] = {
-    "recovered": ("rule", "form", "component", "method", "share"),
-    "area": ("rule", "form", "component", "method"),
+    "recovered": ("rule", "form", "component", "ranking", "share"),
+    "area": ("rule", "form", "component", "ranking"),
     "k": ("rule", "form", "share"),
     "n_sites": ("rule", "form"),
     "clean": ("rule", "form"),
@@ -96,7 +96,7 @@ def joined(parts: Mapping[tuple[str, str], xr.Dataset]) -> xr.Dataset:
     rules = list(dict.fromkeys(rule for rule, _ in parts))
     forms = list(dict.fromkeys(form for _, form in parts))
     labels = {"rule": rules, "form": forms} | {
-        dim: first[dim].values for dim in ("component", "method", "share")
+        dim: first[dim].values for dim in ("component", "ranking", "share")
     }
     values = {
         name: np.full([len(labels[dim]) for dim in dims], 0 if name in ("k", "n_sites") else np.nan)
@@ -128,14 +128,16 @@ def dataset(
 
 def methods_of(data: xr.Dataset) -> list[str]:
     """The rankings that there are, the one that should be best first."""
-    known = {str(method) for method in data["method"].values}
+    known = {str(method) for method in data["ranking"].values}
     return [method for method in RANKINGS if method in known]
 
 
 def areas(data: xr.Dataset, component: str) -> dict[str, np.ndarray]:
     """Area of each rule by ranking, the mean over its forms, shape (rule,); NaN without a curve."""
-    part = data["area"].sel(component=component).transpose("method", "rule", "form")
-    return {method: mean_of_known(part.sel(method=method).values, 1) for method in methods_of(data)}
+    part = data["area"].sel(component=component).transpose("ranking", "rule", "form")
+    return {
+        method: mean_of_known(part.sel(ranking=method).values, 1) for method in methods_of(data)
+    }
 
 
 def steps(data: xr.Dataset, component: str) -> list[Step]:
@@ -174,7 +176,7 @@ def mean_curves(
         shares, mean, lower, upper, each of shape (share,); the interval is a bootstrap over rules.
     """
     shares = data["share"].values
-    part = data[["recovered", "k", "n_sites"]].sel(component=component, method=method)
+    part = data[["recovered", "k", "n_sites"]].sel(component=component, ranking=method)
     values = np.full((part.sizes["rule"], part.sizes["form"], len(shares)), np.nan)
     for rule, form in np.argwhere(part["n_sites"].transpose("rule", "form").values > 0):
         one = part.isel(rule=rule, form=form)

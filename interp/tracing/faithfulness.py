@@ -10,10 +10,13 @@ is
 of scores that are means over noise samples. Its curve over k, and the area under it, tell how good
 the ranking is. A ranking that is no better than chance has the curve of random rankings.
 
-The area is taken over the share of sites, k / n, by trapezoids, on a linear axis, as the benchmark
-below takes it. None restored is a point of that axis, and prompts of all lengths have the whole
-axis. A logarithmic axis has no place for none, and begins at one site, which is another share for
-every length of prompt.
+The area is taken over the share of sites, k / n, by trapezoids, on a linear axis. None restored is
+a point of that axis, and prompts of all lengths have the whole axis, so that areas can be compared.
+A logarithmic axis has no place for none, and begins at one site, which is another share for every
+length of prompt. (The benchmark's code has both axes.)
+
+All sites together need not recover everything. The tokens of the answer are no sites, and in the
+first block their attention reads the corrupted embeddings.
 
 Source: the Mechanistic Interpretability Benchmark (Mueller et al. 2025, arXiv 2504.13151): the
 integrated circuit performance ratio, there of edges or nodes of a circuit that is kept, while all

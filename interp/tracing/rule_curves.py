@@ -175,7 +175,7 @@ def prompt_curves(
         "rule": [rule.id],
         "form": [str(form)],
         "component": config.components,
-        "method": config.methods,
+        "ranking": config.methods,
         "share": (0.0, *config.shares, 1.0),
     }
     about = {"prompt": ready.encoding.text, "answer": ready.answer.text}
