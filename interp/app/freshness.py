@@ -29,6 +29,7 @@ RECORD = "made"
 """Attribute of a NetCDF file, key of a selection's provenance and of what is said of an edit."""
 VERSIONS = {
     "trace": 1,
+    "faithfulness": 1,
     "profile": 1,
     "select": 1,
     "evidence": 1,
@@ -43,6 +44,7 @@ VERSIONS = {
 """To be raised when a step gives other numbers for the same settings."""
 MAKERS = {
     "effects.nc": "trace",
+    "faithfulness.nc": "faithfulness",
     "profile.nc": "profile",
     "selection.json": "select",
     "evidence.nc": "evidence",

@@ -82,7 +82,7 @@ class Step:
 
     @property
     def verdict(self) -> str:
-        """``holds``: the interval is not below 0; ``fails``: it is; else ``open``."""
+        """``holds``: no end of the interval is below 0; ``fails``: both are; else ``open``."""
         if self.difference.lower >= 0:
             return "holds"
         return "fails" if self.difference.upper < 0 else "open"
@@ -210,7 +210,8 @@ def faithfulness_table(data: xr.Dataset) -> Table:
     notes = [
         "Area under the recovered share over the share of sites, mean over rules of the mean over"
         f" forms [{CONFIDENCE:.0%} bootstrap interval over rules]; differences are paired by rule."
-        " holds: the interval is not below 0; fails: it is; open: it has 0 inside.",
+        " holds: no end of the interval is below 0; fails: both are; open: one is, or there is no"
+        " interval, as of one rule.",
         *(f"{order(data, str(component))}." for component in data["component"].values),
     ]
     text = markdown(heads, flat) + "\n" + "\n\n".join(notes) + "\n"
