@@ -297,7 +297,7 @@
       show(plot, [...bands, ...lines], {
         height: 360,
         xaxis: { title: { text: "share of sites restored together (%)", standoff: 5 }, type: "log", tickvals: percent },
-        yaxis: { title: { text: "recovered share" } },
+        yaxis: { title: { text: "recovered share" }, rangemode: "tozero" },
         legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
       });
       get("faithfulness-note").textContent = curves.notes[c];

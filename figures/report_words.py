@@ -57,7 +57,7 @@ def words(results: RunResults) -> dict[str, Any]:
 
 def _model(results: RunResults) -> str:
     """The model in words, from the first file that names it."""
-    datasets = (results.effects, results.profile, results.scores)
+    datasets = (results.effects, results.profile, results.scores, results.faithfulness)
     named: list[Mapping[Any, Any]] = [data.attrs for data in datasets if data is not None]
     if results.selection is not None:
         named.append(results.selection.provenance)

@@ -28,11 +28,21 @@ def context(tmp_path: Path, rules: Sequence[Rule], **settings: Any) -> Context:
 
 def test_the_chain_is_registered_in_order() -> None:
     steps = load_steps()
-    assert tuple(steps) == (*CHAIN, "compare", "evidence", "regret", "sequence", "sweep", "tune")
+    assert tuple(steps) == (
+        *CHAIN,
+        "compare",
+        "evidence",
+        "faithfulness",
+        "regret",
+        "sequence",
+        "sweep",
+        "tune",
+    )
     for name, step in steps.items():
         assert step.name == name
     assert [name for name, step in steps.items() if step.needs_model] == [
-        "trace", "edit", "evaluate", "compare", "evidence", "sequence", "sweep", "tune",
+        "trace", "edit", "evaluate", "compare", "evidence", "faithfulness", "sequence", "sweep",
+        "tune",
     ]  # fmt: skip
 
 
