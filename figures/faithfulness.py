@@ -32,8 +32,8 @@ def draw_faithfulness(data: xr.Dataset, component: str = "mlp", *, ax: Axes | No
     """Draw the recovered share over the share of sites restored, a line with its interval for each
     ranking.
 
-    The axis of shares is logarithmic, to show the first sites; none restored recovers nothing, and
-    is left out. Areas, in the legend, are those over the linear axis.
+    The axis of shares is logarithmic, as the areas in the legend take it; none restored recovers
+    nothing, and is left out.
 
     Args:
         data: Content of `faithfulness.nc`.
@@ -91,6 +91,6 @@ def caption_of(data: xr.Dataset, component: str) -> str:
     skipped = int(data.attrs.get("n_skipped", 0))
     left_out = f", {skipped} left out" if skipped else ""
     return (
-        f"Means over {rules} ({n_prompts} prompts{left_out}). {band} Areas are over the linear"
-        " share of sites."
+        f"Means over {rules} ({n_prompts} prompts{left_out}). {band} Areas are over this"
+        " logarithmic axis."
     )

@@ -141,13 +141,11 @@ def _curves(data: xr.Dataset) -> dict[str, Any]:
     """
     rows = []
     for component in map(str, data["component"].values):
-        compared = {step.better: step for step in faithfulness.steps(data, component)}
-        for method, values in faithfulness.areas(data, component).items():
-            area, step = faithfulness.Interval.of(values), compared.get(method)
-            cells = [area.text(), step.difference.text("+") if step else "–"]
-            cells += [step.verdict if step else "–", str(area.n_rules)]
-            rows.append((style.COMPONENT_NAMES.get(component, component), method, cells))
+        name = style.COMPONENT_NAMES.get(component, component)
+        for method, cells in faithfulness.area_cells(data, component):
+            rows.append((name, method, cells))
     return {
+        "heads": ("Component", "Ranking", *faithfulness.AREA_HEADS),
         "rows": rows,
         "orders": [faithfulness.order(data, str(name)) for name in data["component"].values],
         "skipped": str(data.attrs.get("skipped", "")),

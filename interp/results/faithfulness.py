@@ -1,14 +1,15 @@
 """What sites bring back together: the schema of ``faithfulness.nc``, and what readers need of it.
 
-============= ================================ =================================================
-``recovered`` rule form component ranking share share of the total effect that the first `k` sites
-                                               of a ranking bring back together
-``area``      rule form component ranking      the area under that curve, over the share of sites
-``k``         rule form share                  how many sites were restored; 0 where no curve is
-``n_sites``   rule form                        of how many; 0: no curve
-``clean``     rule form                        score of the clean run
-``corrupted`` rule form                        score of the corrupted run, mean over noise samples
-============= ================================ =================================================
+=============== ================================ ===============================================
+``recovered``   rule form component ranking share share of the total effect that the first `k` sites
+                                                 of a ranking bring back together
+``area``        rule form component ranking      area under that curve, the mean over log `k`
+``linear_area`` rule form component ranking      the same over `k` itself, from no site on
+``k``           rule form share                  how many sites were restored; 0 where no curve is
+``n_sites``     rule form                        of how many; 0: no curve
+``clean``       rule form                        score of the clean run
+``corrupted``   rule form                        score of the corrupted run, mean over noise samples
+=============== ================================ ===============================================
 
 `ranking` is what sites are ranked by (`interp.vocabulary.RANKINGS`); ``random`` is the mean over
 several random rankings. The labels of `share` are what was asked for; `k` / `n_sites` is what was
@@ -30,11 +31,13 @@ SCHEMA = "dmle.faithfulness/1"
 DIMS: Mapping[str, tuple[str, ...]] = {
     "recovered": ("rule", "form", "component", "ranking", "share"),
     "area": ("rule", "form", "component", "ranking"),
+    "linear_area": ("rule", "form", "component", "ranking"),
     "k": ("rule", "form", "share"),
     "n_sites": ("rule", "form"),
     "clean": ("rule", "form"),
     "corrupted": ("rule", "form"),
 }
+AREA_HEADS = ("Area", "Area − that of the next", "Is it ≥ the next?", "Linear area", "Rules")
 DRAWS = 2000
 CONFIDENCE = 0.95
 SEED = 0
@@ -132,9 +135,12 @@ def methods_of(data: xr.Dataset) -> list[str]:
     return [method for method in RANKINGS if method in known]
 
 
-def areas(data: xr.Dataset, component: str) -> dict[str, np.ndarray]:
-    """Area of each rule by ranking, the mean over its forms, shape (rule,); NaN without a curve."""
-    part = data["area"].sel(component=component).transpose("ranking", "rule", "form")
+def areas(data: xr.Dataset, component: str, kind: str = "area") -> dict[str, np.ndarray]:
+    """Area of each rule by ranking, the mean over its forms, shape (rule,); NaN without a curve.
+
+    `kind` is ``area`` or ``linear_area``.
+    """
+    part = data[kind].sel(component=component).transpose("ranking", "rule", "form")
     return {
         method: mean_of_known(part.sel(ranking=method).values, 1) for method in methods_of(data)
     }
@@ -186,6 +192,19 @@ def mean_curves(
     return shares, *bootstrap_mean(by_rule, draws=DRAWS, confidence=CONFIDENCE, seed=SEED)
 
 
+def area_cells(data: xr.Dataset, component: str) -> list[tuple[str, list[str]]]:
+    """Each ranking with what a table says of its areas, in the order of `AREA_HEADS`."""
+    compared = {step.better: step for step in steps(data, component)}
+    linear = areas(data, component, "linear_area")
+    rows = []
+    for method, values in areas(data, component).items():
+        area, step = Interval.of(values), compared.get(method)
+        more = [step.difference.text("+"), step.verdict] if step else [MISSING, MISSING]
+        cells = [area.text(), *more, Interval.of(linear[method]).text(), str(area.n_rules)]
+        rows.append((method, cells))
+    return rows
+
+
 def faithfulness_table(data: xr.Dataset) -> Table:
     """Areas of every component and ranking, and each ranking's advantage over the next."""
     heads = [
@@ -198,18 +217,13 @@ def faithfulness_table(data: xr.Dataset) -> Table:
     ]
     groups = []
     for component in map(str, data["component"].values):
-        by_method = areas(data, component)
-        compared = {step.better: step for step in steps(data, component)}
-        rows = []
-        for method, values in by_method.items():
-            area, step = Interval.of(values), compared.get(method)
-            more = [step.difference.text("+"), step.verdict] if step else [MISSING, MISSING]
-            rows.append([component, method, area.text(), *more, str(area.n_rules)])
+        rows = [[component, method, *cells] for method, cells in area_cells(data, component)]
         groups.append(rows)
     flat = [[escape_markdown(cell) for cell in row] for rows in groups for row in rows]
     notes = [
-        "Area under the recovered share over the share of sites, mean over rules of the mean over"
-        f" forms [{CONFIDENCE:.0%} bootstrap interval over rules]; differences are paired by rule."
+        "Area under the recovered share over the logarithm of the number of sites (linear area:"
+        " over the number), mean over rules of the mean over forms"
+        f" [{CONFIDENCE:.0%} bootstrap interval over rules]; differences are paired by rule."
         " holds: no end of the interval is below 0; fails: both are; open: one is, or there is no"
         " interval, as of one rule.",
         *(f"{order(data, str(component))}." for component in data["component"].values),

@@ -65,7 +65,7 @@ KINDS: Mapping[str, Kind] = {
         "file of curves",
         "dmle.faithfulness/",
         "rule form component ranking share",
-        "recovered area k n_sites clean corrupted",
+        "recovered area linear_area k n_sites clean corrupted",
     ),
     "profile.nc": _kind(
         "layer profile",

@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from interp.tracing.cases import Site
 from interp.tracing.corruption import NoiseRule, noise_of
 from interp.tracing.faithfulness import (
     area_under,
+    linear_area_under,
     numbers_of_sites,
     ranking,
     recovered,
@@ -36,6 +37,9 @@ from interp.tracing.windows import default_window
 from interp.vocabulary import Method, RuleForm
 
 Advance = Callable[[float], object]
+WORK = {"exact": 12, "screen": 4, "attribution": 1, "random": 0}
+"""What a ranking takes to make, next to the runs of its curve (`CURVE_WORK`): for the progress."""
+CURVE_WORK = 2
 
 
 def rule_curves(
@@ -76,23 +80,18 @@ def rule_curves(
     skipped: list[Skipped] = []
     for rule, form in prompts(rules):
         path = folder / f"{_key(model, rule, form, trace, config, noise)}.nc"
-        done: list[float] = []
-
-        def count(share: float, done: list[float] = done) -> None:
-            done.append(share)
-            advance(share)
-
+        counter = _Counter(advance)
         try:
             item = None
             if not path.is_file():
-                item = prompt_curves(model, rule, form, trace, config, noise=noise, advance=count)
+                item = prompt_curves(model, rule, form, trace, config, noise=noise, advance=counter)
         except DmleError as error:
             skipped.append(Skipped(rule.id, form, str(error)))
         else:  # a full disk is no property of the prompt
             if item is not None:
                 effects.save(item, path)
             paths[rule.id, str(form)] = path
-        advance(1 - sum(done))
+        counter(1 - counter.done)
     if not paths:
         reasons = listing(skipped) or "there is no rule"
         raise NotTraceableError(f"no prompt has a curve: {reasons}")
@@ -103,6 +102,18 @@ def rule_curves(
     attrs = _attributes(model, trace, config, noise)
     skips = {"n_skipped": len(skipped), "skipped": listing(skipped)}
     return curves.assign_attrs({**attrs, **skips, **versions()}), skipped
+
+
+@dataclass
+class _Counter:
+    """Tells of the shares of a prompt that are done, and adds them up."""
+
+    advance: Advance
+    done: float = 0.0
+
+    def __call__(self, share: float) -> None:
+        self.done += share
+        self.advance(share)
 
 
 def check_settings(trace: TraceConfig) -> None:
@@ -154,18 +165,21 @@ def prompt_curves(
     clean, corrupted = _traceable_scores(model, ready, trace)
     sites = _sites(model, ready, trace)
     numbers = numbers_of_sites(len(sites[0]), config.shares)
-    orders = _orders(model, ready, sites, trace, config, lambda share: advance(share / 2))
+    curve_work = CURVE_WORK * len(config.methods) / len(sites)
+    work = sum(WORK[method] for method in config.methods) + curve_work * len(sites)
+    orders = _orders(model, ready, sites, trace, config, lambda done: advance(done / work))
     curves = np.stack(
         [
             _curves(
-                model, ready, own, trace, of_own, numbers, lambda s: advance(s / 2 / len(sites))
+                model, ready, own, trace, of_own, numbers, lambda s: advance(s * curve_work / work)
             )
             for own, of_own in zip(sites, orders, strict=True)
         ]
     )
     values = {
         "recovered": curves,
-        "area": area_under(curves, np.array(numbers) / len(sites[0])),
+        "area": area_under(curves, numbers),
+        "linear_area": linear_area_under(curves, numbers),
         "k": np.array(numbers),
         "n_sites": np.array(len(sites[0])),
         "clean": np.array(clean),
@@ -245,7 +259,7 @@ def _orders(
 ) -> list[list[list[np.ndarray]]]:
     """Rankings of the sites of each component: for each method one, or of the random one several.
 
-    Each is a permutation of the sites, shape (site,).
+    Each is a permutation of the sites, shape (site,). `advance` is called with units of `WORK`.
     """
     every, stream = list(chain(*sites)), zlib.crc32(repr(ready.encoding.ids).encode())
     orders: list[list[list[np.ndarray]]] = [[] for _ in sites]
@@ -254,7 +268,6 @@ def _orders(
             for i, own in enumerate(sites):
                 draws = (np.random.default_rng([seed, stream, i]) for seed in config.seeds)
                 orders[i].append([draw.permutation(len(own)) for draw in draws])
-            advance(1 / len(config.methods))
             continue
         scores = score_sites(
             model,
@@ -262,7 +275,7 @@ def _orders(
             every,
             trace.metrics,
             _options(trace, method),
-            lambda share: advance(share / len(config.methods)),
+            lambda share, work=WORK[method]: advance(share * work),
         )
         effect = (scores.restored - scores.corrupted).mean(1)[:, 0].numpy()
         for own, values in zip(orders, effect.reshape(len(sites), -1), strict=True):

@@ -465,6 +465,7 @@ def test_curves_of_faithfulness_are_drawn_by_component(browser: "Browser", tmp_p
     values = {
         "recovered": rng.random([len(each) for each in dims.values()]),
         "area": rng.random((3, 1, 2, 2)),
+        "linear_area": rng.random((3, 1, 2, 2)),
         "k": np.tile([0, 2, 10, 20], (3, 1, 1)),
         "n_sites": np.full((3, 1), 20),
         "clean": np.full((3, 1), -1.0),

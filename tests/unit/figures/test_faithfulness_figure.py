@@ -45,6 +45,7 @@ def study(n_rules: int = 6, **better: float) -> xr.Dataset:
     values = {
         "recovered": recovered,
         "area": area,
+        "linear_area": area / 2,
         "k": k,
         "n_sites": n_sites,
         "clean": np.where(n_sites > 0, -1.0, np.nan),
@@ -107,12 +108,12 @@ def test_the_table_says_areas_differences_and_the_order() -> None:
     table = faithfulness_table(study())
     rows = [line for line in table.markdown.splitlines() if line.startswith("| mlp")]
     assert [row.split(" | ")[1] for row in rows] == ["exact", "attribution", "random"]
-    assert "| 0.810 \\[" in rows[0] and "| holds | 6 |" in rows[0]
-    assert rows[-1].endswith("| – | – | 6 |")
+    assert "| 0.810 \\[" in rows[0] and "| holds | 0.405 " in rows[0]
+    assert "| – | – | 0.250 " in rows[-1] and rows[-1].endswith("| 6 |")
     assert "mlp: exact ≥ attribution ≥ random holds." in table.markdown
     assert "attribution & 0.6" in table.latex
     alone = faithfulness_table(study(1)).markdown
-    assert "| exact | 0.800 | +0.200 | open | 1 |" in alone
+    assert "| exact | 0.800 | +0.200 | open | 0.400 | 1 |" in alone
 
 
 def test_lines_are_the_mean_curves_without_their_beginning() -> None:

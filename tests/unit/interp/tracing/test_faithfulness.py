@@ -18,7 +18,12 @@ from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.tracing import rule_curves as curves_of_rules
 from interp.tracing.cases import CorruptedPrompt, Site
-from interp.tracing.faithfulness import area_under, numbers_of_sites, restore_together
+from interp.tracing.faithfulness import (
+    area_under,
+    linear_area_under,
+    numbers_of_sites,
+    restore_together,
+)
 from interp.tracing.metrics import mean_log_prob, negative_kl
 from interp.tracing.patching import SweepResult, sweep
 from interp.tracing.prompt import prepare
@@ -198,6 +203,14 @@ def test_numbers_of_sites_are_distinct_and_end_with_all() -> None:
     assert numbers_of_sites(10, ()) == [0, 10]
 
 
+def test_areas_are_means_over_their_axes() -> None:
+    numbers, curve = [0, 1, 2, 8, 8], np.array([0.0, 0.4, 0.8, 1.0, 1.0])
+    # One doubling at 0.6 and two at 0.9; on the linear axis widths of 1, 1 and 6 at 0.2, 0.6, 0.9.
+    assert area_under(curve, numbers) == pytest.approx((0.6 + 2 * 0.9) / 3)
+    assert linear_area_under(curve, numbers) == pytest.approx((0.2 + 0.6 + 6 * 0.9) / 8)
+    assert area_under(np.array([0.0, 0.7]), [0, 1]) == 0.7
+
+
 # Curves of prompts: the definition again, from the map and single sets.
 
 # One token of answer: what is behind the prompt is no site. Minus the divergence of the clean run
@@ -249,8 +262,9 @@ def test_curves_are_those_of_the_sites_with_the_largest_effects(tiny_llama: Lang
     # All sites are the same sites in every ranking, and the whole stream is the clean run.
     np.testing.assert_allclose(ends[:, -1] - ends[:, -1, :1], 0, atol=1e-6)
     np.testing.assert_allclose(ends.sel(component="resid")[-1], 1, atol=1e-4)
-    area = area_under(data["recovered"].values, np.array(k) / n)
-    np.testing.assert_allclose(data["area"].values, area)
+    recovered = data["recovered"].values
+    np.testing.assert_allclose(data["area"].values, area_under(recovered, k))
+    np.testing.assert_allclose(data["linear_area"].values, linear_area_under(recovered, k))
 
 
 def test_the_random_curve_is_the_mean_over_its_seeds(tiny_llama: LanguageModel) -> None:
