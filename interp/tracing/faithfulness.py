@@ -101,8 +101,7 @@ def restore_together(
 
         row = model.row_bytes(len(case.ids), len(case.ids), n)
         chunked(todo, max(1, (batch_size or budget // row) // case.samples), work)
-    # Of no set, too, the shape is (set, sample, *metric).
-    restored = torch.stack([base, *(scores[each] for each in states)])[1:]
+    restored = torch.stack([base, *(scores[each] for each in states)])[1:]  # there may be no set
     return SweepResult(score.cpu(), base, restored)
 
 

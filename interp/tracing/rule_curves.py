@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ Advance = Callable[[float], object]
 WORK = {"exact": 12, "screen": 4, "attribution": 1, "random": 0}
 """What a ranking takes to make, next to the runs of its curve (`CURVE_WORK`): for the progress."""
 CURVE_WORK = 2
+PARTS = 1024
+"""Of a prompt's work that progress is told in: a power of 2, so that they add up exactly."""
 
 
 def rule_curves(
@@ -91,7 +94,7 @@ def rule_curves(
             if item is not None:
                 effects.save(item, path)
             paths[rule.id, str(form)] = path
-        counter(1 - counter.done)
+        counter.end()
     if not paths:
         reasons = listing(skipped) or "there is no rule"
         raise NotTraceableError(f"no prompt has a curve: {reasons}")
@@ -106,14 +109,23 @@ def rule_curves(
 
 @dataclass
 class _Counter:
-    """Tells of the shares of a prompt that are done, and adds them up."""
+    """Tells of the work of a prompt that is done, in parts whose sum is 1 without rounding.
+
+    A sum above the number of prompts is more than a progress bar takes.
+    """
 
     advance: Advance
     done: float = 0.0
+    told: float = 0.0
 
     def __call__(self, share: float) -> None:
-        self.done += share
-        self.advance(share)
+        self.done = min(1.0, self.done + share)
+        told = floor(self.done * PARTS) / PARTS
+        self.advance(told - self.told)
+        self.told = told
+
+    def end(self) -> None:
+        self.advance(1 - self.told)
 
 
 def check_settings(trace: TraceConfig) -> None:
@@ -156,8 +168,7 @@ def prompt_curves(
         advance: Called with the share of the work done since the last call; the shares sum to 1.
 
     Raises:
-        NotTraceableError: The corruption does not move the score by more than chance, or the prompt
-            cannot be traced.
+        NotTraceableError: The corruption does not move the score by more than chance, ….
     """
     trace = _as_read(trace, config)
     noise = noise or noise_of(model, trace, [rule])

@@ -289,7 +289,7 @@ def test_a_folder_of_rules_is_continued_and_skips_are_counted(
         return rule_curves(tiny_llama, rules, trace_config, CONFIG, folder, advance=advanced.append)
 
     data, skipped = run()
-    assert sum(advanced) == pytest.approx(5)
+    assert sum(advanced) == 5  # without rounding, which a progress bar would not take
     assert data.sizes["rule"] == 2 and data.attrs["n_skipped"] == len(skipped) >= 1
     assert int((data["n_sites"] > 0).sum()) == 5 - len(skipped)
     assert "cube-volume/formula: rule 'cube-volume' has no true answer" in data.attrs["skipped"]
