@@ -62,9 +62,14 @@ def _fresh_figures(context: Context) -> None:
 
 def _report(context: Context) -> str:
     from figures.report import write_report
+    from figures.report_inputs import STUDIES
+    from interp.app import freshness
 
-    path = write_report(context.run.path)
-    return f"report: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser"
+    objections = {name: freshness.objection(context, name) for name in STUDIES}
+    stale = {name: objection for name, objection in objections.items() if objection}
+    path = write_report(context.run.path, without=stale)
+    line = f"report: {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser"
+    return "\n".join([line, *(f"not shown: {objection}" for objection in stale.values())])
 
 
 def _fresh_report(context: Context) -> None:

@@ -24,6 +24,7 @@ from figures import (
     before_after,
     edit_scores,
     effect_map,
+    faithfulness,
     layer_profile,
     layer_selection,
     oracle,
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 INPUTS = {
     "effects.nc": "dmle trace",
+    "faithfulness.nc": "dmle faithfulness",
     "profile.nc": "dmle profile",
     "selection.json": "dmle select",
     "scores.nc": "dmle evaluate",
@@ -56,7 +58,7 @@ INPUTS = {
     "tuning.nc": "dmle tune",
 }
 """Files read, and the command that writes each."""
-ONLY_ON_REQUEST = ("sweep.nc", "regret.nc", "sequence.nc", "tuning.nc")
+ONLY_ON_REQUEST = ("faithfulness.nc", "sweep.nc", "regret.nc", "sequence.nc", "tuning.nc")
 """Inputs that a whole run does not have."""
 TRADE_OFF_ARMS = 3
 """Fewer arms than this make no curve."""
@@ -229,6 +231,16 @@ def _effect_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
         yield f"figures/effect-map-{slug(form)}", _figure(ax)
 
 
+def _faithfulness_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
+    data = effects_schema.load(run / "faithfulness.nc")
+    if not data["area"].notnull().any():
+        note("faithfulness: no curve")
+        return
+    for component in map(str, data["component"].values):
+        ax = faithfulness.draw_faithfulness(data, component)
+        yield f"figures/faithfulness-{slug(component)}", _figure(ax)
+
+
 def _profile_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
     profile = effects_schema.load(run / "profile.nc")
     roles = layer_profile.roles_with_data(profile)
@@ -312,14 +324,6 @@ def _rule_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
         )
 
 
-def _trade_off_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    yield from _trade_offs(run / "scores.nc", "trade-off")
-
-
-def _tuning_figures(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
-    yield from _trade_offs(run / "tuning.nc", "tuning")
-
-
 def _trade_offs(path: Path, name: str) -> Iterator[Drawing]:
     scores = effects_schema.load(path)
     if (mode := _main_mode(scores)) is None:
@@ -354,6 +358,7 @@ def _answer_table(run: Path, max_rules: int, note: Note) -> Iterator[Drawing]:
 
 PARTS = (
     Part("effects", ("effects.nc",), _effect_figures),
+    Part("faithfulness", ("faithfulness.nc",), _faithfulness_figures),
     Part("profile", ("profile.nc",), _profile_figures),
     Part("selection", ("profile.nc", "selection.json"), _selection_figure),
     Part("oracle", ("sweep.nc", "profile.nc"), _oracle_figure, uses=("selection.json",)),
@@ -361,8 +366,8 @@ PARTS = (
     Part("sequence", ("sequence.nc",), _sequence_figure),
     Part("scores", ("scores.nc",), _score_figures),
     Part("rules", ("scores.nc",), _rule_figures),
-    Part("trade-off", ("scores.nc",), _trade_off_figures),
-    Part("tuning", ("tuning.nc",), _tuning_figures),
+    Part("trade-off", ("scores.nc",), lambda run, *_: _trade_offs(run / "scores.nc", "trade-off")),
+    Part("tuning", ("tuning.nc",), lambda run, *_: _trade_offs(run / "tuning.nc", "tuning")),
     Part("score-tables", ("scores.nc",), _score_tables),
     Part("answers", ("answers.json",), _answer_table),
 )

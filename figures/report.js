@@ -269,6 +269,44 @@
     return () => shown && draw();
   }
 
+  // -- faithfulness ---------------------------------------------------------------------------------------------
+
+  function faithfulness() {
+    const curves = data.faithfulness;
+    const [plot, component] = [get("faithfulness-plot"), get("faithfulness-component")];
+    fill(component, curves.components.map((one, i) => [i, one.label]));
+    component.value = Math.max(0, curves.components.findIndex((one) => one.name === "mlp"));
+    const percent = curves.shares.map((share) => 100 * share);
+
+    function draw() {
+      const c = +component.value;
+      const share = Math.round(100 * curves.confidence);
+      const bands = [];
+      const lines = [];
+      curves.rankings.forEach(({ name, colour }, r) => {
+        const [mean, low, high] = [curves.mean[c][r], curves.lower[c][r], curves.upper[c][r]];
+        if (low.every((value) => value !== null)) {
+          bands.push({ x: [...percent, ...percent.slice().reverse()], y: [...high, ...low.slice().reverse()], fill: "toself", fillcolor: colour, opacity: 0.15, line: { width: 0 }, mode: "lines", hoverinfo: "skip", showlegend: false, legendgroup: name });
+        }
+        const text = mean.map((value, s) => {
+          const interval = low[s] === null ? "" : `<br>${share} % interval ${digits(low[s])} to ${digits(high[s])}`;
+          return `${plain(name)}, ${percent[s]} % of sites<br>${digits(value)} recovered${interval}`;
+        });
+        lines.push({ x: percent, y: mean, mode: "lines+markers", marker: { size: 5, color: colour }, line: { color: colour, width: 2 }, name: plain(name), legendgroup: name, text, hovertemplate: "%{text}<extra></extra>" });
+      });
+      show(plot, [...bands, ...lines], {
+        height: 360,
+        xaxis: { title: { text: "share of sites restored together (%)", standoff: 5 }, type: "log", tickvals: percent },
+        yaxis: { title: { text: "recovered share" }, rangemode: "tozero" },
+        legend: { orientation: "h", x: 0, y: 1, yanchor: "bottom" },
+      });
+      get("faithfulness-note").textContent = curves.notes[c];
+    }
+    component.addEventListener("change", draw);
+    draw();
+    return draw;
+  }
+
   // -- layer profiles -------------------------------------------------------------------------------------------
 
   function layerProfiles() {
@@ -483,6 +521,7 @@
 
   const redraw = [];
   if (data.maps) redraw.push(effectMaps());
+  if (data.faithfulness) redraw.push(faithfulness());
   if (data.profile) redraw.push(layerProfiles());
   if (data.scores) redraw.push(editScores());
   if (data.answers) promptsAndAnswers();

@@ -13,7 +13,7 @@ order of the rules, and what did not fit is named.
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from matplotlib.colors import to_hex
 from plotly.offline import get_plotlyjs
 
 from figures import style
-from figures.report_data import answer_data, profile_data, score_data
+from figures.report_data import answer_data, faithfulness_data, profile_data, score_data
 from figures.report_inputs import RunResults, read
 from figures.report_maps import map_data
 from figures.report_words import words
@@ -40,8 +40,12 @@ COLOURS = 33
 _HERE = Path(__file__).parent
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, without: Collection[str] = ()) -> Path:
     """Write ``report.html`` of a run folder.
+
+    Args:
+        run: The run folder.
+        without: Files that are taken for absent.
 
     Returns:
         Its path.
@@ -50,7 +54,7 @@ def write_report(run: Path) -> Path:
         ValueError: The folder holds none of the inputs, or one is damaged.
     """
     path = run / "report.html"
-    write_text(path, page(read(run)))
+    write_text(path, page(read(run, without)))
     return path
 
 
@@ -63,6 +67,9 @@ def page(results: RunResults) -> str:
             None if results.profile is None else profile_data(results.profile, results.selection)
         ),
         "scores": None if results.scores is None else score_data(results.scores),
+        "faithfulness": (
+            None if results.faithfulness is None else faithfulness_data(results.faithfulness)
+        ),
         "names": dict(results.rule_names),
         "answers": None,
         "maps": None,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import xarray as xr
+from matplotlib.colors import to_hex
 
 from figures import style
 from figures.edit_scores import (
@@ -16,9 +17,12 @@ from figures.edit_scores import (
     intervals_of,
     metrics_with_data,
 )
+from figures.faithfulness import caption_of, ranking_colours
 from figures.layer_profile import band_note, components_with_data, roles_with_data
 from figures.report_maps import component_labels
 from figures.report_numbers import mean, number, numbers, pack
+from interp.results.faithfulness import CONFIDENCE as CURVE_CONFIDENCE
+from interp.results.faithfulness import mean_curves, methods_of
 from interp.results.scores import ANSWER_COLUMNS, WITHOUT_FLOOR, modes_with_scores, per_rule
 from interp.selection.layers import LayerSelection
 
@@ -64,6 +68,23 @@ def _chosen(selection: LayerSelection) -> dict[str, Any]:
         "role": selection.role,
         "first": selection.first_layer,
         "groups": groups,
+    }
+
+
+def faithfulness_data(data: xr.Dataset) -> dict[str, Any]:
+    """Mean curves of every component and ranking, shape (component, ranking, share), without their
+    beginning, where nothing is restored.
+    """
+    components, rankings = [str(name) for name in data["component"].values], methods_of(data)
+    curves = np.array([[mean_curves(data, c, r)[1:] for r in rankings] for c in components])
+    colours = ranking_colours()
+    return {
+        "components": component_labels(components, data.attrs.get("window")),
+        "rankings": [{"name": name, "colour": to_hex(colours[name])} for name in rankings],
+        "shares": numbers(data["share"].values[1:]),
+        **{name: numbers(curves[:, :, i, 1:]) for i, name in enumerate(("mean", "lower", "upper"))},
+        "notes": [caption_of(data, component) for component in components],
+        "confidence": CURVE_CONFIDENCE,
     }
 
 

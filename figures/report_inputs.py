@@ -4,7 +4,7 @@ It shows what `figures.paper` reads, and ``selection-rules.json``, ``rules.json`
 where they exist.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ INPUTS = {
     for name in ("effects.nc", "profile.nc", "selection.json", "scores.nc", "answers.json")
 }
 """Files shown, and the command that writes each."""
+STUDIES = ("faithfulness.nc",)
+"""Files that are shown where they are, and that a whole run does not have."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RunResults:
     selection: LayerSelection | None = None
     rule_selections: Mapping[str, LayerSelection] = field(default_factory=dict)
     scores: xr.Dataset | None = None
+    faithfulness: xr.Dataset | None = None
     answers: pd.DataFrame | None = None
     rule_names: Mapping[str, str] = field(default_factory=dict)
     """What a rule is of, in words, by its id."""
@@ -46,13 +49,18 @@ class RunResults:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read(run: Path) -> RunResults:
+def read(run: Path, without: Collection[str] = ()) -> RunResults:
     """Read what there is of a run.
+
+    Args:
+        run: The run folder.
+        without: Files that are taken for absent.
 
     Raises:
         ValueError: The folder holds none of the inputs, or one is damaged.
     """
-    present = {name: run / name for name in INPUTS if (run / name).is_file()}
+    wanted = [name for name in (*INPUTS, *STUDIES) if name not in without]
+    present = {name: run / name for name in wanted if (run / name).is_file()}
     if not present:
         steps = ", ".join(dict.fromkeys(f"`{command}`" for command in INPUTS.values()))
         raise InputError(
@@ -60,7 +68,7 @@ def read(run: Path) -> RunResults:
         )
     content: dict[str, Any] = {
         name: effects_schema.load(present[f"{name}.nc"])
-        for name in ("effects", "profile", "scores")
+        for name in ("effects", "profile", "scores", "faithfulness")
         if f"{name}.nc" in present
     }
     if "selection.json" in present:

@@ -9,6 +9,7 @@ from figures import style
 from figures.report_data import mode_data
 from figures.report_inputs import INPUTS, RunResults
 from interp.results import effects as effects_schema
+from interp.results import faithfulness
 from interp.results.scores import modes_with_scores
 from interp.selection.layers import LayerSelection
 from interp.selection.reasons import layer_names
@@ -30,6 +31,8 @@ def words(results: RunResults) -> dict[str, Any]:
         for name, data in inputs.items()
         if isinstance(data, xr.Dataset)
     }
+    if results.faithfulness is not None:
+        attrs["faithfulness.nc"] = {str(k): str(v) for k, v in results.faithfulness.attrs.items()}
     selection = results.selection
     return {
         "absent": [(name, INPUTS[name]) for name, data in inputs.items() if data is None],
@@ -43,6 +46,7 @@ def words(results: RunResults) -> dict[str, Any]:
             for group in choice.groups
         ],
         "selected_on": None if selection is None else _selected_on(selection),
+        "curves": None if results.faithfulness is None else _curves(results.faithfulness),
         "score_tables": [] if results.scores is None else _score_tables(results.scores),
         "attrs": attrs,
         "versions": _versions(attrs, results.provenance),
@@ -53,7 +57,7 @@ def words(results: RunResults) -> dict[str, Any]:
 
 def _model(results: RunResults) -> str:
     """The model in words, from the first file that names it."""
-    datasets = (results.effects, results.profile, results.scores)
+    datasets = (results.effects, results.profile, results.scores, results.faithfulness)
     named: list[Mapping[Any, Any]] = [data.attrs for data in datasets if data is not None]
     if results.selection is not None:
         named.append(results.selection.provenance)
@@ -129,6 +133,24 @@ def _selected_on(selection: LayerSelection) -> str:
         if selection.role
         else component
     )
+
+
+def _curves(data: xr.Dataset) -> dict[str, Any]:
+    """Areas under curves of faithfulness, and whether each ranking is at least as good as the
+    next.
+    """
+    rows = []
+    for component in map(str, data["component"].values):
+        name = style.COMPONENT_NAMES.get(component, component)
+        for method, cells in faithfulness.area_cells(data, component):
+            rows.append((name, method, cells))
+    return {
+        "heads": ("Component", "Ranking", *faithfulness.AREA_HEADS),
+        "rows": rows,
+        "orders": [faithfulness.order(data, str(name)) for name in data["component"].values],
+        "skipped": str(data.attrs.get("skipped", "")),
+        "n_skipped": int(data.attrs.get("n_skipped", 0)),
+    }
 
 
 def _score_tables(scores: xr.Dataset) -> list[dict[str, Any]]:

@@ -16,11 +16,12 @@ from interp.settings.plain_yaml import YamlError, read_yaml_file
 from interp.settings.registered import Registered
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
-from interp.vocabulary import Component, CorruptedSpan, Direction, Role, Split
+from interp.vocabulary import RANKINGS, Component, CorruptedSpan, Direction, Ranking, Role, Split
 
 __all__ = [
     "AtlasConfig",
     "ConfigError",
+    "FaithfulnessConfig",
     "ModelConfig",
     "ProfileConfig",
     "RulesConfig",
@@ -194,6 +195,36 @@ class TraceConfig(Section):
                 f"metrics {sorted(wrong)} compare with the answer to a counterfactual prompt; set"
                 " corruption: counterfactual (--set trace.corruption=counterfactual), or choose"
                 " other metrics"
+            )
+        return self
+
+
+class FaithfulnessConfig(Section):
+    """What a map's best sites bring back together. Corruption, samples, positions and the first
+    metric are those of `trace`.
+    """
+
+    components: tuple[Component, ...] = Field(default=("resid", "mlp", "attn"), min_length=1)
+    """Ranked and restored each by itself; none of the frozen ones, which keep states of the
+    corrupted run."""
+    methods: tuple[Ranking, ...] = Field(default=RANKINGS, min_length=1)
+    """What sites are ranked by; each ranking is evaluated by real runs."""
+    shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+    """Shares of the sites that are restored together, ascending; none and all are always run."""
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Of the random rankings, whose mean is taken."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "FaithfulnessConfig":
+        for name in ("components", "methods", "seeds"):
+            if len(set(values := getattr(self, name))) < len(values):
+                raise InputError(f"{name} may each be named once")
+        if list(self.shares) != sorted(set(self.shares)):
+            raise InputError(f"shares are {self.shares}; give ascending ones")
+        if frozen := [name for name in self.components if name.endswith("_frozen")]:
+            raise InputError(
+                f"components {frozen} keep states of the corrupted run behind each site, which"
+                " several sites at once cannot; choose others"
             )
         return self
 

@@ -33,4 +33,7 @@ CorruptedSpan = Literal["subject", "subject+rule", "numbers", "content"]
 Direction = Literal["denoise", "noise"]
 """`denoise`: clean states into the corrupted run; `noise`: corrupted states into the clean run."""
 Method = Literal["exact", "attribution", "screen"]
+Ranking = Literal["exact", "screen", "attribution", "random"]
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+"""How sites are ranked for curves of faithfulness, the ranking that should be best first."""
 Route = Literal["auto", "fast", "generic"]

@@ -16,7 +16,7 @@ from cyclopts import App, Parameter
 
 from interp.app.atlas_commands import app as atlas_app
 from interp.app.atlas_step import AUTO
-from interp.app.command_line import LAYERS_HELP, Common, TraceOptions, execute
+from interp.app.command_line import LAYERS_HELP, Common, TraceOptions, execute, split
 from interp.app.export_command import export
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
@@ -56,6 +56,32 @@ def trace(
     """
     settings = (tracing or TraceOptions()).settings()
     execute(["trace"], common, {**settings, "trace.corruption": corruption})
+
+
+def faithfulness(
+    *,
+    components: Annotated[
+        str | None, Parameter(help="What is restored, each by itself (commas): resid, mlp, attn, …")
+    ] = None,
+    methods: Annotated[
+        str | None, Parameter(help="Rankings (commas): exact, screen, attribution, random.")
+    ] = None,
+    common: Common | None = None,
+) -> None:
+    """Measure what the best sites of effect maps bring back together, for each way to rank them.
+
+    Ranks the sites of each prompt, restores the first ones together, and reports the recovered
+    share of the total effect and the area under its curve. Corruption, samples and positions are
+    those of `trace`. A stopped study continues.
+
+    For example:
+
+        dmle faithfulness --run runs/mine
+
+        dmle faithfulness --run runs/mine --components mlp --methods exact,random --limit 5
+    """
+    flags = {"faithfulness.components": split(components), "faithfulness.methods": split(methods)}
+    execute(["faithfulness"], common, flags)
 
 
 def profile(*, common: Common | None = None) -> None:
@@ -176,8 +202,8 @@ def application() -> App:
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
-    own = (trace, trace_prompt, profile, select, atlas_app, export, run, setup, rules_app)
-    for command in own:
+    own = (trace, trace_prompt, faithfulness, profile, select, atlas_app, export, run, setup)
+    for command in (*own, rules_app):
         app.command(command)
     for point in entry_points(group="dmle.commands"):
         app.command(point.load(), name=point.name)

@@ -30,6 +30,7 @@ RECORD = "made"
 VERSIONS = {
     "trace": 1,
     "atlas": 1,
+    "faithfulness": 1,
     "profile": 1,
     "select": 1,
     "evidence": 1,
@@ -44,6 +45,7 @@ VERSIONS = {
 """To be raised when a step gives other numbers for the same settings."""
 MAKERS = {
     "effects.nc": "trace",
+    "faithfulness.nc": "faithfulness",
     "profile.nc": "profile",
     "selection.json": "select",
     "selection-rules.json": "select",

@@ -92,6 +92,7 @@ def damaged(path: Path, what: str, reason: object, mend: str | None = None) -> D
 
 _MADE_BY = {
     "effects.nc": "trace",
+    "faithfulness.nc": "faithfulness",
     "profile.nc": "profile",
     "selection.json": "select",
     "selection-rules.json": "select",
@@ -105,6 +106,7 @@ _MADE_BY = {
 }
 _FOLDERS_MADE_BY = {
     "traces": "trace",
+    "faithfulness": "faithfulness",
     "deltas": "edit",
     "covariance": "edit",
     "cells": "compare",

@@ -26,7 +26,7 @@ from interp.results import foreign_files
 from interp.results.checksums import check_seal, damaged, write_sealed
 from interp.results.scores import PHASES
 from interp.results.sequences import MEASURES
-from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, ROLES
+from interp.vocabulary import COMPONENTS, FORMS, LOOKUP, RANKINGS, ROLES
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ KINDS: Mapping[str, Kind] = {
         "rule form component layer pos sample",
         f"{_MAP} n_tokens",
     ),
+    "faithfulness.nc": _kind(
+        "file of curves",
+        "dmle.faithfulness/",
+        "rule form component ranking share",
+        "recovered area linear_area k n_sites clean corrupted",
+    ),
     "profile.nc": _kind(
         "layer profile",
         "dmle.profile/",
@@ -86,17 +92,18 @@ KINDS: Mapping[str, Kind] = {
     ),
 }
 """By the name that a file has in a run folder."""
-UNLABELLED = frozenset(("pos", "sample"))
+UNLABELLED = frozenset(("pos", "sample", "share"))
 """Dims that are counted; all others have labels, by which they are read."""
 NUMBERED = frozenset(("layer", "edits"))
 """Labels that are numbers; all others are texts."""
-NUMBERS = frozenset(("n_tokens", "is_corrupted", "start", "width"))
+NUMBERS = frozenset(("n_tokens", "is_corrupted", "share", "start", "width"))
 """Coordinates that are numbers; of the kinds above, variables that are no coordinates all are."""
 WHOLE_NUMBERS = ("window",)
 """Attributes that are whole numbers, where they are."""
 LABELS: Mapping[str, tuple[str, ...]] = {
     "form": FORMS,
     "component": COMPONENTS,
+    "ranking": RANKINGS,
     "role": (*ROLES, LOOKUP),
     "phase": PHASES,
     "measure": MEASURES,
@@ -105,6 +112,7 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 _OF_FOLDERS: Mapping[str, Kind] = {
     "traces": _kind("effect map", "dmle.effects/", "component layer pos sample", _MAP, "rule form"),
     "evidence": KINDS["evidence.nc"],
+    "faithfulness": KINDS["faithfulness.nc"],
 }
 
 

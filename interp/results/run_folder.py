@@ -28,6 +28,7 @@ from interp.settings.plain_yaml import YamlError, load_yaml
 
 RESULTS = (
     "effects.nc",
+    "faithfulness.nc",
     "profile.nc",
     "evidence.nc",
     "sweep.nc",

@@ -84,7 +84,7 @@ def trace_prompt(
     noise = noise or noise_of(model, config, [rule])
     ready = prepare(model, rule, form, config, noise, answer)
     width = config.window or default_window(model.n_layers)
-    positions = _traced_positions(ready, config)
+    positions = traced_positions(ready, config)
     sites = [
         site(component, layer, position, width, model.n_layers)
         for component in config.components
@@ -293,7 +293,7 @@ def _typed(model: LanguageModel, encoding: Encoding) -> dict[str, str]:
     return {"typed_tokens": " ".join(typed)} if typed else {}
 
 
-def _traced_positions(ready: Prepared, config: TraceConfig) -> list[int]:
+def traced_positions(ready: Prepared, config: TraceConfig) -> list[int]:
     """Positions from the first corrupted token on that have a role of `config.positions`.
 
     Raises:

@@ -77,13 +77,14 @@ def trace(
             bar.update()
     if not maps:
         raise NotTraceableError(
-            f"no prompt could be traced: {_listing(skipped) or 'there is no rule'}"
+            f"no prompt could be traced: {listing(skipped) or 'there is no rule'}"
         )
     joined = effects.concat(maps)
-    return joined.assign_attrs(n_skipped=len(skipped), skipped=_listing(skipped))
+    return joined.assign_attrs(n_skipped=len(skipped), skipped=listing(skipped))
 
 
-def _listing(skipped: Sequence[Skipped]) -> str:
+def listing(skipped: Sequence[Skipped]) -> str:
+    """Skipped prompts with their reasons, in a line."""
     return "; ".join(f"{prompt.rule}/{prompt.form}: {prompt.reason}" for prompt in skipped)
 
 
@@ -181,7 +182,7 @@ def collect(
                 f"{path} has changed while it was read: another program writes there; trace again"
             )
     effects.join(
-        present, target, {"n_skipped": len(skipped), "skipped": _listing(skipped), **(attrs or {})}
+        present, target, {"n_skipped": len(skipped), "skipped": listing(skipped), **(attrs or {})}
     )
 
 

@@ -29,6 +29,7 @@ RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
 ONLY_PARSED = {
     "trace": "loads a model, for minutes",
     "trace-prompt": "loads a model; the command's tests run some",
+    "faithfulness": "loads a model, for minutes",
     "edit": "loads a model, for minutes",
     "evaluate": "loads a model, for minutes",
     "compare": "loads a model, for hours",
@@ -91,7 +92,15 @@ def help_lines() -> list[tuple[str, list[str]]]:
     from interp.app import commands as cli
     from interp.app.rules_commands import build, check, export, stats
 
-    functions = [cli.trace, cli.trace_prompt, cli.profile, cli.select, cli.run, cli.setup]
+    functions = [
+        cli.trace,
+        cli.trace_prompt,
+        cli.faithfulness,
+        cli.profile,
+        cli.select,
+        cli.run,
+        cli.setup,
+    ]
     functions += [point.load() for point in entry_points(group="dmle.commands")]
     functions += [build, check, export, stats, cli.export, atlas.show, atlas.add]
     lines = []
@@ -119,7 +128,7 @@ def test_there_are_commands_and_each_is_run_or_only_parsed_for_a_reason() -> Non
 
 WITHOUT_SETTINGS = ("rules_commands", "atlas_commands", "export_command")
 """Modules of commands that take no settings."""
-CHECKED = ("trace", "edit", "evaluate", "compare", "tune", "sweep", "sequence")
+CHECKED = ("trace", "faithfulness", "edit", "evaluate", "compare", "tune", "sweep", "sequence")
 """Steps whose check needs rules and settings alone."""
 
 

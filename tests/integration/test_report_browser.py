@@ -453,3 +453,34 @@ def test_one_file_alone_makes_a_page(
         assert page.locator(".js-plotly-plot").count() == 1
         absent = page.locator("#summary .absent").inner_text()
         assert name not in absent and len(re.findall(r"written by dmle \w+", absent)) == 4
+
+
+def test_curves_of_faithfulness_are_drawn_by_component(browser: "Browser", tmp_path: Path) -> None:
+    from figures.report_data import faithfulness_data
+    from interp.results.faithfulness import dataset
+
+    rng = np.random.default_rng(2)
+    dims = {"rule": list(RULES), "form": ["formula"], "component": ["resid", "mlp"]}
+    dims |= {"ranking": ["exact", "random"], "share": [0.0, 0.1, 0.5, 1.0]}
+    values = {
+        "recovered": rng.random([len(each) for each in dims.values()]),
+        "area": rng.random((3, 1, 2, 2)),
+        "linear_area": rng.random((3, 1, 2, 2)),
+        "k": np.tile([0, 2, 10, 20], (3, 1, 1)),
+        "n_sites": np.full((3, 1), 20),
+        "clean": np.full((3, 1), -1.0),
+        "corrupted": np.full((3, 1), -3.0),
+    }
+    data = dataset(values, dims, {"n_skipped": 1, "skipped": EVIL, "model": EVIL})
+    effects.save(data, tmp_path / "faithfulness.nc")
+    expected = np.array(faithfulness_data(data)["mean"])
+    write_report(tmp_path)
+    for page in opened(browser, tmp_path / "report.html"):
+        plot = page.locator("#faithfulness-plot")
+        for i in (1, 0):  # the MLP is shown first
+            page.select_option("#faithfulness-component", str(i))
+            read = "plot => plot.data.filter(one => one.hovertemplate).map(one => one.y)"
+            np.testing.assert_allclose(np.array(plot.evaluate(read), float), expected[i])
+        assert len(page.locator("#faithfulness tbody tr").all()) == 4
+        page.locator("#faithfulness summary").click()
+        assert EVIL in page.locator("#faithfulness details").inner_text()

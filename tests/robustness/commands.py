@@ -53,6 +53,7 @@ COMMANDS = (
         "trace-prompt 'The area of a square is' --subject square --out=run/map.nc"
         " --plot=run/map.png --model={model} --samples=2 --set trace.answer_tokens=2",
     ),
+    _step("faithfulness", more="--set faithfulness.shares=0.2", weight=0.7),
     _step("profile", "trace"),
     _step("select", "profile"),
     Command("export", "export --run {run} --for easyedit --out run/out/hparams", "select"),

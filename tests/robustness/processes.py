@@ -261,11 +261,11 @@ def _import_late() -> None:
     from editing.evaluation import side_effects
     from editing.studies import comparison_files, evidence, paired, regret, sequence, tuning
     from figures import paper, report
-    from interp.results import effects
+    from interp.results import effects, faithfulness
     from interp.rules.rulebook import build
     from interp.selection import baselines, form_order, profiles
     from interp.selection import select as selection
-    from interp.tracing import knowledge, one_prompt
+    from interp.tracing import knowledge, one_prompt, rule_curves
     from interp.tracing import trace as tracing
 
     assert editors.editors()
@@ -290,10 +290,12 @@ def _import_late() -> None:
             report,
             baselines,
             effects,
+            faithfulness,
             form_order,
             knowledge,
             one_prompt,
             profiles,
+            rule_curves,
             selection,
             tracing,
         )

@@ -250,6 +250,7 @@ def _netcdf(states: States) -> list[FileReader]:
     made = {
         "map": ("trace-prompt", "map.nc"),
         "effects": ("trace", "effects.nc"),
+        "faithfulness": ("faithfulness", "faithfulness.nc"),
         "profile": ("profile", "profile.nc"),
         "evidence": ("evidence", "evidence.nc"),
         "scores": ("evaluate", "scores.nc"),

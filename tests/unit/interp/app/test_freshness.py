@@ -36,6 +36,7 @@ SECTIONS: dict[str, type[Section]] = {
 OF_FILE = {
     "trace": ("profile.nc", "selection.json", "scores.nc"),
     "atlas": ("profile.nc",),
+    "faithfulness": ("faithfulness.nc",),
     "profile": ("selection.json", "scores.nc", "regret.nc"),
     "select": ("scores.nc", "regret.nc"),
     "covariance": ("scores.nc", "evidence.nc", "sweep.nc", "tuning.nc"),
@@ -110,6 +111,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, rules: tuple[Rule, ...]) -> Pa
     now = context(folder)
     plain = ["edit", "covariance", "evaluate"]
     save(now, "effects.nc", made(now, "trace", ["trace"], rules=["trace"]))
+    save(now, "faithfulness.nc", made(now, "faithfulness", ["faithfulness"], rules=["trace"]))
     save(now, "profile.nc", made(now, "profile", ["profile"], inputs=["effects.nc"]))
     save(now, "selection.json", made(now, "select", ["select"], inputs=["profile.nc"]))
     save(

@@ -33,6 +33,7 @@ def test_the_chain_is_registered_in_order() -> None:
         "atlas",
         "compare",
         "evidence",
+        "faithfulness",
         "regret",
         "sequence",
         "sweep",
@@ -41,7 +42,8 @@ def test_the_chain_is_registered_in_order() -> None:
     for name, step in steps.items():
         assert step.name == name
     assert [name for name, step in steps.items() if step.needs_model] == [
-        "trace", "edit", "evaluate", "atlas", "compare", "evidence", "sequence", "sweep", "tune",
+        "trace", "edit", "evaluate", "atlas", "compare", "evidence", "faithfulness", "sequence",
+        "sweep", "tune",
     ]  # fmt: skip
 
 
