@@ -26,13 +26,7 @@ def words(results: RunResults) -> dict[str, Any]:
         "scores.nc": results.scores,
         "answers.json": results.answers,
     }
-    attrs = {
-        name: {str(key): str(value) for key, value in data.attrs.items()}
-        for name, data in inputs.items()
-        if isinstance(data, xr.Dataset)
-    }
-    if results.faithfulness is not None:
-        attrs["faithfulness.nc"] = {str(k): str(v) for k, v in results.faithfulness.attrs.items()}
+    attrs = _attrs({**inputs, "faithfulness.nc": results.faithfulness})
     selection = results.selection
     return {
         "absent": [(name, INPUTS[name]) for name, data in inputs.items() if data is None],
@@ -52,6 +46,15 @@ def words(results: RunResults) -> dict[str, Any]:
         "versions": _versions(attrs, results.provenance),
         "run_yaml": results.run_yaml,
         "has": {name.split(".")[0]: data is not None for name, data in inputs.items()},
+    }
+
+
+def _attrs(inputs: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The attributes of each dataset, by its file, as text."""
+    return {
+        name: {str(key): str(value) for key, value in data.attrs.items()}
+        for name, data in inputs.items()
+        if isinstance(data, xr.Dataset)
     }
 
 

@@ -63,8 +63,7 @@ class PromptEdit:
         Raises:
             InputError: See `edit_prompt`.
         """
-        from editing.editors.registry import editor, needs, options_of
-        from editing.edits.delta import EditDelta
+        from editing.editors.registry import needs, options_of
 
         options_of(settings)
         for flag, value in (("--prompt", self.prompt), ("--new", self.new)):
@@ -77,21 +76,34 @@ class PromptEdit:
             )
         if needs(settings, "lookup"):
             self.request().lookup_span(settings.lookup)
+        self._check_editor(settings)
+        for path, replaced, remedy in (
+            (self.path, overwrite, "give another --out, or --overwrite"),
+            (self.adapter, False, "give a new folder for the adapter"),
+        ):
+            if path is not None and path.exists() and not replaced:
+                raise InputError(f"{path} is there already; {remedy}")
+
+    def _check_editor(self, settings: EditorSettings) -> None:
+        """Refuse an editor that cannot keep prompts or export, if that is asked for.
+
+        Raises:
+            InputError: It cannot.
+        """
+        from editing.editors.registry import editor
+        from editing.edits.delta import EditDelta
+
         if self.keep and "retained" not in editor(settings.editor).honours:
             able = [name for name in editor_names() if "retained" in editor(name).honours]
             raise InputError(
                 f"{settings.editor} cannot keep prompts as they are; leave --keep out, or take one"
                 f" of {', '.join(able)}"
             )
-        if self.path.exists() and not overwrite:
-            raise InputError(f"{self.path} is there already; give another --out, or --overwrite")
         if (self.export or self.adapter) and editor(settings.editor).makes is not EditDelta:
             raise InputError(
                 f"{settings.editor} writes no weights, so that there is no model to export; leave"
                 " --export and --export-adapter out, or take another editor"
             )
-        if self.adapter is not None and self.adapter.exists():
-            raise InputError(f"{self.adapter} is there already; give a new folder for the adapter")
 
 
 def edit_prompt(

@@ -369,6 +369,20 @@ def _labelled(
         name: np.full([len(labels[dim]) for dim in dims], 0.0 if name == "failed" else np.nan)
         for name, dims in DIMS.items()
     }
+    _fill(values, labels, named)
+    coords = {
+        dim: np.array(list(each), dtype=np.int64 if dim == "edits" else object)
+        for dim, each in labels.items()
+    }
+    return xr.Dataset({name: (DIMS[name], value) for name, value in values.items()}, coords)
+
+
+def _fill(
+    values: Mapping[str, np.ndarray],
+    labels: Mapping[str, Sequence[Any]],
+    named: Mapping[tuple[str, str, int], Checkpoint],
+) -> None:
+    """Write each checkpoint to its place in the arrays."""
     where = {dim: {name: i for i, name in enumerate(each)} for dim, each in labels.items()}
     for name, checkpoint in named.items():
         place = tuple(where[dim][label] for dim, label in zip(DIMS["failed"], name, strict=True))
@@ -378,8 +392,3 @@ def _labelled(
             values["score"][(*place, *inner)] = row["score"]
         for measure, value in checkpoint.effects.items():
             values["effect"][(*place, where["measure"][measure])] = value
-    coords = {
-        dim: np.array(list(each), dtype=np.int64 if dim == "edits" else object)
-        for dim, each in labels.items()
-    }
-    return xr.Dataset({name: (DIMS[name], value) for name, value in values.items()}, coords)

@@ -247,9 +247,10 @@ def remedy_of(context: Context, steps: Sequence[str], *, by_rule: bool = False) 
     from interp.selection import strategies
 
     commands = {step: command(context, step) for step in steps}
-    config: Any = context.sections["select"]
-    if by_rule and not strategies.get(config.strategy).by_rule:
-        commands["select"] += " --strategy adaptive"
+    if by_rule:
+        config: Any = context.sections["select"]
+        chosen = strategies.get(config.strategy).by_rule
+        commands["select"] += "" if chosen else " --strategy adaptive"
     lines = [f"`{each}`" for each in commands.values()]
     return f"run {', then '.join(lines)}, or give the settings that it was made with"
 

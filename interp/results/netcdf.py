@@ -303,14 +303,21 @@ def _fault(dataset: xr.Dataset, kind: Kind) -> str:
         return "it is a joined file of many"
     if empty := [dim for dim in sorted(kind.dims) if not dataset.sizes[dim]]:
         return f"it holds nothing along {empty[0]}"
+    if fault := _index_fault(dataset, kind):
+        return fault
+    faults = (_label_fault(dataset[name]) for name in sorted(labels))
+    return next(filter(None, faults), "") or (_number_fault(dataset) if kind.dims else "")
+
+
+def _index_fault(dataset: xr.Dataset, kind: Kind) -> str:
+    """Which label is missing or there twice; "" if none."""
     for name in sorted(kind.whole):
         if lacking := [label for label in LABELS[name] if label not in dataset[name].values]:
             return f"it lacks the label {lacking[0]!r} of {name}"
     for name in map(str, dataset.indexes):
         if not dataset.indexes[name].is_unique:
             return f"two labels of {name} are the same"
-    faults = (_label_fault(dataset[name]) for name in sorted(labels))
-    return next(filter(None, faults), "") or (_number_fault(dataset) if kind.dims else "")
+    return ""
 
 
 def _number_fault(dataset: xr.Dataset) -> str:

@@ -97,7 +97,8 @@ class Module:
         """Public classes and functions, and the module, that say nothing about themselves."""
         names = [] if ast.get_docstring(self.tree) else [self.path]
         for node in _public(self.tree.body):
-            if not ast.get_docstring(node):
+            stub = any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list)
+            if not stub and not ast.get_docstring(node):
                 names.append(f"{self.path}:{node.lineno} {node.name}")
         return names
 

@@ -1,9 +1,9 @@
 """Make an entry of a profile: numbers and names alone are kept, and checked."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import xarray as xr
@@ -71,30 +71,16 @@ def write_entry(
         )
     kept = without_texts(profile)
     selection = select_layers(kept, config)
-    regret = () if regrets is None else regrets_of(regrets, selection)
-    attrs = kept.attrs
-    try:
-        about = About(
-            schema="dmle.atlas/1",
-            name=folder.name,
-            model=model,
-            weight_hash=str(attrs.get("weight_hash", "")),
-            dtype=str(attrs.get("dtype", "")),
-            weights=weights,
-            n_blocks=kept.sizes["layer"],
-            rules=rules,
-            n_rules=kept.sizes["rule"],
-            n_prompts=int(attrs.get("n_prompts", 0)),
-            traced=traced(kept),
-            samples=int(attrs.get("samples", 1)),
-            method=str(attrs.get("method", "")),
-            version=str(attrs.get("version_dmle", "")),
-            commands=tuple(commands),
-            select=config.model_dump(mode="json"),
-            regret=regret,
-        )
-    except ValidationError as error:
-        raise InputError(f"the provenance of {folder.name}: {explain(error)}") from error
+    given = {
+        "name": folder.name,
+        "model": model,
+        "weights": weights,
+        "rules": rules,
+        "commands": tuple(commands),
+        "select": config.model_dump(mode="json"),
+        "regret": () if regrets is None else regrets_of(regrets, selection),
+    }
+    about = _about(kept, given)
     with atomic(folder) as partial:
         made = AtlasEntry(partial, folder.name)
         _write(partial, kept, selection, about, regrets)
@@ -104,6 +90,31 @@ def write_entry(
         if folder.is_dir():
             shutil.rmtree(folder)
     return AtlasEntry(folder, folder.name)
+
+
+def _about(kept: xr.Dataset, given: Mapping[str, Any]) -> About:
+    """The provenance: what the profile says of itself, and what is given.
+
+    Raises:
+        InputError: Something is missing or wrong.
+    """
+    attrs = kept.attrs
+    try:
+        return About(
+            schema="dmle.atlas/1",
+            weight_hash=str(attrs.get("weight_hash", "")),
+            dtype=str(attrs.get("dtype", "")),
+            n_blocks=kept.sizes["layer"],
+            n_rules=kept.sizes["rule"],
+            n_prompts=int(attrs.get("n_prompts", 0)),
+            traced=traced(kept),
+            samples=int(attrs.get("samples", 1)),
+            method=str(attrs.get("method", "")),
+            version=str(attrs.get("version_dmle", "")),
+            **given,
+        )
+    except ValidationError as error:
+        raise InputError(f"the provenance of {given['name']}: {explain(error)}") from error
 
 
 def without_texts(profile: xr.Dataset) -> xr.Dataset:
