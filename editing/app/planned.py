@@ -15,11 +15,11 @@ from editing.config import CovarianceConfig, EditConfig, EditorSettings
 from editing.editors.registry import editor, load_edit, needs
 from editing.edits.requests import EditRequest, requests_of
 from editing.edits.retention import retained
-from interp.app.freshness import VERSIONS, command, differences, settings_of
+from interp.app.freshness import command, differences, settings_of
 from interp.app.steps import Context
 from interp.errors import StaleError
 from interp.results.paths import inside
-from interp.results.provenance import fingerprint
+from interp.results.provenance import VERSIONS, fingerprint
 from interp.rules.sources import Rule
 
 if TYPE_CHECKING:

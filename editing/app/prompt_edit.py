@@ -90,15 +90,11 @@ class PromptEdit:
         Raises:
             InputError: It cannot.
         """
-        from editing.editors.registry import editor
+        from editing.editors.registry import check_honours, editor
         from editing.edits.delta import EditDelta
 
-        if self.keep and "retained" not in editor(settings.editor).honours:
-            able = [name for name in editor_names() if "retained" in editor(name).honours]
-            raise InputError(
-                f"{settings.editor} cannot keep prompts as they are; leave --keep out, or take one"
-                f" of {', '.join(able)}"
-            )
+        if self.keep:
+            check_honours(settings, "retained", "--keep")
         if (self.export or self.adapter) and editor(settings.editor).makes is not EditDelta:
             raise InputError(
                 f"{settings.editor} writes no weights, so that there is no model to export; leave"

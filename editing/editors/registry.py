@@ -182,6 +182,28 @@ def needs(settings: EditorSettings, need: Need) -> bool:
     return need in editor(settings.editor).needs or need in _solving(settings).needs
 
 
+def check_honours(
+    settings: EditorSettings, extra: Extra, asked: str, *, remedy: str = "leave it out"
+) -> None:
+    """See that the editor of some settings, or its solver, honours one of `EXTRAS`.
+
+    Args:
+        settings: Which editor.
+        extra: What it must honour.
+        asked: What asks for it, as the user gave it.
+        remedy: What to do for an editor that does not.
+
+    Raises:
+        InputError: It does not.
+    """
+    kind = _solving(settings)
+    if extra not in kind.honours:
+        able = ", ".join(each.name for each in editors().values() if extra in each.honours)
+        raise InputError(
+            f"{asked}: {kind.name} cannot honour it; {able} can. For {kind.name} {remedy}"
+        )
+
+
 def _solving(settings: EditorSettings) -> Editor:
     """The editor that does the work: of one that knows groups, its solver."""
     kind = editor(settings.editor)
@@ -266,6 +288,8 @@ def ready(bench: Workbench) -> Workbench:
     if not bench.requests:
         raise EditError(f"{settings.editor} needs at least one request, got none")
     bench = replace(bench, options=options_of(settings))
+    if bench.retained:
+        check_honours(settings, "retained", "prompts that are kept")
     if needs(settings, "groups"):
         solver(settings.solver)
         bench = with_layers(bench)
@@ -309,12 +333,10 @@ def options_of(settings: EditorSettings) -> Section | None:
     """
     kind = _solving(settings)
     for name in EXTRAS:
-        if getattr(settings, name) and name not in kind.honours:
-            able = ", ".join(each.name for each in editors().values() if name in each.honours)
-            raise InputError(
-                f"edit.{name}: {kind.name} cannot honour it; {able} can. For {kind.name} leave it"
-                f" out, as an arm such as {{editor: {kind.name}, {name}: null}} does"
-            )
+        if getattr(settings, name):
+            arm = f"{{editor: {kind.name}, {name}: null}}"
+            remedy = f"leave it out, as an arm such as {arm} does"
+            check_honours(settings, name, f"edit.{name}", remedy=remedy)
     options = kind.options
     if options is None:
         if settings.options:

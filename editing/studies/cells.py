@@ -32,7 +32,7 @@ from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteEr
 from interp.models.loading import LanguageModel
 from interp.results.checksums import read_json, write_json
 from interp.results.paths import inside
-from interp.results.provenance import fingerprint
+from interp.results.provenance import VERSIONS, fingerprint
 from interp.rules.sources import Rule
 
 SCHEMA = "dmle.cell/1"
@@ -88,6 +88,7 @@ def edit_origin(
     bench = arm.bench.asked((), settings.model_copy(update={"seed": seed}))
     statistics = bench.statistics
     return {
+        "version": VERSIONS["edit"],
         "weights": model.weight_hash,
         "layers": {name: list(each) for name, each in layers.items()},
         "settings": settings.model_dump(exclude={"layers", "block", "memory", "seed"}),

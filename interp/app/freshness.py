@@ -23,26 +23,10 @@ from interp.app.rule_digests import digests
 from interp.app.steps import COMMON, Context, known_sections, load_steps
 from interp.config import Section
 from interp.errors import DmleError, StaleError
-from interp.results.provenance import fingerprint
+from interp.results.provenance import VERSIONS, fingerprint
 
 RECORD = "made"
 """Attribute of a NetCDF file, key of a selection's provenance and of what is said of an edit."""
-VERSIONS = {
-    "trace": 1,
-    "atlas": 1,
-    "faithfulness": 1,
-    "profile": 1,
-    "select": 1,
-    "evidence": 1,
-    "edit": 1,
-    "evaluate": 1,
-    "compare": 1,
-    "sweep": 1,
-    "regret": 1,
-    "sequence": 1,
-    "tune": 1,
-}
-"""To be raised when a step gives other numbers for the same settings."""
 MAKERS = {
     "effects.nc": "trace",
     "faithfulness.nc": "faithfulness",

@@ -11,6 +11,24 @@ from typing import Any
 LIBRARIES = ("dmle", "torch", "transformer-lens", "transformers", "numpy", "xarray")
 
 
+VERSIONS = {
+    "trace": 1,
+    "atlas": 1,
+    "faithfulness": 1,
+    "profile": 1,
+    "select": 1,
+    "evidence": 1,
+    "edit": 2,
+    "evaluate": 1,
+    "compare": 1,
+    "sweep": 1,
+    "regret": 1,
+    "sequence": 1,
+    "tune": 1,
+}
+"""By step, to be raised when it gives other numbers for the same settings."""
+
+
 @cache
 def versions() -> dict[str, str]:
     """Versions of the libraries that numbers depend on, and the git commit of the source (""

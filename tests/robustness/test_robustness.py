@@ -68,6 +68,12 @@ def test_a_plan_has_every_command_and_both_ways_to_end_it() -> None:
     assert {1, events["run"]} <= {point.event for point in points["run"]}
 
 
+def test_the_guide_names_every_command() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    listed = text.partition(f"All {len(COMMANDS)} commands that write files")[2].partition(".")[0]
+    assert all(f"`{command.name}`" in listed for command in COMMANDS)
+
+
 def test_folders_differ_by_what_is_missing_left_over_or_other(tmp_path: Path) -> None:
     for folder, texts in (
         ("found", {"a": "1", "b": "2", "c": "3"}),

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from interp.app.freshness import RECORD, VERSIONS, Made, settings_of
+from interp.app.freshness import RECORD, Made, settings_of
 from interp.app.steps import load_steps, parse_settings
 from interp.results.netcdf import KINDS, LABELS, NUMBERED, UNLABELLED, Kind
+from interp.results.provenance import VERSIONS
 from interp.selection.layers import LayerGroup, LayerSelection
 
 

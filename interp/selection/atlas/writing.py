@@ -47,7 +47,7 @@ def write_entry(
     """Write an entry whole or not at all, and check it.
 
     Args:
-        folder: The entry's folder; its name is that of the entry. It is replaced.
+        folder: The entry's folder; its name is that of the entry. An entry there is replaced.
         profile: The layer profile (`interp.selection.profiles`).
         model: Name by which others find the model.
         weights: Which files weights and tokenizer are of, and how they were dequantised.
@@ -63,6 +63,11 @@ def write_entry(
         InputError: Something is missing or wrong.
         NotTraceableError: No rule is traceable.
     """
+    if folder.exists() and not (folder / ABOUT).is_file():
+        raise InputError(
+            f"{folder} is there and is no atlas entry, so that it is not replaced; give another"
+            " --name or --out"
+        )
     config = config or SelectConfig()
     if strategies.get(config.strategy).reads != ("profile",):
         raise InputError(

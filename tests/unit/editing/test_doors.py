@@ -80,6 +80,22 @@ def test_statistics_are_measured_when_needed_once_and_kept_in_the_cache(
     assert statistics.need([0]).about["convergence"].keys() == {"0", "1", "2"}
 
 
+def test_prompts_are_kept_by_editors_that_can(
+    tiny_llama: LanguageModel, rule: Rule, small: CovarianceConfig
+) -> None:
+    kept = "The area of a circle is"
+    given = {"statistics": editing.Statistics(tiny_llama, small), "keep": [kept]}
+    # DMLE keeps what its solver keeps.
+    made = editing.edit(tiny_llama, rule, editing.DMLE("0,1/1", **QUICK), **given)
+    assert list(made.report.retained) == [("kept", "formula")]
+    ids = torch.tensor([tiny_llama.encode(kept).ids])
+    before = tiny_llama.logits(ids)
+    with made.edited(tiny_llama) as view:
+        torch.testing.assert_close(view.model.logits(ids), before, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="prompts that are kept: ice cannot honour it"):
+        editing.edit(tiny_llama, rule, editing.InContext(), keep=[kept])
+
+
 def test_statistics_are_of_the_unedited_model(
     make_model: Callable[..., LanguageModel], rule: Rule, small: CovarianceConfig
 ) -> None:

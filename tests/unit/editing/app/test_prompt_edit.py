@@ -95,7 +95,7 @@ def test_a_prompt_that_is_kept_is_continued_as_before(
         (["--editors", "memit"], "memit looks a rule up at its subject: give --subject"),
         (["--editors", "memit", "--subject", "pyramid"], "pyramid"),
         (["--editors", "ice", "--export", "edited"], "ice writes no weights"),
-        (["--editors", "ice", "--keep", "The cube"], "ice cannot keep prompts as they are"),
+        (["--editors", "ice", "--keep", "The cube"], "--keep: ice cannot honour it; alphaedit"),
         (["--editors", "nobody"], "no editor or arm 'nobody'"),
         (["--export-adapter", "."], "is there already; give a new folder"),
     ],

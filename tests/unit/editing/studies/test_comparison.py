@@ -23,6 +23,7 @@ from editing.studies.grid import trials
 from interp.app import commands as cli
 from interp.models.loading import LanguageModel
 from interp.results import effects
+from interp.results.provenance import VERSIONS
 from interp.rules.sources import Rule, dump_rules
 
 pytestmark = pytest.mark.slow
@@ -127,6 +128,17 @@ def test_a_second_run_does_nothing_and_a_damaged_cell_is_run_again(
     changed = [path for path in paths if path.stat().st_mtime_ns != before[path]]
     assert changed == [damaged]
     assert json.loads(damaged.read_text())["cell"]["answers"] == whole["cell"]["answers"]
+
+
+def test_cells_of_another_version_of_edits_are_run_again(
+    compared: Path, inputs: Path, dmle: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(compared, run := tmp_path / "run")
+    paths = sorted((run / "cells").glob("*/*.json"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    monkeypatch.setitem(VERSIONS, "edit", VERSIONS["edit"] + 1)
+    assert dmle("compare", "--config", inputs / "config.yaml", "--run", run)[0] == 0
+    assert all(path.stat().st_mtime_ns != before[path] for path in paths)
 
 
 def test_an_arm_of_other_settings_is_run_again_and_no_other(

@@ -132,6 +132,12 @@ def test_adding_says_what_to_do_next_and_replaces_on_request_only(
     assert code == 2 and "is there; give another --name, or --overwrite replaces it" in said
     code, said = dmle(*line, "--overwrite")
     assert code == 0 and "entry of tiny, checked" in said
+    # Another folder is no entry, whatever is asked for.
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "results.txt").write_text("precious", encoding="utf-8")
+    code, said = dmle(*line, "--name", "mine", "--overwrite")
+    assert code == 2 and "is there and is no atlas entry, so that it is not replaced" in said
+    assert (tmp_path / "mine" / "results.txt").read_text(encoding="utf-8") == "precious"
 
 
 def test_a_folder_of_this_machine_is_no_name_of_a_model(
