@@ -13,7 +13,7 @@ from editing.config import EditorSettings
 from editing.edits.protocol import EditError
 from editing.edits.requests import EditRequest
 from interp.models.loading import LanguageModel
-from tests.unit.editing_making import assert_unchanged, log_probs, snapshot, train_with
+from tests.unit.editing_making import assert_unchanged, edit_with, log_probs, snapshot, train_with
 from tests.unit.editing_reference import loss_of_answers
 
 FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "phi", "gemma3_text")
@@ -157,3 +157,30 @@ def test_edit_reports_divergence(
     with pytest.raises(EditError, match=r"diverged at step 1.*ft\.learning_rate"):
         edit(model, requests, (1,), settings_of(learning_rate=1e37))
     assert_unchanged(model, before)
+
+
+def test_training_stops_when_what_is_retained_is_back(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    """The new answers are learned first; what they moved is brought back after that."""
+    asked, kept = requests[:1], requests[2]
+    target = tiny_llama.encode_continuation(kept.target_new, kept.prompt)
+    prompt = tiny_llama.encode(kept.prompt).ids
+    ids = torch.tensor([[*prompt, *target[:-1]]])
+
+    def said() -> Tensor:
+        with torch.no_grad():
+            return tiny_llama.logits(ids)[0, len(prompt) - 1 :].log_softmax(-1)
+
+    before = said()
+    ends: dict[bool, tuple[int, float, float]] = {}
+    for retained in ([], [kept]):
+        settings = settings_of(steps=500, learning_rate=3e-3, stop_loss=0.2)
+        made = edit_with("ft", tiny_llama, asked, 1, settings=settings, retained=retained)
+        with made.applied(tiny_llama):
+            divergence = (before.exp() * (before - said())).sum(-1).mean().item()
+        losses = made.report.losses
+        ends[bool(retained)] = len(losses), losses[-1], divergence
+    (few, alone, moved), (steps, loss, left) = ends[False], ends[True]
+    assert alone < 0.2 < alone + moved  # alone it stops with the other prompt changed
+    assert few < steps < 500 and loss + left < 0.2
