@@ -20,7 +20,7 @@ baseline's; a larger one than `TOLERANCE` is an error. The cost does not depend 
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ RULE = "rectangle-perimeter"
 SETTINGS = EditorSettings(ft=FineTuneConfig(steps=5))
 CONFIG = EvaluateConfig(greedy=False)
 LAYER, EDITORS = 12, 4
+QUICK_EDITORS, QUICK_QUESTIONS = 2, 8
 TOLERANCE = 1e-4
 
 Scores = dict[tuple[str, str, str, str], float]
@@ -89,30 +90,31 @@ def log_probs(model: LanguageModel, plain: Any, question: Question) -> tuple[Ten
     return torch.tensor(target), logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def shared_floor(model: LanguageModel, rule: Rule, edit: Edit) -> list[Any]:
+def shared_floor(model: LanguageModel, rule: Rule, edit: Edit, editors: int) -> list[Any]:
     """(c): one unedited pass."""
     floor = unedited(model, rule, CONFIG)
-    return [evaluate_edit(model, "editor", rule, edit, floor, CONFIG) for _ in range(EDITORS)]
+    return [evaluate_edit(model, "editor", rule, edit, floor, CONFIG) for _ in range(editors)]
 
 
-def floor_for_each(model: LanguageModel, rule: Rule, edit: Edit) -> list[Any]:
+def floor_for_each(model: LanguageModel, rule: Rule, edit: Edit, editors: int) -> list[Any]:
     """(c): as many as editors."""
     return [
         evaluate_edit(model, "editor", rule, edit, unedited(model, rule, CONFIG), CONFIG)
-        for _ in range(EDITORS)
+        for _ in range(editors)
     ]
 
 
-def in_context_scores(model: LanguageModel, rule: Rule, edit: Edit) -> list[float]:
+def in_context_scores(
+    model: LanguageModel, questions: Sequence[Question], edit: Edit
+) -> list[float]:
     """(d): log-probability of every question's target."""
-    questions = list(dict.fromkeys(item.question for item in items_of(rule)))
     with edit.edited(model) as view:
         return [
             one.log_prob for one in teacher_forced(view, questions, batch_size=CONFIG.batch_size)
         ]
 
 
-def measured() -> list[dict[str, Any]]:
+def measured(*, quick: bool) -> list[dict[str, Any]]:
     """All cases in this process, with one thread."""
     torch.set_num_threads(1)
     # Unchecked, a model is not known to have a prefix cache, and nothing is shared.
@@ -122,8 +124,10 @@ def measured() -> list[dict[str, Any]]:
     edit = edit_with("ft", model, requests, [LAYER], settings=SETTINGS)
     training = load_rules("embedded", split="train").rules
     context = edit_with("ike", model, requests, settings=SETTINGS, given_rules=training)
-    questions = len({item.question for item in items_of(rule)})
-    about = f"{len(requests)} requests, {len(items_of(rule))} items, {questions} questions"
+    questions = list(dict.fromkeys(item.question for item in items_of(rule)))
+    about = f"{len(requests)} requests, {len(items_of(rule))} items, {len(questions)} questions"
+    editors = QUICK_EDITORS if quick else EDITORS
+    asked = questions[:QUICK_QUESTIONS] if quick else questions
     rows: list[dict[str, Any]] = []
 
     def compared(name: str, about: str, **cases: Callable[[], Any]) -> list[Any]:
@@ -158,17 +162,17 @@ def measured() -> list[dict[str, Any]]:
     )
     agreed(difference(expected, got))
     each, one = compared(
-        f"evaluate {EDITORS} editors",
+        f"evaluate {editors} editors",
         about,
-        floor_for_each=lambda: floor_for_each(model, rule, edit),
-        one_floor=lambda: shared_floor(model, rule, edit),
+        floor_for_each=lambda: floor_for_each(model, rule, edit, editors),
+        one_floor=lambda: shared_floor(model, rule, edit, editors),
     )
     agreed(0.0 if each == one else math.inf)
     whole, cut = compared(
         "evaluate in context",
-        f"{questions} questions behind {len(model.encode(context.before).ids)} tokens",
-        whole_rows=lambda: in_context_scores(unshared, rule, context),
-        shared_beginning=lambda: in_context_scores(model, rule, context),
+        f"{len(asked)} questions behind {len(model.encode(context.before).ids)} tokens",
+        whole_rows=lambda: in_context_scores(unshared, asked, context),
+        shared_beginning=lambda: in_context_scores(model, asked, context),
     )
     agreed(max(abs(a - b) for a, b in zip(whole, cut, strict=True)))
     return rows
@@ -188,8 +192,8 @@ def difference(expected: Mapping[tuple[str, str, str, str], float], got: xr.Data
 
 
 def run(say: Callable[[dict[str, Any]], None], *, quick: bool = False) -> None:
-    """All cases, in a process of their own; rows as in bench.json. They are quick as they are."""
-    for row in apart(measured):
+    """All cases, in a process of their own; rows as in bench.json."""
+    for row in apart(measured, quick=quick):
         say(row)
 
 

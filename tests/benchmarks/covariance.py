@@ -27,7 +27,7 @@ from interp.models.loading import LanguageModel, load
 from interp.models.tokens import pad_right
 from tests.benchmarks.apart import apart
 
-TOKENS, QUICK_TOKENS = 4000, 800
+TOKENS, QUICK_TOKENS = 4000, 400
 CONFIG = CovarianceConfig()
 TOGETHER = CONFIG.batch_size * CONFIG.max_length
 
