@@ -41,6 +41,18 @@ class CovarianceConfig(Section):
     of the best one. For corpora of fewer tokens than a few times d_mlp."""
     identity: bool = False
     """Use the identity in place of C (ROME's settings as EasyEdit ships them)."""
+    output_tokens: int = Field(default=0, ge=0, le=10**10)
+    """Tokens of the same text over which the second moments of output gradients are measured, too
+    (for `output_damping` of ft_whitened); each costs a run forwards and backwards. 0: none."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> "CovarianceConfig":
+        if self.identity and self.output_tokens:
+            raise InputError(
+                "covariance.identity measures nothing, so that there are no moments of outputs:"
+                " leave out covariance.identity or covariance.output_tokens"
+            )
+        return self
 
 
 class TargetConfig(Section):

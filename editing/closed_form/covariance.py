@@ -11,7 +11,6 @@ they do not fit together.
 Source: ROME/MEMIT layer_stats (uncentred, every token counts, special tokens included).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +21,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from editing.closed_form.corpora import Corpus, counted, longest, open_corpus, rows_of
-from editing.closed_form.moments import Moments, ledoit_wolf, second_moments, width
+from editing.closed_form.moment_files import read, read_output, save, save_output
+from editing.closed_form.moments import ledoit_wolf, second_moments, width
+from editing.closed_form.output_moments import output_moments
 from editing.closed_form.solvers import factorise
 from editing.config import CovarianceConfig
 from editing.edits.precision import as_tensor, eigen, exact, triangular, with_diagonal
 from interp.errors import InputError, NotFiniteError
 from interp.models.loading import LanguageModel
-from interp.results.checksums import damaged
 from interp.results.provenance import fingerprint
-from interp.results.tensor_files import read_tensors, write_tensors
 
 CHECKPOINT = "unfinished.safetensors"
 OF_BLOCKS = ("shrinkage_shares", "convergence")
@@ -52,6 +51,8 @@ class Covariances:
             shrinkage. K are the keys of the last tokens of the first 16 texts (fewer if the first
             half has fewer). None where there is nothing to compare: a single text, or C singular at
             half.
+        outputs: Block → G, the second moment of output gradients, float32
+            (`editing.closed_form.output_moments`), where `covariance.output_tokens` asks for it.
     """
 
     by_layer: dict[int, Float[Tensor, "d_mlp d_mlp"]]
@@ -59,6 +60,7 @@ class Covariances:
     tokens: int
     about: dict[str, Any]
     convergence: dict[int, float | None] = field(default_factory=dict)
+    outputs: dict[int, Float[Tensor, "d_model d_model"]] = field(default_factory=dict)
     _computed: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -90,6 +92,7 @@ class Covariances:
             self.tokens,
             about,
             {**self.convergence, **other.convergence},
+            {**self.outputs, **other.outputs},
         )
         joined._computed.update(self._computed)
         return joined
@@ -138,6 +141,29 @@ class Covariances:
             identity = with_diagonal(0 * lower, 1.0)
             self._computed["whitening", layer] = as_tensor(triangular(lower, identity))
         return self._computed["whitening", layer]
+
+    def output_whitening(self, layer: int, damping: float) -> Float[Tensor, "d_model d_model"]:
+        """M⁻ᵀ in float64, with M Mᵀ = (1−s) G / g + s I, g = tr(G)/d_model the mean eigenvalue
+        of G.
+
+        Args:
+            layer: Block.
+            damping: s, the share of the identity.
+
+        Raises:
+            InputError: There is no G of the block.
+        """
+        if layer not in self.outputs:
+            raise InputError(
+                f"there are no moments of the outputs of block {layer}: set"
+                " covariance.output_tokens, for example --set covariance.output_tokens=10000"
+            )
+        moment = exact(self.outputs[layer])
+        mean = as_tensor(moment).diagonal().mean().item()
+        damped = with_diagonal(moment * ((1 - damping) / mean if mean > 0 else 0.0), damping)
+        lower = factorise(as_tensor(damped))
+        identity = with_diagonal(0 * damped, 1.0)
+        return as_tensor(triangular(exact(lower), identity)).T
 
     def null_space(
         self, layer: int, threshold: float, relative: bool
@@ -204,6 +230,7 @@ def measure(
         return _identities(model, layers)
     corpus = open_corpus(config.corpus)
     about = _described(model, config, corpus)
+    outputs = _outputs(model, layers, config, corpus, folder, advance)
     place = folder / fingerprint(**about)
     paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
     if missing := [layer for layer, path in paths.items() if not path.is_file()]:
@@ -218,9 +245,36 @@ def measure(
             advance=advance,
         )
         for layer, moments in measured.items():
-            _save(paths[layer], moments, layer, about)
+            save(paths[layer], moments, layer, about)
         checkpoint.unlink(missing_ok=True)
-    return _assemble(paths, config, model.weight_hash, about)
+    return _assemble(paths, config, model.weight_hash, about, outputs)
+
+
+def _outputs(
+    model: LanguageModel,
+    layers: Sequence[int],
+    config: CovarianceConfig,
+    corpus: Corpus,
+    folder: Path,
+    advance: Callable[[int], object],
+) -> dict[int, Tensor]:
+    """G of the blocks over the first `output_tokens` tokens: read, or measured in one pass and
+    written; none where they are not asked for.
+
+    Raises:
+        As `measure`.
+    """
+    if not config.output_tokens:
+        return {}
+    shorter = config.model_copy(update={"tokens": config.output_tokens, "skip_first": False})
+    about = {**_described(model, shorter, corpus), "of": "output gradients"}
+    place = folder / fingerprint(**about)
+    paths = {layer: place / f"layer_{layer}.safetensors" for layer in layers}
+    if missing := [layer for layer, path in paths.items() if not path.is_file()]:
+        rows = _texts(model, corpus, shorter, setting="output_tokens")
+        for layer, moment in output_moments(model, missing, rows, advance=advance).items():
+            save_output(paths[layer], moment, layer, about)
+    return {layer: read_output(path, layer, about) for layer, path in paths.items()}
 
 
 def _check(model: LanguageModel, layers: Sequence[int], config: CovarianceConfig) -> None:
@@ -238,7 +292,7 @@ def _check(model: LanguageModel, layers: Sequence[int], config: CovarianceConfig
 
 
 def _texts(
-    model: LanguageModel, corpus: Corpus, config: CovarianceConfig
+    model: LanguageModel, corpus: Corpus, config: CovarianceConfig, setting: str = "tokens"
 ) -> Sequence[Sequence[int]]:
     """Token ids of the texts that are to be run.
 
@@ -253,7 +307,7 @@ def _texts(
     rows = rows_of(model, corpus.texts, config)
     if (tokens := counted(rows, config.skip_first)) < config.tokens:
         raise InputError(
-            f"the corpus {corpus.name} has {tokens} tokens, covariance.tokens asks for"
+            f"the corpus {corpus.name} has {tokens} tokens, covariance.{setting} asks for"
             f" {config.tokens}; lower it or give a longer text with covariance.corpus"
         )
     return rows
@@ -267,7 +321,12 @@ def described(model: LanguageModel, config: CovarianceConfig) -> dict[str, Any]:
     """
     if config.identity:
         return {"weights": model.weight_hash, "identity": True}
-    return _described(model, config, open_corpus(config.corpus))
+    about = _described(model, config, open_corpus(config.corpus))
+    return about | _of_outputs(config)
+
+
+def _of_outputs(config: CovarianceConfig) -> dict[str, int]:
+    return {"output_tokens": config.output_tokens} if config.output_tokens else {}
 
 
 def _described(model: LanguageModel, config: CovarianceConfig, corpus: "Corpus") -> dict[str, Any]:
@@ -284,20 +343,12 @@ def _described(model: LanguageModel, config: CovarianceConfig, corpus: "Corpus")
     }
 
 
-def _save(path: Path, moments: Moments, layer: int, about: Mapping[str, Any]) -> None:
-    tensors = {
-        "second_moment": moments.second.float(),
-        "fourth_moment": torch.tensor(moments.fourth, dtype=torch.float64),
-    }
-    write_tensors(
-        path,
-        tensors,
-        {"about": about, "layer": layer, "convergence": moments.convergence, "half": moments.half},
-    )
-
-
 def _assemble(
-    paths: Mapping[int, Path], config: CovarianceConfig, model_hash: str, about: Mapping[str, Any]
+    paths: Mapping[int, Path],
+    config: CovarianceConfig,
+    model_hash: str,
+    about: Mapping[str, Any],
+    outputs: dict[int, Tensor],
 ) -> Covariances:
     """What the files hold, shrunk as the settings say."""
     by_layer: dict[int, Tensor] = {}
@@ -305,7 +356,7 @@ def _assemble(
     shares: dict[str, float] = {}
     half = 0
     for layer, path in paths.items():
-        second, fourth, convergence[layer], half = _read(path, layer, about)
+        second, fourth, convergence[layer], half = read(path, layer, about)
         share = _share(config.shrinkage, second, fourth, config.tokens)
         by_layer[layer], shares[str(layer)] = _shrink(second, share), share
     more = {
@@ -313,36 +364,10 @@ def _assemble(
         "shrinkage_shares": shares,
         "convergence": {str(layer): change for layer, change in convergence.items()},
         "convergence_from_tokens": half,
+        **_of_outputs(config),
     }
-    return Covariances(by_layer, model_hash, config.tokens, {**about, **more}, convergence)
-
-
-def _read(
-    path: Path, layer: int, about: Mapping[str, Any]
-) -> tuple[Tensor, float, float | None, int]:
-    """C of one block as it was measured, E‖k kᵀ‖², the convergence report, and the tokens of its
-    first half.
-
-    Raises:
-        DamagedError: The file does not hold what `_save` wrote for this block and these settings.
-    """
-    what, mend = "covariance", "delete it to measure it anew, and run the same command again"
-    tensors, header = read_tensors(path, what, mend=mend)
-    second, fourth = (
-        tensors.get(name, torch.zeros(0)) for name in ("second_moment", "fourth_moment")
-    )
-    convergence, half = header.get("convergence"), header.get("half")
-    if (header.get("about"), header.get("layer")) != (json.loads(json.dumps(about)), layer):
-        raise damaged(path, what, "it was measured on another block, model or text", mend)
-    if second.ndim != 2 or second.shape[0] != second.shape[1] or fourth.numel() != 1:
-        raise damaged(path, what, "it holds no square matrix of second moments", mend)
-    if (
-        not second.isfinite().all()
-        or type(half) is not int
-        or not isinstance(convergence, float | int | None)
-    ):
-        raise damaged(path, what, "its moments are no finite numbers", mend)
-    return second, fourth.item(), convergence, half
+    about = {**about, **more}
+    return Covariances(by_layer, model_hash, config.tokens, about, convergence, outputs)
 
 
 def _share(shrinkage: str | float, second: Tensor, fourth: float, samples: int) -> float:

@@ -10,6 +10,10 @@ takes steps of about equal size in every coordinate. It therefore moves most alo
 text seldom uses, in proportion to 1/√eigenvalue of C. The gradient is dA = dW L⁻ᵀ: one step of
 plain gradient descent on A with rate η is ΔW = −η dW C⁻¹, the input side of K-FAC.
 
+With `output_damping` the outputs are whitened as well: ΔW = M⁻ᵀ A L⁻¹ with M Mᵀ = G, the second
+moment of output gradients on text. Then ‖A‖² = tr(G ΔW C ΔWᵀ), twice the change of what the model
+says of text (nats per token, to second order, in the approximation of K-FAC).
+
 The loss is the mean over rows of −(1/n) Σ log p(target token), plus `penalty`·‖A‖² summed over the
 blocks. A row is a request, alone or behind a sampled text. What retained prompts add is in
 `editing.evaluation.training`. As in `editing.editors.ft` hooks add the
@@ -30,6 +34,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from editing.closed_form.covariance import Covariances
 from editing.closed_form.workbench import Workbench
 from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
@@ -64,9 +69,13 @@ class WhitenedConfig(Section):
     batch_size: int | None = Field(default=None, ge=1, le=1_000_000)
     """Most rows of a gradient evaluation: batches take turns, in an order of `edit.seed`. None: all
     rows at once."""
+    output_damping: float | None = Field(default=None, gt=0, le=1)
+    """Whiten the outputs, too: ΔW = M⁻ᵀ A L⁻¹ with M Mᵀ = (1−s) G/g + s I, where G is the second
+    moment of output gradients on text (`covariance.output_tokens`), g its mean eigenvalue, and s
+    this number. None: the outputs are left as they are."""
     stored_energy: float | None = Field(default=None, gt=0, le=1)
-    """The update is kept as factors of the least rank that have this share of ‖A‖², the mean square
-    of the change on text. None: as a whole matrix."""
+    """The update is kept as factors of the least rank that have this share of ‖A‖². None: as a
+    whole matrix."""
 
 
 Group = tuple[Sequence[int], Sequence[EditRequest]]
@@ -83,22 +92,29 @@ class _Block:
     """L⁻¹."""
     change: Float[Tensor, "d_model d_mlp"]
     """A, trained in place."""
+    outputs: Float[Tensor, "d_model d_model"] | None = None
+    """M⁻ᵀ, or None for the identity."""
+
+    def of_outputs(self, change: Tensor) -> Tensor:
+        """M⁻ᵀ A."""
+        return change if self.outputs is None else self.outputs @ change
 
     def update(self, energy: float | None) -> Tensor | LowRank:
-        """ΔW = A L⁻¹, or the best of low rank in A, which changes the output on text least.
+        """ΔW = M⁻ᵀ A L⁻¹, or the best of low rank in A, which changes text least.
 
         Args:
             energy: Share of ‖A‖² that the factors have; None: a whole matrix.
         """
         change = self.change.detach()
         if energy is None:
-            return (change @ self.whitening).cpu()
+            return (self.of_outputs(change) @ self.whitening).cpu()
         left, values, right = torch.linalg.svd(change, full_matrices=False)
         shares = values.square().cumsum(0) / values.square().sum()
         # An update of zeros has no shares, and needs no rank.
         rank = int((shares < energy).sum()) + 1 if values[0] > 0 else 1
         factor = right[:rank] @ self.whitening
-        return LowRank((left[:, :rank] * values[:rank]).cpu(), factor.T.contiguous().cpu())
+        wide = self.of_outputs(left[:, :rank] * values[:rank])
+        return LowRank(wide.cpu(), factor.T.contiguous().cpu())
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,8 @@ def edit(bench: Workbench) -> EditDelta:
     Raises:
         EditError: The loss became NaN or infinite.
         InputError: There are no statistics of a block, fewer sampled texts than `prefixes`, or a
-            second moment is not positive definite.
+            second moment is not positive definite; or there are no moments of outputs for
+            `output_damping`.
     """
     report = bench.report(editor="ft_whitened", covariance=bench.covariances(bench.layers).about)
     return _trained(bench, [(bench.layers, [*bench.requests, *bench.protected])], report)
@@ -170,7 +187,7 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
         )
     layers = sorted({layer for own, _ in groups for layer in own})
     statistics = bench.covariances(layers)
-    blocks = {layer: _block(model, layer, statistics.whitening(layer)) for layer in layers}
+    blocks = {layer: _block(model, layer, statistics, config) for layer in layers}
     parts = [
         _Part(
             [blocks[layer] for layer in own],
@@ -195,7 +212,7 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
             contexts=list(contexts),
             own={
                 "change_on_text": {
-                    str(layer): block.change.square().sum().item()
+                    str(layer): block.of_outputs(block.change.detach()).square().sum().item()
                     for layer, block in blocks.items()
                 }
             },
@@ -203,12 +220,19 @@ def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> E
     )
 
 
-def _block(model: LanguageModel, layer: int, whitening: Tensor) -> _Block:
+def _block(
+    model: LanguageModel, layer: int, statistics: Covariances, config: WhitenedConfig
+) -> _Block:
     down = model.linear(model.down_projection(layer).name)
     weight = down.orient(down.weight.detach())
     dtype = torch.promote_types(model.dtype, torch.float32)
     change = torch.zeros_like(weight, dtype=dtype).requires_grad_()
-    return _Block(layer, down.name, whitening.to(weight.device, dtype), change)
+    whitening = statistics.whitening(layer).to(weight.device, dtype)
+    outputs = None
+    if config.output_damping is not None:
+        outputs = statistics.output_whitening(layer, config.output_damping)
+        outputs = outputs.to(weight.device, dtype)
+    return _Block(layer, down.name, whitening, change, outputs)
 
 
 def _train(
@@ -290,7 +314,7 @@ def _added(model: LanguageModel, block: _Block) -> list[NamedHook]:
 
     def write(value: Tensor, hook: Any) -> Tensor:
         white = keys.pop().to(block.change.dtype) @ block.whitening.T
-        return value + (white @ block.change.T).to(value.dtype)
+        return value + (white @ block.of_outputs(block.change).T).to(value.dtype)
 
     # The raw output: a norm after the MLP acts on the sum, as it would with the weights changed.
     return [(model.key_hook(block.layer), read), (model.value_hook(block.layer), write)]

@@ -307,13 +307,21 @@ def _statistics(states: States, root: Path) -> list[FileReader]:
     (file,) = (path.relative_to(whole) for path in whole.rglob("*.safetensors"))
     _interrupt(model, config, begun)
     (unfinished,) = (path.relative_to(begun) for path in begun.rglob("*.safetensors"))
+    both, outputs = config.model_copy(update={"output_tokens": 20}), root / "outputs"
+    shutil.copytree(whole, outputs)
+    covariance.measure(model, [0], both, outputs)
+    (moment,) = {path.relative_to(outputs) for path in outputs.rglob("*.safetensors")} - {file}
 
     def read(place: Path) -> Any:
         return covariance.measure(model, [0], config, place).moment(0)
 
+    def read_outputs(place: Path) -> Any:
+        return covariance.measure(model, [0], both, place).outputs[0]
+
     damagers: tuple[Damager, ...] = (mutate.damaged, mutate.changed_safetensors)
     return [
         FileReader("covariance", whole, str(file), read, damagers),
+        FileReader("moments of outputs", outputs, str(moment), read_outputs, damagers),
         FileReader("checkpoint", begun, str(unfinished), read, damagers, share=0.5),
     ]
 

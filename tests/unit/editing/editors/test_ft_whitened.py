@@ -25,6 +25,7 @@ from interp.rules.sources import Rule
 from tests.unit.editing_making import edit_with
 
 LAYERS = (1, 2)
+D_MODEL = 32
 CONTEXTS = ("", "A cube. ", "It is twice. ")
 
 
@@ -43,7 +44,17 @@ def moments(d_mlp: int, model_hash: str) -> Covariances:
     generator = torch.Generator().manual_seed(0)
     keys = [torch.randn(3 * d_mlp, d_mlp, generator=generator) for _ in LAYERS]
     by_layer = {layer: k.T @ k / len(k) for layer, k in zip(LAYERS, keys, strict=True)}
-    return Covariances(by_layer, model_hash, 3 * d_mlp, {})
+    gradients = [torch.randn(99, D_MODEL, generator=generator) ** 3 for _ in LAYERS]
+    outputs = {layer: g.T @ g / 99 for layer, g in zip(LAYERS, gradients, strict=True)}
+    return Covariances(by_layer, model_hash, 3 * d_mlp, {}, outputs=outputs)
+
+
+def damped(outputs: Tensor, damping: float | None) -> Tensor:
+    """G with a mean eigenvalue of one, pulled towards the identity; the identity without
+    damping."""
+    share = 1.0 if damping is None else damping
+    identity = torch.eye(len(outputs))
+    return (1 - share) * outputs * len(outputs) / outputs.trace() + share * identity
 
 
 def nll(
@@ -75,13 +86,15 @@ def reference(
     groups: Sequence[tuple[Sequence[int], slice]] = ((LAYERS, slice(None)),),
     batches: Sequence[Sequence[EditRequest]] = (),
 ) -> tuple[dict[str, Tensor], list[float]]:
-    """ΔW = A L⁻¹ of each block and the losses, by autograd through the whole plain model; each
+    """ΔW = M⁻ᵀ A L⁻¹ of each block and the losses, by autograd through the whole plain model; each
     group is (blocks, the requests whose loss trains them), of all requests or of batches in turn.
     """
     batches = batches or (requests,)
     names = [model.down_projection(layer).name for layer in LAYERS]
     places = [model.linear(name) for name in names]
     inverses = [torch.linalg.inv(torch.linalg.cholesky(statistics.by_layer[i])) for i in LAYERS]
+    output_sides = [damped(statistics.outputs[i], options.get("output_damping")) for i in LAYERS]
+    left = [torch.linalg.inv(torch.linalg.cholesky(each)).T for each in output_sides]
     weights = {name: hf.get_parameter(name).detach() for name in names}
     factors = [
         torch.zeros_like(place.orient(weights[place.name])).requires_grad_() for place in places
@@ -89,7 +102,7 @@ def reference(
     optimiser = torch.optim.Adam(factors, lr=options["learning_rate"])
     losses: list[float] = []
     for _ in range(options["steps"]):
-        updates = [a @ inverse for a, inverse in zip(factors, inverses, strict=True)]
+        updates = [m @ a @ inverse for m, a, inverse in zip(left, factors, inverses, strict=True)]
         edited = {
             place.name: weights[place.name] + place.orient(update)
             for place, update in zip(places, updates, strict=True)
@@ -103,22 +116,28 @@ def reference(
         if len(losses) == options["steps"]:
             break
         optimiser.zero_grad()
-        # E‖ΔW k‖² = tr(ΔW C ΔWᵀ), from the updates themselves.
+        # tr(G ΔW C ΔWᵀ), from the updates themselves; without G, E‖ΔW k‖².
         on_text = sum(
-            ((update @ statistics.by_layer[layer]) * update).sum()
-            for layer, update in zip(LAYERS, updates, strict=True)
+            ((update @ statistics.by_layer[layer]) * (outputs @ update)).sum()
+            for layer, update, outputs in zip(LAYERS, updates, output_sides, strict=True)
         )
         for mean, (layers, _) in zip(means, groups, strict=True):
             mean.backward(inputs=[factors[LAYERS.index(i)] for i in layers], retain_graph=True)
         if options["penalty"]:
             (options["penalty"] * on_text).backward()
         optimiser.step()
-    final = [a.detach() @ inverse for a, inverse in zip(factors, inverses, strict=True)]
+    final = [
+        m @ a.detach() @ inverse for m, a, inverse in zip(left, factors, inverses, strict=True)
+    ]
     return dict(zip(names, final, strict=True)), losses
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "gemma3_text"])
-@pytest.mark.parametrize("more", [{}, {"penalty": 0.5, "prefixes": 2}], ids=["plain", "full"])
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"penalty": 0.5, "prefixes": 2}, {"penalty": 0.5, "output_damping": 0.3}],
+    ids=["plain", "full", "outputs"],
+)
 def test_it_is_adam_on_the_whitened_change(
     family: str,
     more: dict[str, Any],
@@ -423,3 +442,22 @@ def test_stored_factors_are_the_best_of_their_rank_on_text(
         assert lost <= 1 - energy + 1e-6
         if energy < 1:
             assert squares[: rank - 1].sum() < energy * squares.sum()
+
+
+def test_moments_of_outputs_must_be_there(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    statistics = Covariances(moments(48, "").by_layer, tiny_llama.weight_hash, 144, {})
+    given = tiny_llama, requests, LAYERS, statistics, CONTEXTS[:1]
+    with pytest.raises(InputError, match=r"covariance\.output_tokens=10000"):
+        edit_with("ft_whitened", *given, settings_of(output_damping=0.1))
+
+
+def test_full_damping_leaves_the_outputs_alone(
+    tiny_llama: LanguageModel, requests: list[EditRequest]
+) -> None:
+    given = tiny_llama, requests, LAYERS, moments(48, tiny_llama.weight_hash), CONTEXTS[:1]
+    plain = edit_with("ft_whitened", *given, settings_of())
+    whole = edit_with("ft_whitened", *given, settings_of(output_damping=1.0))
+    for name, update in plain.updates.items():
+        torch.testing.assert_close(whole.updates[name], update, rtol=1e-5, atol=1e-7)

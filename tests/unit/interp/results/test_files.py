@@ -22,7 +22,7 @@ import torch
 import xarray as xr
 from safetensors.torch import load_file
 
-from editing.closed_form import covariance
+from editing.closed_form import moment_files
 from editing.closed_form.moments import Moments
 from editing.editors.grace import Codebook
 from editing.editors.ice import InContext
@@ -324,8 +324,13 @@ READERS: list[Reader] = [
     ),
     (
         "covariance/x/layer_0.safetensors",
-        lambda p: covariance._save(p, MOMENTS, 0, {"n": [1]}),
-        lambda p: repr(covariance._read(p, 0, {"n": [1]})),
+        lambda p: moment_files.save(p, MOMENTS, 0, {"n": [1]}),
+        lambda p: repr(moment_files.read(p, 0, {"n": [1]})),
+    ),
+    (
+        "covariance/y/layer_0.safetensors",
+        lambda p: moment_files.save_output(p, torch.eye(2), 0, {"n": [1]}),
+        lambda p: repr(moment_files.read_output(p, 0, {"n": [1]})),
     ),
     ("selection.json", lambda p: SELECTION.save(p), lambda p: LayerSelection.load(p)),
     ("selection-rules.json", lambda p: save_for_rules({"r": SELECTION}, p), load_for_rules),
