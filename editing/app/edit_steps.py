@@ -45,7 +45,7 @@ def measured(context: Context, layers: Sequence[int]) -> "Covariances":
     config = context.settings(CovarianceConfig)
     with (
         context.lock,
-        context.progress(total=config.tokens, desc="covariance", unit="token") as bar,
+        context.progress(total=config.tokens + config.output_tokens, desc="covariance", unit="token") as bar,
     ):
         folder = context.run.path / "covariance"
         return covariance.measure(context.model, layers, config, folder, advance=bar.update)

@@ -67,7 +67,7 @@ class Statistics:
     def _measure(self, layers: Sequence[int]) -> Covariances:
         self.folder.mkdir(parents=True, exist_ok=True)
         bar = tqdm(
-            total=self.config.tokens,
+            total=self.config.tokens + self.config.output_tokens,
             desc="statistics of keys",
             unit="token",
             disable=None if self.progress is None else not self.progress,
