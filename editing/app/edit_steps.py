@@ -43,10 +43,8 @@ def measured(context: Context, layers: Sequence[int]) -> "Covariances":
     from editing.closed_form import covariance
 
     config = context.settings(CovarianceConfig)
-    with (
-        context.lock,
-        context.progress(total=config.tokens + config.output_tokens, desc="covariance", unit="token") as bar,
-    ):
+    tokens = config.tokens + config.output_tokens
+    with context.lock, context.progress(total=tokens, desc="covariance", unit="token") as bar:
         folder = context.run.path / "covariance"
         return covariance.measure(context.model, layers, config, folder, advance=bar.update)
 
