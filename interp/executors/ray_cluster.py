@@ -6,6 +6,7 @@ several machines needs one that all of them see.
 """
 
 import logging
+import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from interp.errors import InputError
 from interp.executors.tasks import ATTEMPTS, Job, Outcome, Work, answer, result_of
 from interp.executors.threads import environment, threads_each
 
+REACH_SECONDS = 10
 INSTALL = "the executor ray needs the package ray: pip install 'dmle[ray]'"
 
 
@@ -56,13 +58,26 @@ class RayCluster:
         if self.address is None:
             options |= {"num_cpus": self.workers * self.threads, "include_dashboard": False}
         try:
+            if self.address is not None:
+                _reach(self.address)
             self.ray.init(address=self.address, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"no Ray cluster can be used at {self.address or 'this machine'}: {reason}. Start"
                 " one with `ray start --head`, and give its address with --ray-address"
             ) from error
+
+
+def _reach(address: str) -> None:
+    """See that something listens at an address host:port: Ray would wait for it for minutes.
+
+    Raises:
+        OSError: Nothing does.
+    """
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
 
 
 class _Actors:
@@ -97,7 +112,11 @@ class _Actors:
                 if outcome is not None:
                     yield outcome
                 continue
-            idle.append(actor)
+            if waiting:
+                idle.append(actor)
+            else:
+                # Where nodes have left, another actor may wait for its place.
+                self.ray.kill(actor)
             yield Outcome(task, result_of(told))
 
     def _again(self, task: str, death: Exception, waiting: list[str]) -> Outcome | None:

@@ -61,9 +61,9 @@ def test_a_task_that_kills_its_workers_fails_alone(executor: Executor) -> None:
 @pytest.mark.parametrize(
     ("when", "tasks"), [("opening", ["a"]), ("refused", ["a", "refused"])], ids=["opening", "task"]
 )
-def test_a_refusal_is_raised_as_it_is(executor: Executor, when: str, tasks: list[str]) -> None:
+def test_a_refusal_is_raised_as_it_is(when: str, tasks: list[str]) -> None:
     with pytest.raises(NotTraceableError, match="give another rule"):
-        list(executor.run(Job(f"{JOBS}:refusing", {"when": when}), tasks))
+        list(Processes(2).run(Job(f"{JOBS}:refusing", {"when": when}), tasks))
 
 
 def test_a_fault_comes_with_the_workers_traceback(executor: Executor) -> None:
