@@ -63,7 +63,7 @@ def assert_same(run: Run, other: Run) -> None:
     assert cells(run) == cells(other)
 
 
-@pytest.mark.parametrize("kind", ["processes", "ray"])
+@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.golden)])
 def test_workers_find_what_one_process_finds(
     kind: str, inputs: Path, serial: Run, tmp_path: Path
 ) -> None:

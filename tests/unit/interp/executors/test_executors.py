@@ -16,19 +16,11 @@ from interp.errors import NotTraceableError
 from interp.executors.processes import Processes
 from interp.executors.ray_cluster import RayCluster
 from interp.executors.serial import Serial
-from interp.executors.tasks import Executor, Job, Outcome, TaskError
+from interp.executors.tasks import Job, Outcome, TaskError
 from interp.executors.threads import cores, room, threads_each
 
 JOBS = "tests.unit.executor_jobs"
 TASKS = [str(n) for n in range(12)]
-
-
-@pytest.fixture(params=["processes", "ray"])
-def executor(request: pytest.FixtureRequest) -> Executor:
-    if request.param == "processes":
-        return Processes(2)
-    pytest.importorskip("ray")
-    return RayCluster(2)
 
 
 @pytest.mark.parametrize("kind", ["serial", "processes", "ray"])
@@ -44,15 +36,15 @@ def test_every_task_is_run_once(kind: str, tmp_path: Path) -> None:
     assert {path.read_text() for path in tmp_path.glob("*.begun")} == {"x"}
 
 
-def test_workers_are_processes_of_their_own(executor: Executor) -> None:
-    told = [outcome.result for outcome in executor.run(Job(f"{JOBS}:pids"), TASKS[:4])]
+def test_workers_are_processes_of_their_own() -> None:
+    told = [outcome.result for outcome in Processes(2).run(Job(f"{JOBS}:pids"), TASKS[:4])]
     assert len({pid for pid, _ in told} - {os.getpid()}) == 2
     assert {threads for _, threads in told} == {threads_each(2)}
 
 
-def test_a_task_that_kills_its_workers_fails_alone(executor: Executor) -> None:
+def test_a_task_that_kills_its_workers_fails_alone() -> None:
     job = Job(f"{JOBS}:deadly", {"victim": "5"})
-    outcomes = {outcome.task: outcome for outcome in executor.run(job, TASKS)}
+    outcomes = {outcome.task: outcome for outcome in Processes(2).run(job, TASKS)}
     assert outcomes.keys() == set(TASKS)
     assert outcomes["5"].failure.startswith("3 workers died at it; the last one: ")
     assert all(outcomes[task] == Outcome(task, task) for task in TASKS if task != "5")
@@ -66,9 +58,9 @@ def test_a_refusal_is_raised_as_it_is(when: str, tasks: list[str]) -> None:
         list(Processes(2).run(Job(f"{JOBS}:refusing", {"when": when}), tasks))
 
 
-def test_a_fault_comes_with_the_workers_traceback(executor: Executor) -> None:
+def test_a_fault_comes_with_the_workers_traceback() -> None:
     with pytest.raises(TaskError, match="ZeroDivisionError: a fault"):
-        list(executor.run(Job(f"{JOBS}:refusing", {"when": ""}), ["faulty"]))
+        list(Processes(2).run(Job(f"{JOBS}:refusing", {"when": ""}), ["faulty"]))
 
 
 def workers_of(pid: int) -> set[int]:
