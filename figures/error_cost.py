@@ -101,7 +101,8 @@ def _draw(ax: Axes, rows: pd.DataFrame, error: pd.Series) -> None:
     for name, look in LOOKS.items():
         own = points[points["series"] == name]
         if len(own):
-            shape = {"linestyle": "none", **look, "color": palette[look["color"]], "label": name}
+            shape: dict[str, Any] = {"linestyle": "none", **look, "label": name}
+            shape["color"] = palette[look["color"]]
             ax.plot(own["cost"], own["error"], markersize=3.5, linewidth=0.8, **shape)
     ax.set_xscale("log")
     ax.set_ylim(bottom=-0.01)

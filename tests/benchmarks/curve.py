@@ -64,6 +64,8 @@ RULES = ("complex-number-modulus", "solute-mole-fraction")
 """Training rules that both models are traceable in, in all forms."""
 PROMPTS: tuple[tuple[str, RuleForm], ...] = tuple((rule, form) for form in FORMS for rule in RULES)
 TINY = QUICK._replace(stride=15)
+QUICK_METHODS = ("exact", "attribution 1 ", "screen 10%", "bfloat16", "singles")
+"""One or two of each kind: at two layers, screening runs all sites anyway."""
 DRAWN = 0.1
 """Share of the sites of each component that corrections run exactly."""
 KEY = ("model", "rule", "form", "samples", "stride", "method")
@@ -359,7 +361,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--methods", nargs="+", default=[], help="only those whose name begins so (screen, exact …)"
     )
-    parser.add_argument("--quick", action="store_true", help="two noise samples and two layers")
+    parser.add_argument(
+        "--quick", action="store_true", help="two noise samples, two layers, fewer methods"
+    )
     parser.add_argument("--figure", type=Path, help="also draw the rows (PNG or PDF)")
     parser.add_argument("--out", type=Path, required=True, help="CSV; goes on where it stopped")
     given = parser.parse_args(arguments)
@@ -371,7 +375,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    measure_all(places, given.methods, given.out, say)
+    wanted = given.methods or (QUICK_METHODS if given.quick else ())
+    measure_all(places, wanted, given.out, say)
     if given.figure:
         save_error_cost(pd.read_csv(given.out), given.figure)
         say(f"figure: {given.figure}")

@@ -125,8 +125,8 @@ def test_points_are_means_over_prompts_in_series_by_cost() -> None:
         "MLP output",
         "attention output",
     ]
-    aims = [line.get_ydata()[0] for ax in fig.axes[:3] for line in ax.get_lines()]
-    assert {0.08, 0.15} <= {round(float(value), 6) for value in aims}
+    heights = [np.asarray(line.get_ydata()) for ax in fig.axes[:3] for line in ax.get_lines()]
+    assert {0.08, 0.15} <= {round(float(values[0]), 6) for values in heights}
     with pytest.raises(InputError, match="there is no row to draw"):
         error_cost.error_cost_panel(rows.iloc[:0])
 
