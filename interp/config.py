@@ -30,6 +30,7 @@ from interp.vocabulary import (
 __all__ = [
     "AtlasConfig",
     "ConfigError",
+    "ExecutorConfig",
     "FaithfulnessConfig",
     "ModelConfig",
     "ProfileConfig",
@@ -88,6 +89,38 @@ class ModelConfig(Section):
     "meta-llama/Meta-Llama-3-8B"."""
     device: str = "auto"
     dtype: str = "float32"
+
+
+class ExecutorConfig(Section):
+    """Who runs the tasks of a step: prompts that are traced, rules that are edited. Results do not
+    depend on it.
+    """
+
+    neutral: ClassVar[frozenset[str]] = frozenset({"kind", "workers", "address"})
+
+    kind: Literal["serial", "processes", "ray"] = "serial"
+    """`serial`: this process; `processes`: worker processes of this machine; `ray`: a Ray
+    cluster."""
+    workers: int | None = Field(default=None, ge=1, le=10_000)
+    """Default: one a core, or one an accelerator; on a Ray cluster with an address, one a core of
+    the cluster."""
+    address: str | None = None
+    """Of a Ray cluster that runs already, such as auto or 10.0.0.1:6379. Default: one of this
+    machine is started."""
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "ExecutorConfig":
+        if self.kind == "serial" and (self.workers or self.address):
+            raise InputError(
+                "executor.workers and executor.address are of workers, and executor.kind is serial:"
+                " give --executor processes, or --executor ray"
+            )
+        if self.kind == "processes" and self.address:
+            raise InputError(
+                "executor.address is of a Ray cluster, and executor.kind is processes: give"
+                " --executor ray"
+            )
+        return self
 
 
 class RulesConfig(Section):

@@ -9,7 +9,15 @@ from cyclopts import Parameter
 
 from editing.app.prompt_edit import PromptEdit, edit_prompt
 from editing.names import editor_names
-from interp.app.command_line import LAYERS_HELP, TEXT, Common, Stopped, execute, split
+from interp.app.command_line import (
+    LAYERS_HELP,
+    TEXT,
+    Common,
+    ExecutorOptions,
+    Stopped,
+    execute,
+    split,
+)
 from interp.config import ConfigError
 from interp.results.printing import say
 from interp.settings.plain_yaml import load_yaml
@@ -129,6 +137,7 @@ def compare(
         str | None, Parameter(help="paper: the arms that the claims of the paper need.")
     ] = None,
     editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
+    executing: ExecutorOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Edit every rule with every arm (editor or variant), score each edit, and compare the arms.
@@ -144,10 +153,11 @@ def compare(
 
         dmle compare --editors dmle,memit,ft --run runs/small --limit 2
     """
-    execute(["compare"], common, {**preset_settings(preset), "edit.editors": split(editors)})
+    settings = {**preset_settings(preset), **(executing or ExecutorOptions()).settings()}
+    execute(["compare"], common, {**settings, "edit.editors": split(editors)})
 
 
-def tune(*, common: Common | None = None) -> None:
+def tune(*, executing: ExecutorOptions | None = None, common: Common | None = None) -> None:
     """Try a grid of settings on training rules, and write the best with the scores to `tuned.yaml`.
 
     The grid is `tune.grid` of a configuration file: settings of an editor with their values, or a
@@ -159,10 +169,10 @@ def tune(*, common: Common | None = None) -> None:
 
         dmle tune --config docs/tune.yaml --rules RuleEdit-200.zip --run runs/tune
     """
-    execute(["tune"], common)
+    execute(["tune"], common, (executing or ExecutorOptions()).settings())
 
 
-def sweep(*, common: Common | None = None) -> None:
+def sweep(*, executing: ExecutorOptions | None = None, common: Common | None = None) -> None:
     """Edit rules at every window of layers, one group of forms at a time, and score each edit.
 
     Also edits the layers that strategies and baselines choose from the run folder's `profile.nc`
@@ -173,7 +183,7 @@ def sweep(*, common: Common | None = None) -> None:
 
         dmle sweep --run runs/mine --set sweep.step=4 --set sweep.limit=2
     """
-    execute(["sweep"], common)
+    execute(["sweep"], common, (executing or ExecutorOptions()).settings())
 
 
 def regret(*, common: Common | None = None) -> None:

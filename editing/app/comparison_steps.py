@@ -1,6 +1,6 @@
 """What `dmle compare` and `dmle tune` do in a run folder; several processes may share the work."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from editing.app.edit_steps import (
@@ -13,7 +13,8 @@ from editing.app.edit_steps import (
 from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from editing.names import editor_names
 from editing.studies.config import CompareConfig, TuneConfig
-from interp.app.steps import Context, Step
+from interp.app.steps import EXECUTOR, Context, Step
+from interp.app.workers import spread_of
 from interp.config import RulesConfig
 from interp.errors import InputError
 from interp.rules.sources import Rule
@@ -70,6 +71,7 @@ def _compare(context: Context) -> str:
             config=compared,
             evaluate=context.settings(EvaluateConfig),
             advance=bar.update,
+            spread=spread_of(context, "compare"),
         )
     if context.overwrite:
         remove_others(folder / CELLS, rules, arms)
@@ -93,6 +95,28 @@ def _compare(context: Context) -> str:
         *failures,
     ]
     return "\n".join(lines)
+
+
+def _comparer(context: Context) -> Callable[[str], None]:
+    config, compared = context.settings(EditConfig), context.settings(CompareConfig)
+    rules = edited_rules(context, config)
+    return _cell_runner(context, rules, _arms(context, config, rules, compared))
+
+
+def _cell_runner(
+    context: Context, rules: Sequence[Rule], arms: "Sequence[Arm]"
+) -> Callable[[str], None]:
+    from editing.studies.cells import cell_runner
+    from editing.studies.comparison import bystanders
+
+    return cell_runner(
+        context.model,
+        rules,
+        arms,
+        context.settings(EvaluateConfig),
+        context.run.path / CELLS,
+        probes=bystanders(rules, context.settings(CompareConfig).bystanders),
+    )
 
 
 def _check_compare(context: Context) -> None:
@@ -148,6 +172,7 @@ def _tune(context: Context) -> str:
             evaluate=context.settings(EvaluateConfig),
             bystanders=context.settings(CompareConfig).bystanders,
             advance=bar.update,
+            spread=spread_of(context, "tune"),
         )
     if context.overwrite:
         remove_others(folder / CELLS, rules, arms)
@@ -165,6 +190,12 @@ def _tune(context: Context) -> str:
     return "\n".join([*lines, f"settings and evidence: {path}"])
 
 
+def _trier(context: Context) -> Callable[[str], None]:
+    config, rules = _trial_config(context), _tuning_rules(context)
+    arms = _arms(context, config, rules, CompareConfig(seeds=(config.seed,)))
+    return _cell_runner(context, rules, arms)
+
+
 def _check_tune(context: Context) -> None:
     _tuning_rules(context)
     _trial_config(context)
@@ -176,6 +207,7 @@ _SECTIONS = {
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "tune": TuneConfig,
+    **EXECUTOR,
 }
 COMPARE = Step(
     "compare",
@@ -186,6 +218,7 @@ COMPARE = Step(
     fresh=fresh_selection,
     settles=("covariance", "edit", "evaluate", "compare"),
     shares=True,
+    worker=_comparer,
 )
 TUNE = Step(
     "tune",
@@ -196,4 +229,5 @@ TUNE = Step(
     fresh=lambda context: fresh_selection(context, _trial_config(context)),
     settles=("covariance", "edit", "evaluate", "tune"),
     shares=True,
+    worker=_trier,
 )

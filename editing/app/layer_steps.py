@@ -3,13 +3,14 @@ what tells of it.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from editing.app.edit_steps import measured
 from editing.config import CovarianceConfig, EditConfig, EvaluateConfig
 from editing.studies.config import SweepConfig
-from interp.app.steps import Context, Step
+from interp.app.steps import EXECUTOR, Context, Step
+from interp.app.workers import spread_of
 from interp.config import SelectConfig
 from interp.errors import InputError
 from interp.rules.sources import Rule
@@ -64,7 +65,7 @@ def _sweep(context: Context) -> str:
 
     config, model, rules = context.settings(SweepConfig), context.model, _swept_rules(context)
     edit, folder = context.settings(EditConfig), context.run.path
-    evaluate = context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    evaluate = _of_sweep(context)
     check_edits(model, rules, [edit])
     check_rules(model, rules, evaluate)
     places, dmle = _blocks(context), edit.settings_of("dmle")
@@ -79,6 +80,7 @@ def _sweep(context: Context) -> str:
             config=config,
             evaluate=evaluate,
             advance=bar.update,
+            spread=spread_of(context, "sweep"),
         )
     if context.overwrite:
         remove_others(folder / CELLS, rules, arms)
@@ -90,6 +92,21 @@ def _sweep(context: Context) -> str:
         path = write_layer_sweep(sweep, folder)
     lines = [f"{len(sweep.cells)} edits of {len(rules)} rules: {path}", *_failures(sweep.cells)]
     return "\n".join(lines)
+
+
+def _of_sweep(context: Context) -> EvaluateConfig:
+    return context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+
+
+def _sweeper(context: Context) -> Callable[[str], None]:
+    from editing.studies.cells import cell_runner
+    from editing.studies.layer_sweep import block_arms
+
+    model, rules = context.model, _swept_rules(context)
+    dmle = context.settings(EditConfig).settings_of("dmle")
+    places = _blocks(context)
+    arms = block_arms(model, rules, places, dmle, lambda layers: measured(context, layers))
+    return cell_runner(model, rules, arms, _of_sweep(context), context.run.path / CELLS)
 
 
 def _failures(cells: "Sequence[Cell]") -> list[str]:
@@ -231,12 +248,14 @@ SWEEP = Step(
         "evaluate": EvaluateConfig,
         "select": SelectConfig,
         "sweep": SweepConfig,
+        **EXECUTOR,
     },
     needs_model=True,
     check=_check_sweep,
     fresh=_fresh_sweep,
     settles=("covariance", "edit", "evaluate", "sweep"),
     shares=True,
+    worker=_sweeper,
 )
 REGRET = Step(
     "regret",

@@ -29,6 +29,7 @@ from editing.evaluation import side_effects
 from editing.evaluation.evaluate import evaluate_edit, unedited
 from editing.studies.arms import Arm
 from interp.errors import DamagedError, DmleError, MissingFileError, NotFiniteError
+from interp.executors.tasks import Outcome, Spread, TaskError
 from interp.models.loading import LanguageModel
 from interp.results.checksums import read_json, write_json
 from interp.results.paths import inside
@@ -111,6 +112,7 @@ def run_cells(
     *,
     probes: side_effects.Probes | None = None,
     advance: Callable[[int], object] = lambda n: None,
+    spread: Spread | None = None,
 ) -> list[Cell]:
     """Run every cell that is missing or out of date; wait for those that another process is at.
 
@@ -122,22 +124,17 @@ def run_cells(
         folder: Where cells are kept.
         probes: Prompts and texts on which side effects and fluency are measured.
         advance: Called with the number of cells that are done, also before or by another process.
+        spread: Runs rules elsewhere, by their ids (`cell_runner`); None: they are run here.
 
     Returns:
         All cells, rule by rule in the order of the arms and their seeds, none of other settings.
+        Where the workers of a rule died, its cells say so, and are not kept.
     """
     worker = _Worker(model, config, folder, probes, advance)
-    about = asdict(probes) if probes else None
-    plans = {
-        rule.id: [
-            _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
-            for arm in arms
-            if rule.id in arm.rules
-            for seed in arm.seeds
-        ]
-        for rule in rules
-    }
+    plans = {rule.id: _plan(model, rule, arms, config, probes) for rule in rules}
     done: dict[str, list[Cell]] = {}
+    if spread is not None:
+        done = worker.elsewhere([rule for rule in rules if plans[rule.id]], plans, spread)
     for blocking in (False, True):
         for rule in rules:
             if (
@@ -148,6 +145,26 @@ def run_cells(
     return [cell for rule in rules for cell in done[rule.id]]
 
 
+def cell_runner(
+    model: LanguageModel,
+    rules: Sequence[Rule],
+    arms: Sequence[Arm],
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    probes: side_effects.Probes | None = None,
+) -> Callable[[str], None]:
+    """What runs all cells of a rule, given its id, in a worker of `run_cells`."""
+    worker = _Worker(model, config, folder, probes, lambda n: None)
+    by_id = {rule.id: rule for rule in rules}
+
+    def work(task: str) -> None:
+        rule = by_id[task]
+        worker.cells(rule, _plan(model, rule, arms, config, probes), blocking=True)
+
+    return work
+
+
 @dataclass(frozen=True)
 class _Planned:
     """A cell as it is wanted."""
@@ -155,6 +172,23 @@ class _Planned:
     arm: Arm
     seed: int
     key: str
+
+
+def _plan(
+    model: LanguageModel,
+    rule: Rule,
+    arms: Sequence[Arm],
+    config: EvaluateConfig,
+    probes: side_effects.Probes | None,
+) -> list[_Planned]:
+    """All cells of a rule."""
+    about = asdict(probes) if probes else None
+    return [
+        _Planned(arm, seed, cell_key(model, arm, seed, rule, config, about))
+        for arm in arms
+        if rule.id in arm.rules
+        for seed in arm.seeds
+    ]
 
 
 class _Worker:
@@ -171,6 +205,25 @@ class _Worker:
         self.model, self.config, self.folder = model, config, folder
         self.probes, self.advance = probes, advance
         self.before: side_effects.Answers | None = None
+
+    def elsewhere(
+        self, rules: Sequence[Rule], plans: Mapping[str, Sequence[_Planned]], spread: Spread
+    ) -> dict[str, list[Cell]]:
+        """Let other processes run what is missing; the cells of the rules that they ran."""
+        by_id = {rule.id: rule for rule in rules}
+        missing = [
+            rule.id
+            for rule in rules
+            if any(self._kept(rule, wanted) is None for wanted in plans[rule.id])
+        ]
+        done: dict[str, list[Cell]] = {}
+        for outcome in spread(missing):
+            rule, plan = by_id[outcome.task], plans[outcome.task]
+            done[rule.id] = [
+                self._kept(rule, wanted) or _lost(rule, wanted, outcome) for wanted in plan
+            ]
+            self.advance(len(plan))
+        return done
 
     def cells(self, rule: Rule, plan: Sequence[_Planned], *, blocking: bool) -> list[Cell] | None:
         """All cells of a rule, those that are missing run now; None if another process is at it
@@ -269,6 +322,17 @@ class _Worker:
         path = self.folder / "locks" / f"{rule.id}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
+
+
+def _lost(rule: Rule, wanted: _Planned, outcome: Outcome) -> Cell:
+    """A cell that no worker has run.
+
+    Raises:
+        TaskError: The workers say that they have.
+    """
+    if not outcome.failure:
+        raise TaskError(f"the workers wrote no cell of {wanted.arm.name} and {rule.id}")
+    return Cell(wanted.arm.name, rule.id, wanted.seed, wanted.key, error=outcome.failure)
 
 
 def remove_others(folder: Path, rules: Sequence[Rule], arms: Sequence[Arm]) -> None:

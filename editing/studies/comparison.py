@@ -24,6 +24,7 @@ from editing.studies.arms import Arm
 from editing.studies.cells import Cell, run_cells
 from editing.studies.config import CompareConfig
 from editing.studies.paired import comparison_table, pair_table, pairs
+from interp.executors.tasks import Spread
 from interp.models import corpus
 from interp.models.loading import LanguageModel
 from interp.results.tables import Table
@@ -103,6 +104,7 @@ def compare(
     config: CompareConfig | None = None,
     evaluate: EvaluateConfig | None = None,
     advance: Callable[[int], object] = lambda n: None,
+    spread: Spread | None = None,
 ) -> Comparison:
     """Edit every rule alone with every arm and seed, score each edit, and compare the arms.
 
@@ -114,13 +116,16 @@ def compare(
         config: How the arms are compared.
         evaluate: How edits are scored.
         advance: Called with the number of cells that are done.
+        spread: Runs rules elsewhere (`editing.studies.cells.run_cells`).
 
     Raises:
         DmleError: The rules do not fit the model. A failure of one arm is counted instead.
     """
     config, evaluate = config or CompareConfig(), evaluate or EvaluateConfig()
     probes = bystanders(rules, config.bystanders)
-    cells = run_cells(model, rules, arms, evaluate, folder, probes=probes, advance=advance)
+    cells = run_cells(
+        model, rules, arms, evaluate, folder, probes=probes, advance=advance, spread=spread
+    )
     names, ids = [arm.name for arm in arms], [rule.id for rule in rules]
     scores = edit_scores([row for cell in cells for row in cell.answers], names, ids, model)
     failed = Counter(cell.arm for cell in cells if cell.error)

@@ -26,6 +26,7 @@ from editing.studies.arms import Arm, Statistics
 from editing.studies.cells import Cell, run_cells
 from editing.studies.config import SweepConfig
 from interp.errors import DamagedError, InputError
+from interp.executors.tasks import Spread
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.files import write_text
@@ -186,6 +187,7 @@ def sweep_layers(
     config: SweepConfig,
     evaluate: EvaluateConfig | None = None,
     advance: Callable[[int], object] = lambda n: None,
+    spread: Spread | None = None,
 ) -> LayerSweep:
     """Edit every rule at every block, and score each edit.
 
@@ -198,9 +200,10 @@ def sweep_layers(
         config: Windows, groups and metrics.
         evaluate: How edits are scored; without greedy answers, if not given.
         advance: Called with the number of cells that are done.
+        spread: Runs rules elsewhere (`editing.studies.cells.run_cells`).
     """
     evaluate = evaluate or EvaluateConfig(greedy=False)
-    cells = run_cells(model, rules, arms, evaluate, folder, advance=advance)
+    cells = run_cells(model, rules, arms, evaluate, folder, advance=advance, spread=spread)
     ids = [rule.id for rule in rules]
     spans = windows(model.n_layers, config.width, config.step)
     by_group: dict[str, np.ndarray] = {}

@@ -28,6 +28,7 @@ from editing.studies.comparison import bystanders as bystanders_of
 from editing.studies.config import TuneConfig
 from editing.studies.grid import trials
 from interp.errors import InputError
+from interp.executors.tasks import Spread
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.files import write_text
@@ -91,6 +92,7 @@ def tune(
     evaluate: EvaluateConfig | None = None,
     bystanders: int = 0,
     advance: Callable[[int], object] = lambda n: None,
+    spread: Spread | None = None,
 ) -> Tuning:
     """Try every arm on some rules and choose among them.
 
@@ -103,13 +105,16 @@ def tune(
         evaluate: How edits are scored.
         bystanders: Other rules that side effects are measured on.
         advance: Called with the number of cells that are done.
+        spread: Runs rules elsewhere (`editing.studies.cells.run_cells`).
 
     Raises:
         InputError: Every setting failed on some rule, or a metric has no scores.
     """
     probes = bystanders_of(rules, bystanders)
     evaluate = evaluate or EvaluateConfig()
-    cells = run_cells(model, rules, arms, evaluate, folder, probes=probes, advance=advance)
+    cells = run_cells(
+        model, rules, arms, evaluate, folder, probes=probes, advance=advance, spread=spread
+    )
     failed = Counter(cell.arm for cell in cells if cell.error)
     # A setting that failed somewhere is not chosen, however good the rest is.
     if len(failed) == len(arms):

@@ -123,6 +123,29 @@ class TraceOptions:
         }
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """Who does the work."""
+
+    executor: Annotated[
+        str | None,
+        Parameter(help="serial (default), processes of this machine, or ray (a cluster)."),
+    ] = None
+    workers: Annotated[int | None, Parameter(help="How many workers; default: one a core.")] = None
+    ray_address: Annotated[
+        str | None, Parameter(help="A Ray cluster that runs, such as auto or 10.0.0.1:6379.")
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """By ``section.key``; None where no flag is given."""
+        return {
+            "executor.kind": self.executor,
+            "executor.workers": self.workers,
+            "executor.address": self.ray_address,
+        }
+
+
 def split(text: str | None) -> list[str] | None:
     """Names separated by commas; None if none is given."""
     return None if text is None else text.split(",")

@@ -16,7 +16,14 @@ from cyclopts import App, Parameter
 
 from interp.app.atlas_commands import app as atlas_app
 from interp.app.atlas_step import AUTO
-from interp.app.command_line import LAYERS_HELP, Common, TraceOptions, execute, split
+from interp.app.command_line import (
+    LAYERS_HELP,
+    Common,
+    ExecutorOptions,
+    TraceOptions,
+    execute,
+    split,
+)
 from interp.app.export_command import export
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
@@ -34,6 +41,7 @@ def trace(
         str | None, Parameter(help="noise, or counterfactual (a prompt about another rule).")
     ] = None,
     tracing: TraceOptions | None = None,
+    executing: ExecutorOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Trace each form of each rule: which layers and tokens carry the answer.
@@ -52,9 +60,14 @@ def trace(
 
         dmle trace --run runs/screened --positions all --method screen --memory 1GiB
 
+        dmle trace --run runs/mine --executor processes --workers 4
+
         dmle trace --run runs/llama --model meta-llama/Meta-Llama-3-8B --set model.dtype=bfloat16
     """
-    settings = (tracing or TraceOptions()).settings()
+    settings = {
+        **(tracing or TraceOptions()).settings(),
+        **(executing or ExecutorOptions()).settings(),
+    }
     execute(["trace"], common, {**settings, "trace.corruption": corruption})
 
 
@@ -149,6 +162,7 @@ def run(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
     layers: Annotated[str | None, Parameter(help=LAYERS_HELP)] = None,
+    executing: ExecutorOptions | None = None,
     common: Common | None = None,
 ) -> None:
     """Run the whole chain: trace, profile, select, edit, evaluate, figures.
@@ -163,7 +177,8 @@ def run(
 
         dmle run --config demo.yaml --run runs/demo
     """
-    execute(CHAIN, common, {"trace.samples": samples, "edit.layers": layers})
+    settings = (executing or ExecutorOptions()).settings()
+    execute(CHAIN, common, {**settings, "trace.samples": samples, "edit.layers": layers})
 
 
 def setup() -> None:

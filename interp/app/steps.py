@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from interp.config import ConfigError, ModelConfig, RulesConfig, Section, nearest, parse_section
+from interp.config import (
+    ConfigError,
+    ExecutorConfig,
+    ModelConfig,
+    RulesConfig,
+    Section,
+    nearest,
+    parse_section,
+)
 from interp.errors import InputError
 from interp.results.run_folder import RunFolder, RunLock
 from interp.rules.sources import Rule, RuleSet, load_rules
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Section)
 COMMON: dict[str, type[Section]] = {"model": ModelConfig, "rules": RulesConfig}
+EXECUTOR: dict[str, type[Section]] = {"executor": ExecutorConfig}
+"""What a step reads whose tasks may run elsewhere."""
 CHAIN = ("trace", "profile", "select", "edit", "evaluate", "figures", "report")
 
 
@@ -112,6 +122,9 @@ class Step:
     shares: bool = False
     """Several processes may run it in one run folder at once; it takes the run's lock itself
     where it has to."""
+    worker: Callable[[Context], Callable[[str], Any]] | None = None
+    """Gets ready for the step's tasks in a process of its own, and returns what runs one of them
+    by its name (`interp.app.workers`)."""
 
 
 def load_steps() -> dict[str, Step]:

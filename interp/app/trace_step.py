@@ -1,11 +1,13 @@
 """What `dmle trace` does in a run folder: one effect map per prompt, and all in one file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interp.app.steps import Context, Step
+from interp.app.steps import EXECUTOR, Context, Step
+from interp.app.workers import spread_of
 from interp.config import TraceConfig
 from interp.rules.sources import Rule
 
@@ -54,7 +56,13 @@ def _trace(context: Context) -> str:
     total = len(tracing.prompts(rules))
     with context.progress(total=total, desc="trace", bar_format=BAR) as bar:
         skipped = tracing.trace_rules(
-            model, rules, config, folder, overwrite=context.overwrite, advance=bar.update
+            model,
+            rules,
+            config,
+            folder,
+            overwrite=context.overwrite,
+            advance=bar.update,
+            spread=spread_of(context, "trace"),
         )
     path = context.run.path / "effects.nc"
     record = freshness.made(context, "trace", ["trace"], rules=["trace"])
@@ -65,6 +73,13 @@ def _trace(context: Context) -> str:
     if context.overwrite:
         tracing.remove_others(rules, folder)
     return _report(context, path, skipped)
+
+
+def _tracer(context: Context) -> Callable[[str], str]:
+    from interp.tracing.trace import tracer
+
+    folder = context.run.path / "traces"
+    return tracer(context.model, traced_rules(context), context.settings(TraceConfig), folder)
 
 
 def _report(context: Context, path: Path, skipped: "list[Skipped]") -> str:
@@ -93,4 +108,12 @@ def _report(context: Context, path: Path, skipped: "list[Skipped]") -> str:
     return "\n".join(lines)
 
 
-TRACE = Step("trace", _trace, {"trace": TraceConfig}, needs_model=True, check=traced_rules)
+TRACE = Step(
+    "trace",
+    _trace,
+    {"trace": TraceConfig, **EXECUTOR},
+    needs_model=True,
+    check=traced_rules,
+    settles=("trace",),
+    worker=_tracer,
+)

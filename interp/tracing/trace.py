@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from interp.config import TraceConfig
 from interp.errors import DmleError, NotTraceableError, StaleError
+from interp.executors.tasks import Spread
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.results.paths import inside
@@ -96,6 +97,7 @@ def trace_rules(
     *,
     overwrite: bool = False,
     advance: Callable[[float], object] = lambda prompts: None,
+    spread: Spread | None = None,
 ) -> list[Skipped]:
     """Trace every form of every rule into `folder`, one file per prompt, written as soon as it is
     done.
@@ -111,9 +113,11 @@ def trace_rules(
         overwrite: Replace files made with other settings instead of refusing.
         advance: Called with the number of prompts done, found, or skipped since the last call, in
             fractions.
+        spread: Runs prompts elsewhere, by the names that `tracer` knows; None: they are traced
+            here.
 
     Returns:
-        Prompts that could not be traced, with reasons.
+        Prompts that could not be traced, with reasons; those whose workers died are among them.
 
     Raises:
         StaleTraceError: A file of other settings is there and `overwrite` is off; raised before any
@@ -128,21 +132,77 @@ def trace_rules(
         elif not _is_done(model, rule, form, config, noise, folder, overwrite):
             todo.append((rule, form))
     advance(len(prompts(rules)) - len(todo))
+    if spread is not None:
+        skipped += _traced_elsewhere(todo, spread, advance)
+        return skipped
     for rule, form in todo:
-        shares: list[float] = []
-
-        def count(share: float, shares: list[float] = shares) -> None:
-            shares.append(share)
-            advance(share)
-
-        try:
-            item = trace_prompt(model, rule, form, config, noise=noise, advance=count)
-        except DmleError as error:
-            skipped.append(Skipped(rule.id, form, str(error)))
-        else:  # a full disk is no property of the prompt
-            effects.save(item, trace_path(folder, rule.id, form))
-        advance(1 - sum(shares))
+        reason = _trace_into(model, rule, form, config, noise, folder, advance)
+        if reason:
+            skipped.append(Skipped(rule.id, form, reason))
     return skipped
+
+
+def tracer(
+    model: LanguageModel, rules: Sequence[Rule], config: TraceConfig, folder: Path
+) -> Callable[[str], str]:
+    """What traces a prompt into `folder`, given its name (`task_name`), in a worker of
+    `trace_rules`; it returns why the prompt cannot be traced, or an empty text.
+    """
+    noise = noise_of(model, config, rules)
+    every = {task_name(rule, form): (rule, form) for rule, form in prompts(rules)}
+
+    def work(task: str) -> str:
+        rule, form = every[task]
+        return _trace_into(model, rule, form, config, noise, folder, lambda share: None)
+
+    return work
+
+
+def task_name(rule: Rule, form: RuleForm) -> str:
+    """Name of one prompt's trace."""
+    return f"{form}: {rule.id}"
+
+
+def _traced_elsewhere(
+    todo: Sequence[tuple[Rule, RuleForm]], spread: Spread, advance: Callable[[float], object]
+) -> list[Skipped]:
+    """Prompts that could not be traced, in their order."""
+    reasons: dict[str, str] = {}
+    for outcome in spread([task_name(rule, form) for rule, form in todo]):
+        reasons[outcome.task] = outcome.failure or outcome.result
+        advance(1)
+    return [
+        Skipped(rule.id, form, reason)
+        for rule, form in todo
+        if (reason := reasons[task_name(rule, form)])
+    ]
+
+
+def _trace_into(
+    model: LanguageModel,
+    rule: Rule,
+    form: RuleForm,
+    config: TraceConfig,
+    noise: NoiseRule,
+    folder: Path,
+    advance: Callable[[float], object],
+) -> str:
+    """Trace a prompt and write its map; why it cannot be traced, or an empty text."""
+    shares: list[float] = []
+
+    def count(share: float) -> None:
+        shares.append(share)
+        advance(share)
+
+    reason = ""
+    try:
+        item = trace_prompt(model, rule, form, config, noise=noise, advance=count)
+    except DmleError as error:
+        reason = str(error)
+    else:  # a full disk is no property of the prompt
+        effects.save(item, trace_path(folder, rule.id, form))
+    advance(1 - sum(shares))
+    return reason
 
 
 def collect(

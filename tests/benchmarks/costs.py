@@ -1,8 +1,9 @@
 """Benchmarks of editing: what one rule costs with every editor, in one run.
 
 One rule (three requests) of the rulebook, on SmolLM2-135M, C of a few thousand tokens. Every editor
-has the settings that it has without any; `words` is MEMIT word by word, and `whitened` fine-tuning
-in whitened coordinates, with the settings of docs/words.yaml and docs/wordings-ruleedit.yaml. What
+has the settings that it has without any; `words` is MEMIT word by word, and `whitened` and
+`whitened-large` fine-tuning in whitened coordinates, with the settings of docs/words.yaml,
+docs/wordings-ruleedit.yaml and docs/steps-ruleedit.yaml. What
 an edit makes once, such as the factors of C, is counted in it; the statistics are not.
 
 Times are CPU-seconds of one thread; read ratios. `exact` is the share of
@@ -45,6 +46,11 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
         "contexts": 1,
     },
     "whitened": {"editor": "ft_whitened", "options": {"stop_loss": 0.05}, "contexts": 1},
+    "whitened-large": {
+        "editor": "ft_whitened",
+        "options": {"stop_loss": 0.05, "learning_rate": 3e-4},
+        "contexts": 1,
+    },
 }
 QUICK: Mapping[str, Any] = {
     "steps": 2,

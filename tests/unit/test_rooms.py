@@ -19,6 +19,7 @@ ROOMS = (
     "interp.settings",
     "interp.results",
     "interp.rules",
+    "interp.executors",
     "interp.config",
     "interp.models",
     "interp.tracing",
