@@ -430,6 +430,8 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     known(run)
     effects.save(made, run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0
+    code, said = dmle("select", "--strategy", "auto", *common)
+    assert code != 0 and "dmle evidence" in said
     code, said = dmle("evidence", *common)
     assert code == 0, said
     held = effects.load(run / "evidence.nc")
@@ -440,6 +442,10 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     assert {path: path.stat().st_mtime_ns for path in (run / "evidence").iterdir()} == times
     code, said = dmle("select", "--strategy", "combined", *common)
     assert code == 0, said
+    code, said = dmle("select", "--strategy", "auto", *common)
+    assert code == 0 and "The evidence for edits by dmle at subject_last is the reach" in said
+    code, said = dmle("select", "--strategy", "auto", "--set", "select.lookup=last", *common)
+    assert code != 0 and "`dmle trace --positions subject_last,rule_word,last`" in said
     effects.save(made.assign_coords(rule=["other", *ids[1:]]), run / "profile.nc")
     code, said = dmle("evidence", *common)
     assert code != 0 and "not among this run's rules" in said
