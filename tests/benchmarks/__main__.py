@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [covariance|edits|costs|evaluation|report|tracing …]
+python -m tests.benchmarks [tracing|edits|evaluation|costs|covariance|report|executors …]
 [--prompts 0 1 2] [--quick] [--out bench.json]
 python -m tests.benchmarks curve --out curve.csv [--help]: the error of tracing against its cost
 """
@@ -22,6 +22,7 @@ from tests.benchmarks import (
     covariance,
     curve,
     edits,
+    executors,
     tracing,
 )
 
@@ -33,7 +34,10 @@ PARTS = {
     "costs": costs,
     "covariance": covariance,
     "report": bench_report,
+    "executors": executors,
 }
+ALONE = ("executors",)
+"""They take all cores: at the small size, beside others, they run only if they are named."""
 QUICK_TOGETHER = 2
 """Parts that run side by side at the small size. Each case is a process of one thread."""
 
@@ -68,8 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         more = {"prompts": options.prompts} if name == "tracing" else {}
         part.run(partial(say, part), quick=options.quick, **more)
 
+    usual = [name for name in PARTS if not (options.quick and name in ALONE)]
     with ThreadPoolExecutor(QUICK_TOGETHER if options.quick else 1) as pool:
-        list(pool.map(run, options.parts or PARTS))
+        list(pool.map(run, options.parts or usual))
 
 
 if __name__ == "__main__":  # child processes import this module again
