@@ -12,9 +12,8 @@ from interp.errors import InputError
 from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
-from interp.vocabulary import Split
+from interp.vocabulary import Lookup, Split
 
-Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
 Protection = Literal["staged", "protected", "joint"]
 
 

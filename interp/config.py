@@ -16,7 +16,16 @@ from interp.settings.plain_yaml import YamlError, read_yaml_file
 from interp.settings.registered import Registered
 from interp.settings.section import MAX_INTEGER, ConfigError, Section, nearest, parse_section
 from interp.settings.sizes import parse_size
-from interp.vocabulary import RANKINGS, Component, CorruptedSpan, Direction, Ranking, Role, Split
+from interp.vocabulary import (
+    RANKINGS,
+    Component,
+    CorruptedSpan,
+    Direction,
+    Lookup,
+    Ranking,
+    Role,
+    Split,
+)
 
 __all__ = [
     "AtlasConfig",
@@ -290,11 +299,16 @@ class SelectConfig(Section):
 
     strategy: StrategyName = "changepoint"
     """How layers are chosen: a file of `interp/selection/strategies`."""
+    editor: str = Field(default="dmle", min_length=1)
+    """Strategy `auto`: the editor that the layers are for; the solver, where DMLE has one that is
+    no closed form."""
+    lookup: Lookup = "subject_last"
+    """Strategy `auto`: the token at which that editor looks rules up (its edit.lookup)."""
     component: Component = "mlp"
     """The place that editors write is the MLP."""
     width: int = Field(default=3, ge=1)
     """Layers per group of forms (DMLE's example has 3) of window, groups, adaptive, combined, reach
-    and lga."""
+    and lga, and of auto where it takes one of these."""
     share: float = Field(default=0.5, gt=0, le=1)
     """Share of the positive mean effect that `mass` covers."""
     min_width: int = Field(default=1, ge=1)

@@ -26,6 +26,8 @@ Role = Literal[
 ]
 ROLES: tuple[Role, ...] = get_args(Role)
 """What a token is in its prompt. A subject of one token is `subject_last`."""
+Lookup = Literal["subject_last", "rule_word_last", "mention_last", "last"]
+"""The token at which an edit looks a rule up (`interp.models.tokens.lookup_span`)."""
 LOOKUP = "lookup"
 """The tokens at which an edit would look the rule up, as a role of profiles."""
 

@@ -45,13 +45,14 @@ def _evidence_there(context: Context) -> "xr.Dataset | None":
 def _blocks(context: Context) -> "list[Block]":
     """Every window, and the layers that strategies choose from the run's profile, if it has one."""
     from editing.studies.layer_sweep import blocks
-    from editing.studies.regret import choices
+    from editing.studies.regret import choices, placed
     from interp.results import effects
 
     config, path = context.settings(SweepConfig), context.run.path / "profile.nc"
     chosen = []
     if path.is_file():
-        select = context.settings(SelectConfig)
+        edit = context.settings(EditConfig).settings_of("dmle")
+        select = placed(context.settings(SelectConfig), edit.model_dump())
         chosen = choices(effects.load(path), config, select, _evidence_there(context))
     return blocks(context.model.n_layers, config, [each.block for each in chosen])
 

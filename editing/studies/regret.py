@@ -6,6 +6,7 @@ For example, in a notebook:
     regrets.table[["strategy", "group", "layers", "regret"]]
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,9 +32,10 @@ from interp.results.intervals import mean_interval
 from interp.results.scores import REGRET_NUMBERS
 from interp.results.tables import MISSING, Table, csv_text, escape_markdown, latex, markdown
 from interp.selection import baselines, strategies
-from interp.selection.evidence import lacks
+from interp.selection.evidence import lacks, lacks_effects
 from interp.selection.layers import LayerSelection
 from interp.selection.select import select_layers
+from interp.selection.strategy import Strategy
 from interp.vocabulary import LOOKUP, RuleForm
 
 REGRET_SCHEMA = "dmle.regret/1"
@@ -110,7 +112,8 @@ def choices(
 ) -> list[Chosen]:
     """What every strategy and baseline chooses from a profile, for each group of the sweep.
 
-    Strategies that read evidence (`dmle evidence`) are left out where it lacks what they read. A
+    Strategies are left out where the profile or the evidence (`dmle evidence`) lacks what they
+    read. Editor and lookup of `select` should be those of the sweep (`placed`). A
     selection that does not give all forms of a group the same layers chooses none for it.
     """
     n_layers = profile.sizes["layer"]
@@ -120,9 +123,10 @@ def choices(
         # A rule's own selection needs its trace, and a sweep is what choices are held against.
         if strategy.by_rule or "sweep" in strategy.reads:
             continue
-        if lacks(strategy, evidence):
-            continue
         own = base.model_copy(update={"strategy": strategy.name})
+        strategy = strategies.chosen(own)
+        if _objection(strategy, profile, evidence, select.component):
+            continue
         read = evidence if "evidence" in strategy.reads else None
         made[strategy.name] = select_layers(profile, own, evidence=read)
     made["published"] = baselines.published(n_layers, config.groups)
@@ -159,6 +163,8 @@ def regret(
     Raises:
         InputError: The sweep lacks a group.
     """
+    if "edit" in swept.attrs:
+        select = placed(select, json.loads(swept.attrs["edit"]))
     chosen = choices(profile, config, select, evidence)
     cells = arm_table(swept)
     rows: list[Mapping[str, Any]] = []
@@ -183,11 +189,36 @@ def regret(
         known = _profiles(profile, forms, select.component, evidence)
         notes.append(_note(group, known, swept, success, config))
     notes += [
-        f"{strategy.name} is left out: {reason}"
-        for strategy in strategies.every()
-        if (reason := lacks(strategy, evidence))
+        f"{name} is left out: {reason}"
+        for name in strategies.names()
+        if (reason := _left_out(name, profile, evidence, select))
     ]
     return Regrets(tuple(rows), tuple(notes))
+
+
+def placed(select: SelectConfig, edit: Mapping[str, Any]) -> SelectConfig:
+    """Settings of selection for the edits of a sweep: editor and lookup are theirs.
+
+    Args:
+        select: The settings.
+        edit: Settings of the edits (`editing.config.EditorSettings`): DMLE's, with its solver.
+    """
+    return select.model_copy(update={"editor": edit["solver"], "lookup": edit["lookup"]})
+
+
+def _objection(
+    strategy: Strategy, profile: xr.Dataset, evidence: xr.Dataset | None, component: str
+) -> str:
+    """Why a strategy cannot choose by what there is; "" if it can."""
+    return lacks(strategy, evidence) or lacks_effects(strategy, profile, component)
+
+
+def _left_out(
+    name: str, profile: xr.Dataset, evidence: xr.Dataset | None, select: SelectConfig
+) -> str:
+    """Why a strategy is left out; "" if it is not."""
+    strategy = strategies.chosen(select.model_copy(update={"strategy": name}))
+    return _objection(strategy, profile, evidence, select.component)
 
 
 def _scored(

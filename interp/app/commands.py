@@ -142,6 +142,8 @@ def select(
 
         dmle select --run runs/mine --strategy adaptive
 
+        dmle select --run runs/mine --strategy auto --set select.lookup=mention_last
+
         dmle select --run runs/mine --set select.max_width=6
 
         dmle select --run runs/mine --from-atlas

@@ -59,7 +59,7 @@ def _order_of_forms(context: Context, profile: "xr.Dataset") -> list[str]:
 
 def _read_by_select(context: Context) -> tuple[str, ...]:
     """Files that the selection's strategy reads."""
-    strategy = strategies.get(context.settings(SelectConfig).strategy)
+    strategy = strategies.chosen(context.settings(SelectConfig))
     return tuple(f"{source}.nc" for source in strategy.reads)
 
 
@@ -80,7 +80,7 @@ def _selected(context: Context) -> "tuple[LayerSelection, dict[str, LayerSelecti
     from interp.selection.select import select_layers
 
     config, run = context.settings(SelectConfig), context.run
-    strategy = strategies.get(config.strategy)
+    strategy = strategies.chosen(config)
     read = {name: effects.load(run.need(f"{name}.nc", name)) for name in strategy.reads}
     if "sweep" in read:
         return select_from_sweep(read["sweep"], config), None
@@ -110,7 +110,7 @@ def _select(context: Context) -> str:
         save_for_rules(of_rules, path, made)
         lines.append(f"selections rule by rule: {path}")
     selection.save(folder / "selection.json")
-    if "width" in config.model_fields_set and strategies.get(config.strategy).size != "width":
+    if "width" in config.model_fields_set and strategies.chosen(config).size != "width":
         lines.append(
             f"select.width = {config.width} is not read by the strategy {config.strategy}, which"
             " sets its own"

@@ -134,21 +134,27 @@ def candidate_windows(profile: xr.Dataset, config: SelectConfig) -> dict[int, ra
 
 
 def effects_of(
-    profile: xr.Dataset, forms: Sequence[str], component: str, name: str = "effect"
+    profile: xr.Dataset,
+    forms: Sequence[str],
+    component: str,
+    name: str = "effect",
+    role: str = LOOKUP,
 ) -> np.ndarray:
     """Shape (form, rule, layer), of the forms that the profile has; NaN where a rule is not
-    traceable in a form.
+    traceable in a form, or has no token of the role.
     """
     known = [form for form in forms if form in profile["form"].values]
-    values = profile[name].sel(form=known, component=component, role=LOOKUP)
+    values = profile[name].sel(form=known, component=component, role=role)
     return values.transpose("form", "rule", "layer").values
 
 
-def mean_effects(profile: xr.Dataset, forms: Sequence[str], component: str) -> np.ndarray:
+def mean_effects(
+    profile: xr.Dataset, forms: Sequence[str], component: str, role: str = LOOKUP
+) -> np.ndarray:
     """Mean over the forms that a rule is traceable in, shape (rule, layer); NaN if there is
     none.
     """
-    return mean_of_known(effects_of(profile, forms, component), 0)
+    return mean_of_known(effects_of(profile, forms, component, role=role), 0)
 
 
 def floor(profile: xr.Dataset, forms: Sequence[str]) -> float:

@@ -18,6 +18,7 @@ from interp.selection.pickers import window_of
 from interp.selection.reasons import highest_window
 from interp.selection.strategy import Strategy
 from interp.selection.support import same
+from interp.vocabulary import LOOKUP
 
 EVIDENCE_SCHEMA = "dmle.evidence/1"
 
@@ -65,10 +66,38 @@ def lacks(strategy: Strategy, evidence: xr.Dataset | None) -> str:
         return "no evidence of edits was given; `dmle evidence` measures it (evidence.nc)"
     missing = [name for name in strategy.measures if name not in evidence.data_vars]
     if not missing:
-        return ""
+        return _of_another_token(strategy, evidence)
     return (
         f"the evidence has no {' and no '.join(missing)}, since an earlier version wrote it; run"
         " `dmle evidence` again, which measures it"
+    )
+
+
+def _of_another_token(strategy: Strategy, evidence: xr.Dataset) -> str:
+    """Why measures are not of the token that edits look up; "" if they are, or say no token."""
+    token = str(evidence.attrs.get("lookup", "")) or strategy.lookup
+    if strategy.lookup in (None, token):
+        return ""
+    return (
+        f"the evidence is of the token {token}, and the edits look up {strategy.lookup}"
+        f" (select.lookup); run `dmle evidence --set edit.lookup={strategy.lookup}`"
+    )
+
+
+def lacks_effects(strategy: Strategy, profile: xr.Dataset, component: str) -> str:
+    """Why a strategy that reads other tokens than those of lookups cannot choose by this profile,
+    and what to do; "" if it can.
+    """
+    role = strategy.role
+    if role == LOOKUP or component not in profile["component"].values:
+        return ""
+    if role in profile["role"].values:
+        effect = profile["effect"].sel(role=role, component=component)
+        if bool(effect.notnull().any()):
+            return ""
+    return (
+        f"the profile has no effects of tokens of role {role}; run `dmle trace --positions"
+        f" subject_last,rule_word,{role}`, then `dmle profile`"
     )
 
 

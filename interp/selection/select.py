@@ -46,7 +46,7 @@ from interp.selection.candidates import (
     mean_effects,
     untraceable,
 )
-from interp.selection.evidence import MEASURES, check_evidence, measures_of
+from interp.selection.evidence import MEASURES, check_evidence, lacks_effects, measures_of
 from interp.selection.layers import SCHEMA, LayerGroup, LayerSelection
 from interp.selection.pickers import block_shares
 from interp.selection.published import published_block
@@ -61,7 +61,6 @@ from interp.selection.reasons import (
 )
 from interp.selection.strategy import Strategy
 from interp.selection.support import chance, choose
-from interp.vocabulary import LOOKUP
 
 KEPT = (
     "model",
@@ -94,16 +93,20 @@ class Task:
         """The task that settings describe.
 
         Raises:
-            InputError: There is no such strategy, it reads something else, or fewer layers are
-                candidates than it needs.
+            InputError: There is no such strategy, it reads something else, the profile lacks the
+                tokens that it reads, or fewer layers are candidates than it needs.
         """
-        strategy = strategies.get(config.strategy)
+        strategy = strategies.chosen(config)
         if "sweep" in strategy.reads:
             raise InputError(
                 f"the strategy {strategy.name} reads a sweep, not a profile:"
                 " interp.selection.from_sweep.select_from_sweep"
             )
+        if strategies.get(config.strategy).route and "evidence" not in strategy.reads:
+            evidence = None  # what these edits do not need is no mistake of who gave it
         check_evidence(strategy, profile, evidence)
+        if reason := lacks_effects(strategy, profile, config.component):
+            raise InputError(f"the strategy {strategy.name} cannot choose: {reason}")
         bounds = candidates_of(profile, config, strategy)
         if strategy.measures and strategy.mix is None:
             bounds = replace(bounds, restored=1)  # a measure is of one block
@@ -271,7 +274,7 @@ def selection_of(
         schema=SCHEMA,
         strategy=task.config.strategy,
         component=task.config.component,
-        role=LOOKUP,
+        role=task.strategy.role,
         width=max(len(group.layers) for group in groups),
         n_layers=bounds.n_layers,
         first_layer=bounds.first,
@@ -289,7 +292,7 @@ def _effects(task: Task, forms: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray
     measures that are.
     """
     strategy, bounds = task.strategy, task.bounds
-    sources = [mean_effects(task.profile, forms, task.config.component)]
+    sources = [mean_effects(task.profile, forms, task.config.component, strategy.role)]
     if task.evidence is not None:
         rules = [str(rule) for rule in task.profile["rule"].values]
         measures = measures_of(task.evidence, strategy.measures, rules, forms)

@@ -16,6 +16,7 @@ from interp.selection.merging import Comparison
 from interp.selection.pickers import Picker
 from interp.selection.reasons import Finding
 from interp.selection.support import Agreement
+from interp.vocabulary import LOOKUP, Lookup, Role
 
 Source = Literal["profile", "evidence", "sweep"]
 """A file of the run folder without its ending."""
@@ -55,5 +56,12 @@ class Strategy:
     the groups of the settings."""
     by_rule: bool = False
     """Whether each rule gets a selection of its own, too (`interp.selection.adaptive`)."""
+    role: Role | Literal["lookup"] = LOOKUP
+    """The tokens whose effects it reads."""
+    lookup: Lookup | None = None
+    """The token that its measures must be of; None: any that they were made for."""
+    route: "Callable[[SelectConfig], Strategy] | None" = None
+    """Of a strategy that leaves the choice to another: which, by the settings. What its other
+    fields say holds for the default settings."""
     name: str = ""
     """The name of its file, which the registry fills in."""

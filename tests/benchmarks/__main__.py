@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks [tracing|edits|evaluation|costs|covariance|report|executors …]
 [--prompts 0 1 2] [--quick] [--out bench.json]
+python -m tests.benchmarks curve --out curve.csv [--help]: the error of tracing against its cost
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tests.benchmarks import (
     bench_report,
     costs,
     covariance,
+    curve,
     edits,
     executors,
     tracing,
@@ -42,6 +44,10 @@ QUICK_TOGETHER = 2
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run some of the benchmarks, all by default (about an hour on one core)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["curve"]:
+        curve.main(given[1:])
+        return
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description="Benchmarks")
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which (default: all)")
     parser.add_argument(
@@ -49,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="every ratio at a small size")
     parser.add_argument("--out", type=Path, help="bench.json, or bench-quick.json")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     out = options.out or Path("bench-quick.json" if options.quick else "bench.json")
     rows: list[dict[str, Any]] = []
     turn = Lock()

@@ -12,7 +12,12 @@ from typing import Any
 
 def apart(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What the function returns in a process of its own."""
+    with worker(function) as pool:
+        return pool.submit(function, *arguments, **named).result()
+
+
+def worker(function: Callable[..., Any]) -> ProcessPoolExecutor:
+    """One process, for functions of the same module; a context manager."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([function.__module__])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments, **named).result()
+    return ProcessPoolExecutor(1, mp_context=context)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from interp.config import TraceConfig
-from interp.models.loading import LanguageModel, load
+from interp.models.loading import EMBEDDED, LanguageModel, load
 from interp.tracing import prompt as tracing
 from interp.tracing.cases import Site, target
 from interp.tracing.metrics import mean_log_prob
@@ -71,13 +71,15 @@ QUICK = Size(samples=2, loop_sites=3, generic_sites=15, stride=6)
 class Bench:
     """One prompt's map, and ways to get it."""
 
-    def __init__(self, which: int, dtype: str, size: Size) -> None:
+    def __init__(
+        self, prompt: tuple[str, RuleForm], dtype: str, size: Size, model: str = EMBEDDED
+    ) -> None:
         from interp.rules.sources import load_rules
 
         torch.set_num_threads(1)
-        rule_id, form = PROMPTS[which]
+        rule_id, form = prompt
         self.size = size
-        self.model = load(device="cpu", dtype=dtype)
+        self.model = load(model, device="cpu", dtype=dtype)
         rule = load_rules(ids=[rule_id]).rules[0]
         ready = tracing.prepare(
             self.model, rule, form, TraceConfig(samples=size.samples, positions="all")
@@ -252,7 +254,7 @@ def measure(
     which: int, dtype: str, name: str, arguments: tuple[Any, ...], size: Size
 ) -> dict[str, Any]:
     """Run one case in this process, with its peak memory."""
-    bench = Bench(which, dtype, size)
+    bench = Bench(PROMPTS[which], dtype, size)
     loaded = _peak_mb()
     start = time.perf_counter()
     found = getattr(bench, name)(*arguments)

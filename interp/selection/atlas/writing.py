@@ -69,7 +69,7 @@ def write_entry(
             " --name or --out"
         )
     config = config or SelectConfig()
-    if strategies.get(config.strategy).reads != ("profile",):
+    if strategies.chosen(config).reads != ("profile",):
         raise InputError(
             f"the strategy {config.strategy} reads more than the profile, so that nobody could make"
             " the selection of this entry again; give --set select.strategy=changepoint"

@@ -14,6 +14,7 @@ from interp.errors import InputError
 from interp.settings.section import nearest
 
 if TYPE_CHECKING:
+    from interp.config import SelectConfig
     from interp.selection.strategy import Strategy
 
 
@@ -31,6 +32,19 @@ def get(name: str) -> "Strategy":
     if name not in names():
         raise InputError(f"no such strategy {name!r}; {nearest(name, list(names()))}")
     return replace(import_module(f"{__name__}.{name}").STRATEGY, name=name)
+
+
+def chosen(config: "SelectConfig") -> "Strategy":
+    """The strategy that settings name; one that leaves the choice to another as these settings have
+    it.
+
+    Raises:
+        InputError: There is none, or none for these settings.
+    """
+    strategy = get(config.strategy)
+    if strategy.route is None:
+        return strategy
+    return replace(strategy.route(config), name=strategy.name)
 
 
 def every() -> "tuple[Strategy, ...]":

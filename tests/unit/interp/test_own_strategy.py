@@ -75,7 +75,7 @@ def test_a_new_file_is_a_new_strategy() -> None:
 
 
 def test_without_the_file_there_is_no_such_strategy() -> None:
-    with pytest.raises(ValueError, match="no such strategy; valid are adaptive, changepoint"):
+    with pytest.raises(ValueError, match="no such strategy; valid are adaptive, auto, changepoint"):
         SelectConfig(strategy="top")
     with pytest.raises(InputError, match="no such strategy 'windw'; did you mean 'window'"):
         strategies.get("windw")

@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor
 
 from editing.closed_form.covariance import Covariances, measure
-from editing.config import CovarianceConfig
+from editing.config import CovarianceConfig, EditConfig
+from editing.editors.registry import editor
 from editing.edits.requests import requests_of
 from editing.studies import evidence as evidence_module
 from editing.studies.config import SweepConfig
@@ -24,7 +25,7 @@ from editing.studies.evidence import (
     evidence_of,
     inner_products,
 )
-from editing.studies.regret import choices
+from editing.studies.regret import choices, placed
 from interp import vocabulary
 from interp.config import SelectConfig
 from interp.errors import NotTraceableError
@@ -33,6 +34,7 @@ from interp.models.tokens import token_positions
 from interp.results import effects
 from interp.rules.sources import Rule
 from interp.selection.select import select_layers
+from interp.selection.strategies import auto
 from interp.vocabulary import FORMS, ROLES
 from tests.unit.records import known, recorded, with_means
 
@@ -303,7 +305,11 @@ def test_the_published_fallback_has_no_combined_score() -> None:
     [
         ("combined", None, "combined reads evidence, and no evidence of edits was given; `dmle ev"),
         ("lga", None, "lga reads evidence, and no evidence of edits was given; `dmle evidence`"),
-        ("window", evidence(3), "does not read it; what reads evidence is combined, lga, reach"),
+        (
+            "window",
+            evidence(3),
+            "what reads evidence is auto, combined, lga, reach",
+        ),
         ("combined", profile(), "expected evidence of edits"),
         ("lga", evidence(3).drop_vars("lga"), "has no lga, since an .* run `dmle evidence` again"),
         ("combined", evidence(3, n_layers=9), "another model"),
@@ -384,6 +390,30 @@ def test_regret_chooses_by_every_measure_that_the_evidence_has() -> None:
         assert chosen.get("lga", (8, 9, 10)) == (8, 9, 10)
 
 
+def test_regret_lets_auto_choose_for_the_edits_of_the_sweep() -> None:
+    config, select = SweepConfig(width=3), SelectConfig(identity_blocks=0, bootstrap=20)
+    held = evidence(8, lookup="mention_last")
+    held["reach"], held["lga"] = evidence(1)["reach"], evidence(5)["lga"]
+    for solver, lookup, layers in (
+        ("memit", "mention_last", (1, 2, 3)),
+        ("ft_whitened", "subject_last", (5, 6, 7)),
+        ("memit", "subject_last", None),  # the evidence is of another token
+        ("memit", "last", None),  # the profile has not that token
+    ):
+        own = placed(select, {"solver": solver, "lookup": lookup})
+        made = choices(with_means(profile()), config, own, held)
+        chosen = {each.strategy: each.layers for each in made}
+        assert chosen.get("auto") == layers and chosen["reach"] == (1, 2, 3)
+
+
+def test_auto_knows_which_editors_look_a_token_up() -> None:
+    config = SelectConfig()
+    assert config.editor == "dmle" and config.lookup == EditConfig().lookup
+    for name in (*auto.GRADIENT_EDITORS, *auto.AT_LAST_TOKEN, *auto.WITHOUT_LAYERS):
+        assert not editor(name).needs & {"lookup", "groups"}
+        assert bool(editor(name).blocks) == (name not in auto.WITHOUT_LAYERS)
+
+
 def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     make_inputs: Callable[..., Path], rules: tuple[Rule, ...], dmle: Command, tmp_path: Path
 ) -> None:
@@ -400,6 +430,8 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     known(run)
     effects.save(made, run / "profile.nc")
     assert dmle("select", "--strategy", "combined", *common)[0] != 0
+    code, said = dmle("select", "--strategy", "auto", *common)
+    assert code != 0 and "dmle evidence" in said
     code, said = dmle("evidence", *common)
     assert code == 0, said
     held = effects.load(run / "evidence.nc")
@@ -410,6 +442,10 @@ def test_the_command_measures_the_profile_s_rules_once_and_select_reads_it(
     assert {path: path.stat().st_mtime_ns for path in (run / "evidence").iterdir()} == times
     code, said = dmle("select", "--strategy", "combined", *common)
     assert code == 0, said
+    code, said = dmle("select", "--strategy", "auto", *common)
+    assert code == 0 and "The evidence for edits by dmle at subject_last is the reach" in said
+    code, said = dmle("select", "--strategy", "auto", "--set", "select.lookup=last", *common)
+    assert code != 0 and "`dmle trace --positions subject_last,rule_word,last`" in said
     effects.save(made.assign_coords(rule=["other", *ids[1:]]), run / "profile.nc")
     code, said = dmle("evidence", *common)
     assert code != 0 and "not among this run's rules" in said

@@ -196,6 +196,7 @@ def test_strategies_are_scored_at_their_layers() -> None:
     assert "against_default" not in by_name["window", "instance"]
     assert "4 of 4 rules" in notes[0] and "4 of 4 rules" in notes[1]
     assert [note.split(" is left out: no evidence")[0] for note in notes[2:]] == [
+        "auto",
         "combined",
         "lga",
         "reach",

@@ -19,7 +19,8 @@ DATA = Path(__file__).parents[4] / "docs/data"
 
 def chosen(strategy: Strategy, **settings: object) -> LayerSelection:
     """What a strategy chooses from the stored results of the embedded model."""
-    config = SelectConfig.model_validate({"strategy": strategy.name, "bootstrap": 200, **settings})
+    held_settings = {"strategy": strategy.name, "bootstrap": 200, "lookup": "mention_last"}
+    config = SelectConfig.model_validate({**held_settings, **settings})
     held = {name: effects.load(DATA / f"{name}-smollm2.nc") for name in strategy.reads}
     if "evidence" in held:  # stands in for a measure that the stored file is too old to have
         names = {name: held["evidence"]["reach"] for name in strategy.measures}
