@@ -85,7 +85,7 @@ class ModelConfig(Section):
     neutral: ClassVar[frozenset[str]] = frozenset({"device"})
 
     name: str = "smollm2-135m"
-    """"smollm2-135m" (embedded), a Hugging Face folder, or a hub name such as
+    """"smollm2-135m" (embedded), a Hugging Face folder, a GGUF file, or a hub name such as
     "meta-llama/Meta-Llama-3-8B"."""
     device: str = "auto"
     dtype: str = "float32"

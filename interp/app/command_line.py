@@ -40,7 +40,8 @@ class ModelOptions:
         Path | None, Parameter(help="YAML file of settings, one mapping per section.")
     ] = None
     model: Annotated[
-        str | None, Parameter(help="smollm2-135m, a Hugging Face folder, or a hub name.")
+        str | None,
+        Parameter(help="smollm2-135m, a Hugging Face folder, a GGUF file, or a hub name."),
     ] = None
     device: Annotated[str | None, Parameter(help="'auto', or a torch device.")] = None
     set: Annotated[

@@ -46,15 +46,18 @@ OF_FILE = {
     "sweep": ("sweep.nc", "regret.nc"),
     "tune": ("tuning.nc",),
     "sequence": ("sequence.nc",),
+    "executor": ("profile.nc", "scores.nc", "sweep.nc", "tuning.nc"),
 }
 """Files that show it when a setting of a section is changed."""
 
 
-NEEDED = {
-    "answer": {"lookup": "last"},
-    "words_loss": {"lookup": "last", "answer": "words"},
+NEEDED: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("edit", "answer"): {"lookup": "last"},
+    ("edit", "words_loss"): {"lookup": "last", "answer": "words"},
+    ("executor", "workers"): {"kind": "processes"},
+    ("executor", "address"): {"kind": "ray"},
 }
-"""Other settings without which a setting of an editor has one value only."""
+"""Other settings without which a setting has one value only."""
 
 
 def candidates(cls: type[Section], field: str) -> Iterator[Any]:
@@ -158,7 +161,7 @@ def save(now: Context, name: str, record: Made) -> None:
 def test_every_setting_is_noticed_by_what_depends_on_it_or_is_neutral(
     section: str, field: str, run: Path
 ) -> None:
-    more = NEEDED.get(field) if section == "edit" else None
+    more = NEEDED.get((section, field))
     now = context(run, **{section: changed(SECTIONS[section], field, more)})
     for name in OF_FILE[section]:
         if field in SECTIONS[section].neutral:
