@@ -91,12 +91,12 @@ def _compare(
     medians: dict[str, float] = {}
     expected: np.ndarray | None = None
     for kind in KINDS:
-        spent = []
+        spent, folder = [], base
         for number in range(repeats):
             folder = base.with_name(f"{kind}-{number}")
             shutil.copytree(base, folder)
             spent.append(once(command, folder, kind, limit))
-            found = numbers(folder, command)
+        found = numbers(folder, command)
         medians[kind] = statistics.median(spent)
         expected = found if expected is None else expected
         say(

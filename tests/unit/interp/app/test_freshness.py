@@ -384,7 +384,7 @@ OTHERS = ("editor", "block", "retained")
 def test_every_setting_of_an_editor_makes_another_edit_or_is_neutral(
     field: str, run: Path, corpus: Path, tiny_llama: LanguageModel
 ) -> None:
-    needed = NEEDED.get(field, {})
+    needed = NEEDED.get(("edit", field), {})
     other = changed(EditorSettings, field, needed)
     before, after = (
         planned(run, tiny_llama, edit={**EDIT, **each}) for each in (needed, {**needed, **other})
