@@ -85,9 +85,9 @@ def second_moments(
     Raises:
         ValueError: A block's keys are not finite.
     """
-    half = _half(rows, skip_first)
-    first = _batches(rows, range(half), together, model.lengths.kind)
-    batches = [*first, *_batches(rows, range(half, len(rows)), together, model.lengths.kind)]
+    half = half_of(rows, skip_first)
+    first, rest = batches_of(model, rows, together, half)
+    batches = [*first, *rest]
     sums = _Sums(model, layers, n_probes=min(PROBES, half))
     plan = {
         "schema": CHECKPOINT_SCHEMA,
@@ -101,7 +101,7 @@ def second_moments(
     for number, batch in enumerate(batches[sums.batches :], sums.batches + 1):
         advance(sums.add(model, layers, [rows[i] for i in batch], batch, skip_first))
         if number == len(first) < len(batches):
-            sums.solve_half()
+            sums.solvehalf_of()
         now = time.monotonic()
         if checkpoint is not None and now - saved >= max(
             CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took
@@ -146,14 +146,49 @@ def _digest(rows: Iterable[Sequence[int]]) -> str:
     return digest.hexdigest()
 
 
-def _half(rows: Sequence[Sequence[int]], skip_first: bool) -> int:
-    """How many texts, from the first, have half of the tokens."""
+def half_of(rows: Sequence[Sequence[int]], skip_first: bool) -> int:
+    """How many texts, from the first, have half of the tokens of all."""
     total, count = counted(rows, skip_first), 0
     for i, row in enumerate(rows, 1):
         count += len(row) - skip_first
         if 2 * count >= total:
             return i
     return len(rows)
+
+
+def batches_of(
+    model: LanguageModel, rows: Sequence[Sequence[int]], together: int, half: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Texts to run at once: of the first `half` texts, and of the others."""
+    kind = model.lengths.kind
+    return (
+        _batches(rows, range(half), together, kind),
+        _batches(rows, range(half, len(rows)), together, kind),
+    )
+
+
+def run_to_last(
+    model: LanguageModel,
+    layers: Sequence[int],
+    ids: Tensor,
+    mask: Tensor,
+    hooks: Sequence[NamedHook],
+) -> None:
+    """Run hooks on some blocks for what they see, and no block behind the last of them."""
+    if max(layers) < model.n_layers - 1:
+        model.watch(ids, hooks, mask=mask)
+        return
+    # Nothing ends a run behind the last block, and the logits of every token take more than
+    # several blocks.
+    with torch.no_grad():
+        model.logits(ids, mask=mask, keep=1, hooks=hooks)
+
+
+def add_products(second: Float[Tensor, "d d"], keys: Float[Tensor, "token d"]) -> None:
+    """Add Σ k kᵀ to the blocks of columns of a symmetric matrix, from the diagonal on."""
+    for start in range(0, keys.shape[1], COLUMNS):
+        product = keys[:, start : start + COLUMNS].T @ keys[:, start:]
+        second[start : start + COLUMNS, start:] += product.to(second.device)
 
 
 def _batches(
@@ -234,37 +269,18 @@ class _Sums:
         with one_batch(
             "use a smaller covariance.batch_size or covariance.max_length, or fewer layers at once"
         ):
-            self._run(model, layers, ids, mask, hooks)
+            run_to_last(model, layers, ids, mask, hooks)
         self.batches += 1
         self.tokens += len(kept)
         return len(kept)
 
-    def _run(
-        self,
-        model: LanguageModel,
-        layers: Sequence[int],
-        ids: Tensor,
-        mask: Tensor,
-        hooks: Sequence[NamedHook],
-    ) -> None:
-        if max(layers) < model.n_layers - 1:
-            model.watch(ids, hooks, mask=mask)
-        else:
-            # Nothing ends a run behind the last block, and the logits of every token take more than
-            # several blocks.
-            with torch.no_grad():
-                model.logits(ids, mask=mask, keep=1, hooks=hooks)
-
     def _add(self, layer: int, keys: Tensor) -> None:
-        width = keys.shape[1]
         second = self.second[layer]
-        for start in range(0, width, COLUMNS):
-            product = keys[:, start : start + COLUMNS].T @ keys[:, start:]
-            second[start : start + COLUMNS, start:] += product.to(second.device)
+        add_products(second, keys)
         norms = torch.linalg.vector_norm(keys, dim=1).to(second.device)
         self.fourth[layer] += norms.double().pow(4).sum()
 
-    def solve_half(self) -> None:
+    def solvehalf_of(self) -> None:
         """Note the solutions for the probes at half of the tokens."""
         self.half = self.tokens
         self.solved = {

@@ -86,7 +86,7 @@ def batches_of(
     `editing.closed_form.targets.find_targets`.
     """
     texts = _rows(model, requests, contexts, config)
-    chunks = _batched(texts, _row_bytes(model, layer), config, model.lengths.kind)
+    chunks = _batched(texts, model.step_bytes(layer), config, model.lengths.kind)
     return [_prepare(model, chunk, layer, site) for chunk in chunks]
 
 
@@ -128,7 +128,7 @@ def _target(
 
 def _batched(
     texts: Sequence[Row],
-    row_bytes: float,
+    row_bytes: int,
     config: TargetConfig,
     kind: Callable[[int], int] = lambda length: 0,
 ) -> Iterator[list[Row]]:
@@ -148,13 +148,6 @@ def _batched(
             batch = []
         batch.append(row)
     yield batch
-
-
-def _row_bytes(model: LanguageModel, layer: int) -> float:
-    """Memory per token that a step takes for its gradients."""
-    d_mlp = model.down_projection(0).weight.numel() / model.d_model
-    # What a block keeps: streams, norms, queries, keys, values and the MLP's inner states.
-    return (model.n_layers - layer) * (12 * model.d_model + 5 * d_mlp) * 4
 
 
 def _prepare(model: LanguageModel, chunk: Sequence[Row], layer: int, site: Site) -> Batch:

@@ -163,7 +163,7 @@ class Unedited:
 def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
     """Ask the unedited model all of a rule's questions."""
     items = items_of(rule)
-    forced, said = _answer(model, items, config)
+    forced, said = answers_to(model, items, config)
     if config.greedy:
         own = {q: in_own_tokens(model, q, said[q.prompt].ids) for q in forced}
         items = [replace(item, question=own[item.question]) for item in items]
@@ -185,7 +185,7 @@ def evaluate_edit(
 ) -> list[dict[str, Any]]:
     """One edit against the floor: a row for every question (`COLUMNS`)."""
     with edit.edited(model) as view:
-        after, said_after = _answer(view, floor.items, config)
+        after, said_after = answers_to(view, floor.items, config)
     rows = []
     for item in floor.items:
         q = item.question
@@ -233,10 +233,10 @@ def edit_scores(
     )
 
 
-def _answer(
+def answers_to(
     model: LanguageModel | View, items: Sequence[Item], config: EvaluateConfig
 ) -> tuple[dict[Question, Forced], dict[str, _Answer]]:
-    """Teacher-forced results and greedy answers; the same question is run once."""
+    """Teacher-forced results and greedy answers to some questions; the same one is run once."""
     questions = list(dict.fromkeys(item.question for item in items))
     forced = dict(
         zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True)

@@ -176,11 +176,15 @@ def _entropy(items: Sequence[tuple[int, ...]]) -> float:
     return math.fsum(share * math.log2(1 / share) for share in shares)
 
 
-def _nll(model: LanguageModel | View, texts: Sequence[str], batch_size: int) -> float:
+def text_questions(texts: Sequence[str]) -> list[Question]:
+    """Texts as they are asked: the first word of each is continued by the others."""
     parts = [text.split(maxsplit=1) for text in texts]
-    questions = [Question(first, rest, space=True) for first, rest in parts]
+    return [Question(first, rest, space=True) for first, rest in parts]
+
+
+def _nll(model: LanguageModel | View, texts: Sequence[str], batch_size: int) -> float:
     total, tokens = 0.0, 0
-    for forced in teacher_forced(model, questions, batch_size=batch_size):
+    for forced in teacher_forced(model, text_questions(texts), batch_size=batch_size):
         total -= forced.log_prob * len(forced.target)
         tokens += len(forced.target)
     return total / tokens if tokens else math.nan

@@ -70,8 +70,8 @@ def load(
         ModelError: There is no such model, its files are damaged, quantised or of another kind of
             model, or it fails the self-check.
     """
-    torch_dtype = _dtype(dtype)
-    place, target = find(name), _device(device)
+    torch_dtype = named_dtype(dtype)
+    place, target = find(name), chosen_device(device)
     with quiet():
         folder = Path(place) if Path(place).is_dir() else _snapshot(place)
         checkpoint.check_settings(folder)
@@ -239,7 +239,12 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     make_readable(folder)
 
 
-def _dtype(name: str) -> torch.dtype:
+def named_dtype(name: str) -> torch.dtype:
+    """A number format to compute with, by its name.
+
+    Raises:
+        ModelError: It is none.
+    """
     dtype = getattr(torch, name, None)
     if dtype in DTYPES:
         return dtype
@@ -252,7 +257,12 @@ def _dtype(name: str) -> torch.dtype:
     raise ModelError(f"dtype {name!r} is {kind}; use float32, bfloat16, float16 or float64")
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device of a name; "auto" is the accelerator if there is one.
+
+    Raises:
+        ModelError: It cannot be used here.
+    """
     if name != "auto":
         try:
             # A device counts if it computes: "meta" has shapes and no numbers.

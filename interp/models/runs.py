@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from interp.errors import ModelError
+from interp.models.arithmetic import RowSizes, gradient_bytes, row_bytes
 from interp.models.parts import ModelParts
 from interp.models.prefixes import longest
 from interp.models.self_check.basis import check_ids
@@ -272,17 +273,18 @@ class ModelRuns(ModelParts):
             context: Tokens that they attend to.
             kept: Positions whose logits are computed.
         """
-        text, size = self.config.get_text_config(), self.dtype.itemsize
+        return row_bytes(self.row_sizes, self.dtype.itemsize, tokens, context, kept)
+
+    def step_bytes(self, layer: int) -> int:
+        """Memory per token that a run from a block on keeps for its gradients."""
+        return gradient_bytes(self.row_sizes, self.n_layers - layer)
+
+    @property
+    def row_sizes(self) -> RowSizes:
+        """The sizes that say how much memory a row takes."""
+        text = self.config.get_text_config()
         d_mlp = self.down_projection(0).weight.numel() // self.d_model
-        heads = text.num_attention_heads
-        # Stream, its normalised copy, queries and outputs; keys and values of the whole context,
-        # repeated for each head; scores and their softmax (in float32); the MLP's inner states,
-        # where the block is at its widest.
-        attention = 6 * tokens * self.d_model + 4 * context * self.d_model
-        scores = heads * tokens * context * (size + 8)
-        inner = size * (3 * tokens * self.d_model + 3 * tokens * d_mlp)
-        logits = kept * text.vocab_size * (size + 12)
-        return max(size * attention + scores, inner, logits) + size * tokens * self.d_model
+        return RowSizes(self.d_model, d_mlp, text.num_attention_heads, text.vocab_size)
 
     def embedding_std(self) -> float:
         """Standard deviation of all entries of the token embeddings as the first block's hook sees

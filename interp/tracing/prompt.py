@@ -85,12 +85,7 @@ def trace_prompt(
     ready = prepare(model, rule, form, config, noise, answer)
     width = config.window or default_window(model.n_layers)
     positions = traced_positions(ready, config)
-    sites = [
-        site(component, layer, position, width, model.n_layers)
-        for component in config.components
-        for layer in range(model.n_layers)
-        for position in positions
-    ]
+    sites = sites_of(model, config, positions)
     result = score_sites(model, ready.case, sites, config.metrics, scoring_options(config), advance)
     attrs = {
         "rule_name": rule.name,
@@ -101,6 +96,17 @@ def trace_prompt(
         **versions(),
     }
     return _map_of(model, ready, config, result, positions, attrs)
+
+
+def sites_of(model: LanguageModel, config: TraceConfig, positions: Sequence[int]) -> list[Site]:
+    """All sites of a map, at some positions, in the order of its grid."""
+    width = config.window or default_window(model.n_layers)
+    return [
+        site(component, layer, position, width, model.n_layers)
+        for component in config.components
+        for layer in range(model.n_layers)
+        for position in positions
+    ]
 
 
 def _map_of(

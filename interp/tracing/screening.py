@@ -103,8 +103,32 @@ def score_sites(
         InputError: A metric compares with the counterfactual answer, and there is none, or `screen`
             is asked for such a metric.
     """
-    contrasts = _contrasts(case, metrics, options)
-    metric = several([METRICS[name].function for name in metrics])
+    functions = [METRICS[name].function for name in metrics]
+    contrasts = contrasts_of(case, metrics, options)
+    return score_by(model, case, sites, functions, contrasts, options, advance)
+
+
+def score_by(
+    model: LanguageModel,
+    case: CorruptedPrompt,
+    sites: Sequence[Site],
+    functions: Sequence[Metric],
+    contrasts: Sequence[int],
+    options: ScoringOptions,
+    advance: Callable[[float], object] = lambda share: None,
+) -> ScoredSites:
+    """`score_sites` by scores that are given as functions.
+
+    Args:
+        model: The model.
+        case: The prompt, its answer and its corruption.
+        sites: What to exchange, each alone.
+        functions: Logits and target → score per row, each.
+        contrasts: Which of them subtract the score of the counterfactual answer.
+        options: Method, direction, route, memory.
+        advance: Called with the share of the work done since the last call.
+    """
+    metric = several(functions)
     if options.method == "screen":
         patcher = Patcher(model, case, sites, metric, options.sweep)
         guess = _attribute(model, case, sites, metric, options)
@@ -124,7 +148,7 @@ def score_sites(
     result = score(case, metric)
     scores = ScoredSites(result.clean.clone(), result.corrupted.clone(), result.restored.clone())
     if contrasts and case.alternative is not None:
-        metric = several([METRICS[metrics[index]].function for index in contrasts])
+        metric = several([functions[index] for index in contrasts])
         other = score(replace(case, answer=case.alternative), metric)
         scores.clean[contrasts] -= other.clean
         scores.corrupted[:, contrasts] -= other.corrupted
@@ -135,7 +159,9 @@ def score_sites(
     return replace(scores, exact=nowhere, about={"exact_share": 0.0})
 
 
-def _contrasts(case: CorruptedPrompt, metrics: Sequence[str], options: ScoringOptions) -> list[int]:
+def contrasts_of(
+    case: CorruptedPrompt, metrics: Sequence[str], options: ScoringOptions
+) -> list[int]:
     """Which of the metrics subtract the score of the counterfactual answer, which takes a second
     sweep.
 
