@@ -21,6 +21,7 @@ from interp.rules.sources import Rule
 
 if TYPE_CHECKING:
     from editing.studies.arms import Arm
+    from interp.planning.plan import Costs, Work
 
 CELLS = "cells"
 TRIALS_SHOWN = 5
@@ -135,6 +136,28 @@ def _check_compare(context: Context) -> None:
         )
 
 
+def _plan_compare(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    from editing.app.plan_works import Cells, plan_cells
+    from editing.studies.comparison import bystanders
+    from editing.studies.counting import Asked
+
+    config, compared = context.settings(EditConfig), context.settings(CompareConfig)
+    rules = edited_rules(context, config)
+    probes = bystanders(rules, compared.bystanders)
+    asked = Asked(evaluate=context.settings(EvaluateConfig), probes=probes)
+    cells = Cells(
+        "compare",
+        rules,
+        config,
+        asked,
+        context.run.path / CELLS,
+        compared.seeds,
+        compared.few,
+        compared.few_rules,
+    )
+    return plan_cells(context, costs, note, cells)
+
+
 # -- tuning --------------------------------------------------------------------------------------
 
 
@@ -196,6 +219,18 @@ def _trier(context: Context) -> Callable[[str], None]:
     return _cell_runner(context, rules, arms)
 
 
+def _plan_tune(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    from editing.app.plan_works import Cells, plan_cells
+    from editing.studies.comparison import bystanders
+    from editing.studies.counting import Asked
+
+    config, rules = _trial_config(context), _tuning_rules(context)
+    probes = bystanders(rules, context.settings(CompareConfig).bystanders)
+    asked = Asked(evaluate=context.settings(EvaluateConfig), probes=probes)
+    cells = Cells("tune", rules, config, asked, context.run.path / CELLS, (config.seed,))
+    return plan_cells(context, costs, note, cells)
+
+
 def _check_tune(context: Context) -> None:
     _tuning_rules(context)
     _trial_config(context)
@@ -219,6 +254,7 @@ COMPARE = Step(
     settles=("covariance", "edit", "evaluate", "compare"),
     shares=True,
     worker=_comparer,
+    plan=_plan_compare,
 )
 TUNE = Step(
     "tune",
@@ -230,4 +266,5 @@ TUNE = Step(
     settles=("covariance", "edit", "evaluate", "tune"),
     shares=True,
     worker=_trier,
+    plan=_plan_tune,
 )

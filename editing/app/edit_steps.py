@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editing.edits.requests import EditRequest
     from editing.studies.arms import Place, Selected
     from interp.app.freshness import Made
+    from interp.planning.plan import Costs, Work
 
 REMARKS_SHOWN = 12
 ANSWERS_SHOWN = (("wanted", "target_new"), ("before", "before"), ("after", "after"))
@@ -339,6 +340,29 @@ def _check_edit(context: Context) -> None:
             requests_of(rule, lookup)
 
 
+def _plan_edit(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    return _plan(context, costs, note, "edit")
+
+
+def _plan_evaluate(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    return _plan(context, costs, note, "evaluate")
+
+
+def _plan(
+    context: Context, costs: "Costs", note: Callable[[str], object], name: str
+) -> "list[Work]":
+    from editing.app.plan_works import Cells, plan_cells
+    from editing.studies.counting import Asked
+
+    config, edits = context.settings(EditConfig), name == "edit"
+    asked = Asked(edits, None if edits else context.settings(EvaluateConfig))
+    if edits and config.mode != "single":
+        note(f"edit.mode={config.mode}: counted as if each rule were edited alone")
+    cells = Cells(name, edited_rules(context, config), config, asked)
+    works = plan_cells(context, costs, note, cells)
+    return works if edits else works[-1:]
+
+
 def _fresh_evaluate(context: Context) -> None:
     context.run.need("deltas", "edit")
     fresh_selection(context)
@@ -351,6 +375,7 @@ EDIT = Step(
     needs_model=True,
     check=_check_edit,
     fresh=fresh_selection,
+    plan=_plan_edit,
 )
 EVALUATE = Step(
     "evaluate",
@@ -359,4 +384,5 @@ EVALUATE = Step(
     needs_model=True,
     check=_check_edit,
     fresh=_fresh_evaluate,
+    plan=_plan_evaluate,
 )

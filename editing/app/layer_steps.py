@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from editing.studies.cells import Cell
     from editing.studies.layer_sweep import Block
     from interp.app.freshness import Made
+    from interp.planning.plan import Costs, Work
 
 CELLS = "sweep"
 OF_ARMS = ("editor", "editors", "arms", "mode", "layers", "block")
@@ -92,6 +93,17 @@ def _sweep(context: Context) -> str:
         path = write_layer_sweep(sweep, folder)
     lines = [f"{len(sweep.cells)} edits of {len(rules)} rules: {path}", *_failures(sweep.cells)]
     return "\n".join(lines)
+
+
+def _plan_sweep(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    from editing.app.plan_works import Cells, plan_cells
+    from editing.studies.counting import Asked
+
+    rules, edit = _swept_rules(context), context.settings(EditConfig)
+    asked = Asked(evaluate=_of_sweep(context))
+    folder = context.run.path / CELLS
+    cells = Cells("sweep", rules, edit, asked, folder, blocks=_blocks(context))
+    return plan_cells(context, costs, note, cells)
 
 
 def _of_sweep(context: Context) -> EvaluateConfig:
@@ -256,6 +268,7 @@ SWEEP = Step(
     settles=("covariance", "edit", "evaluate", "sweep"),
     shares=True,
     worker=_sweeper,
+    plan=_plan_sweep,
 )
 REGRET = Step(
     "regret",

@@ -214,7 +214,8 @@ def check_selection(model: LanguageModel, selection: LayerSelection, path: Path)
     Raises:
         StaleError: They were selected for another one.
     """
-    made_for = selection.provenance.get("weight_hash")
+    # An outline has no hash.
+    made_for = selection.provenance.get("weight_hash") if model.weight_hash else None
     remedy = (
         "select layers with this model, or give them as numbers, such as edit.layers=3,4,5/12,13,14"
     )

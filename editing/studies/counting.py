@@ -6,8 +6,8 @@ done only numbers could tell: every step that the settings allow is counted, so 
 from above. In-context edits are made, and asked, as they are.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -63,29 +63,50 @@ def count_outputs(outline: Outline, layers: Sequence[int], config: CovarianceCon
         outline.logits(ids, hooks=[(outline.value_hook(min(layers)), _needs_gradient)])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What of a cell is counted.
+
+    Attributes:
+        edits: Whether edits are made.
+        evaluate: How they are scored; None: they are not.
+        probes: What side effects are measured on, if they are.
+        is_done: Whether a cell, by arm, rule and seed, is done.
+    """
+
+    edits: bool = True
+    evaluate: EvaluateConfig | None = None
+    probes: side_effects.Probes | None = None
+    is_done: Callable[[str, str, int], bool] = lambda arm, rule, seed: False
+
+
 def count_cells(
-    outline: Outline,
-    rules: Sequence[Rule],
-    arms: Sequence[Arm],
-    config: EvaluateConfig,
-    probes: side_effects.Probes | None,
+    outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], asked: Asked
 ) -> int:
-    """Count the runs of every arm on every rule (`editing.studies.cells`); the number of cells."""
-    cells = 0
-    if probes is not None:
-        _ask(outline, probes, config)
+    """Count the runs of every arm on every rule (`editing.studies.cells`), each cell that is not
+    done; the number of cells.
+    """
+    cells, config = 0, asked.evaluate
+    if asked.probes is not None and config is not None:
+        _ask(outline, asked.probes, config)
     for rule in rules:
-        own = [arm for arm in arms if rule.id in arm.rules]
-        floor = unedited(outline, rule, config) if own else None
-        for arm in own:
-            assert floor is not None
-            for seed in arm.seeds:
-                view = count_edit(outline, arm, rule, seed)
+        floor = None
+        for arm, seed in _cells(rule, arms, asked):
+            if config is not None and floor is None:
+                floor = unedited(outline, rule, config)
+            view = count_edit(outline, arm, rule, seed) if asked.edits else View.of(outline)
+            if config is not None and floor is not None:
                 answers_to(view, floor.of(arm.forms).items, config)
-                if probes is not None:
-                    _ask(view, probes, config)
-                cells += 1
+            if config is not None and asked.probes is not None:
+                _ask(view, asked.probes, config)
+            cells += 1
     return cells
+
+
+def _cells(rule: Rule, arms: Sequence[Arm], asked: Asked) -> list[tuple[Arm, int]]:
+    """Arms and seeds of a rule that are not done."""
+    every = [(arm, seed) for arm in arms if rule.id in arm.rules for seed in arm.seeds]
+    return [(arm, seed) for arm, seed in every if not asked.is_done(arm.name, rule.id, seed)]
 
 
 def count_edit(outline: Outline, arm: Arm, rule: Rule, seed: int) -> View:

@@ -31,11 +31,16 @@ from interp.vocabulary import Split
 
 if TYPE_CHECKING:
     from interp.models.loading import LanguageModel
+    from interp.models.outline import Outline
 
 S = TypeVar("S", bound=Section)
 COMMON: dict[str, type[Section]] = {"model": ModelConfig, "rules": RulesConfig}
 EXECUTOR: dict[str, type[Section]] = {"executor": ExecutorConfig}
 """What a step reads whose tasks may run elsewhere."""
+Planner = Callable[..., Sequence[Any]]
+"""Says what a step will do (`interp.planning.plan.Work`): a function of a context with the model's
+outline, of `interp.planning.plan.Costs`, and of what takes a line about what was taken for granted.
+"""
 CHAIN = ("trace", "profile", "select", "edit", "evaluate", "figures", "report")
 
 
@@ -96,6 +101,12 @@ class Context:
         config = self.settings(ModelConfig)
         return load(config.name, device=config.device, dtype=config.dtype)
 
+    def outlined(self, outline: "Outline") -> "Context":
+        """The same with a model's outline in place of the model, for plans."""
+        other = replace(self)
+        other.__dict__["model"] = outline
+        return other
+
     @cached_property
     def lock(self) -> RunLock:
         """Held by whoever writes results of the run; may be entered again by who holds it."""
@@ -125,6 +136,8 @@ class Step:
     worker: Callable[[Context], Callable[[str], Any]] | None = None
     """Gets ready for the step's tasks in a process of its own, and returns what runs one of them
     by its name (`interp.app.workers`)."""
+    plan: Planner | None = None
+    """Says what it will do, without weights; None: it takes seconds."""
 
 
 def load_steps() -> dict[str, Step]:

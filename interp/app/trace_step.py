@@ -14,6 +14,7 @@ from interp.rules.sources import Rule
 if TYPE_CHECKING:
     import xarray as xr
 
+    from interp.planning.plan import Costs, Work
     from interp.tracing.trace import Skipped
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} prompts [{elapsed}<{remaining}]"
@@ -108,6 +109,12 @@ def _report(context: Context, path: Path, skipped: "list[Skipped]") -> str:
     return "\n".join(lines)
 
 
+def _plan(context: Context, costs: "Costs", note: Callable[[str], object]) -> "list[Work]":
+    from interp.app.trace_plan import plan_trace
+
+    return plan_trace(context, costs, note, traced_rules(context))
+
+
 TRACE = Step(
     "trace",
     _trace,
@@ -116,4 +123,5 @@ TRACE = Step(
     check=traced_rules,
     settles=("trace",),
     worker=_tracer,
+    plan=_plan,
 )

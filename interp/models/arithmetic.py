@@ -84,6 +84,7 @@ class Pass:
         context: Tokens that they attend to.
         row_blocks: Rows, summed over the blocks that are run.
         kept: Positions whose logits are computed, in all rows together.
+        blocks: How many blocks are run.
         back_blocks: The same of those through which gradients of states go back. Gradients of
             weights are left out: few blocks need them.
     """
@@ -93,6 +94,7 @@ class Pass:
     context: int
     row_blocks: int
     kept: int
+    blocks: int
     back_blocks: int = 0
 
     def block_flops(self, shape: ModelShape) -> int:

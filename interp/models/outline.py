@@ -156,6 +156,10 @@ class Outline(LanguageModel):
         self.work_bytes = max(self.work_bytes, run.rows * size)
         self.passes.append(run)
 
+    def _whole(self, rows: int, tokens: int, context: int) -> Pass:
+        """A run through all blocks, with the logits of the last position of each row."""
+        return Pass(rows, tokens, context, rows * self.n_layers, rows, self.n_layers)
+
     def logits(
         self,
         ids: Tensor,
@@ -173,8 +177,9 @@ class Outline(LanguageModel):
         if isinstance(keep, int):
             keep = torch.arange(tokens - keep if keep else 0, tokens)
         kept = stream[only].unsqueeze(0) if only is not None else stream[:, keep]
-        places = kept.shape[0] * kept.shape[1]
-        self.note(Pass(len(stream), tokens, before + tokens, row_blocks, places, back))
+        places, first = kept.shape[0] * kept.shape[1], joins[0][0] if joins else 0
+        whole = before + tokens
+        self.note(Pass(len(stream), tokens, whole, row_blocks, places, self.n_layers - first, back))
         return kept
 
     def _through(
@@ -218,7 +223,7 @@ class Outline(LanguageModel):
             stream, row_blocks, _ = self._through(ids, hooks, (), stop)
         rows, tokens = ids.shape
         kept = len(stream) if stop == self.n_layers else 0
-        self.note(Pass(rows, tokens, tokens, row_blocks, kept))
+        self.note(Pass(rows, tokens, tokens, row_blocks, kept, stop))
 
     def prefix_cache(
         self,
@@ -231,7 +236,7 @@ class Outline(LanguageModel):
         """The number of tokens of which keys and values would be kept."""
         rows, tokens = ids.shape
         context = tokens + (0 if cache is None else cache.get_seq_length())
-        self.note(Pass(rows, tokens, context, rows * self.n_layers, rows))
+        self.note(self._whole(rows, tokens, context))
         return Prefix(context)
 
     def prefixes(self, texts: Sequence[Sequence[int]]) -> tuple[Any, Tensor]:
@@ -250,26 +255,29 @@ class Outline(LanguageModel):
         """Prompts continued to the longest: one run of them, and one for each further token."""
         width, rows = max(map(len, prompts)), len(prompts)
         before = 0 if prefix is None else prefix.get_seq_length()
-        self.note(Pass(rows, width - before, width, rows * self.n_layers, rows))
+        self.note(self._whole(rows, width - before, width))
         for step in range(1, n_tokens):
-            self.note(Pass(rows, 1, width + step, rows * self.n_layers, rows))
+            self.note(self._whole(rows, 1, width + step))
         return torch.full((rows, width + n_tokens), self._said)
 
-    # -- a block to time -------------------------------------------------------------------------
+    # -- blocks to time --------------------------------------------------------------------------
 
-    def block_model(self, entries: int) -> LanguageModel:
-        """A model of one block of the outline's own shape, with random numbers and a vocabulary of
-        at most so many embedding entries.
+    def short_model(self, blocks: int, entries: int) -> LanguageModel:
+        """A model of a few blocks of the outline's own shape, with random numbers and a vocabulary
+        of at most so many embedding entries; on the device that the outline was given.
+
+        Raises:
+            ModelError: The Hugging Face class makes no such model.
         """
         config = copy.deepcopy(self.config)
         text = config.get_text_config()
-        text.num_hidden_layers = 1
+        text.num_hidden_layers = blocks
         for name in ("layer_types", "attention_layers"):
             if isinstance(kinds := getattr(text, name, None), list):
-                setattr(text, name, kinds[:1])
+                setattr(text, name, kinds[:blocks])
         text.vocab_size = max(16, min(self.shape.vocabulary, entries // self.shape.d_model))
         text.pad_token_id = None
-        what = f"{self.name}: one block cannot be made, to be timed"
+        what = f"{self.name}: a few blocks cannot be made, to be timed"
         with quiet(), refusal(what, "leave the time out"), torch.random.fork_rng():
             torch.manual_seed(0)
             with init_empty_weights(include_buffers=False):

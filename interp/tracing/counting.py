@@ -59,6 +59,7 @@ def count_trace(
     """
     outline.passes.clear()
     count, known = TraceCount(), {}
+    outline.embedding_std()  # every map tells it
     noise = noise_of(outline, config, rules)
     for rule, form in prompts:
         try:

@@ -1,0 +1,1 @@
+"""Plans: what a command will take, before it is run."""
