@@ -112,12 +112,35 @@ def edit(
     """
     asked = own or OwnPrompt()
     if asked.edit.asked:
+        if common is not None and common.dry_run:
+            raise ConfigError("--dry-run: there is no plan of an edit of one prompt")
         try:
             say("\n".join(edit_prompt(asked.edit, editors, layers, common or Common())))
         except KeyboardInterrupt as stop:
             raise Stopped("stopped; nothing was written") from stop
         return
     execute(["edit"], common, {"edit.layers": layers, "edit.editors": split(editors)})
+
+
+def covariance(
+    *,
+    layers: Annotated[str | None, Parameter(help=LAYERS_HELP)] = None,
+    editors: Annotated[str | None, Parameter(help="Editors or arms separated by commas.")] = None,
+    common: Common | None = None,
+) -> None:
+    """Measure the statistics of keys that editors need, before edits: those that are in the run
+    folder are not measured again.
+
+    The commands that edit measure what they need by themselves. This one does it alone, for example
+    on the machine with the most memory.
+
+    For example:
+
+        dmle covariance --run runs/mine --editors dmle,memit
+
+        dmle covariance --run runs/mine --layers 3,4,5/12,13,14 --set covariance.tokens=1000000
+    """
+    execute(["covariance"], common, {"edit.layers": layers, "edit.editors": split(editors)})
 
 
 def evaluate(*, common: Common | None = None) -> None:

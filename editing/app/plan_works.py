@@ -27,8 +27,8 @@ from interp.selection.layers import LayerSelection, load_for_rules
 
 MOST = 8
 """Rules whose edits are counted; of more, so many that are spread over all."""
-CELL_BYTES, PROBE_BYTES = 60_000, 1_000
-"""Bytes of the file of a cell, and what side effects add to it."""
+CELL_BYTES = 60_000
+"""Bytes of the file of a cell, or of an edit in factors, about."""
 FLOAT32, FLOAT64 = 4, 8
 EIGEN = 30.0
 """Time of the eigenvectors of a matrix, per time of its Cholesky factor (AlphaEdit)."""
@@ -65,7 +65,7 @@ class Cells:
 def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list[Work]:
     """Statistics of keys that are missing, and the cells that are left."""
     outline = costs.outline
-    arms = _arms(context, outline, note, cells)
+    arms = arms_of(context, outline, note, cells)
     layers = statistics_of(arms)
     statistics = plan_statistics(context, costs, layers)
     asked, folder = cells.asked, cells.folder
@@ -91,7 +91,8 @@ def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list
     outline.passes.clear()
     outline.work_bytes = 0
     counted = count_cells(outline, some, arms, asked)
-    flops, seconds = _solves(costs, arms, layers) if left else (0.0, 0.0)
+    held = _held(outline, arms, layers) if asked.edits else {}
+    flops, seconds = _solves(costs, arms, layers) if left and asked.edits else (0.0, 0.0)
     work = costs.work(
         cells.name,
         list(outline.passes),
@@ -101,9 +102,9 @@ def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list
         unit="cell",
         done=len(every) - len(left),
         at_most=asked.edits and bool(left),
-        memory={"batches": outline.work_bytes, **_held(outline, arms, layers)},
+        memory={"batches": outline.work_bytes, **held},
         files=len(left),
-        disk=len(left) * (CELL_BYTES + (PROBE_BYTES if asked.probes else 0)),
+        disk=len(left) * CELL_BYTES,
     )
     return [*statistics, work]
 
@@ -175,7 +176,7 @@ def _measured(context: Context, outline: Outline, config: CovarianceConfig) -> s
     return layers
 
 
-def _arms(context: Context, outline: Outline, note: Note, cells: Cells) -> list[Arm]:
+def arms_of(context: Context, outline: Outline, note: Note, cells: Cells) -> list[Arm]:
     """The arms, without statistics."""
     config, rules = cells.config, cells.rules
     if cells.blocks:

@@ -4,10 +4,11 @@ A command turns its flags into settings and calls a library function. What goes 
 from there; `interp.app.commands.main` alone makes it a line and an exit code.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from cyclopts import Parameter
 
@@ -17,6 +18,9 @@ from interp.results.printing import command, heading, say
 from interp.rules.sources import counted
 from interp.settings.assignments import read_assignment
 from interp.vocabulary import CorruptedSpan
+
+if TYPE_CHECKING:
+    from interp.planning.plan import Plan
 
 DEFAULT_RUN = Path("runs/default")
 TEXT = Parameter(allow_leading_hyphen=True)
@@ -80,6 +84,13 @@ class Common(ModelOptions):
     limit: Annotated[int | None, Parameter(help="Use only the first INT rules of each split.")] = (
         None
     )
+    dry_run: Annotated[
+        bool,
+        Parameter(help="Say what it will take, and do nothing: see `dmle plan`.", negative=()),
+    ] = False
+    json: Annotated[
+        bool, Parameter(help="With --dry-run: the plan as JSON, on stdout.", negative=())
+    ] = False
 
     def settings(self, flags: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """See `ModelOptions.settings`."""
@@ -176,6 +187,9 @@ def execute(
             overwrite=common.overwrite,
             tell=lambda line: say(line, style="yellow"),
         )
+        if common.dry_run:
+            say_plan(run.plan(*names), as_json=common.json)
+            return run
         run.check(*names)
         for refusal in run.rules.refused:
             say(f"rule refused, {refusal.where}: {refusal.reason}")
@@ -188,6 +202,12 @@ def execute(
         raise Stopped(f"stopped in {current}; run the same command again to continue") from stop
     say(_next(names[-1], common.run), style="bold")
     return run
+
+
+def say_plan(plan: "Plan", *, as_json: bool) -> None:
+    """Print a plan: a table, or JSON."""
+    text = json.dumps(plan.record(), indent=2) if as_json else plan.text()
+    say(text, to_stdout=True)
 
 
 def _next(name: str, folder: Path) -> str:

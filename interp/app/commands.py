@@ -25,6 +25,7 @@ from interp.app.command_line import (
     split,
 )
 from interp.app.export_command import export
+from interp.app.plan_command import plan_command
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
 from interp.app.steps import CHAIN
@@ -222,6 +223,7 @@ def application() -> App:
     own = (trace, trace_prompt, faithfulness, profile, select, atlas_app, export, run, setup)
     for command in (*own, rules_app):
         app.command(command)
+    app.command(plan_command(application), name="plan")
     for point in entry_points(group="dmle.commands"):
         app.command(point.load(), name=point.name)
     return app

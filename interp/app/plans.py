@@ -1,7 +1,6 @@
 """Plans of steps: what they will take, without loading weights."""
 
 import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +90,3 @@ def _resident() -> int:
     from interp.planning.machine import peak_rss
 
     return peak_rss()
-
-
-def as_text(plan: "Plan", *, as_json: bool) -> str:
-    """A plan as it is printed."""
-    return json.dumps(plan.record(), indent=2) if as_json else plan.text()

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from interp.models.loading import LanguageModel
+    from interp.planning.plan import Plan
     from interp.selection.layers import LayerSelection
 
 Assignments = Mapping[str, Any] | Sequence[tuple[str, Any]]
@@ -148,6 +149,21 @@ class Run:
             step.check(self.context)
         if any(step.needs_model for step in steps):
             _ = self.context.model
+
+    def plan(self, *names: str) -> "Plan":
+        """What steps will take on this machine: tasks, runs, time, memory and disk. No weight is
+        loaded, and nothing is written.
+
+        Args:
+            names: The steps; the whole chain (`CHAIN`) if none is named.
+
+        Raises:
+            InputError: None of the steps has a plan.
+            DmleError: Settings, rules or the model's configuration are not what a step needs.
+        """
+        from interp.app.plans import planned
+
+        return planned(self.context, names or CHAIN, " ".join(names) or "run")
 
     def step(self, name: str) -> str:
         """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml`

@@ -1,6 +1,6 @@
 """`make bench`: run the benchmarks, print them and write bench.json as they come.
 
-python -m tests.benchmarks [tracing|edits|evaluation|costs|covariance|report|executors …]
+python -m tests.benchmarks [tracing|edits|evaluation|costs|covariance|report|executors|plan …]
 [--prompts 0 1 2] [--quick] [--out bench.json]
 python -m tests.benchmarks curve --out curve.csv [--help]: the error of tracing against its cost
 """
@@ -23,6 +23,7 @@ from tests.benchmarks import (
     curve,
     edits,
     executors,
+    plan,
     tracing,
 )
 
@@ -35,9 +36,10 @@ PARTS = {
     "covariance": covariance,
     "report": bench_report,
     "executors": executors,
+    "plan": plan,
 }
-ALONE = ("executors",)
-"""They take all cores: at the small size, beside others, they run only if they are named."""
+ALONE = ("executors", "plan")
+"""They take all cores, or need a quiet machine: at the small size, beside others, they run only if they are named."""
 QUICK_TOGETHER = 2
 """Parts that run side by side at the small size. Each case is a process of one thread."""
 
