@@ -132,15 +132,16 @@ def plan_statistics(context: Context, costs: Costs, layers: Sequence[int]) -> li
     count_statistics(outline, left, config)
     tokens, cubes = config.tokens * len(left), 2 * len(left)
     flops = tokens * width**2 + cubes * width**3 / 3
-    rows = config.batch_size * config.max_length
-    seconds = tokens * width**2 * product_seconds(add_products, width, min(rows, config.tokens))
-    seconds += cubes * width**3 * factor_seconds(width)
+    rows, seconds = min(config.batch_size * config.max_length, config.tokens), 0.0
+    if left and costs.speed is not None:
+        seconds = tokens * width**2 * product_seconds(add_products, width, rows)
+        seconds += cubes * width**3 * factor_seconds(width)
     moments = (len(left) + (2 if left else 0)) * width**2 * FLOAT64
     return [
         costs.work(
             "statistics of keys",
             list(outline.passes),
-            more=(flops, seconds if left else 0.0),
+            more=(flops, seconds),
             tasks=len(left),
             unit="block",
             done=len(layers) - len(left),
@@ -251,6 +252,8 @@ def _solves(costs: Costs, arms: Sequence[Arm], layers: Sequence[int]) -> tuple[f
     times = 1.0 + sum(EIGEN for pair in kinds if "alphaedit" in pair)
     times += sum(3.0 for pair in kinds if "ft_whitened" in pair)
     flops = times * len(layers) * width**3 / 3
+    if costs.speed is None:
+        return flops, 0.0
     return flops, times * len(layers) * width**3 * factor_seconds(width)
 
 

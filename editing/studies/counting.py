@@ -17,7 +17,8 @@ from editing.closed_form.corpora import open_corpus, rows_of
 from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
 from editing.closed_form.moments import batches_of as texts_together
 from editing.closed_form.moments import half_of, run_to_last
-from editing.closed_form.target_batches import Batch, batches_of
+from editing.closed_form.target_batches import Batch, Site, batches_of
+from editing.closed_form.targets import state_hook
 from editing.closed_form.workbench import Workbench
 from editing.config import CovarianceConfig, EvaluateConfig
 from editing.editors.registry import block_of, edit, needs, options_of
@@ -26,9 +27,10 @@ from editing.edits.requests import EditRequest, of_forms, requests_of
 from editing.evaluation import side_effects
 from editing.evaluation.evaluate import answers_to, unedited
 from editing.evaluation.greedy import greedy_ids
-from editing.evaluation.scoring import teacher_forced
-from editing.evaluation.training import lessons
+from editing.evaluation.scoring import ask, teacher_forced
+from editing.evaluation.training import lessons, trained_question
 from editing.studies.arms import Arm
+from interp.errors import DmleError
 from interp.models.loading import LanguageModel
 from interp.models.outline import Outline
 from interp.models.tokens import pad_right
@@ -92,14 +94,17 @@ def count_cells(
     for rule in rules:
         floor = None
         for arm, seed in _cells(rule, arms, asked):
+            cells += 1
             if config is not None and floor is None:
                 floor = unedited(outline, rule, config)
-            view = count_edit(outline, arm, rule, seed) if asked.edits else View.of(outline)
-            if config is not None and floor is not None:
-                answers_to(view, floor.of(arm.forms).items, config)
+            try:
+                view = count_edit(outline, arm, rule, seed) if asked.edits else View.of(outline)
+                if config is not None and floor is not None:
+                    answers_to(view, floor.of(arm.forms).items, config)
+            except DmleError:  # a failure of the arm, which is no reason to stop
+                continue
             if config is not None and asked.probes is not None:
                 _ask(view, asked.probes, config)
-            cells += 1
     return cells
 
 
@@ -129,8 +134,10 @@ def count_edit(outline: Outline, arm: Arm, rule: Rule, seed: int) -> View:
         if kind in TRAINED or kind == "grace":
             _trained(outline, bench, kind, layers, some)
         else:
-            for _ in range(settings.rounds):
-                _solved(outline, bench, layers, some)
+            # ROME writes one request after the other, into the down-projection's output.
+            parts = [[each] for each in some] if kind == "rome" else [some]
+            for part in parts * settings.rounds:
+                _solved(outline, bench, layers, part, "mlp" if kind == "rome" else "resid")
     return View.of(outline)
 
 
@@ -143,14 +150,18 @@ def _parts(bench: Workbench) -> list[tuple[Sequence[int], list[EditRequest]]]:
 
 
 def _solved(
-    outline: Outline, bench: Workbench, layers: Sequence[int], requests: Sequence[EditRequest]
+    outline: Outline,
+    bench: Workbench,
+    layers: Sequence[int],
+    requests: Sequence[EditRequest],
+    site: Site,
 ) -> None:
     """A closed form: targets are searched, and each block is written."""
     settings, contexts = bench.settings, bench.contexts
     layer = layers[0] if settings.targets == "replayed" else layers[-1]
-    memory, hook = parse_size(settings.memory), outline.hook("resid", layer)
+    memory, hook = parse_size(settings.memory), state_hook(outline, site, layer)
     find_states(outline, requests, hook, settings.lookup, memory)
-    for batch in batches_of(outline, requests, layer, contexts, settings, "resid"):
+    for batch in batches_of(outline, requests, layer, contexts, settings, site):
         for step in range(settings.steps):
             _step(outline, batch, hook, last=step == settings.steps - 1)
     kept = [*bench.protected, *bench.retained]
@@ -166,7 +177,7 @@ def _step(outline: LanguageModel, batch: Batch, hook: str, *, last: bool) -> Non
     """One evaluation of a search; the last one needs no gradient."""
     change = (lambda value, hook: value) if last else _needs_gradient
     hooks: list[Any] = [(hook, change)]
-    joins = []
+    joins: list[tuple[int, Tensor]] = []
     if batch.state is not None:
         hooks, joins = [], [(batch.entry, change(batch.state.clone(), None))]
     outline.logits(
@@ -193,7 +204,11 @@ def _trained(
     # LoRA's adapters are in every block.
     first = 0 if kind == "lora" else min(layers)
     hooks = [(outline.value_hook(first), _needs_gradient)]
-    size = 1 if kind == "grace" else size
+    if kind == "grace":
+        size = 1
+        for request in requests:
+            asked = ask(outline, [trained_question(outline, request)])
+            outline.capture(asked.ids, [outline.key_hook(first)], mask=asked.mask)
     parts = lessons(outline, requests, bench.retained, contexts, size=size, seed=settings.seed)
     for lesson in parts:
         for _ in range(steps):

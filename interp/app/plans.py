@@ -20,13 +20,16 @@ ASSUMED = (
 MANY = "a worker is a process of its own: {0} of them take {0} times the memory, and share the time"
 
 
-def planned(context: Context, names: Sequence[str], title: str) -> "Plan":
+def planned(
+    context: Context, names: Sequence[str], title: str, *, timed: bool = True
+) -> "Plan":
     """The plan of some steps; those without a model take seconds, and are left out.
 
     Args:
         context: The run and its settings. No model is loaded.
         names: The steps.
         title: What the plan is called.
+        timed: Whether the machine is timed; the plan has no times otherwise.
 
     Raises:
         InputError: No step has a plan.
@@ -40,7 +43,8 @@ def planned(context: Context, names: Sequence[str], title: str) -> "Plan":
         )
     for step in steps:
         step.check(context)
-    return plan_of(context, [step.plan for step in steps if step.plan is not None], title)
+    makers = [step.plan for step in steps if step.plan is not None]
+    return plan_of(context, makers, title, timed=timed)
 
 
 def with_plans() -> list[str]:
@@ -50,7 +54,9 @@ def with_plans() -> list[str]:
     return [name for name, step in load_steps().items() if step.plan is not None]
 
 
-def plan_of(context: Context, makers: Sequence[Planner], title: str) -> "Plan":
+def plan_of(
+    context: Context, makers: Sequence[Planner], title: str, *, timed: bool
+) -> "Plan":
     """The plan of works that are made by functions."""
     from interp.models.outline import outline
     from interp.planning.advice import advice
@@ -64,7 +70,7 @@ def plan_of(context: Context, makers: Sequence[Planner], title: str) -> "Plan":
     base = {"libraries": _resident(), "weights": drawn.shape.parameters * drawn.dtype.itemsize}
     machine, notes = Machine.here(drawn.place, context.run.path), list(ASSUMED)
     try:
-        speed = measured(drawn)
+        speed = measured(drawn) if timed else None
     except ModelError as error:
         speed, notes = None, [*notes, f"no time: {error}"]
     costs, outlined = Costs(drawn, speed, machine), context.outlined(drawn)

@@ -150,12 +150,13 @@ class Run:
         if any(step.needs_model for step in steps):
             _ = self.context.model
 
-    def plan(self, *names: str) -> "Plan":
+    def plan(self, *names: str, timed: bool = True) -> "Plan":
         """What steps will take on this machine: tasks, runs, time, memory and disk. No weight is
         loaded, and nothing is written.
 
         Args:
             names: The steps; the whole chain (`CHAIN`) if none is named.
+            timed: Whether the machine is timed; the plan has no times otherwise.
 
         Raises:
             InputError: None of the steps has a plan.
@@ -163,7 +164,7 @@ class Run:
         """
         from interp.app.plans import planned
 
-        return planned(self.context, names or CHAIN, " ".join(names) or "run")
+        return planned(self.context, names or CHAIN, " ".join(names) or "run", timed=timed)
 
     def step(self, name: str) -> str:
         """Run one step, alone in the run folder unless it shares the work, and keep `run.yaml`

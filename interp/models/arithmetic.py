@@ -97,20 +97,28 @@ class Pass:
     blocks: int
     back_blocks: int = 0
 
-    def block_flops(self, shape: ModelShape) -> int:
-        """Operations of one row in one block."""
-        return block_flops(shape, self.tokens, self.context)
-
     def flops(self, shape: ModelShape) -> int:
         """All operations."""
-        blocks, times = self.row_blocks + self.back_blocks, 2 if self.back_blocks else 1
-        return blocks * self.block_flops(shape) + times * self.kept * kept_flops(shape)
+        forward = self.row_blocks * block_flops(shape, self.tokens, self.context)
+        logits = self.kept * kept_flops(shape)
+        if not self.back_blocks:
+            return forward + logits
+        # Attention is a product of two states, both of which have gradients.
+        back = block_flops(shape, self.tokens, self.context, attention=2)
+        return forward + self.back_blocks * back + 2 * logits
 
 
-def block_flops(shape: ModelShape, tokens: int, context: int) -> int:
-    """Operations of some tokens of a row in one block, attending to a context."""
-    attention = 4 * tokens * context * shape.heads * shape.d_head
-    return 2 * tokens * shape.block_matrix + attention
+def block_flops(shape: ModelShape, tokens: int, context: int, attention: int = 1) -> int:
+    """Operations of some tokens of a row in one block, attending to a context.
+
+    Args:
+        shape: The model's sizes.
+        tokens: Tokens that are run.
+        context: Tokens that they attend to.
+        attention: How often attention counts.
+    """
+    products = 4 * tokens * context * shape.heads * shape.d_head
+    return 2 * tokens * shape.block_matrix + attention * products
 
 
 def kept_flops(shape: ModelShape) -> int:
