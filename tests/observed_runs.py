@@ -1,7 +1,7 @@
 """What a model really runs, seen by hooks of torch at its modules."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 

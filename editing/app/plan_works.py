@@ -64,40 +64,25 @@ class Cells:
 
 def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list[Work]:
     """Statistics of keys that are missing, and the cells that are left."""
-    outline = costs.outline
+    outline, asked = costs.outline, _asked(cells)
     arms = arms_of(context, outline, note, cells)
     layers = statistics_of(arms)
     statistics = plan_statistics(context, costs, layers)
-    asked, folder = cells.asked, cells.folder
-    if folder is not None:
-        asked = replace(
-            asked, is_done=lambda arm, rule, seed: cell_path(folder, arm, rule, seed).is_file()
-        )
-    every = [
-        (arm.name, rule.id, seed)
-        for rule in cells.rules
-        for arm in arms
-        if rule.id in arm.rules
-        for seed in arm.seeds
-    ]
-    left = [cell for cell in every if not asked.is_done(*cell)]
-    with_work = {rule for _, rule, _ in left}
-    rules = [rule for rule in cells.rules if rule.id in with_work]
-    some = spread_out(rules, MOST)
-    if len(some) < len(rules):
-        note(f"{cells.name}: counted on {len(some)} of {len(rules)} rules")
-    if asked.edits:
-        note(f"{cells.name}: searches and trainings are counted with all steps that they may take")
+    every, left = _listed(cells, arms, asked)
+    some = _counted_rules(cells, left, note)
     outline.passes.clear()
     outline.work_bytes = 0
     counted = count_cells(outline, some, arms, asked)
-    held = _held(outline, arms, layers) if asked.edits else {}
-    flops, seconds = _solves(costs, arms, layers) if left and asked.edits else (0.0, 0.0)
+    held: dict[str, int] = {}
+    more = (0.0, 0.0)
+    if asked.edits and left:
+        note(f"{cells.name}: searches and trainings are counted with all steps that they may take")
+        held, more = _held(outline, arms, layers), _solves(costs, arms, layers)
     work = costs.work(
         cells.name,
         list(outline.passes),
         scale=len(left) / counted if counted else 1.0,
-        more=(flops, seconds),
+        more=more,
         tasks=len(left),
         unit="cell",
         done=len(every) - len(left),
@@ -107,6 +92,35 @@ def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list
         disk=len(left) * CELL_BYTES,
     )
     return [*statistics, work]
+
+
+def _asked(cells: Cells) -> Asked:
+    """What is counted, where cells whose files are there are done."""
+    folder = cells.folder
+    if folder is None:
+        return cells.asked
+    return replace(
+        cells.asked, is_done=lambda arm, rule, seed: cell_path(folder, arm, rule, seed).is_file()
+    )
+
+
+def _listed(
+    cells: Cells, arms: Sequence[Arm], asked: Asked
+) -> tuple[list[tuple[str, str, int]], list[tuple[str, str, int]]]:
+    """All cells by arm, rule and seed, and those that are left."""
+    pairs = [(rule.id, arm) for rule in cells.rules for arm in arms if rule.id in arm.rules]
+    every = [(arm.name, rule, seed) for rule, arm in pairs for seed in arm.seeds]
+    return every, [cell for cell in every if not asked.is_done(*cell)]
+
+
+def _counted_rules(cells: Cells, left: Sequence[tuple[str, str, int]], note: Note) -> list[Rule]:
+    """Rules with cells that are left; of many, some."""
+    ids = {rule for _, rule, _ in left}
+    rules = [rule for rule in cells.rules if rule.id in ids]
+    some = spread_out(rules, MOST)
+    if len(some) < len(rules):
+        note(f"{cells.name}: counted on {len(some)} of {len(rules)} rules")
+    return some
 
 
 def statistics_of(arms: Sequence[Arm]) -> list[int]:
@@ -154,9 +168,7 @@ def plan_statistics(context: Context, costs: Costs, layers: Sequence[int]) -> li
 
 def _largest(outline: Outline) -> int:
     """Memory of the largest run, whose logits are those of a position of each row."""
-    sizes = [
-        each.rows * outline.row_bytes(each.tokens, each.context, 1) for each in outline.passes
-    ]
+    sizes = [each.rows * outline.row_bytes(each.tokens, each.context, 1) for each in outline.passes]
     return max(sizes, default=0)
 
 
@@ -199,9 +211,7 @@ def _none(layers: Sequence[int]) -> None:
     """No statistics are measured."""
 
 
-def _places(
-    context: Context, outline: Outline, note: Note, cells: Cells
-) -> Mapping[str, Place]:
+def _places(context: Context, outline: Outline, note: Note, cells: Cells) -> Mapping[str, Place]:
     """Where arms edit; layers that nothing has selected yet are taken for three blocks at a third
     and at two thirds of the depth.
     """
@@ -210,11 +220,8 @@ def _places(
     for name in config.editors:
         settings = config.settings_of(name)
         file = file_read(settings)
-        missing = (
-            file == RUN_FILES[AUTO]
-            and selected.population is None
-            or file == RUN_FILES[ADAPTIVE]
-            and selected.of_rules is None
+        missing = (file == RUN_FILES[AUTO] and selected.population is None) or (
+            file == RUN_FILES[ADAPTIVE] and selected.of_rules is None
         )
         if missing:
             text = "/".join(_three(share * n // 3, n) for share in (1, 2))
@@ -244,7 +251,7 @@ def _selected(context: Context) -> Selected:
 
 
 def _solves(costs: Costs, arms: Sequence[Arm], layers: Sequence[int]) -> tuple[float, float]:
-    """Operations and seconds of the factors that editors compute of the statistics, once a block."""
+    """Operations and seconds of factors of the statistics, which editors compute once a block."""
     if not layers:
         return 0.0, 0.0
     width = costs.outline.shape.d_mlp

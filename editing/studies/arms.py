@@ -26,8 +26,8 @@ from interp.rules.sources import Rule, load_rules
 from interp.selection.layers import LayerSelection, load_layers
 from interp.vocabulary import FORMS, RuleForm
 
-Statistics = Callable[[Sequence[int]], Covariances]
-"""Gives the statistics of some blocks, read or measured."""
+Statistics = Callable[[Sequence[int]], Covariances | None]
+"""Gives the statistics of some blocks, read or measured; None where nothing will be edited."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 (`interp.models.outline`).
 
 The texts, their batches and the questions are those of the work. How soon a search or a training is
-done only numbers could tell: every step that the settings allow is counted, so that edits are counted
-from above. In-context edits are made, and asked, as they are.
+done only numbers could tell: every step that the settings allow is counted, so that edits are
+counted from above. In-context edits are made, and asked, as they are.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,9 +82,7 @@ class Asked:
     is_done: Callable[[str, str, int], bool] = lambda arm, rule, seed: False
 
 
-def count_cells(
-    outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], asked: Asked
-) -> int:
+def count_cells(outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], asked: Asked) -> int:
     """Count the runs of every arm on every rule (`editing.studies.cells`), each cell that is not
     done; the number of cells.
     """
@@ -122,12 +120,12 @@ def count_edit(outline: Outline, arm: Arm, rule: Rule, seed: int) -> View:
     bench = replace(bench, options=options_of(settings))
     if needs(settings, "groups"):
         bench = with_layers(bench)
-    elif not bench.layers and not (layers := block_of(settings, outline.n_layers)):
+    elif not bench.layers and not (block := block_of(settings, outline.n_layers)):
         made = edit(bench)  # in context: nothing is run
         with made.edited(outline) as view:
             return View.of(view)
     elif not bench.layers:
-        bench = replace(bench, layers=layers)
+        bench = replace(bench, layers=block)
     kind = settings.solver if needs(settings, "groups") else settings.editor
     bench = bench.as_trained(solved=needs(settings, "lookup"))
     for layers, some in _parts(bench):

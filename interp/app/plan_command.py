@@ -26,10 +26,11 @@ def plan_command(application: Callable[[], App]) -> Callable[..., None]:
     ) -> None:
         """Say what a command will take on this machine, and do nothing.
 
-        Prints tasks, runs of the model, tokens, floating-point operations, the expected time, memory
-        and disk, what is done already in the run folder, and what would not fit, with the setting
-        that makes it fit. Weights are not loaded: of a model on the hub only `config.json` and the
-        tokenizer are needed. The machine is timed for a few seconds on blocks of the model's shape.
+        Prints tasks, runs of the model, tokens, floating-point operations, the expected time,
+        memory and disk, what is done already in the run folder, and what would not fit, with the
+        setting that makes it fit. Weights are not loaded: of a model on the hub only `config.json`
+        and the tokenizer are needed. The machine is timed for a few seconds on blocks of the
+        model's shape.
 
         Plans are of trace, covariance, edit, evaluate, compare, tune, sweep and run. With `--json`
         a plan is JSON.

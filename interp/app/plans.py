@@ -20,9 +20,7 @@ ASSUMED = (
 MANY = "a worker is a process of its own: {0} of them take {0} times the memory, and share the time"
 
 
-def planned(
-    context: Context, names: Sequence[str], title: str, *, timed: bool = True
-) -> "Plan":
+def planned(context: Context, names: Sequence[str], title: str, *, timed: bool = True) -> "Plan":
     """The plan of some steps; those without a model take seconds, and are left out.
 
     Args:
@@ -38,8 +36,8 @@ def planned(
     steps = [step for step in checked_steps(names) if step.plan is not None]
     if not steps:
         raise InputError(
-            f"there is no plan of {', '.join(names)}: it takes seconds, or needs no model; plans are"
-            f" of {', '.join(with_plans())}"
+            f"there is no plan of {', '.join(names)}: it takes seconds, or needs no model; plans"
+            f" are of {', '.join(with_plans())}"
         )
     for step in steps:
         step.check(context)
@@ -54,9 +52,7 @@ def with_plans() -> list[str]:
     return [name for name, step in load_steps().items() if step.plan is not None]
 
 
-def plan_of(
-    context: Context, makers: Sequence[Planner], title: str, *, timed: bool
-) -> "Plan":
+def plan_of(context: Context, makers: Sequence[Planner], title: str, *, timed: bool) -> "Plan":
     """The plan of works that are made by functions."""
     from interp.models.outline import outline
     from interp.planning.advice import advice

@@ -1,8 +1,8 @@
 """What runs of a model cost: floating-point operations and bytes, from the model's sizes alone.
 
 One multiplication with one addition counts as two operations. Counted are the linear maps of the
-blocks, the two products of attention (over the whole context: attention is the eager one, which
-computes what the mask hides), and the unembedding. Norms, softmax and activations are left out: they
+blocks, the two products of attention, and the unembedding. Attention counts over the whole context:
+the eager one also computes what the mask hides. Norms, softmax and activations are left out: they
 are a small part of the operations.
 """
 

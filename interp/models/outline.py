@@ -1,11 +1,11 @@
 """A model without weights: its configuration, its sizes and its tokenizer, for plans.
 
-An outline goes where a model goes. It tokenises like the model. Its runs compute nothing: they note
-how many rows, tokens and blocks the model would run, and hand states of width 1 through the hooks.
-So the code that does the work also counts it, and a plan cannot differ from it by a formula.
+An outline goes where a model goes. It tokenises like the model. Its runs compute nothing: they
+note how many rows, tokens and blocks the model would run, and hand states of width 1 through the
+hooks. So the code that does the work also counts it, and a plan cannot differ from it by a formula.
 
-What depends on numbers is not known: where a generation ends (it is counted to its longest), and how
-soon a search is done.
+What depends on numbers is not known: where a generation ends (it is counted to its longest), and
+how soon a search is done.
 """
 
 import copy
@@ -34,7 +34,7 @@ from interp.models.runs import NamedHook
 from interp.models.self_check.basis import check_ids
 
 SAID = (" and", " it", "z")
-"""What an outline answers: hardly a true answer begins so, and most tokenizers have it as a token."""
+"""What an outline answers: hardly a true answer begins so, and most tokenizers have it whole."""
 FILLER = 0.02
 """Bound of the random numbers in a block that is timed."""
 
@@ -84,7 +84,8 @@ class Outline(LanguageModel):
             hf_model: Any = AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), dtype=dtype, attn_implementation="eager"
             )
-        self.name, self.tokenizer, self.config, self.folder = name, tokenizer, config, None
+        self.name, self.tokenizer, self.config = name, tokenizer, config
+        self.folder: Path | None = None
         hf_model.tie_weights()
         self.shape = ModelShape.of(hf_model, config)
         self.lengths, self.check, self.ends = Lengths.of(hf_model), None, []
@@ -212,9 +213,7 @@ class Outline(LanguageModel):
             back += len(stream) if stream.requires_grad else 0
         return stream, row_blocks, back
 
-    def watch(
-        self, ids: Tensor, hooks: Sequence[NamedHook], *, mask: Tensor | None = None
-    ) -> None:
+    def watch(self, ids: Tensor, hooks: Sequence[NamedHook], *, mask: Tensor | None = None) -> None:
         """As a model's: blocks behind the last one with a hook are not run."""
         stop = 1 + max(
             (int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0

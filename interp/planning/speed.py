@@ -1,10 +1,10 @@
-"""How fast this machine runs a model: measured in about two seconds, on a few blocks of the model's
-own shape with random numbers, at the number of threads in force.
+"""How fast this machine runs a model: measured in a few seconds, on a few blocks of the model's own
+shape with random numbers, at the number of threads in force.
 
-A run costs, for each block, a time that depends on how many tokens go through it (measured at a few
-numbers, straight lines between), more for a long context, and for the rest a time of its own and one
-for each position whose logits are computed. What the last blocks' numbers leave out: that a machine
-does other work at another time.
+A run costs a time for each block, which depends on how many tokens go through it (measured at a few
+numbers, straight lines between), more for a long context. The rest of the run has a time of its
+own, and so has each position whose logits are computed. Other work that the machine does at another
+time is not known.
 """
 
 import time
@@ -63,7 +63,7 @@ class Speed:
         tokens = rows * run.tokens
         short = min(tokens, SIZES[-1][1])
         longer = max(0.0, run.context - short) * self.context * tokens * shape.heads
-        forward = run.blocks * (self._block(tokens) + longer)
+        forward = run.blocks * (self.block(tokens) + longer)
         back = forward * self.back * run.back_blocks / run.row_blocks if run.row_blocks else 0.0
         each, any_ = self.logits
         logits = (any_ + each * run.kept if run.kept else 0.0) * (2 if run.back_blocks else 1)
@@ -73,8 +73,10 @@ class Speed:
         """Expected time of several runs."""
         return sum(self.seconds(each, shape) for each in passes)
 
-    def _block(self, tokens: float) -> float:
-        """Beyond the largest measurement the time grows with the tokens."""
+    def block(self, tokens: float) -> float:
+        """Seconds of some tokens in a block; beyond the largest measurement the time grows with
+        them.
+        """
         numbers, seconds = zip(*self.points, strict=True)
         if tokens > numbers[-1]:
             return seconds[-1] * tokens / numbers[-1]
@@ -155,13 +157,13 @@ def _logits(model: LanguageModel, shape: ModelShape) -> tuple[float, float]:
 
 def _context(model: LanguageModel, known: Speed, shape: ModelShape) -> float:
     """Seconds of a block for each token, head and token of context beyond a short one."""
-    if LONG > model.context_length or known._block(LONG) * model.n_layers > MOST:
+    if model.context_length < LONG or known.block(LONG) * model.n_layers > MOST:
         # By the products of attention alone, at the speed of the block's own.
         more = (block_flops(shape, LONG, LONG) - block_flops(shape, LONG, SIZES[-1][1])) / LONG
         speed = block_flops(shape, 1, 1) / (known.points[-1][1] / known.points[-1][0])
         return more / speed / (shape.heads * (LONG - SIZES[-1][1]))
     seconds, _ = _timed(model, 1, LONG)
-    more = max(0.0, seconds - known._block(LONG))
+    more = max(0.0, seconds - known.block(LONG))
     return more / (LONG * shape.heads * (LONG - SIZES[-1][1]))
 
 
@@ -169,10 +171,8 @@ def _step(model: LanguageModel, known: Speed, tokens: int = 4) -> float:
     """Seconds of a step of a generation beside blocks and logits."""
     prompt = [1] * SIZES[1][1]
     model.ends.clear()
-    one, more = (
-        _seconds(model, lambda n=n: model.generate([prompt], n)) for n in (1, 1 + tokens)
-    )
-    return max(0.0, (more - one) / tokens - known._block(1) * model.n_layers - sum(known.logits))
+    one, more = (_seconds(model, lambda n=n: model.generate([prompt], n)) for n in (1, 1 + tokens))
+    return max(0.0, (more - one) / tokens - known.block(1) * model.n_layers - sum(known.logits))
 
 
 def _back(model: LanguageModel, known: Speed) -> float:
@@ -192,7 +192,7 @@ def _back(model: LanguageModel, known: Speed) -> float:
             torch.autograd.grad(logits.float().sum(), held)
 
     both = _seconds(model, once)
-    forward = known._block(number) * model.n_layers
+    forward = known.block(number) * model.n_layers
     return max(0.5, (both - forward) / forward)
 
 

@@ -93,9 +93,7 @@ def _kind(ready: Prepared, positions: Sequence[int]) -> tuple:
     return len(case.prompt), len(case.answer), case.positions, tuple(positions), other
 
 
-def _run(
-    outline: Outline, ready: Prepared, config: TraceConfig, positions: Sequence[int]
-) -> None:
+def _run(outline: Outline, ready: Prepared, config: TraceConfig, positions: Sequence[int]) -> None:
     options = scoring_options(config)
     contrasts = contrasts_of(ready.case, config.metrics, options)
     functions: list[Metric] = [_Drawn(config.seed) for _ in config.metrics]

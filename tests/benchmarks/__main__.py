@@ -39,7 +39,8 @@ PARTS = {
     "plan": plan,
 }
 ALONE = ("executors", "plan")
-"""They take all cores, or need a quiet machine: at the small size, beside others, they run only if they are named."""
+"""They take all cores, or need a quiet machine: at the small size, beside others, they run only if
+they are named."""
 QUICK_TOGETHER = 2
 """Parts that run side by side at the small size. Each case is a process of one thread."""
 

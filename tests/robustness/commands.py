@@ -67,6 +67,7 @@ COMMANDS = (
         f"select --run {{run}} --config {IN}/config.yaml --from-atlas=run/atlas/tiny --overwrite",
         "atlas add",
     ),
+    _step("covariance", "select"),
     _step("edit", "select"),
     _step("evaluate", "edit"),
     _step("compare", "select", weight=0.7),

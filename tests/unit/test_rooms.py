@@ -22,6 +22,7 @@ ROOMS = (
     "interp.executors",
     "interp.config",
     "interp.models",
+    "interp.planning",
     "interp.tracing",
     "interp.selection",
     "interp.app",

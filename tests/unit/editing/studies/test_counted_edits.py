@@ -116,7 +116,7 @@ def test_an_edit_runs_at_most_what_is_counted(
 
     model = make_model("llama", max_position_embeddings=1024)
     settings = {**NEVER, "editors": (editor,), "block": "0-1", **EDITORS[editor]}
-    config = EditConfig(**settings)
+    config = EditConfig.model_validate(settings)
     width = model.row_sizes.d_mlp
 
     def statistics(layers: Sequence[int]) -> Covariances:

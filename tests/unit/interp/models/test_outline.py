@@ -18,7 +18,18 @@ PARAMETERS = {
     "llama-3-8b": 8_030_261_248,
 }
 """As the Hugging Face classes count them."""
-FAMILIES = ("llama", "gpt2", "gptj", "gpt_neox", "qwen2", "opt", "falcon", "bloom", "phi3", "gemma2")
+FAMILIES = (
+    "llama",
+    "gpt2",
+    "gptj",
+    "gpt_neox",
+    "qwen2",
+    "opt",
+    "falcon",
+    "bloom",
+    "phi3",
+    "gemma2",
+)
 
 
 def shape_of(model: Any) -> "ModelShape":
@@ -28,9 +39,7 @@ def shape_of(model: Any) -> "ModelShape":
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_operations_are_those_that_torch_counts(
-    make_hf: Callable[..., Any], family: str
-) -> None:
+def test_operations_are_those_that_torch_counts(make_hf: Callable[..., Any], family: str) -> None:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,9 +97,11 @@ def test_operations_by_hand() -> None:
     # Back from attention are twice as many products.
     assert total_flops([run, back], shape) == 2 * 8880 + 160 + 4 * (1000 + 960) + 2 * 160
     # Of float32: the MLP is at its widest here.
-    assert row_bytes(shape, 4, tokens=5, context=6, kept=1) == max(
-        4 * (6 * 5 * 4 + 4 * 6 * 4) + 2 * 5 * 6 * 12, 4 * (3 * 5 * 4 + 3 * 5 * 8), 10 * 16
-    ) + 4 * 5 * 4
+    assert (
+        row_bytes(shape, 4, tokens=5, context=6, kept=1)
+        == max(4 * (6 * 5 * 4 + 4 * 6 * 4) + 2 * 5 * 6 * 12, 4 * (3 * 5 * 4 + 3 * 5 * 8), 10 * 16)
+        + 4 * 5 * 4
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -125,7 +136,7 @@ def test_an_outline_needs_a_model(tmp_path: Path) -> None:
     from interp.errors import ModelError
     from interp.models.outline import outline
 
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         outline(str(tmp_path))
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ModelError, match="does not describe a model"):

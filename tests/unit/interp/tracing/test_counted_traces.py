@@ -50,7 +50,7 @@ def both(model: "LanguageModel", **settings: Any) -> tuple[Any, Any, Any]:
 
     rules = load_rules("embedded", split="train").rules[:1]
     some = prompts(rules)[:2]
-    config = TraceConfig(**{"answer": "greedy", "answer_tokens": 3, **settings})
+    config = TraceConfig.model_validate({"answer": "greedy", "answer_tokens": 3, **settings})
     model.__dict__.pop("_embedding_std", None)  # measured once for each model
     with observed(model) as seen:
         noise = noise_of(model, config, rules)
