@@ -18,6 +18,7 @@ from editing.studies.counting import Asked, count_cells, count_statistics
 from editing.studies.layer_sweep import Block, block_arms
 from interp.app.steps import Context
 from interp.models.outline import Outline
+from interp.planning.advice import STATISTICS
 from interp.planning.plan import Costs, Work
 from interp.planning.sampling import spread_out
 from interp.planning.speed import factor_seconds, product_seconds
@@ -88,6 +89,7 @@ def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list
         done=len(every) - len(left),
         at_most=asked.edits and bool(left),
         memory={"batches": outline.work_bytes, **held},
+        blocks=len(layers),
         files=len(left),
         disk=len(left) * CELL_BYTES,
     )
@@ -159,7 +161,8 @@ def plan_statistics(context: Context, costs: Costs, layers: Sequence[int]) -> li
             tasks=len(left),
             unit="block",
             done=len(layers) - len(left),
-            memory={"statistics of keys": moments, "batches": _largest(outline)},
+            memory={STATISTICS: moments, "batches": _largest(outline)},
+            blocks=len(left),
             files=len(left),
             disk=len(left) * width**2 * FLOAT32,
         )
@@ -268,7 +271,7 @@ def _held(outline: Outline, arms: Sequence[Arm], layers: Sequence[int]) -> dict[
     """What cells keep: statistics in float32 with a factor in float64, and what editors train."""
     shape, held = outline.shape, {}
     if layers:
-        held["statistics of keys"] = len(layers) * shape.d_mlp**2 * (FLOAT32 + FLOAT64)
+        held[STATISTICS] = len(layers) * shape.d_mlp**2 * (FLOAT32 + FLOAT64)
     kinds = {arm.settings.editor for arm in arms} | {arm.settings.solver for arm in arms}
     if kinds & {"ft", "ft_whitened"}:
         written = max((sum(map(len, arm.layers.values())) for arm in arms), default=0)

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 
 from interp.app.run import Run
 from interp.app.steps import CHAIN
+from interp.config import ConfigError
 from interp.results.printing import command, heading, say
 from interp.rules.sources import counted
 from interp.settings.assignments import read_assignment
@@ -187,6 +188,8 @@ def execute(
             overwrite=common.overwrite,
             tell=lambda line: say(line, style="yellow"),
         )
+        if common.json and not common.dry_run:
+            raise ConfigError("--json writes a plan: give --dry-run, too, or use `dmle plan`")
         if common.dry_run:
             say_plan(run.plan(*names), as_json=common.json)
             return run

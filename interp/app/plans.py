@@ -63,7 +63,9 @@ def plan_of(context: Context, makers: Sequence[Planner], title: str, *, timed: b
     model = context.settings(ModelConfig)
     drawn = outline(model.name, device=model.device, dtype=model.dtype)
     gc.collect()
-    base = {"libraries": _resident(), "weights": drawn.shape.parameters * drawn.dtype.itemsize}
+    base = {"weights": drawn.shape.parameters * drawn.dtype.itemsize}
+    if drawn.place.type == "cpu":
+        base = {"libraries": _resident(), **base}
     machine, notes = Machine.here(drawn.place, context.run.path), list(ASSUMED)
     try:
         speed = measured(drawn) if timed else None

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from interp.planning.machine import Machine
 from interp.planning.plan import Work, size
 
-WEIGHTS, BATCH, STATISTICS = "weights", "batches", "statistics of keys"
-"""Names of parts of the memory that settings change."""
+WEIGHTS, STATISTICS = "weights", "statistics of keys"
+"""Names of parts of the memory."""
 HALF = 2
 """Bytes of a number of half precision."""
 
@@ -38,9 +38,12 @@ def advice(
         lines.append(f"--set model.dtype=bfloat16 (weights take {size(weights - saved)})")
     own = {name: part for name, part in most.memory.items() if name in settings}
     for name in sorted(own, key=lambda name: -own[name]):
-        if sum(parts.values()) - saved <= machine.memory:
+        left = sum(parts.values()) - saved - machine.memory
+        if left <= 0:
             break
         lines.append(f"{settings[name]} ({most.name}: {name} take {size(own[name])})")
+        if name == STATISTICS and most.blocks:
+            lines[-1] += _blocks_that_fit(own[name], most.blocks, left)
         saved += own[name]
     if sum(parts.values()) - saved > machine.memory:
         lines.append(
@@ -48,6 +51,12 @@ def advice(
             " needed; use a device with more memory (--device) or a smaller model"
         )
     return [*lines, *_for_disk(works, machine)]
+
+
+def _blocks_that_fit(taken: int, blocks: int, over: int) -> str:
+    """How many of some blocks fit, if so many bytes must be saved."""
+    fitting = max(0, (taken - over) * blocks // taken)
+    return f": {fitting} of {blocks} blocks fit" if fitting else ": not one block fits"
 
 
 def _for_disk(works: Sequence[Work], machine: Machine) -> list[str]:

@@ -28,6 +28,7 @@ class Work:
         seconds: Expected time; None: it was not measured.
         at_most: Whether passes and what follows from them are counted from above.
         memory: Bytes that it takes beside the weights, by what for.
+        blocks: Blocks whose statistics are in that memory.
         files: Files that it writes.
         disk: Their bytes, about.
     """
@@ -42,6 +43,7 @@ class Work:
     seconds: float | None = 0.0
     at_most: bool = False
     memory: Mapping[str, int] = field(default_factory=dict)
+    blocks: int = 0
     files: int = 0
     disk: int = 0
 

@@ -30,6 +30,8 @@ ONLY_PARSED = {
     "trace": "loads a model, for minutes",
     "trace-prompt": "loads a model; the command's tests run some",
     "faithfulness": "loads a model, for minutes",
+    "plan": "times the machine; tests/unit/editing/app/test_plans.py runs some",
+    "covariance": "loads a model, for minutes",
     "edit": "loads a model, for minutes",
     "evaluate": "loads a model, for minutes",
     "compare": "loads a model, for hours",
@@ -175,6 +177,7 @@ def settings_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     if command is cli.setup or command.__module__.removeprefix("interp.app.") in WITHOUT_SETTINGS:
         return None
     monkeypatch.setattr(Run, "check", check)
+    monkeypatch.setattr(Run, "plan", check)
     monkeypatch.setattr(RunFolder, "settings", {})  # a folder of this name may be here
     monkeypatch.setattr(RunFolder, "known", True)
     monkeypatch.setattr(PromptRequest, "check", check_prompt)
@@ -352,7 +355,7 @@ def test_references_name_every_setting_and_every_option() -> None:
     )  # inherited by edit
     said = made["cli_reference"]()
     for option in fields(TraceOptions) + fields(Common):
-        assert f"--{option.name}" in said
+        assert f"--{option.name.replace('_', '-')}" in said
     for command in ("trace", "trace-prompt", "figures", "rules check"):
         assert f"## dmle {command}\n" in said
 

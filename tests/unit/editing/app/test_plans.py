@@ -144,6 +144,9 @@ def test_commands_without_a_plan_are_named(dmle: Callable[..., tuple[int, str]])
     code, said = dmle("plan")
     assert code == 2
     assert "trace" in said
+    code, said = dmle("trace", "--json")
+    assert code == 2
+    assert "--dry-run" in said
     code, said = dmle("edit", "--dry-run", "--prompt", "a", "--new", "b")
     assert code == 2
     assert "no plan" in said

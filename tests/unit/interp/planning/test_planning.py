@@ -71,9 +71,12 @@ def test_half_precision_is_advised_first() -> None:
 def test_the_largest_part_is_advised_next() -> None:
     parts = {"batches": GIB, "statistics of keys": 5 * GIB}
     settings = {"batches": "--memory", "statistics of keys": "fewer blocks"}
-    works = [Work("compare", memory=parts), Work("small", memory={"batches": 1})]
+    works = [Work("compare", memory=parts, blocks=10), Work("small", memory={"batches": 1})]
     lines = advice({"weights": 4 * GIB}, works, machine(6 * GIB), 2, settings)
-    assert lines == ["fewer blocks (compare: statistics of keys take 5.0 GiB)"]
+    # Four GiB are too many: of five, one is left.
+    assert lines == ["fewer blocks (compare: statistics of keys take 5.0 GiB): 2 of 10 blocks fit"]
+    lines = advice({"weights": 4 * GIB}, works, machine(5 * GIB), 2, settings)
+    assert lines == ["fewer blocks (compare: statistics of keys take 5.0 GiB): not one block fits"]
 
 
 def test_a_model_that_never_fits_is_said_to() -> None:
