@@ -32,6 +32,7 @@ def test_the_chain_is_registered_in_order() -> None:
         *CHAIN,
         "atlas",
         "compare",
+        "covariance",
         "evidence",
         "faithfulness",
         "regret",
@@ -42,8 +43,8 @@ def test_the_chain_is_registered_in_order() -> None:
     for name, step in steps.items():
         assert step.name == name
     assert [name for name, step in steps.items() if step.needs_model] == [
-        "trace", "edit", "evaluate", "atlas", "compare", "evidence", "faithfulness", "sequence",
-        "sweep", "tune",
+        "trace", "edit", "evaluate", "atlas", "compare", "covariance", "evidence", "faithfulness",
+        "sequence", "sweep", "tune",
     ]  # fmt: skip
 
 
