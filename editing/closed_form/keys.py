@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editing.closed_form.contexts import Row, rows
 from editing.edits.requests import EditRequest
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel
 from interp.models.prefixes import longest
@@ -134,7 +134,7 @@ def _values(
 
     for group in model.lengths.groups([len(text) for text in texts]):
         width = max(len(texts[i]) for i in group)
-        size = (memory or default_budget(model.device)) // model.row_bytes(width, width, 1)
+        size = (memory or model.budget()) // model.row_bytes(width, width, 1)
         # The longest first, so that memory that does not suffice shows at the start.
         chunked(sorted(group, key=lambda i: -len(texts[i])), max(1, size), work, REMEDY)
     return out

@@ -18,7 +18,7 @@ from torch import Tensor
 from editing.closed_form.contexts import Row, rows
 from editing.closed_form.keys import REMEDY
 from editing.edits.requests import EditRequest
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.models.tokens import pad_right
@@ -62,7 +62,7 @@ def replayed_targets(
 
     for group in model.lengths.groups([text.lookup + 1 for text in texts]):
         width = max(texts[i].lookup + 1 for i in group)
-        size = (memory or default_budget(model.device)) // model.row_bytes(width, width, 1)
+        size = (memory or model.budget()) // model.row_bytes(width, width, 1)
         chunked(sorted(group, key=lambda i: -texts[i].lookup), max(1, size), work, REMEDY)
     for layer, found in targets.items():
         require_finite(found, f"a target of block {layer}", model)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from editing.edits.protocol import View, no_hooks
 from editing.edits.requests import EditRequest
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel
 from interp.models.tokens import pad_right
@@ -218,7 +218,7 @@ def _forced(
 
 def rows_together(view: View, tokens: int, context: int, kept: int) -> int:
     """How many rows the memory takes in one run, by an estimate from above."""
-    memory = max(MEMORY, default_budget(view.model.device))
+    memory = max(MEMORY, view.model.budget())
     return max(1, memory // view.model.row_bytes(tokens, context, kept))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from interp.models.arithmetic import ModelShape, Pass, RowSizes
+from interp.models.budget import ACCELERATOR_SHARE, HOST_BUDGET, default_budget
 from interp.models.language_model import LanguageModel
 from interp.models.lengths import Lengths
 from interp.models.loading import SMALL_FILES, chosen_device, find, named_dtype
@@ -114,6 +115,14 @@ class Outline(LanguageModel):
     def row_sizes(self) -> RowSizes:
         """The model's own: states of width 1 are cut into the batches that it would run."""
         return self.shape
+
+    def budget(self) -> int:
+        """That of the place where the model would be, with the weights there."""
+        budget = default_budget(self.place)
+        if self.place.type == "cpu":
+            return budget
+        weights = self.shape.parameters * self.dtype.itemsize
+        return max(HOST_BUDGET, int(budget - weights * ACCELERATOR_SHARE))
 
     @property
     def has_prefix_cache(self) -> bool:

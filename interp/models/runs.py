@@ -13,6 +13,7 @@ from transformers import DynamicCache
 
 from interp.errors import ModelError
 from interp.models.arithmetic import RowSizes, gradient_bytes, row_bytes
+from interp.models.budget import default_budget
 from interp.models.parts import ModelParts
 from interp.models.prefixes import longest
 from interp.models.self_check.basis import check_ids
@@ -274,6 +275,10 @@ class ModelRuns(ModelParts):
             kept: Positions whose logits are computed.
         """
         return row_bytes(self.row_sizes, self.dtype.itemsize, tokens, context, kept)
+
+    def budget(self) -> int:
+        """Bytes that one chunk of work may take, if the user does not say."""
+        return default_budget(self.device)
 
     def step_bytes(self, layer: int) -> int:
         """Memory per token that a run from a block on keeps for its gradients."""

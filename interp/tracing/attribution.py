@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError, ModelError
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.cases import CorruptedPrompt, Side, Site, require_inside, target
@@ -64,7 +64,7 @@ def attribute(
         raise InputError(f"steps is {steps}; at least one gradient is needed")
     require_inside(case, sites)
     names = sorted({model.hook(site.component, layer) for site in sites for layer in site.layers})
-    budget = memory or default_budget(model.device)
+    budget = memory or model.budget()
     clean, corrupted = Side.clean(case), Side.corrupted(case)
     goal, clean_score, scores = _scored(model, case, clean, corrupted, names, metric, budget)
     base, source = (corrupted, clean) if direction == "denoise" else (clean, corrupted)

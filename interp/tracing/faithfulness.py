@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.cases import CorruptedPrompt, Side, Site, require_inside, target
@@ -75,7 +75,7 @@ def restore_together(
         NotFiniteError, MemoryError: As of a sweep.
     """
     states = [_states(model, case, sites) for sites in sets]
-    budget, n = memory or default_budget(model.device), len(case.answer)
+    budget, n = memory or model.budget(), len(case.answer)
     clean, corrupted = Side.clean(case), Side.corrupted(case)
     hooks = {hook for each in states for hook, _ in each}
     with torch.inference_mode():

@@ -41,7 +41,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from interp.errors import InputError
-from interp.models.budget import chunked, default_budget
+from interp.models.budget import chunked
 from interp.models.finite import require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.tracing.cases import CorruptedPrompt, Side, Site, require_inside, target
@@ -138,7 +138,7 @@ class Patcher:
         self._model, self._case, self._sites, self._metric = model, case, sites, metric
         self.direction = options.direction
         self._fast = holds and options.route != "generic"
-        self._memory = options.memory or default_budget(model.device)
+        self._memory = options.memory or model.budget()
         self._batch_size = options.batch_size
         clean, corrupted = Side.clean(case), Side.corrupted(case)
         self._base, self._source = (
