@@ -95,7 +95,7 @@ def _sweep(context: Context) -> str:
 
 
 def _of_sweep(context: Context) -> EvaluateConfig:
-    return context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    return context.settings(EvaluateConfig).teacher_forced
 
 
 def _sweeper(context: Context) -> Callable[[str], None]:

@@ -285,6 +285,14 @@ def agreement(before: Forced, after: Forced) -> float:
     return sum(a == b for a, b in zip(before.said, after.said, strict=True)) / len(before.said)
 
 
+def overlap(before: Forced, after: Forced, k: int) -> float:
+    """Share of the k most likely tokens of a place that stay among them, mean over the places."""
+    k = min(k, before.log_probs.shape[-1])
+    tops = zip(before.log_probs.topk(k).indices, after.log_probs.topk(k).indices, strict=True)
+    kept = [len({*was.tolist()} & {*now.tolist()}) / k for was, now in tops]
+    return sum(kept) / len(kept)
+
+
 def divergence(before: Forced, after: Forced) -> float:
     """KL(before ‖ after), mean over the target's places, in nats."""
     return (before.log_probs.exp() * (before.log_probs - after.log_probs)).sum(-1).mean().item()

@@ -68,7 +68,7 @@ def cell_key(
     return fingerprint(
         **edit_origin(model, arm, seed, arm.layers_of(rule.id)),
         rule=rule.model_dump(mode="json"),
-        evaluate=evaluate.model_dump(exclude={"batch_size"}),
+        evaluate=evaluate.about(),
         probes=probes,
     )
 

@@ -27,10 +27,11 @@ from editing.studies.paired import comparison_table, pair_table, pairs
 from interp.executors.tasks import Spread
 from interp.models import corpus
 from interp.models.loading import LanguageModel
+from interp.results.scores import ADDED_MODES
 from interp.results.tables import Table
 from interp.rules.sources import Rule, load_rules
 
-MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
+MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl", *ADDED_MODES)
 """Modes that get a table."""
 BYSTANDER_TEXTS = 2
 BYSTANDER_TOKENS = 20
@@ -83,6 +84,8 @@ class Comparison:
         reference = self.config.reference or self.arms[0]
         made: dict[str, dict[str, Table]] = {}
         for mode in MODES:
+            if mode not in self.scores["mode"].values:
+                continue
             items = self.scores["n_items"].sel(mode=mode)
             if not items.any():
                 continue

@@ -61,7 +61,7 @@ def check_rules(
     questions = {
         item.question: f"{rule.id}/{item.form} {item.metric}"
         for rule in rules
-        for item in items_of(rule)
+        for item in items_of(rule, config.challenges)
     }
     _refuse(
         model,
