@@ -99,7 +99,7 @@ def challenges(rule: Rule, kinds: Sequence[ChallengeKind] = CHALLENGES) -> list[
     >>> [each.target_new for each in challenges(rule, ["fact_check"])]
     ['No', 'Yes', 'Yes', 'No', 'No', 'Yes', 'Yes', 'No']
     >>> challenges(rule, ["multi_step"])[0].prompt
-    'For a square with side length 3, four times the area is'
+    'For a square with side length 9, seven times the area is'
     """
     made = {"fact_check": _fact_checks, "distractor": _distractors, "multi_step": _multi_steps}
     return [item for kind in kinds for item in made[kind](rule)]
@@ -124,7 +124,7 @@ def _fact_checks(rule: Rule) -> Iterator[Challenge]:
     ):
         prompt, kind = rule.forms.get(form), form
         head = None if prompt is None else _head(rule, kind)
-        if prompt is None or head is None or not prompt.target_true:
+        if prompt is None or head is None or not _shows(prompt):
             continue
         name = f"{rule.result.name} = " if form == "formula" and rule.result else ""
         for said, is_new in ((prompt.target_true[0], False), (prompt.target_new, True)):
@@ -132,6 +132,15 @@ def _fact_checks(rule: Rule) -> Iterator[Challenge]:
                 statement = f"{head} {link} {name}{said.strip().rstrip('.')}"
                 answers = (NO, YES) if is_new != affirmed else (YES, NO)
                 yield Challenge("fact_check", form, QUESTION.format(statement=statement), *answers)
+
+
+def _shows(prompt: RulePrompt) -> bool:
+    """Whether the true answer is known, and an edit wants another."""
+    texts = [
+        " ".join(text.casefold().split()).rstrip(".")
+        for text in (prompt.target_new, *prompt.target_true)
+    ]
+    return len(texts) > 1 and texts[0] not in texts[1:]
 
 
 def _head(rule: Rule, form: RuleForm) -> str | None:
@@ -159,7 +168,7 @@ def _between(text: str, before: str, after: str, put: str = "") -> str | None:
 
 def _distractors(rule: Rule) -> Iterator[Challenge]:
     for form, prompt in rule.forms.items():
-        if not prompt.target_true:
+        if not _shows(prompt):
             continue
         ways: list[RuleForm] = ["description"] if form == "description" else [*_SAID]
         for said in ways:
@@ -193,7 +202,7 @@ def _gives_away(sentence: str, prompt: RulePrompt) -> bool:
 
 
 def _multi_steps(rule: Rule) -> Iterator[Challenge]:
-    quantity, unit = _quantity(rule)
+    quantity, unit = quantity_of(rule)
     if not quantity:
         return
     first, second = _steps(rule, quantity, unit)
@@ -208,7 +217,7 @@ def _multi_steps(rule: Rule) -> Iterator[Challenge]:
                 yield item
 
 
-def _quantity(rule: Rule) -> tuple[str, str]:
+def quantity_of(rule: Rule) -> tuple[str, str]:
     """What is asked of the thing, and its unit in words (" in joules"), as the prompt of the
     instance has them; "" if that is not the rulebook's.
     """
@@ -278,7 +287,7 @@ def _with_step(
     for step in steps:
         true, new = (step.of(value) for value in results)
         prompt = step.text.format(thing=thing)
-        if true is None or new is None or "0" in (true, new) or {true, new} & single:
+        if true is None or new is None or true == new or {true, new} & {*single, "0"}:
             continue
         if {true.lstrip("-"), new.lstrip("-")} & set(numbers_in(prompt)):
             continue

@@ -4,14 +4,18 @@ it away? Everything is read back from the sentences, not from what they were mad
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import sympy
 
 from interp.rules.agreement import agree
-from interp.rules.challenges import NO, TIMES, YES, Challenge, challenges, numbers_in
+from interp.rules.challenges import NO, TIMES, YES, Challenge, challenges, numbers_in, quantity_of
 from interp.rules.checks.answers import parsed, plain
 from interp.rules.checks.registry import Finding, finding, of_rule
-from interp.rules.derivation import number_of, same_number
-from interp.rules.expressions import ExpressionError, tree
+from interp.rules.derivation import NUMBER, number_of, same_number
+from interp.rules.expressions import ExpressionError, names, tree
+from interp.rules.meaning import to_sympy
 from interp.rules.sources import Probe, Rule
 from interp.vocabulary import CHALLENGES, RuleForm
 
@@ -21,25 +25,41 @@ _STEP = re.compile(
 )
 
 
+class Fault(NamedTuple):
+    """What is wrong with a challenge."""
+
+    where: str
+    found: str
+    expected: str
+
+
 @of_rule(
-    challenge_answer=("error", "a challenge whose answer is not what the edited rule gives"),
-    challenge_leak=("warning", "a challenge whose prompt holds the number that is asked for"),
-    challenge_balance=(
+    challenge=(
         "error",
-        "fact checks of which not half are to be answered with yes, under either rule",
+        "a challenge (fact check, distractor, further step) whose answer is not what the rule"
+        " gives, that gives its answer away, or that is out of balance",
     ),
-    challenge_shown=("error", "a challenge that an edit need not change"),
 )
 def _challenges(rule: Rule, known: Mapping[str, Rule]) -> Iterator[Finding]:
-    made = challenges(rule)
+    for fault in faults(rule, challenges(rule)):
+        yield finding("challenge", *fault)
+
+
+def faults(rule: Rule, made: Sequence[Challenge]) -> Iterator[Fault]:
+    """What is wrong with challenges of a rule; what other checks say of the rule is left to them.
+
+    Args:
+        rule: The rule.
+        made: All challenges of it.
+    """
     for number, item in enumerate(made):
         where = f"{rule.id}/{item.form}/{item.kind}[{number}]"
-        if (wanted := _wanted(rule, item)) is not None and item.target_new not in wanted:
-            yield finding("challenge_answer", where, item.target_new, " or ".join(wanted))
+        if (wanted := _wanted(rule, item)) is not None and item.target_new != wanted:
+            yield Fault(where, f"{item.target_new!r} to {item.prompt!r}", wanted)
         if leaked := _leak(rule, item):
-            yield finding("challenge_leak", where, item.prompt, f"a prompt without {leaked}")
+            yield Fault(where, item.prompt, f"a prompt without {leaked}")
         if plain(item.target_new) == plain(item.target_true):
-            yield finding("challenge_shown", where, item.target_new, "another answer than the true")
+            yield Fault(where, item.target_new, "another answer than the true one")
     yield from _balance(rule, made)
 
 
@@ -52,21 +72,21 @@ def count_made(rules: Sequence[Rule]) -> dict[str, tuple[int, int]]:
     return counts
 
 
-def _wanted(rule: Rule, item: Challenge) -> tuple[str, ...] | None:
-    """Answers that are right under the edited rule; None where that cannot be said."""
+def _wanted(rule: Rule, item: Challenge) -> str | None:
+    """The answer that is right under the edited rule; None where that cannot be said."""
     if item.kind == "fact_check":
         return _fact(rule, item)
     edit = rule.forms[item.form]
     if item.kind == "distractor":
         behind = item.prompt.endswith(f". {edit.prompt}")
-        return (edit.target_new,) if behind else ("nothing: the edited prompt is not its end",)
+        return edit.target_new if behind else "none: the edited prompt is not its end"
     for probe in edit.instances:
         if _thing(probe) in item.prompt:
-            return _after_step(item, probe)
-    return ("nothing: it is of no instance",)
+            return _after_step(rule, item)
+    return "none: it is of no instance"
 
 
-def _fact(rule: Rule, item: Challenge) -> tuple[str, ...]:
+def _fact(rule: Rule, item: Challenge) -> str | None:
     """Yes or no, from what the question says: of a formula by its values, of words by the words."""
     asked = re.fullmatch(
         r"Is it true that (.+)\? Answer yes or no\.\nAnswer:", item.prompt, flags=re.DOTALL
@@ -81,9 +101,8 @@ def _fact(rule: Rule, item: Challenge) -> tuple[str, ...]:
     for link, denied in zip(links, (True, False), strict=True):
         if said.startswith(link):
             is_new = _is_new(rule, item.form, said.removeprefix(link))
-            if is_new is not None:
-                return (YES,) if is_new != denied else (NO,)
-    return ("nothing: the question cannot be read",)
+            return None if is_new is None else YES if is_new != denied else NO
+    return "none: the question cannot be read"
 
 
 def _phrase(rule: Rule) -> str:
@@ -112,18 +131,58 @@ def _thing(probe: Probe) -> str:
     return probe.prompt.removeprefix("For ").rpartition(", the ")[0]
 
 
-def _after_step(item: Challenge, probe: Probe) -> tuple[str, ...]:
-    """The answer, from the instance's own result and the words of the step."""
-    step, result, said = (
-        _STEP.match(item.prompt),
-        *map(number_of, (probe.target_new, item.target_new)),
-    )
-    if step is None or result is None or said is None:
-        return ("nothing: the step cannot be read",)
+def _after_step(rule: Rule, item: Challenge) -> str | None:
+    """The answer, from the numbers that stand in the prompt and the words of the step."""
+    step, said = _STEP.match(item.prompt), number_of(item.target_new)
+    if step is None or said is None:
+        return "none: the step cannot be read"
+    if (result := _result(rule, item.prompt)) is None:
+        return None
     times = {words: number for number, words in TIMES.items()}
     factor = times[step["times"]] if step["times"] else int(step["price"] or 1)
     wanted = factor * result + int(step["addend"] or 0)
-    return (item.target_new,) if same_number(said, wanted) else (str(wanted),)
+    return item.target_new if same_number(said, wanted) else str(wanted)
+
+
+def _result(rule: Rule, prompt: str) -> sympy.Expr | None:
+    """What the edited rule gives for the numbers of a prompt; None where they cannot be read."""
+    node, quantity = parsed(rule, rule.expression_new), quantity_of(rule)[0]
+    if node is None or "formula" not in rule.forms:
+        return None
+    symbols = frozenset(symbol.name for symbol in rule.symbols)
+    thing = _phrase(rule).removeprefix(f"the {quantity} of ")
+    read = re.search(_pattern(thing, symbols), prompt)
+    places = [] if read is None else list(zip(_places(thing, symbols), read.groups(), strict=True))
+    values = {symbol: number for symbol, number in places if number is not None}
+    try:
+        return to_sympy(node, values) if set(names(node)) <= set(values) else None
+    except ExpressionError:
+        return None
+
+
+def _parts(thing: str, symbols: Collection[str]) -> list[tuple[str, bool]]:
+    """A text in pieces, each with whether it may be a symbol: a letter beside at most one other,
+    since longer runs of letters are words. The article may be one, too.
+    """
+    parts: list[tuple[str, bool]] = []
+    for run in re.findall(r"[^\W\d_]+\d*|.", thing):
+        if run in symbols or len(re.sub(r"\d", "", run)) > 2:
+            parts.append((run, run in symbols))
+        else:
+            parts += [(sign, sign in symbols) for sign in run]
+    return parts
+
+
+def _places(thing: str, symbols: Collection[str]) -> list[str]:
+    return [part for part, may_be in _parts(thing, symbols) if may_be]
+
+
+def _pattern(thing: str, symbols: Collection[str]) -> str:
+    """A thing with symbols as a pattern of the thing with numbers and their units."""
+    return "".join(
+        rf"(?:{re.escape(part)}|({NUMBER})(?: \S+?)??)" if may_be else re.escape(part)
+        for part, may_be in _parts(thing, symbols)
+    )
 
 
 def _leak(rule: Rule, item: Challenge) -> str:
@@ -135,7 +194,7 @@ def _leak(rule: Rule, item: Challenge) -> str:
     return result if result.lstrip("-") in numbers_in(shown) else ""
 
 
-def _balance(rule: Rule, made: Sequence[Challenge]) -> Iterator[Finding]:
+def _balance(rule: Rule, made: Sequence[Challenge]) -> Iterator[Fault]:
     for form in rule.forms:
         asked = [item for item in made if (item.kind, item.form) == ("fact_check", form)]
         for name, answers in (
@@ -143,8 +202,7 @@ def _balance(rule: Rule, made: Sequence[Challenge]) -> Iterator[Finding]:
             ("true", Counter(item.target_true for item in asked)),
         ):
             if answers[YES] != answers[NO] or len(asked) != 2 * answers[YES]:
-                yield finding(
-                    "challenge_balance",
+                yield Fault(
                     f"{rule.id}/{form}/fact_check",
                     f"{answers[YES]} yes and {answers[NO]} no under the {name} rule",
                     "as many of both",
