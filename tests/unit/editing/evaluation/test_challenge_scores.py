@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from editing.app.edit_steps import score_text
 from editing.config import EvaluateConfig
 from editing.edits.delta import EditDelta
 from editing.evaluation.evaluate import COLUMNS, columns_of, evaluate, items_of
@@ -229,3 +230,13 @@ def test_earlier_cells_hold_where_nothing_is_asked_on_top() -> None:
     assert asked.teacher_forced == EvaluateConfig(greedy=False, batch_size=4)
     with pytest.raises(ValueError, match="names one twice"):
         EvaluateConfig(challenges=("fact_check", "fact_check"))
+
+
+def test_the_text_of_scores_has_what_was_asked_for(model: LanguageModel, square: Rule) -> None:
+    edits = {"random": {square.id: random_delta(model)}}
+    asked = EvaluateConfig(greedy=False, challenges=("fact_check",), free_tokens=4)
+    scores, _ = evaluate(model, [square], edits, asked)
+    lines = score_text(scores).splitlines()
+    for name in ("fact_check, yes_no", "reliability, free", "reliability, free_gap"):
+        assert any(f"{name} " in line for line in lines), name
+    assert not any("fact_check, token_accuracy" in line for line in lines)
