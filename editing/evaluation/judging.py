@@ -6,13 +6,10 @@ from editing.config import EvaluateConfig
 from editing.evaluation.equivalence import equivalent
 from editing.evaluation.free import FreeAnswer, same, says, says_word
 from editing.evaluation.greedy import greedy_exact, greedy_prefix
-from editing.evaluation.scoring import Forced, agreement, divergence, overlap
+from editing.evaluation.scoring import OVERLAPS, Forced, agreement, divergence, overlap
 from editing.evaluation.statements import first_sentences
 from editing.evaluation.yes_no import YesNo
 from interp.results.scores import ADDED_MODES, MODES
-
-OVERLAPS = {"top_5": 5, "top_10": 10}
-"""How many of the most likely tokens are compared."""
 
 
 def modes_of(config: EvaluateConfig) -> tuple[str, ...]:

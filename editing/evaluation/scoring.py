@@ -29,6 +29,8 @@ REMEDY = "use a smaller evaluate.batch_size, another device, or model.dtype=bflo
 MEMORY = parse_size("1GiB")
 """Bytes that a batch may take (estimated) whatever the device; more if it has more
 (`interp.models.budget`)."""
+OVERLAPS = {"top_5": 5, "top_10": 10}
+"""Modes by how many of the most likely tokens they compare."""
 WORTH_SHARING = 64
 """Tokens that a shared beginning must save: the pass over it costs as much as some 40, by
 reading the weights."""

@@ -306,7 +306,7 @@ class _Worker:
         try:
             with made.edited(self.model) as view:
                 after = side_effects.ask(view, self.probes, batch_size=self.config.batch_size)
-                return side_effects.compare(self.before, after), []
+                return side_effects.compare(self.before, after, overlaps=self.config.overlap), []
         except NotFiniteError:
             raise
         except EditError as error:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from editing.app.edit_steps import score_text
 from editing.config import EvaluateConfig
@@ -21,7 +20,7 @@ from interp.models.loading import LanguageModel
 from interp.results.scores import METRICS, MODES
 from interp.rules.sources import Rule, load_rules
 from interp.vocabulary import CHALLENGES
-from tests.conftest import CORPUS
+from tests.conftest import CORPUS, trained_tokenizer
 from tests.unit.editing.evaluation.test_evaluation import random_delta
 
 CONFIG = EvaluateConfig(
@@ -66,20 +65,7 @@ class Scripted(LanguageModel):
 @pytest.fixture(scope="module")
 def model(make_hf: Callable[..., Any]) -> LanguageModel:
     """With yes and no as single tokens, and room for long prompts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=350,
-        special_tokens=["<eos>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = " Yes no yes No" * 40 + CORPUS
-    core.train_from_iterator([words], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+    tokenizer = trained_tokenizer(" Yes no yes No" * 40 + CORPUS)
     hf = make_hf("gptj", n_positions=512)
     return LanguageModel(hf, tokenizer, "tiny", check=False)
 

@@ -97,3 +97,10 @@ def test_challenges_are_metrics_of_the_same_tables(run: Callable[..., Path], pla
     assert "comparison-yes_no.md" not in names(more)
     published = sorted(path.name for path in (plain / "published").rglob("*.json"))
     assert sorted(path.name for path in (more / "published").rglob("*.json")) == published
+
+
+def test_figures_show_the_added_modes(run: Callable[..., Path]) -> None:
+    folder = run(*ON_TOP, *KINDS)
+    cli.main(["figures", "--run", str(folder)])
+    drawn = {path.name for path in (folder / "figures").rglob("*")}
+    assert any("free" in name for name in drawn), sorted(drawn)
