@@ -207,14 +207,7 @@ def area_cells(data: xr.Dataset, component: str) -> list[tuple[str, list[str]]]:
 
 def faithfulness_table(data: xr.Dataset) -> Table:
     """Areas of every component and ranking, and each ranking's advantage over the next."""
-    heads = [
-        "Component",
-        "Ranking",
-        "Area",
-        "Area − that of the next",
-        "Is it ≥ the next?",
-        "Rules",
-    ]
+    heads = ["Component", "Ranking", *AREA_HEADS]
     groups = []
     for component in map(str, data["component"].values):
         rows = [[component, method, *cells] for method, cells in area_cells(data, component)]

@@ -124,9 +124,14 @@ def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
     >>> markdown(["a", "b"], [["1", "2"]])
     '| a | b |\n| --- | --- |\n| 1 | 2 |\n'
+
+    Raises:
+        ValueError: A row has more or fewer cells than there are heads.
     """
     heads = list(heads)
-    lines = [heads, ["---"] * len(heads), *rows]
+    lines = [heads, ["---"] * len(heads), *map(list, rows)]
+    if any(len(line) != len(heads) for line in lines):
+        raise ValueError(f"a table of {len(heads)} heads has rows of other lengths")
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 

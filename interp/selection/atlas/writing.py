@@ -63,17 +63,8 @@ def write_entry(
         InputError: Something is missing or wrong.
         NotTraceableError: No rule is traceable.
     """
-    if folder.exists() and not (folder / ABOUT).is_file():
-        raise InputError(
-            f"{folder} is there and is no atlas entry, so that it is not replaced; give another"
-            " --name or --out"
-        )
     config = config or SelectConfig()
-    if strategies.chosen(config).reads != ("profile",):
-        raise InputError(
-            f"the strategy {config.strategy} reads more than the profile, so that nobody could make"
-            " the selection of this entry again; give --set select.strategy=changepoint"
-        )
+    _check_before(folder, config)
     kept = without_texts(profile)
     selection = select_layers(kept, config)
     given = {
@@ -95,6 +86,24 @@ def write_entry(
         if folder.is_dir():
             shutil.rmtree(folder)
     return AtlasEntry(folder, folder.name)
+
+
+def _check_before(folder: Path, config: SelectConfig) -> None:
+    """See that the folder may be written, and that others can make the selection again.
+
+    Raises:
+        InputError: They cannot.
+    """
+    if folder.exists() and not (folder / ABOUT).is_file():
+        raise InputError(
+            f"{folder} is there and is no atlas entry, so that it is not replaced; give another"
+            " --name or --out"
+        )
+    if strategies.chosen(config).reads != ("profile",):
+        raise InputError(
+            f"the strategy {config.strategy} reads more than the profile, so that nobody could make"
+            " the selection of this entry again; give --set select.strategy=changepoint"
+        )
 
 
 def _about(kept: xr.Dataset, given: Mapping[str, Any]) -> About:

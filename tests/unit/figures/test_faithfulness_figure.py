@@ -108,6 +108,8 @@ def test_the_table_says_areas_differences_and_the_order() -> None:
     table = faithfulness_table(study())
     rows = [line for line in table.markdown.splitlines() if line.startswith("| mlp")]
     assert [row.split(" | ")[1] for row in rows] == ["exact", "attribution", "random"]
+    heads = table.markdown.splitlines()[0].split(" | ")
+    assert heads[-2] == "Linear area" and len(heads) == len(rows[0].split(" | "))
     assert "| 0.810 \\[" in rows[0] and "| holds | 0.405 " in rows[0]
     assert "| – | – | 0.250 " in rows[-1] and rows[-1].endswith("| 6 |")
     assert "mlp: exact ≥ attribution ≥ random holds." in table.markdown

@@ -87,3 +87,8 @@ def test_latex_rows_begin_with_no_argument_of_the_line_before() -> None:
         == r"a-{}-b\textbackslash{}x1b\textbar{}\textbackslash{}n\textquotedbl{}{`}"
     )
     assert escape_markdown("&lt; \x1b \u202e") == r"\&lt; \x1b \u202e"
+
+
+def test_a_row_without_a_head_is_a_fault() -> None:
+    with pytest.raises(ValueError, match="2 heads has rows of other lengths"):
+        markdown(["a", "b"], [["1", "2"], ["1", "2", "3"]])
