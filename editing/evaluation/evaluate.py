@@ -70,6 +70,7 @@ from editing.evaluation.scoring import (
 )
 from editing.evaluation.statements import sentence_count
 from editing.evaluation.yes_no import YesNo, yes_no_of
+from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.results.scores import (
     ADDED_ANSWER_COLUMNS,
@@ -145,6 +146,21 @@ def items_of(rule: Rule, kinds: Sequence[ChallengeKind] = ()) -> list[Item]:
     return items
 
 
+def check_challenges(rules: Sequence[Rule], kinds: Sequence[ChallengeKind]) -> None:
+    """See that some rule has items of each kind that is asked for.
+
+    Raises:
+        InputError: None has.
+    """
+    for kind in kinds:
+        if not any(challenges(rule, [kind]) for rule in rules):
+            raise InputError(
+                f"evaluate.challenges asks for {kind}, and none of the {len(rules)} rules has such"
+                " items: they are made of the rulebook's wordings (embedded, or `dmle rules build`)"
+                " alone; take it out of evaluate.challenges"
+            )
+
+
 def columns_of(answers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Columns of a table of raw answers: `COLUMNS`, and those that were asked for."""
     present = {key for row in answers for key in row}
@@ -171,7 +187,11 @@ def evaluate(
     Returns:
         EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw
         answers, one row per question and editor (`columns_of`).
+
+    Raises:
+        InputError: Challenges are asked for that no rule has.
     """
+    check_challenges(rules, config.challenges)
     answers: list[dict[str, Any]] = []
     for rule in rules:
         floor = unedited(model, rule, config)

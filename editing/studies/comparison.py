@@ -18,7 +18,7 @@ from typing import Any
 import xarray as xr
 
 from editing.config import EvaluateConfig
-from editing.evaluation.evaluate import edit_scores
+from editing.evaluation.evaluate import check_challenges, edit_scores
 from editing.evaluation.side_effects import Probes, probes_of
 from editing.studies.arms import Arm
 from editing.studies.cells import Cell, run_cells
@@ -125,6 +125,7 @@ def compare(
         DmleError: The rules do not fit the model. A failure of one arm is counted instead.
     """
     config, evaluate = config or CompareConfig(), evaluate or EvaluateConfig()
+    check_challenges(rules, evaluate.challenges)
     probes = bystanders(rules, config.bystanders)
     cells = run_cells(
         model, rules, arms, evaluate, folder, probes=probes, advance=advance, spread=spread

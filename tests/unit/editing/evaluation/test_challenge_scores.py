@@ -16,6 +16,7 @@ from editing.edits.delta import EditDelta
 from editing.evaluation.evaluate import COLUMNS, columns_of, evaluate, items_of
 from editing.evaluation.scoring import Forced
 from editing.evaluation.yes_no import YesNo, yes_no_of
+from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.results.scores import METRICS, MODES
 from interp.rules.sources import Rule, load_rules
@@ -172,6 +173,15 @@ def test_yes_and_no_are_compared_over_their_spellings(model: LanguageModel) -> N
     even = YesNo(yes=(0,), no=(1,))
     assert even.right(said, "Yes") == even.right(said, "No") == 0.0
     assert YesNo((), ()).right(said, "Yes") is None
+
+
+def test_challenges_that_no_rule_has_are_refused(
+    tiny_llama: LanguageModel, rules: tuple[Rule, ...]
+) -> None:
+    empty = EditDelta({}, {}, tiny_llama.weight_hash)
+    asked = EvaluateConfig(greedy=False, challenges=("multi_step",))
+    with pytest.raises(InputError, match="asks for multi_step, and none of the 2 rules has such"):
+        evaluate(tiny_llama, rules, {"a": {rule.id: empty for rule in rules}}, asked)
 
 
 def test_a_tokenizer_without_the_words_scores_no_fact_checks(tiny_llama: LanguageModel) -> None:

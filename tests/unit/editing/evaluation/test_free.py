@@ -1,15 +1,18 @@
 """Free answers: where they end, and what they say; overlaps of the most likely tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from editing.edits.protocol import View
 from editing.evaluation.free import FreeAnswer, free_answers, same, says, says_word
 from editing.evaluation.greedy import greedy_ids
 from editing.evaluation.scoring import Forced, overlap
 from editing.evaluation.statements import ended_sentences
-from interp.models.loading import LanguageModel
+from interp.models.loading import LanguageModel, NamedHook
 
 PROMPTS = ("The area of a square is", "The volume of a cube with side 3", "Is it")
 
@@ -80,6 +83,29 @@ def test_free_answers_are_the_greedy_ones_up_to_their_end(tiny_llama: LanguageMo
             assert free[prompt] == FreeAnswer(text, ended=False)
         else:
             assert free[prompt].ended and text.strip().startswith(free[prompt].text)
+
+
+def test_text_before_a_prompt_and_hooks_act_on_free_answers(tiny_llama: LanguageModel) -> None:
+    before = "The side is 3. "
+    view = View(tiny_llama, before=before)
+    found = free_answers(view, dict.fromkeys(PROMPTS, 1), 12, batch_size=3)
+    joined = free_answers(tiny_llama, {before + p: 1 for p in PROMPTS}, 12, batch_size=3)
+    assert list(found.values()) == list(joined.values())
+    plain = free_answers(tiny_llama, dict.fromkeys(PROMPTS, 1), 12, batch_size=3)
+    assert plain != found
+
+    def zeroed(ends: Tensor) -> list[NamedHook]:
+        def act(value: Tensor, hook: Any) -> Tensor:
+            value = value.clone()
+            value[torch.arange(len(ends)), ends] = 0
+            return value
+
+        return [("blocks.1.hook_out", act)]
+
+    hooked = free_answers(
+        View(tiny_llama, hooks=zeroed), dict.fromkeys(PROMPTS, 1), 12, batch_size=3
+    )
+    assert hooked != plain
 
 
 def test_rows_stop_where_they_are_enough(tiny_llama: LanguageModel) -> None:
