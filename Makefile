@@ -59,7 +59,7 @@ test: setup ## Run all tests but those of `make golden`
 
 # Before a change in tracing, statistics, solvers or editors is merged. Without the stored runs they are skipped.
 golden: setup ## Compare with stored runs of other programs, cell by cell: maps, statistics, searches, edits
-	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden tests/integration/test_workers.py
+	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden tests/integration/test_workers.py tests/unit/interp/executors
 
 test-fast: setup ## Run the tests that load no trained model and take no long time
 	$(TEST) -m "not slow"

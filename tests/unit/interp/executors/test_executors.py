@@ -23,7 +23,9 @@ JOBS = "tests.unit.executor_jobs"
 TASKS = [str(n) for n in range(12)]
 
 
-@pytest.mark.parametrize("kind", ["serial", "processes", "ray"])
+@pytest.mark.parametrize(
+    "kind", ["serial", "processes", pytest.param("ray", marks=pytest.mark.golden)]
+)
 def test_every_task_is_run_once(kind: str, tmp_path: Path) -> None:
     if kind == "ray":
         pytest.importorskip("ray")

@@ -29,6 +29,7 @@ def cluster() -> Iterator[tuple[Any, Any]]:
     nodes.shutdown()
 
 
+@pytest.mark.golden
 def test_a_task_that_kills_its_workers_fails_alone(cluster: tuple[Any, Any]) -> None:
     job = Job(f"{JOBS}:deadly", {"victim": "5"})
     outcomes = {each.task: each for each in RayCluster(2, cluster[0].address).run(job, TASKS)}
@@ -37,6 +38,7 @@ def test_a_task_that_kills_its_workers_fails_alone(cluster: tuple[Any, Any]) -> 
     assert all(outcomes[task] == Outcome(task, task) for task in TASKS if task != "5")
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize(
     ("task", "error"),
     [("refused", NotTraceableError), ("faulty", TaskError)],
