@@ -12,7 +12,7 @@ from interp.errors import InputError
 from interp.settings.names import NAME_RULE, name_fault, same_on_some_disks
 from interp.settings.section import explained, nested_section, short
 from interp.settings.sizes import parse_size
-from interp.vocabulary import Lookup, Split
+from interp.vocabulary import ChallengeKind, Lookup, Split
 
 Protection = Literal["staged", "protected", "joint"]
 
@@ -342,3 +342,34 @@ class EvaluateConfig(Section):
     greedy: bool = True
     """Ask for greedy answers and score them; they are most of the cost. Without, their modes
     have no items."""
+    challenges: tuple[ChallengeKind, ...] = ()
+    """Further items, as metrics of their own: `fact_check`, `distractor`, `multi_step`
+    (`interp.rules.challenges`). The rulebook's rules have them, RuleEdit's have none."""
+    free_tokens: int = Field(default=0, ge=0, le=4096)
+    """Most tokens of free answers, which end where the model ends them (modes `free` and
+    `free_gap`); one that goes on is wrong. 64 are enough for a sentence. 0: none are asked for."""
+    overlap: bool = False
+    """Locality: also the share of the 5 and 10 most likely tokens that stay (modes `top_5` and
+    `top_10`)."""
+
+    @field_validator("challenges")
+    @classmethod
+    def _once(cls, value: tuple[ChallengeKind, ...]) -> tuple[ChallengeKind, ...]:
+        if len(set(value)) < len(value):
+            raise InputError(f"evaluate.challenges names one twice: {', '.join(value)}")
+        return value
+
+    @property
+    def teacher_forced(self) -> "EvaluateConfig":
+        """The same without anything that is not teacher-forced, and without further items."""
+        return EvaluateConfig(
+            batch_size=self.batch_size, answer_tokens=self.answer_tokens, greedy=False
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What scores depend on. What is asked on top is left out where it is not asked, so that
+        scores from before it could be asked are those of equal settings.
+        """
+        added = EvaluateConfig().model_dump(include={"challenges", "free_tokens", "overlap"})
+        values = self.model_dump(exclude=set(self.neutral))
+        return {key: value for key, value in values.items() if added.get(key) != value}

@@ -34,6 +34,9 @@ METRIC_NAMES = {
     "rule_understanding_paraphrase": "rule understanding\n(paraphrases)",
     "locality": "locality\n(unchanged behaviour)",
     "locality_correctness": "locality\n(correct answers)",
+    "fact_check": "fact checks\n(yes or no)",
+    "distractor": "distractors\n(old rule stated before)",
+    "multi_step": "multi-step\n(one step further)",
 }
 MODE_NAMES = {
     "token_accuracy": "share of answer tokens right (teacher-forced)",
@@ -43,8 +46,23 @@ MODE_NAMES = {
     "equivalent": "share of greedy answers that state the target's number or formula",
     "log_prob": "log-probability of the answer (nats per token)",
     "kl": "KL divergence from the unedited model (nats)",
+    "yes_no": "share of questions whose right answer, yes or no, is the likelier one",
+    "free": "share of free answers, ended by the model itself, that say what the target says",
+    "free_gap": "teacher-forced share minus share of free answers",
+    "top_5": "share of the five most likely tokens that stay",
+    "top_10": "share of the ten most likely tokens that stay",
 }
-SHARES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent")
+SHARES = (
+    "token_accuracy",
+    "exact",
+    "greedy_exact",
+    "greedy_prefix",
+    "equivalent",
+    "yes_no",
+    "free",
+    "top_5",
+    "top_10",
+)
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 MOST_COLOURS = 6

@@ -7,6 +7,10 @@ FORMS: tuple[RuleForm, ...] = get_args(RuleForm)
 
 Split = Literal["train", "validation", "test"]
 
+ChallengeKind = Literal["fact_check", "distractor", "multi_step"]
+CHALLENGES: tuple[ChallengeKind, ...] = get_args(ChallengeKind)
+"""Kinds of items that whoever merely repeats an edited answer fails (`interp.rules.challenges`)."""
+
 Component = Literal[
     "resid", "mlp", "attn", "mlp_single", "attn_single", "resid_mlp_frozen", "resid_attn_frozen"
 ]

@@ -191,9 +191,8 @@ def architecture(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> "PreTrainedTokenizerFast":
-    """A byte-level BPE tokenizer of 350 tokens, trained here: any text has ids, with exact
+def trained_tokenizer(text: str) -> "PreTrainedTokenizerFast":
+    """A byte-level BPE tokenizer of 350 tokens, trained on a text: any text has ids, with exact
     offsets."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -207,8 +206,14 @@ def tokenizer() -> "PreTrainedTokenizerFast":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    core.train_from_iterator([CORPUS], trainer)
+    core.train_from_iterator([text], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "PreTrainedTokenizerFast":
+    """That of the tiny models."""
+    return trained_tokenizer(CORPUS)
 
 
 @pytest.fixture(scope="session")

@@ -31,9 +31,11 @@ def _arms(
     context: Context, config: EditConfig, rules: Sequence[Rule], compared: CompareConfig
 ) -> "list[Arm]":
     """The arms, after a look at the lengths of all texts."""
+    from editing.evaluation.items import check_challenges
     from editing.studies.arms import make_arms
     from editing.studies.lengths import check_edits, check_rules
 
+    check_challenges(rules, context.settings(EvaluateConfig).challenges)
     model = context.model
     check_edits(model, rules, [config.settings_of(name) for name in config.editors])
     check_rules(model, rules, context.settings(EvaluateConfig))

@@ -218,7 +218,7 @@ def _make(bench: "Workbench", wanted: "Planned", earlier: "Sequence[EditRequest]
 
 
 def _evaluate(context: Context) -> str:
-    from editing.evaluation.evaluate import COLUMNS, evaluate
+    from editing.evaluation.evaluate import columns_of, evaluate
     from editing.studies.comparison_files import write_answers
     from interp.app import freshness
     from interp.results import effects
@@ -232,7 +232,7 @@ def _evaluate(context: Context) -> str:
         scores, answers = evaluate(context.model, rules, edits, evaluation, advance=bar.update)
     scores.attrs[freshness.RECORD] = record_of_scores(context, "evaluate", "evaluate").text()
     effects.save(scores, folder / "scores.nc")
-    write_answers(folder, answers, COLUMNS)
+    write_answers(folder, answers, columns_of(answers))
     return "\n".join(
         [
             score_text(scores),
@@ -294,10 +294,14 @@ def score_text(scores: "xr.Dataset") -> str:
     """One line for each rule and metric: before → after for every editor, mean over the forms."""
     editors = [str(name) for name in scores["editor"].values]
     lines = [f"{'rule':28}{'metric, mode':46}" + "".join(f"{name:>16}" for name in editors)]
-    shown = [("token_accuracy", m) for m in scores["metric"].values]
+    shown = [
+        ("yes_no" if m == "fact_check" else "token_accuracy", m) for m in scores["metric"].values
+    ]
+    shown += [("exact", "reliability"), ("kl", "locality")]
+    shown += [(m, "reliability") for m in ("free", "free_gap") if m in scores["mode"].values]
     means = scores["score"].mean("form", skipna=True)
     for rule in scores["rule"].values:
-        for mode, metric in [*shown, ("exact", "reliability"), ("kl", "locality")]:
+        for mode, metric in shown:
             values = means.sel(rule=rule, metric=metric, mode=mode)
             cells = [_before_after(values.sel(editor=name)) for name in editors]
             lines.append(

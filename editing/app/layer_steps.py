@@ -107,7 +107,7 @@ def _plan_sweep(context: Context, costs: "Costs", note: Callable[[str], object])
 
 
 def _of_sweep(context: Context) -> EvaluateConfig:
-    return context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    return context.settings(EvaluateConfig).teacher_forced
 
 
 def _sweeper(context: Context) -> Callable[[str], None]:

@@ -38,7 +38,7 @@ def _sequence(context: Context) -> str:
 
     config, sequence = context.settings(EditConfig), context.settings(SequenceConfig)
     model, rules, folder = context.model, edited_rules(context, config), context.run.path
-    evaluate = context.settings(EvaluateConfig).model_copy(update={"greedy": False})
+    evaluate = context.settings(EvaluateConfig).teacher_forced
     check_edits(model, rules, [config.settings_of(name) for name in config.editors])
     check_rules(model, rules, evaluate)
     arms = make_arms(

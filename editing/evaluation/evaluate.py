@@ -1,5 +1,4 @@
-"""Evaluation of edited rules: five metrics, each before and after the edit, with every raw answer
-kept.
+"""Evaluation of edited rules: metrics, each before and after the edit, with every raw answer kept.
 
 ============================  ======================================================================
 ``reliability``               the edited prompts give the new answer
@@ -10,9 +9,17 @@ kept.
                               ``paraphrase`` prompts are not, so only these are held out
 ``locality``                  other prompts are answered as the *unedited* model answers them
 ``locality_correctness``      other prompts are answered correctly
+``fact_check``                asked whether the old or the new rule is true or is not, yes and no
+                              are as the edited rule has it
+``distractor``                the edited prompts give the new answer behind a sentence with the old
+                              rule
+``multi_step``                an instance with one further step gives what follows from the edited
+                              rule
 ============================  ======================================================================
 
-Modes, all but the last two between 0 and 1:
+The last three are there where `evaluate.challenges` names them (`interp.rules.challenges`).
+
+Modes, all but `log_prob`, `kl` and `free_gap` between 0 and 1:
 
 ==================  ===============================================================================
 ``token_accuracy``  teacher-forced share of right tokens, EasyEdit's metric
@@ -23,14 +30,24 @@ Modes, all but the last two between 0 and 1:
                     (`editing.evaluation.equivalence`)
 ``log_prob``        log-probability of the target, nats per token
 ``kl``              KL(unedited ‖ edited), nats per token; locality alone
+``yes_no``          of yes and no the right one is likelier; fact checks alone, which have none of
+                    the other teacher-forced modes
+``free``            the free answer, which ends where the model ends it, says what the target says
+                    (`editing.evaluation.free`)
+``free_gap``        ``token_accuracy``, or else ``yes_no``, minus ``free``
+``top_5, top_10``   share of the most likely tokens that stay; locality alone, where
+                    ``token_accuracy`` is that of the most likely one
 ==================  ===============================================================================
+
+The modes from ``yes_no`` on are there where `evaluate.challenges`, `evaluate.free_tokens` and
+`evaluate.overlap` ask for them.
 
 ``equivalent`` is not asked where the target has neither number nor formula: such items count
 neither in the score nor in ``n_items``. For locality the target of the greedy modes is the first
 sentence of the unedited model's answer, and locality before the edit is 1 (and KL 0) by definition.
 
 Greedy answers have ``answer_tokens`` tokens, or as many as the longest target of the prompt and
-`MARGIN` more where that is longer and fits into the model's context.
+`answers.MARGIN` more where that is longer and fits into the model's context.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,27 +58,30 @@ import numpy as np
 import xarray as xr
 
 from editing.config import EvaluateConfig
-from editing.edits.protocol import Edit, View
-from editing.evaluation.equivalence import equivalent
-from editing.evaluation.greedy import greedy_exact, greedy_ids, greedy_prefix
+from editing.edits.protocol import Edit
+from editing.evaluation.answers import Answer, Answers, answers_to
+from editing.evaluation.items import Item, check_challenges, items_of
+from editing.evaluation.judging import forced_modes, free_modes, greedy_modes, modes_of
 from editing.evaluation.scoring import (
-    Forced,
-    Question,
-    agreement,
-    divergence,
     in_own_tokens,
     teacher_forced,
 )
-from editing.evaluation.statements import first_sentences
+from editing.evaluation.yes_no import YesNo, yes_no_of
 from interp.models.loading import LanguageModel
-from interp.results.scores import ANSWER_COLUMNS, ANSWER_NUMBERS, METRICS, MODES, PHASES
-from interp.rules.sources import Probe, Rule
+from interp.results.scores import (
+    ADDED_ANSWER_COLUMNS,
+    ADDED_METRICS,
+    ADDED_MODES,
+    ANSWER_COLUMNS,
+    ANSWER_NUMBERS,
+    METRICS,
+    MODES,
+    PHASES,
+)
+from interp.rules.sources import Rule
 from interp.vocabulary import FORMS, RuleForm
 
 SCHEMA = "dmle.scores/1"
-MARGIN = 8
-"""Tokens that a greedy answer may have beyond its target: to end the sentence, or to say it in
-more words."""
 COLUMNS = (*ANSWER_COLUMNS, "answer_before", "answer_after", *ANSWER_NUMBERS)
 """Columns of the table of raw answers.
 
@@ -70,47 +90,10 @@ their first `answer_tokens` tokens, or as many as the longest target of the prom
 """
 
 
-@dataclass(frozen=True)
-class _Answer:
-    """A model's greedy answer to a prompt, whole and as it is shown."""
-
-    text: str
-    shown: str
-    ids: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question of one metric. For locality the target is the gold answer."""
-
-    form: RuleForm
-    metric: str
-    question: Question
-    target_true: str
-
-
-def items_of(rule: Rule) -> list[Item]:
-    """Every question that evaluates a rule's edit, in all its forms."""
-    edited = {prompt.prompt for prompt in rule.forms.values()}
-    items: list[Item] = []
-    for form, p in rule.forms.items():
-        truth = p.target_true[0] if p.target_true else ""
-
-        def add(metric: str, question: Question, true: str, form: RuleForm = form) -> None:
-            items.append(Item(form, metric, question, true))
-
-        add("reliability", Question(p.prompt, p.target_new, p.space), truth)
-        for prompt in p.rephrasings:
-            add("generality", Question(prompt, p.target_new, p.space), truth)
-        for probe in p.instances:
-            add("instance_portability", _question(probe), _first(probe.target_true))
-        for probe in p.understanding:
-            wording = "verbatim" if probe.prompt in edited else "paraphrase"
-            add(f"rule_understanding_{wording}", _question(probe), _first(probe.target_true))
-        for metric in ("locality", "locality_correctness"):
-            for other in (*p.neighborhood, *p.distracting):
-                add(metric, Question(other.prompt, other.answer, other.space), other.answer)
-    return items
+def columns_of(answers: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Columns of a table of raw answers: `COLUMNS`, and those that were asked for."""
+    present = {key for row in answers for key in row}
+    return (*COLUMNS, *(name for name in ADDED_ANSWER_COLUMNS if name in present))
 
 
 def evaluate(
@@ -132,8 +115,12 @@ def evaluate(
 
     Returns:
         EditScores (dims editor rule form metric mode phase: ``score`` and ``n_items``), and the raw
-        answers, one row per question and editor (`COLUMNS`).
+        answers, one row per question and editor (`columns_of`).
+
+    Raises:
+        InputError: Challenges are asked for that no rule has.
     """
+    check_challenges(rules, config.challenges)
     answers: list[dict[str, Any]] = []
     for rule in rules:
         floor = unedited(model, rule, config)
@@ -152,8 +139,8 @@ class Unedited:
     """
 
     items: Sequence[Item]
-    forced: Mapping[Question, Forced]
-    said: Mapping[str, _Answer]
+    answers: Answers
+    yes_no: YesNo
 
     def of(self, forms: Sequence[RuleForm]) -> "Unedited":
         """The questions of some forms."""
@@ -162,9 +149,10 @@ class Unedited:
 
 def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedited:
     """Ask the unedited model all of a rule's questions."""
-    items = items_of(rule)
-    forced, said = answers_to(model, items, config)
+    items = items_of(rule, config.challenges)
+    answers = answers_to(model, items, config)
     if config.greedy:
+        said, forced = answers.said, answers.forced
         own = {q: in_own_tokens(model, q, said[q.prompt].ids) for q in forced}
         items = [replace(item, question=own[item.question]) for item in items]
         forced = {own[q]: result for q, result in forced.items()}
@@ -172,7 +160,8 @@ def unedited(model: LanguageModel, rule: Rule, config: EvaluateConfig) -> Unedit
         forced |= zip(
             others, teacher_forced(model, others, batch_size=config.batch_size), strict=True
         )
-    return Unedited(items, forced, said)
+        answers = replace(answers, forced=forced)
+    return Unedited(items, answers, yes_no_of(model) if config.challenges else YesNo((), ()))
 
 
 def evaluate_edit(
@@ -183,18 +172,28 @@ def evaluate_edit(
     floor: Unedited,
     config: EvaluateConfig,
 ) -> list[dict[str, Any]]:
-    """One edit against the floor: a row for every question (`COLUMNS`)."""
+    """One edit against the floor: a row for every question (`columns_of`)."""
     with edit.edited(model) as view:
-        after, said_after = answers_to(view, floor.items, config)
+        after = answers_to(view, floor.items, config)
+    before = floor.answers
     rows = []
     for item in floor.items:
-        q = item.question
-        was, first, now = floor.forced[q], floor.said[q.prompt], said_after[q.prompt]
-        values = {"pre": _score(item, was, was), "post": _score(item, was, after[q])}
+        q, asked = item.question, (item.metric, item.question.target)
+        was, first, now = before.forced[q], before.said[q.prompt], after.said[q.prompt]
+        values = {
+            "pre": forced_modes(*asked, was, was, floor.yes_no, config),
+            "post": forced_modes(*asked, was, after.forced[q], floor.yes_no, config),
+        }
         if config.greedy:
-            values["pre"] |= _judge(item, first.text, first.text)
-            values["post"] |= _judge(item, first.text, now.text)
-        rows.append(_row(editor, rule.id, item, first, now, values))
+            values["pre"] |= greedy_modes(*asked, first.text, first.text)
+            values["post"] |= greedy_modes(*asked, first.text, now.text)
+        row = _row(editor, rule.id, item, first, now)
+        if config.free_tokens:
+            own = {"pre": before.free[q.prompt], "post": after.free[q.prompt]}
+            for phase, answer in own.items():
+                values[phase] |= free_modes(*asked, own["pre"], answer, values[phase])
+            row |= {"free_answer_before": own["pre"].text, "free_answer_after": own["post"].text}
+        rows.append(row | _numbers(values, modes_of(config)))
     return rows
 
 
@@ -207,7 +206,11 @@ def edit_scores(
     """EditScores of raw answers (see `evaluate`): the mean over the items of each form and
     metric.
     """
-    labels = (editors, rules, FORMS, METRICS, MODES, PHASES)
+    asked = {row["metric"] for row in answers}
+    metrics = (*METRICS, *(name for name in ADDED_METRICS if name in asked))
+    columns = columns_of(answers)
+    modes = (*MODES, *(name for name in ADDED_MODES if f"{name}_after" in columns))
+    labels = (editors, rules, FORMS, metrics, modes, PHASES)
     places = [{name: i for i, name in enumerate(each)} for each in labels]
     sums = np.zeros([len(each) for each in labels])
     counts = np.zeros(sums.shape, dtype=np.int64)
@@ -215,9 +218,9 @@ def edit_scores(
         where = tuple(
             places[i][row[key]] for i, key in enumerate(("editor", "rule", "form", "metric"))
         )
-        for m, mode in enumerate(MODES):
+        for m, mode in enumerate(modes):
             for p, when in enumerate(("before", "after")):
-                if (value := row[f"{mode}_{when}"]) != "":
+                if (value := row.get(f"{mode}_{when}", "")) != "":
                     sums[(*where, m, p)] += value
                     counts[(*where, m, p)] += 1
     with np.errstate(invalid="ignore"):
@@ -233,63 +236,15 @@ def edit_scores(
     )
 
 
-def answers_to(
-    model: LanguageModel | View, items: Sequence[Item], config: EvaluateConfig
-) -> tuple[dict[Question, Forced], dict[str, _Answer]]:
-    """Teacher-forced results and greedy answers to some questions; the same one is run once."""
-    questions = list(dict.fromkeys(item.question for item in items))
-    forced = dict(
-        zip(questions, teacher_forced(model, questions, batch_size=config.batch_size), strict=True)
-    )
-    view = View.of(model)
-    if not config.greedy:
-        return forced, {q.prompt: _Answer("", "") for q in questions}
-    lengths: dict[str, int] = {}
-    shown: dict[str, int] = {}
-    for question, result in forced.items():
-        # In-context edits leave less room, but never less than the shown answer: that is refused.
-        room = view.model.context_length + 1 - len(view.encode(question.prompt))
-        wanted = max(config.answer_tokens, min(len(result.target) + MARGIN, room))
-        lengths[question.prompt] = max(wanted, lengths.get(question.prompt, 0))
-        # Cut before its end, a right answer looks wrong.
-        shown[question.prompt] = max(
-            config.answer_tokens, len(result.target), shown.get(question.prompt, 0)
-        )
-    said = greedy_ids(view, list(lengths), list(lengths.values()), batch_size=config.batch_size)
-    decode = view.model.decode_continuation
-    return forced, {
-        prompt: _Answer(decode(ids), decode(ids[: shown[prompt]]), ids)
-        for prompt, ids in zip(lengths, said, strict=True)
-    }
-
-
-def _score(item: Item, unedited: Forced, now: Forced) -> dict[str, float]:
-    if item.metric == "locality":
-        same = agreement(unedited, now)
-        return {"token_accuracy": same, "exact": float(same == 1), "kl": divergence(unedited, now)}
-    return {"token_accuracy": now.token_accuracy, "exact": now.exact, "log_prob": now.log_prob}
-
-
-def _judge(item: Item, unedited: str, now: str) -> dict[str, float]:
-    """The modes of a greedy answer; one that does not apply is left out."""
-    target = first_sentences(unedited) if item.metric == "locality" else item.question.target
-    judged = {
-        "greedy_exact": greedy_exact(now, target),
-        "greedy_prefix": greedy_prefix(now, target),
-        "equivalent": equivalent(now, target),
-    }
-    return {mode: float(value) for mode, value in judged.items() if value is not None}
-
-
 def _row(
     editor: str,
     rule: str,
     item: Item,
-    before: _Answer,
-    after: _Answer,
-    values: dict[str, dict[str, float]],
+    before: Answer,
+    after: Answer,
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {
+    """The texts of a row."""
+    return {
         "editor": editor,
         "rule": rule,
         "form": item.form,
@@ -302,14 +257,13 @@ def _row(
         "answer_before": before.text,
         "answer_after": after.text,
     }
+
+
+def _numbers(
+    values: Mapping[str, Mapping[str, float]], modes: Sequence[str]
+) -> dict[str, float | str]:
+    """The numbers of a row; an empty text where a mode does not apply."""
+    numbers: dict[str, float | str] = {}
     for phase, when in zip(PHASES, ("before", "after"), strict=True):
-        row |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in MODES}
-    return row
-
-
-def _question(probe: Probe) -> Question:
-    return Question(probe.prompt, probe.target_new, probe.space)
-
-
-def _first(texts: Sequence[str]) -> str:
-    return texts[0] if texts else ""
+        numbers |= {f"{mode}_{when}": values[phase].get(mode, "") for mode in modes}
+    return numbers

@@ -6,7 +6,7 @@ either.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -40,8 +40,16 @@ def greedy_ids(
     n_tokens: int | Sequence[int],
     *,
     batch_size: int,
+    stop: Callable[[tuple[int, ...]], bool] | None = None,
 ) -> list[tuple[int, ...]]:
     """`greedy_answers` as tokens.
+
+    Args:
+        model: The model or view.
+        prompts: The prompts.
+        n_tokens: Most tokens of the answers.
+        batch_size: Prompts run at once.
+        stop: Whether an answer so far is enough (see `generate` of `LanguageModel`).
 
     Raises:
         EditError: A prompt with its answer is longer than the model's context.
@@ -58,7 +66,7 @@ def greedy_ids(
         ends = torch.full((len(rows),), last, device=view.model.device)
         n = max(lengths[row] for row in rows)
         answers = view.model.generate(
-            [ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix
+            [ids[r] for r in rows], n, hooks=view.hooks(ends), prefix=prefix, stop=stop
         )
         for row, answer in zip(rows, answers, strict=True):
             out[row] = answer[: lengths[row]]

@@ -10,8 +10,10 @@ from itertools import chain
 from statistics import fmean
 from typing import Any
 
-from editing.evaluation.evaluate import PHASES, items_of
+from editing.evaluation.evaluate import PHASES
+from editing.evaluation.items import items_of
 from interp.errors import InputError
+from interp.results.scores import METRICS
 from interp.rules.sources import Rule
 from interp.vocabulary import FORMS, RuleForm
 
@@ -46,6 +48,7 @@ def metrics_of(
     Raises:
         ValueError: The rows are not those of this rule, or of several editors.
     """
+    answers = [row for row in answers if row["metric"] in METRICS]  # the driver asks no others
     _check(rule, answers)
     forms: list[RuleForm] = [form for form in FORMS if form in rule.forms]
     return [_record(case, rule, form, answers, only_published) for case, form in enumerate(forms)]

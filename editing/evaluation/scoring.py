@@ -29,6 +29,8 @@ REMEDY = "use a smaller evaluate.batch_size, another device, or model.dtype=bflo
 MEMORY = parse_size("1GiB")
 """Bytes that a batch may take (estimated) whatever the device; more if it has more
 (`interp.models.budget`)."""
+OVERLAPS = {"top_5": 5, "top_10": 10}
+"""Modes by how many of the most likely tokens they compare."""
 WORTH_SHARING = 64
 """Tokens that a shared beginning must save: the pass over it costs as much as some 40, by
 reading the weights."""
@@ -283,6 +285,14 @@ def in_own_tokens(model: LanguageModel, question: Question, answer: tuple[int, .
 def agreement(before: Forced, after: Forced) -> float:
     """Share of places where two models' most likely tokens are the same."""
     return sum(a == b for a, b in zip(before.said, after.said, strict=True)) / len(before.said)
+
+
+def overlap(before: Forced, after: Forced, k: int) -> float:
+    """Share of the k most likely tokens of a place that stay among them, mean over the places."""
+    k = min(k, before.log_probs.shape[-1])
+    tops = zip(before.log_probs.topk(k).indices, after.log_probs.topk(k).indices, strict=True)
+    kept = [len({*was.tolist()} & {*now.tolist()}) / k for was, now in tops]
+    return sum(kept) / len(kept)
 
 
 def divergence(before: Forced, after: Forced) -> float:

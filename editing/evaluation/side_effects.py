@@ -5,6 +5,7 @@ fluently.
 ``side_agreement``   at the answers of other rules, share of places whose most likely token is as
                      before
 ``side_kl``          there, KL(before ‖ after), nats per token
+``side_top_*``       there, share of the 5 or 10 most likely tokens that stay; only if asked for
 ``side_accuracy_*``  there, share of the answers' tokens that are the most likely ones
                      (teacher-forced)
 ``perplexity_*``     of plain text: exp of the mean −log p (nats), over the tokens of all texts as
@@ -13,8 +14,9 @@ fluently.
                      repeats
 ===================  ===============================================================================
 
-`*` is ``before`` and ``after``. What is measured at answers is a mean over questions, entropy over
-continuations. Where there is nothing to measure on (no questions, say), a value is NaN.
+`*` is otherwise ``before`` and ``after``. What is measured at answers is a mean over questions,
+entropy over continuations. Where there is nothing to measure on (no questions, say), a value is
+NaN.
 
 Every text is asked as the continuation of its first word, which predicts and is not predicted. Thus
 edits that act on prompts act on texts too: what stands before every prompt stands before the first
@@ -32,7 +34,15 @@ from statistics import fmean
 
 from editing.edits.protocol import View
 from editing.evaluation.greedy import greedy_ids
-from editing.evaluation.scoring import Forced, Question, agreement, divergence, teacher_forced
+from editing.evaluation.scoring import (
+    OVERLAPS,
+    Forced,
+    Question,
+    agreement,
+    divergence,
+    overlap,
+    teacher_forced,
+)
 from interp.errors import InputError
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
@@ -130,12 +140,13 @@ def ask(model: LanguageModel | View, probes: Probes, *, batch_size: int) -> Answ
     )
 
 
-def compare(before: Answers, after: Answers) -> dict[str, float]:
+def compare(before: Answers, after: Answers, *, overlaps: bool = False) -> dict[str, float]:
     """Side effects of an edit (see the module).
 
     Args:
         before: Answers of the unedited model.
         after: Answers of the edited one to the same probes.
+        overlaps: Also compare the most likely tokens beyond the first.
 
     Raises:
         ValueError: They are answers to other probes.
@@ -145,6 +156,11 @@ def compare(before: Answers, after: Answers) -> dict[str, float]:
         raise InputError(
             "the answers before and after are to different questions; ask both the same probes"
         )
+    tops = {
+        f"side_{name}": _mean(overlap(was, now, k) for was, now in pairs)
+        for name, k in OVERLAPS.items()
+        if overlaps
+    }
     return {
         "side_agreement": _mean(agreement(was, now) for was, now in pairs),
         "side_kl": _mean(divergence(was, now) for was, now in pairs),
@@ -154,6 +170,7 @@ def compare(before: Answers, after: Answers) -> dict[str, float]:
         "perplexity_after": _exp(after.nll),
         "entropy_before": _mean(map(n_gram_entropy, before.generated)),
         "entropy_after": _mean(map(n_gram_entropy, after.generated)),
+        **tops,
     }
 
 

@@ -65,6 +65,22 @@ def first_sentences(text: str, count: int = 1) -> str:
     return text[: ends[count - 1]].strip() if len(ends) >= count else text
 
 
+def ended_sentences(text: str, count: int = 1) -> str | None:
+    r"""The first sentences of a text that may go on, or None if they have not ended in it: a full
+    stop at its very end may be a decimal point.
+
+    >>> ended_sentences(" It is 0.5. The"), ended_sentences("15\n"), ended_sentences("It is 0.")
+    ('It is 0.5', '15', None)
+    """
+    text = text.lstrip()
+    ends = [
+        found.start()
+        for found in _SENTENCE_END.finditer(text)
+        if found.end() < len(text) or found[0][-1] not in ".?"
+    ]
+    return text[: ends[count - 1]].strip() if len(ends) >= count else None
+
+
 def sentence_count(text: str) -> int:
     """How many sentences a text has, at least 1."""
     text = text.strip()

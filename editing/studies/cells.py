@@ -68,7 +68,7 @@ def cell_key(
     return fingerprint(
         **edit_origin(model, arm, seed, arm.layers_of(rule.id)),
         rule=rule.model_dump(mode="json"),
-        evaluate=evaluate.model_dump(exclude={"batch_size"}),
+        evaluate=evaluate.about(),
         probes=probes,
     )
 
@@ -306,7 +306,7 @@ class _Worker:
         try:
             with made.edited(self.model) as view:
                 after = side_effects.ask(view, self.probes, batch_size=self.config.batch_size)
-                return side_effects.compare(self.before, after), []
+                return side_effects.compare(self.before, after, overlaps=self.config.overlap), []
         except NotFiniteError:
             raise
         except EditError as error:

@@ -19,6 +19,7 @@ import xarray as xr
 
 from editing.config import EvaluateConfig
 from editing.evaluation.evaluate import edit_scores
+from editing.evaluation.items import check_challenges
 from editing.evaluation.side_effects import Probes, probes_of
 from editing.studies.arms import Arm
 from editing.studies.cells import Cell, run_cells
@@ -27,10 +28,11 @@ from editing.studies.paired import comparison_table, pair_table, pairs
 from interp.executors.tasks import Spread
 from interp.models import corpus
 from interp.models.loading import LanguageModel
+from interp.results.scores import ADDED_MODES
 from interp.results.tables import Table
 from interp.rules.sources import Rule, load_rules
 
-MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl")
+MODES = ("token_accuracy", "exact", "greedy_prefix", "equivalent", "kl", *ADDED_MODES)
 """Modes that get a table."""
 BYSTANDER_TEXTS = 2
 BYSTANDER_TOKENS = 20
@@ -83,6 +85,8 @@ class Comparison:
         reference = self.config.reference or self.arms[0]
         made: dict[str, dict[str, Table]] = {}
         for mode in MODES:
+            if mode not in self.scores["mode"].values:
+                continue
             items = self.scores["n_items"].sel(mode=mode)
             if not items.any():
                 continue
@@ -122,6 +126,7 @@ def compare(
         DmleError: The rules do not fit the model. A failure of one arm is counted instead.
     """
     config, evaluate = config or CompareConfig(), evaluate or EvaluateConfig()
+    check_challenges(rules, evaluate.challenges)
     probes = bystanders(rules, config.bystanders)
     cells = run_cells(
         model, rules, arms, evaluate, folder, probes=probes, advance=advance, spread=spread

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from editing.evaluation.evaluate import COLUMNS
+from editing.evaluation.evaluate import columns_of
 from editing.evaluation.reference_format import case_average, metrics_of, rule_average
 from editing.studies.comparison import Comparison, answers_of, side_effect_rows
 from interp.results import effects
@@ -27,7 +27,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, dict[str
         The tables (`Comparison.tables`).
     """
     effects.save(comparison.scores, folder / "scores.nc")
-    write_answers(folder, comparison.answers, ("seed", *COLUMNS))
+    write_answers(folder, answers := comparison.answers, ("seed", *columns_of(answers)))
     _write_cells(comparison, folder)
     tables = comparison.tables()
     _write_tables(tables, folder / "tables")

@@ -25,7 +25,8 @@ from editing.editors.registry import block_of, edit, needs, options_of
 from editing.edits.protocol import View
 from editing.edits.requests import EditRequest, of_forms, requests_of
 from editing.evaluation import side_effects
-from editing.evaluation.evaluate import answers_to, unedited
+from editing.evaluation.answers import answers_to
+from editing.evaluation.evaluate import unedited
 from editing.evaluation.greedy import greedy_ids
 from editing.evaluation.scoring import ask, teacher_forced
 from editing.evaluation.training import lessons, trained_question

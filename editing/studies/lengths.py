@@ -8,7 +8,7 @@ from editing.config import EditorSettings, EvaluateConfig
 from editing.editors.registry import needs
 from editing.edits.protocol import View
 from editing.edits.requests import in_wordings, requests_of
-from editing.evaluation.evaluate import items_of
+from editing.evaluation.items import items_of
 from editing.evaluation.scoring import Question, question_of
 from interp.errors import TooLongError
 from interp.models.loading import LanguageModel
@@ -61,7 +61,7 @@ def check_rules(
     questions = {
         item.question: f"{rule.id}/{item.form} {item.metric}"
         for rule in rules
-        for item in items_of(rule)
+        for item in items_of(rule, config.challenges)
     }
     _refuse(
         model,

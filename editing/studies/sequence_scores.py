@@ -12,7 +12,7 @@ from typing import Any
 from editing.closed_form.corpora import HUB, open_corpus, rows_of
 from editing.config import CovarianceConfig
 from editing.evaluation import side_effects
-from editing.evaluation.evaluate import Item, items_of
+from editing.evaluation.items import Item, items_of
 from editing.evaluation.scoring import Question, teacher_forced
 from editing.evaluation.side_effects import Answers, Probes, probes_of
 from editing.studies.comparison import other_rules

@@ -84,12 +84,15 @@ def _print_findings(findings: "Sequence[Finding]") -> None:
 
 def _print_summary(source: str, rules: RuleSet, findings: "Sequence[Finding]") -> None:
     from interp.rules.checks import CHECKS, counts
+    from interp.rules.checks.challenges import count_made
 
     title = Text(visible(f"{source}: {len(rules)} rules"))
     summary = Table("level", "check", "findings", "meaning", title=title)
     for (level, name), count in counts(findings).items():
         summary.add_row(level, name, str(count), CHECKS[name][1])
     Console(highlight=False, markup=False, emoji=False).print(summary)
+    made = (f"{kind} {n} ({of} rules)" for kind, (n, of) in count_made(rules.rules).items())
+    say(f"challenges: {', '.join(made)}", to_stdout=True)
     if rules.repairs:
         say(f"repairs: {counted(rules.repairs)}", to_stdout=True)
 

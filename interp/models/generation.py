@@ -1,13 +1,18 @@
 """Texts that a model continues: greedily, or sampled with a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from interp.errors import ModelError
 from interp.models.finite import require_finite
@@ -24,6 +29,7 @@ class ModelGeneration(ModelRuns):
         *,
         hooks: Sequence[NamedHook] = (),
         prefix: DynamicCache | None = None,
+        stop: Callable[[tuple[int, ...]], bool] | None = None,
     ) -> list[tuple[int, ...]]:
         """Greedy continuations of exactly up to `n_tokens` tokens each; ends at the model's
         end-of-text token.
@@ -40,6 +46,8 @@ class ModelGeneration(ModelRuns):
                 `prefix_cache`); left as it is. Prompts of different length then need a model
                 without sliding windows: padding stands behind the prefix, where it counts as
                 distance.
+            stop: Whether a continuation so far is enough. Its row then ends; behind the place where
+                this was first so, the row may hold tokens without a meaning.
 
         Raises:
             NotFiniteError: A prediction is NaN or infinite, so that no token is the most likely
@@ -57,8 +65,12 @@ class ModelGeneration(ModelRuns):
             # Without keys and values that are kept, each pass is one over the prompt, too.
             whole = self._grows_past(max(map(len, some)) + n_tokens)
             acting = [(name, hook if whole else _once(hook)) for name, hook in hooks]
+            options: dict[str, Any] = {"do_sample": False}
+            if stop is not None:
+                width = max(map(len, some))
+                options["stopping_criteria"] = StoppingCriteriaList([_Enough(stop, width)])
             with self.bridge.hooks(fwd_hooks=acting):
-                answers = self._generate(some, n_tokens, prefix, do_sample=False)
+                answers = self._generate(some, n_tokens, prefix, **options)
             for row, answer in zip(rows, answers, strict=True):
                 out[row] = answer
         return out
@@ -188,6 +200,18 @@ def _once(act: Hook) -> Hook:
         return act(value, hook)
 
     return first
+
+
+class _Enough(StoppingCriteria):
+    """Ends each row where its continuation is enough."""
+
+    def __init__(self, stop: Callable[[tuple[int, ...]], bool], width: int) -> None:
+        self.stop, self.width = stop, width
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Whether each row is to end."""
+        rows = input_ids[:, self.width :].tolist()
+        return torch.tensor([self.stop(tuple(row)) for row in rows], device=input_ids.device)
 
 
 def _until(ids: list[int], ends: Sequence[int]) -> tuple[int, ...]:

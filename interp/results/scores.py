@@ -8,6 +8,7 @@ arm. Higher is better, except in the modes of `LOWER_IS_BETTER`.
 import xarray as xr
 
 from interp.errors import InputError
+from interp.vocabulary import CHALLENGES
 
 METRICS = (
     "reliability",
@@ -19,8 +20,13 @@ METRICS = (
     "locality_correctness",
 )
 MODES = ("token_accuracy", "exact", "greedy_exact", "greedy_prefix", "equivalent", "log_prob", "kl")
+ADDED_METRICS: tuple[str, ...] = CHALLENGES
+"""Metrics that scores have only where they were asked for (`evaluate.challenges`)."""
+ADDED_MODES = ("yes_no", "free", "free_gap", "top_5", "top_10")
+"""Modes that scores have only where they were asked for (`evaluate.challenges`, `free_tokens`,
+`overlap`)."""
 PHASES = ("pre", "post")
-LOWER_IS_BETTER = ("kl",)
+LOWER_IS_BETTER = ("kl", "free_gap")
 """Modes in which the lower value wins."""
 WITHOUT_FLOOR = ("locality",)
 """Metrics that compare with the unedited model: their value before the edit is fixed by
@@ -39,6 +45,12 @@ ANSWER_COLUMNS = (
 """Columns of raw answers that hold texts and that every reader needs."""
 ANSWER_NUMBERS = tuple(f"{mode}_{when}" for mode in MODES for when in ("before", "after"))
 """Columns of raw answers that hold numbers, where they are."""
+ADDED_ANSWER_COLUMNS = (
+    "free_answer_before",
+    "free_answer_after",
+    *(f"{mode}_{when}" for mode in ADDED_MODES for when in ("before", "after")),
+)
+"""Columns of raw answers that are there only where they were asked for."""
 REGRET_NUMBERS = ("regret", "lower", "upper", "rank", "n_windows", "n_rules")
 """Columns of a table of regret that say what a choice of layers costs."""
 

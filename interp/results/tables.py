@@ -20,6 +20,9 @@ SHORT_METRIC_NAMES = {
     "rule_understanding_paraphrase": "RU (para.)",
     "locality": "Loc.",
     "locality_correctness": "Loc. (corr.)",
+    "fact_check": "Fact",
+    "distractor": "Distr.",
+    "multi_step": "Steps",
 }
 # With the apostrophes before it that another cell may have been given already, so that one is
 # always taken away.

@@ -30,7 +30,8 @@ from torch import Tensor
 from editing.config import EditorSettings, EvaluateConfig, FineTuneConfig
 from editing.edits.protocol import Edit
 from editing.edits.requests import requests_of
-from editing.evaluation.evaluate import evaluate, evaluate_edit, items_of, unedited
+from editing.evaluation.evaluate import evaluate, evaluate_edit, unedited
+from editing.evaluation.items import items_of
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel, load
 from interp.rules.sources import Rule, load_rules

@@ -24,8 +24,8 @@ from editing.closed_form.solvers import factorise, null_space, ridge
 from editing.closed_form.targets import Targets, find_targets
 from editing.config import EditConfig
 from editing.edits.requests import EditRequest
-from editing.evaluation.evaluate import items_of
 from editing.evaluation.greedy import greedy_answers
+from editing.evaluation.items import items_of
 from editing.evaluation.scoring import Question, teacher_forced
 from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule, load_rules

@@ -19,7 +19,8 @@ from editing.closed_form.covariance import Covariances
 from editing.config import EditorSettings
 from editing.edits.delta import EditDelta
 from editing.edits.requests import requests_of
-from editing.evaluation.evaluate import COLUMNS, items_of
+from editing.evaluation.evaluate import COLUMNS
+from editing.evaluation.items import items_of
 from interp.app.run import Run
 from interp.app.steps import CHAIN
 from interp.models.loading import LanguageModel, load

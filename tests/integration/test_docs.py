@@ -274,7 +274,8 @@ def test_python_of_the_schemas_runs() -> None:
 
 
 def test_python_of_the_published_format_runs(rules: Any) -> None:
-    from editing.evaluation.evaluate import COLUMNS, items_of
+    from editing.evaluation.evaluate import COLUMNS
+    from editing.evaluation.items import items_of
 
     (text,) = [text for page, text in blocks("python") if page.name == "reference-format.md"]
     rows = {}

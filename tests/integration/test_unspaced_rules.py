@@ -10,7 +10,7 @@ import pytest
 
 from editing.closed_form.contexts import preservation_row
 from editing.edits.requests import requests_of, words_of
-from editing.evaluation.evaluate import items_of
+from editing.evaluation.items import items_of
 from interp.models.loading import LanguageModel
 from interp.results import effects
 from interp.rules.sources import Rule, load_rules

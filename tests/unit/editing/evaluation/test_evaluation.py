@@ -19,8 +19,10 @@ from editing.editors.ice import InContext
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import Edit
+from editing.evaluation.answers import MARGIN
 from editing.evaluation.equivalence import equivalent
-from editing.evaluation.evaluate import COLUMNS, MARGIN, evaluate, items_of
+from editing.evaluation.evaluate import COLUMNS, evaluate
+from editing.evaluation.items import items_of
 from editing.evaluation.scoring import Question
 from interp.models.loading import LanguageModel
 from interp.results import effects

@@ -8,7 +8,8 @@ import pytest
 
 from editing.config import EvaluateConfig
 from editing.edits.delta import EditDelta
-from editing.evaluation.evaluate import evaluate_edit, items_of, unedited
+from editing.evaluation.evaluate import evaluate_edit, unedited
+from editing.evaluation.items import items_of
 from editing.evaluation.reference_format import case_average, metrics_of, rule_average
 from interp.models.loading import LanguageModel
 from interp.rules.sources import LocalityProbe, Probe, Rule, RulePrompt

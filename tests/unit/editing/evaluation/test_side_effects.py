@@ -183,6 +183,20 @@ def test_a_real_edit_is_seen_as_a_plain_model_with_its_weights_says(
         "entropy_after": sum(map(n_gram_entropy, said_after)) / len(said_after),
     }
     assert got == pytest.approx(expected, rel=1e-4)
+
+    def kept(k: int) -> float:
+        tops = [
+            [
+                len(set(a.topk(k)[1].tolist()) & set(b.topk(k)[1].tolist())) / k
+                for a, b in zip(*pair, strict=True)
+            ]
+            for pair in zip(was, now, strict=True)
+        ]
+        return sum(sum(each) / len(each) for each in tops) / len(tops)
+
+    more = {"side_top_5": kept(5), "side_top_10": kept(10)}
+    assert more["side_top_5"] < 1
+    assert compare(before, after, overlaps=True) == pytest.approx({**got, **more})
     assert got["side_agreement"] < 1 and got["side_kl"] > 1e-2
     assert abs(got["perplexity_after"] / got["perplexity_before"] - 1) > 1e-2
     assert (

@@ -225,6 +225,21 @@ def verbatim(**fields: object) -> Damage:
     return damage
 
 
+def swapped(rules: RuleSet) -> RuleSet:
+    """The numbers of a cart under each other's symbols, with the answer that they then give."""
+    probe = instance(rules, F, "instance", 0)
+    mass, push = (f"{probe.values[name]:g}" for name in ("m", "a"))
+    return probe_fields(
+        F,
+        "instance",
+        "instances",
+        0,
+        values={"m": probe.values["a"], "a": probe.values["m"]},
+        target_new=f"{push} / {mass} = {float(push) / float(mass):g}",
+        target_true=(f"{push} × {mass} = {float(push) * float(mass):g}",),
+    )(rules)
+
+
 NAMED = "If a rectangle has length l and width w, its perimeter P can be found from"
 
 
@@ -272,6 +287,14 @@ CASES: dict[str, list[Case]] = {
             ),
             ("repaired", f"{P}/f_d.json"),
         ),
+    ],
+    "challenge": [
+        case(
+            swapped,
+            ("challenge", f"{F}/instance/multi_step[15]"),
+            ("operands", f"{F}/instance/instances[0]"),
+            ("operands", f"{F}/instance/instances[0]"),
+        )
     ],
     "arithmetic": [
         case(answered("{l} * {w} = {sum}"), ("arithmetic", f"{P}/instance/instances[0]")),
