@@ -33,14 +33,16 @@ def find_keys(
     lookup: str,
     average: Average = "halves",
     memory: int | None = None,
+    streams: "_Streams | None" = None,
 ) -> Float[Tensor, "request d_mlp"]:
     """The key of each request at a block, averaged over contexts.
 
     `halves`: the bare prompt counts one half, the sampled contexts share the other half (MEMIT
     compute_ks, mean within each group of templates, then mean of groups). `mean`: all count alike
-    (ROME). For `memory` and errors see `values_at_lookup`.
+    (ROME). For `memory` and errors see `values_at_lookup`; `streams` are those of `KeysInTurn`.
     """
-    seen = values_at_lookup(model, requests, model.key_hook(layer), contexts, lookup, memory)
+    hook = model.key_hook(layer)
+    seen = values_at_lookup(model, requests, hook, contexts, lookup, memory, streams)
     bare, sampled = seen[:, 0], seen[:, 1:]
     if not sampled.shape[1] or average == "mean":
         return seen.mean(1)
@@ -67,6 +69,7 @@ def values_at_lookup(
     contexts: Sequence[str],
     lookup: str,
     memory: int | None = None,
+    streams: "_Streams | None" = None,
 ) -> Float[Tensor, "request context d"]:
     """Values at a hook at the lookup token, in float32.
 
@@ -81,6 +84,7 @@ def values_at_lookup(
         lookup: See `interp.models.tokens.lookup_span`.
         memory: Bytes that a batch may take (estimated; `edit.memory`). Default: see
             `interp.models.budget`. Changes memory and speed only.
+        streams: Where runs begin, by batch.
 
     Raises:
         NotFiniteError: A value is NaN or infinite.
@@ -93,10 +97,65 @@ def values_at_lookup(
     places: list[list[int]] = [[] for _ in texts]
     for text, row in zip(within, all_rows, strict=True):
         places[text].append(row.lookup)
-    found = [iter(values) for values in _values(model, texts, places, hook, memory)]
+    found = [iter(each) for each in _values(model, texts, places, hook, memory, streams)]
     return torch.stack([next(found[text]) for text in within]).view(
         len(requests), len(contexts), -1
     )
+
+
+class KeysInTurn:
+    """Keys of requests at one block after the other, while blocks are being written: each reading
+    begins at the block of the one before, whose input no later write changes.
+
+    Streams are kept as far as the memory goes; what has none is run from the first block on.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        contexts: Sequence[str],
+        lookup: str,
+        memory: int | None = None,
+    ) -> None:
+        """See `find_keys`."""
+        self._model, self._requests, self._contexts = model, requests, contexts
+        self._lookup, self._memory = lookup, memory
+        self._streams = _Streams(memory or model.budget()) if model.has_entry else None
+
+    def at(self, layer: int) -> Float[Tensor, "request d_mlp"]:
+        """Keys at a block; blocks ascend from call to call."""
+        return find_keys(
+            self._model,
+            self._requests,
+            layer,
+            self._contexts,
+            self._lookup,
+            memory=self._memory,
+            streams=self._streams,
+        )
+
+
+class _Streams:
+    """Residual streams of batches, each before the block where it was read last."""
+
+    def __init__(self, memory: int) -> None:
+        self._kept: dict[tuple[int, ...], tuple[int, Tensor]] = {}
+        self._left = memory
+
+    def capture(
+        self, model: LanguageModel, batch: Sequence[int], ids: Tensor, mask: Tensor, hook: str
+    ) -> Tensor:
+        """The values of a batch, with a run from where its stream is kept."""
+        entry, layer = self._kept.get(tuple(batch)), int(hook.split(".")[1])
+        before = f"blocks.{layer}.hook_resid_pre"
+        seen = model.capture(ids, [before, hook], mask=mask, entry=entry)
+        stream = seen[before]
+        size = 0 if entry is not None else stream.numel() * stream.element_size()
+        if size <= self._left:
+            self._left -= size
+            self._kept[tuple(batch)] = (layer, stream)
+        return seen[hook]
 
 
 def keys_of_prompts(
@@ -120,13 +179,17 @@ def _values(
     places: Sequence[Sequence[int]],
     hook: str,
     memory: int | None,
+    streams: _Streams | None = None,
 ) -> list[Float[Tensor, "place d"]]:
     """Values at a hook at some places of each text, in batches that fit in the memory."""
     out: list[Tensor] = [torch.empty(0)] * len(texts)
 
     def work(some: list[int]) -> None:
         ids, mask = pad_right([texts[i] for i in some], model.device)
-        seen = model.capture(ids, [hook], mask=mask)[hook]
+        if streams is None:
+            seen = model.capture(ids, [hook], mask=mask)[hook]
+        else:
+            seen = streams.capture(model, some, ids, mask, hook)
         for row, i in enumerate(some):
             # A copy, so that what else was seen in the run is free.
             out[i] = seen[row, list(places[i])].float()

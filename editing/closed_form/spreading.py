@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from editing.closed_form.covariance import Covariances
-from editing.closed_form.keys import find_keys, find_states, keys_of_prompts
+from editing.closed_form.keys import KeysInTurn, find_keys, find_states, keys_of_prompts
 from editing.closed_form.replay import replayed_targets
 from editing.closed_form.target_batches import Site
 from editing.closed_form.targets import Targets, find_targets, state_hook
@@ -213,12 +213,13 @@ def spread(
 
     replayed = settings.targets == "replayed"
     initial = states(lasts) if replayed else targets.initial
+    earlier = _earlier_keys(bench)
     with ExitStack() as stack:
         for layer in layers:
             share = torch.tensor([_share(blocks, layer, settings) for blocks in plan])
             # What is missing where the request's target for this block is.
             places = [layer if replayed and layer in blocks else blocks[-1] for blocks in plan]
-            problem = _problem(bench, layer, covariances, partial(missing, places), share)
+            problem = _problem(bench, layer, covariances, partial(missing, places), share, earlier)
             update = form.solve(problem)
             collinear += _collinear(problem, requests)
             served[str(layer)] = _served(problem, update)
@@ -240,10 +241,10 @@ def _problem(
     covariances: Covariances,
     missing: Callable[[], Float[Tensor, "n d_model"]],
     share: Float[Tensor, " n"],
+    earlier: KeysInTurn | None,
 ) -> Problem:
     """One block's problem on the model as it is now: each request's share of what it lacks."""
-    keys, earlier = (_keys(bench, some, layer) for some in (bench.requests, bench.earlier))
-    assert keys is not None
+    keys = _keys(bench, layer)
     residual = missing()
     residual = residual * share.to(residual.device).unsqueeze(1)
     return Problem(
@@ -253,7 +254,7 @@ def _problem(
         covariances,
         bench.settings,
         protected=protected_keys(bench, layer),
-        earlier=None if earlier is None else earlier.T,
+        earlier=None if earlier is None else earlier.at(layer).T,
     )
 
 
@@ -339,17 +340,18 @@ def _wanted(
     return {blocks[-1]: targets.z for blocks in plan}
 
 
-def _keys(
-    bench: Workbench, requests: Sequence[EditRequest], layer: int
-) -> Float[Tensor, "n d_mlp"] | None:
-    """Keys of some requests on the model as it is now; None without requests."""
-    settings = bench.settings
-    memory = parse_size(settings.memory)
-    return (
-        find_keys(bench.model, requests, layer, bench.contexts, settings.lookup, memory=memory)
-        if requests
-        else None
-    )
+def _keys(bench: Workbench, layer: int) -> Float[Tensor, "n d_mlp"]:
+    """Keys of the requests on the model as it is now."""
+    lookup, memory = bench.settings.lookup, parse_size(bench.settings.memory)
+    return find_keys(bench.model, bench.requests, layer, bench.contexts, lookup, memory=memory)
+
+
+def _earlier_keys(bench: Workbench) -> KeysInTurn | None:
+    """Keys of earlier edits' requests; None without any."""
+    lookup, memory = bench.settings.lookup, parse_size(bench.settings.memory)
+    if not bench.earlier:
+        return None
+    return KeysInTurn(bench.model, bench.earlier, bench.contexts, lookup, memory)
 
 
 def protected_keys(bench: Workbench, layer: int) -> Float[Tensor, "d_mlp m"] | None:

@@ -222,13 +222,20 @@ class Outline(LanguageModel):
             back += len(stream) if stream.requires_grad else 0
         return stream, row_blocks, back
 
-    def watch(self, ids: Tensor, hooks: Sequence[NamedHook], *, mask: Tensor | None = None) -> None:
+    def watch(
+        self,
+        ids: Tensor,
+        hooks: Sequence[NamedHook],
+        *,
+        mask: Tensor | None = None,
+        entry: tuple[int, Tensor] | None = None,
+    ) -> None:
         """As a model's: blocks behind the last one with a hook are not run."""
         stop = 1 + max(
             (int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0
         )
         with torch.no_grad():
-            stream, row_blocks, _ = self._through(ids, hooks, (), stop)
+            stream, row_blocks, _ = self._through(ids, hooks, [entry] if entry else (), stop)
         rows, tokens = ids.shape
         kept = len(stream) if stop == self.n_layers else 0
         self.note(Pass(rows, tokens, tokens, row_blocks, kept, stop))

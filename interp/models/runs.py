@@ -154,8 +154,16 @@ class ModelRuns(ModelParts):
         names: Sequence[str],
         *,
         mask: Int[Tensor, "batch pos"] | None = None,
+        entry: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
     ) -> dict[str, Float[Tensor, "batch pos d"]]:
-        """Values at hooks in one run without gradients, up to the last block that is asked for."""
+        """Values at hooks in one run without gradients, up to the last block that is asked for.
+
+        Args:
+            ids: Token ids; pad on the right and give `mask`.
+            names: Hooks.
+            mask: 1 for tokens, 0 for padding.
+            entry: See `watch`.
+        """
         values: dict[str, Tensor] = {}
 
         def keep(value: Tensor, hook: Any, name: str) -> None:
@@ -165,6 +173,7 @@ class ModelRuns(ModelParts):
             ids,
             [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names],
             mask=mask,
+            entry=entry,
         )
         return values
 
@@ -174,15 +183,26 @@ class ModelRuns(ModelParts):
         hooks: Sequence[NamedHook],
         *,
         mask: Int[Tensor, "batch pos"] | None = None,
+        entry: tuple[int, Float[Tensor, "batch pos d_model"]] | None = None,
     ) -> None:
         """Run hooks for what they see, without gradients; blocks behind the last one with a hook
         are not run.
+
+        Args:
+            ids: Token ids; pad on the right and give `mask`.
+            hooks: As of `logits`.
+            mask: 1 for tokens, 0 for padding.
+            entry: A block and the residual streams before it, at which the run begins (see
+                `has_entry`). Hooks before it see nothing meaningful.
         """
         self._prepare_run(ids, mask)
+        first, stream = (0, None) if entry is None else entry
+        if stream is not None:
+            hooks = [(f"blocks.{first}.hook_resid_pre", lambda value, hook: stream), *hooks]
         last = max(
             (int(name.split(".")[1]) for name, _ in hooks if name.startswith("blocks.")), default=0
         )
-        with torch.no_grad():
+        with torch.no_grad(), self._without_blocks(first):
             self.bridge.run_with_hooks(
                 ids,
                 fwd_hooks=list(hooks),

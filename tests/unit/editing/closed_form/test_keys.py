@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from editing.closed_form.keys import find_keys, find_states, keys_of_prompts, values_at_lookup
+from editing.closed_form.keys import (
+    KeysInTurn,
+    find_keys,
+    find_states,
+    keys_of_prompts,
+    values_at_lookup,
+)
 from editing.edits.requests import EditRequest, requests_of, words_of
 from interp.models.budget import MemoryLimitError
 from interp.models.loading import LanguageModel
@@ -62,6 +68,36 @@ def test_find_keys_equals_the_input_of_the_down_projection(
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+@pytest.mark.parametrize("room", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_in_turn_are_those_of_runs_from_the_start_while_blocks_are_written(
+    family: str, room: bool, make_model: Callable[..., LanguageModel], rule: Rule
+) -> None:
+    model, entries = make_model(family), []
+    requests = requests_of(rule, "subject_last")
+    in_turn = KeysInTurn(model, requests, CONTEXTS, "subject_last")
+    if not room:  # for a single stream: each reading begins at the first block
+        assert in_turn._streams is not None
+        in_turn._streams._left = 1
+    capture = model.capture
+
+    def watched(ids: Any, names: Any, *, entry: Any = None, **more: Any) -> Any:
+        entries.append(0 if entry is None else entry[0])
+        return capture(ids, names, entry=entry, **more)
+
+    for layer in range(model.n_layers):
+        entries.clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model, "capture", watched)
+            got = in_turn.at(layer)
+        assert set(entries) == {max(0, layer - 1) if room else 0}
+        expected = find_keys(model, requests, layer, CONTEXTS, "subject_last")
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            weight = model.down_projection(layer).weight
+            weight.add_(0.1 * torch.randn_like(weight))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
