@@ -24,7 +24,7 @@ from editing.evaluation.side_effects import Probes, probes_of
 from editing.studies.arms import Arm
 from editing.studies.cells import Cell, run_cells
 from editing.studies.config import CompareConfig
-from editing.studies.paired import comparison_table, pair_table, pairs
+from editing.studies.paired import comparison_table, numbers, pair_table, pairs
 from interp.executors.tasks import Spread
 from interp.models import corpus
 from interp.models.loading import LanguageModel
@@ -77,19 +77,33 @@ class Comparison:
                 first.setdefault(cell.arm, f"{cell.rule}: {cell.error}")
         return first
 
+    def numbers(self) -> list[dict[str, Any]]:
+        """The numbers of all tables as rows (`editing.studies.paired.numbers`)."""
+        return numbers(self.scores, self.modes, self.reference, **self._options)
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.config.reference or self.arms[0]
+
+    @property
+    def modes(self) -> list[str]:
+        """Modes that have a table: those with scores."""
+        there = [mode for mode in MODES if mode in self.scores["mode"].values]
+        return [mode for mode in there if self.scores["n_items"].sel(mode=mode).any()]
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"resamples": self.config.resamples, "confidence": self.config.confidence}
+
     def tables(self) -> dict[str, dict[str, Table]]:
         """Tables by mode and kind: ``comparison`` of the arms for each mode with scores, and
         ``pairs`` where the reference and another arm have scores.
         """
-        options = {"resamples": self.config.resamples, "confidence": self.config.confidence}
-        reference = self.config.reference or self.arms[0]
+        options, reference = self._options, self.reference
         made: dict[str, dict[str, Table]] = {}
-        for mode in MODES:
-            if mode not in self.scores["mode"].values:
-                continue
+        for mode in self.modes:
             items = self.scores["n_items"].sel(mode=mode)
-            if not items.any():
-                continue
             table = comparison_table(self.scores, mode, self.failed, **options)
             made[mode] = {"comparison": table}
             scored = items.sum(["rule", "form", "metric", "phase"])

@@ -21,7 +21,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, dict[str
     """Write a comparison into a run folder, in place of another one.
 
     ``scores.nc``, ``answers.json`` and ``answers.csv``, ``cells.csv`` and
-    ``tables/side-effects.csv``, ``tables/comparison-*`` and ``tables/pairs-*``, ``published/``.
+    ``tables/side-effects.csv``, ``tables/comparison-*`` and ``tables/pairs-*``, their numbers in
+    ``tables/comparison.csv``, and ``published/``.
 
     Returns:
         The tables (`Comparison.tables`).
@@ -31,6 +32,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> dict[str, dict[str
     _write_cells(comparison, folder)
     tables = comparison.tables()
     _write_tables(tables, folder / "tables")
+    text = csv_text(pd.DataFrame(comparison.numbers()), index=False, float_format="%.4f")
+    write_text(folder / "tables" / "comparison.csv", text)
     _write_published(comparison, folder)
     return tables
 

@@ -13,6 +13,7 @@ is a win.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -125,17 +126,21 @@ def summary(
     Returns:
         Dims editor metric (those with data): ``mean``, ``lower``, ``upper``, ``n`` (rules), and
         ``before``, the mean before the edit over the same rules. The interval is NaN with fewer
-        than two rules.
+        than two rules. The first editor is the unedited model (`FLOOR`), over all rules that some
+        arm has a score for.
 
     Raises:
         ValueError: The mode is unknown or has no scores.
     """
-    after = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
+    edited = _with_data(per_rule(scores, mode).sel(phase="post", drop=True))
+    floor = _floor(scores, mode, edited).expand_dims(editor=[FLOOR])
+    after = xr.concat([floor.transpose(*edited.dims), edited], "editor")
     before = (
         per_rule(scores, mode)
-        .sel(phase="pre", metric=after["metric"], drop=True)
-        .where(after.notnull())
+        .sel(phase="pre", metric=edited["metric"], drop=True)
+        .where(edited.notnull())
     )
+    before = xr.concat([floor.transpose(*before.dims), before], "editor")
     mean, lower, upper = _bootstrap(after.values, resamples, confidence, seed)
     dims = ("editor", "metric")
     return xr.Dataset(
@@ -154,6 +159,37 @@ def summary(
             "bootstrap_seed": seed,
         },
     )
+
+
+def numbers(
+    scores: xr.Dataset,
+    modes: Sequence[str],
+    reference: str,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """The numbers of all tables as rows: `summary` of each mode, and beside each arm's mean its
+    difference from the reference, where both have scores (`pairs`).
+    """
+    options: dict[str, Any] = {"resamples": resamples, "confidence": confidence, "seed": seed}
+    rows = []
+    for mode in modes:
+        means = summary(scores, mode, **options)
+        found = pairs(scores, mode, reference, **options) if reference in means["editor"] else []
+        others = {(pair.arm, pair.metric): pair for pair in found}
+        for arm in map(str, means["editor"].values):
+            for metric in map(str, means["metric"].values):
+                one = means.sel(editor=arm, metric=metric)
+                row = {"arm": arm, "metric": metric, "mode": mode}
+                row |= {name: one[name].item() for name in ("mean", "lower", "upper", "n")}
+                if (pair := others.get((arm, metric))) is not None:
+                    row |= {"reference": reference, "difference": pair.mean}
+                    row |= {"difference_lower": pair.lower, "difference_upper": pair.upper}
+                    row |= {"wins": pair.wins, "ties": pair.ties, "losses": pair.losses}
+                rows.append(row)
+    return rows
 
 
 def comparison_table(

@@ -95,6 +95,9 @@ def test_tables_are_in_both_formats(compared: Path) -> None:
     assert "| strong |" in table
     assert "unedited" in table
     assert r"\toprule" in (compared / "tables" / "comparison-token_accuracy.tex").read_text()
+    numbers = pd.read_csv(compared / "tables" / "comparison.csv")
+    row = numbers[(numbers["metric"] == "reliability") & (numbers["mode"] == "token_accuracy")]
+    assert f"| {row['mean'].iloc[0]:.2f} " in table.splitlines()[2]
     lines = (compared / "tables" / "pairs-token_accuracy.md").read_text().splitlines()
     strong, again = (
         next(line.split("|")[2:] for line in lines if f"| {name} |" in line)

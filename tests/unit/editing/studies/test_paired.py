@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from editing.studies.paired import Pair, comparison_table, pair_table, pairs, summary
+from editing.studies.paired import Pair, comparison_table, numbers, pair_table, pairs, summary
 from interp.results.intervals import resample_counts
 from interp.results.scores import modes_with_scores, per_rule
 
@@ -221,6 +221,38 @@ def test_summary_has_means_intervals_and_the_floor_of_the_same_rules() -> None:
             assert (one["lower"].item(), one["upper"].item()) == pytest.approx(
                 expected, nan_ok=True
             )
+
+    floor = got.sel(editor="unedited")
+    assert floor["mean"].sel(metric="reliability").item() == pytest.approx(0.25)
+    expected = interval((0.1, 0.2, 0.3, 0.4), seed=3)
+    one = floor.sel(metric="reliability")
+    assert (one["lower"].item(), one["upper"].item()) == pytest.approx(expected)
+    assert np.isnan(floor["mean"].sel(metric="locality").item())
+
+
+def test_numbers_are_those_of_the_tables() -> None:
+    scores = hand_scores()
+    rows = numbers(scores, ["token_accuracy", "kl"], "base", **BOOTSTRAP)
+    by_place = {(row["arm"], row["metric"], row["mode"]): row for row in rows}
+    assert len(by_place) == len(rows)
+    assert [row["arm"] for row in rows[:: len(METRICS)]][:4] == [
+        "unedited",
+        "my_arm",
+        "base",
+        "few",
+    ]
+    for mode in ("token_accuracy", "kl"):
+        means = summary(scores, mode, **BOOTSTRAP)
+        for pair in pairs(scores, mode, "base", **BOOTSTRAP):
+            row = by_place[pair.arm, pair.metric, mode]
+            said = [row[name] for name in ("difference", "difference_lower", "difference_upper")]
+            assert said == pytest.approx([pair.mean, pair.lower, pair.upper], nan_ok=True)
+            assert (row["wins"], row["ties"], row["losses"]) == (pair.wins, pair.ties, pair.losses)
+            expected = means["mean"].sel(editor=pair.arm, metric=pair.metric).item()
+            assert row["mean"] == pytest.approx(expected, nan_ok=True)
+            assert row["reference"] == "base"
+    assert "difference" not in by_place["base", "locality", "kl"]
+    assert "difference" not in by_place["unedited", "locality", "kl"]
 
 
 SHIFT = 0.001
