@@ -22,7 +22,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
-PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 RUN = (("rules", "build"), ("rules", "check", "my_rules.json"))
 """Beginnings of the commands that are run, on the rule of `docs/rules.md`."""
@@ -327,8 +327,9 @@ def headings(page: Path) -> set[str]:
 
 def test_every_page_is_listed_by_a_question() -> None:
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "index.md" or f"]({page.name})" in text, page.name
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        assert name == "index.md" or f"]({name})" in text, name
 
 
 def test_make_targets_and_modules_of_the_pages_exist() -> None:
