@@ -28,7 +28,7 @@ endef
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test golden test-fast check coverage browser lint typecheck format bench bench-quick planted house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
+.PHONY: help setup demo test golden test-fast check coverage browser lint typecheck format bench bench-quick planted reproduce house figures fuzz kills docs notebook notebooks rulebook rulebook-stats lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,7 +59,8 @@ test: setup ## Run all tests but those of `make golden`
 
 # Before a change in tracing, statistics, solvers or editors is merged. Without the stored runs they are skipped.
 golden: setup ## Compare with stored runs of other programs, cell by cell: maps, statistics, searches, edits
-	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden tests/integration/test_workers.py tests/unit/interp/executors
+	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden tests/unit/interp/executors \
+	  tests/integration/test_workers.py tests/integration/test_notebooks.py
 
 test-fast: setup ## Run the tests that load no trained model and take no long time
 	$(TEST) -m "not slow"
@@ -97,6 +98,11 @@ bench-quick: setup ## Time the same parts at small sizes, in minutes: bench-quic
 # MODELS=tiny leaves the embedded model out: minutes instead of hours.
 planted: setup ## Plant associations in known layers, and count how often they are found: planted.json
 	$(BIN)/python -m tests.benchmarks.planted $(MODELS) --maps build/planted
+
+# RULES=RuleEdit-200.zip adds the runs on RuleEdit. A stopped run goes on.
+MODEL ?= smollm2-135m
+reproduce: setup ## Make the runs of docs/results.md anew, for hours, of any MODEL; it prints a plan first: runs/reproduce
+	$(BIN)/python -m tests.benchmarks.reproduce --model $(MODEL) $(if $(RULES),--rules $(RULES))
 
 # One thread: the processes are forked. SEED=1000000 gives other cases; MINUTES=30 is the run by hand.
 MINUTES ?= 1

@@ -13,12 +13,15 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.benchmarks import reproduce
 
 ROOT = Path(__file__).parents[2]
 TOP = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
@@ -114,8 +117,19 @@ def help_lines() -> list[tuple[str, list[str]]]:
     return lines
 
 
+def reproduced() -> list[tuple[str, list[str]]]:
+    """The lines of `make reproduce`, for the embedded model and for one of other depth."""
+    lines = []
+    for name, n_layers in (("smollm2-135m", 30), ("gemma3-270m", 18)):
+        for line in reproduce.LINES:
+            out = Path(tempfile.gettempdir()) / "dmle-reproduce" / name
+            words = reproduce.words_of(line, out, name, Path("RuleEdit-200.zip"), None, n_layers)
+            lines.append((f"make reproduce, {name}", words))
+    return lines
+
+
 COMMANDS = commands()
-LINES = [*COMMANDS, *help_lines()]
+LINES = [*COMMANDS, *help_lines(), *reproduced()]
 
 
 def is_run(words: list[str]) -> bool:

@@ -23,7 +23,7 @@ from editing.config import CovarianceConfig
 statistics = Statistics(model, CovarianceConfig(identity=True), folder / "statistics")
 """
 SMALLER = {
-    "limit=8": "limit=2",
+    "limit=8": "limit=1",
     "trace(model, rules)": (
         'trace(model, rules, samples=2, positions=["rule_word"], components=["mlp"])'
     ),

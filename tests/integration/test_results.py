@@ -15,6 +15,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +97,7 @@ def parts(cell: str, of_difference: bool) -> Iterator[tuple[str, str]]:
             yield name, text
 
 
+@cache
 def known(files: tuple[str, ...]) -> pd.DataFrame:
     return pd.concat(
         [pd.read_csv(DATA / name, dtype={"arm": str, "layers": str}) for name in files]

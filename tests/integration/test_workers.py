@@ -63,7 +63,8 @@ def assert_same(run: Run, other: Run) -> None:
     assert cells(run) == cells(other)
 
 
-@pytest.mark.parametrize("kind", ["processes", pytest.param("ray", marks=pytest.mark.golden)])
+@pytest.mark.golden
+@pytest.mark.parametrize("kind", ["processes", "ray"])
 def test_workers_find_what_one_process_finds(
     kind: str, inputs: Path, serial: Run, tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def test_errors_are_raised_here(
         list(RayCluster(1, cluster[0].address).run(Job(f"{JOBS}:refusing", {"when": ""}), [task]))
 
 
+@pytest.mark.golden
 def test_a_node_that_leaves_is_survived(cluster: tuple[Any, Any], tmp_path: Path) -> None:
     """The last test of the cluster: the node does not come back."""
     tasks = [str(n) for n in range(24)]
