@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from editing.closed_form.contexts import preservation_row, rows
 from editing.config import TargetConfig
 from editing.edits.requests import EditRequest
+from interp.models.budget import fits
 from interp.models.loading import LanguageModel, NamedHook
 from interp.models.tokens import pad_right
 from interp.settings.sizes import parse_size
 
 Site = Literal["resid", "mlp"]
+REMEDY = "use shorter prompts or contexts, another device, or model.dtype=bfloat16"
 PADDING, FREE_PADDING = 1.15, 40
 """Rows are batched together as long as no more than this many times their tokens, and so many more,
 are run: a batch costs as much as some 40 tokens by its weights alone, which have to be read."""
@@ -87,7 +89,17 @@ def batches_of(
     """
     texts = _rows(model, requests, contexts, config)
     chunks = _batched(texts, model.step_bytes(layer), config, model.lengths.kind)
-    return [_prepare(model, chunk, layer, site) for chunk in chunks]
+    return [batch for chunk in chunks for batch in _prepared(model, chunk, layer, site)]
+
+
+def _prepared(model: LanguageModel, chunk: Sequence[Row], layer: int, site: Site) -> list[Batch]:
+    """Rows as one batch, or as several where memory runs out."""
+    made: list[Batch] = []
+    if fits(len(chunk), REMEDY, lambda: made.append(_prepare(model, chunk, layer, site))):
+        return made
+    half = len(chunk) // 2
+    parts = (chunk[:half], chunk[half:])
+    return [batch for part in parts for batch in _prepared(model, part, layer, site)]
 
 
 def _rows(
@@ -225,8 +237,18 @@ def without(model: LanguageModel, batches: Sequence[Batch], done: Tensor) -> lis
 def _without(model: LanguageModel, batch: Batch, done: Tensor) -> Batch:
     """The batch without the rows of finished requests; some rows are left."""
     keep = ~done[batch.request]
-    if bool(keep.all()):
-        return batch
+    return batch if bool(keep.all()) else _rows_of(model, batch, keep)
+
+
+def halves(model: LanguageModel, batch: Batch) -> list[Batch]:
+    """A batch of two rows or more as two."""
+    number = len(batch.ids)
+    first = torch.arange(number, device=batch.ids.device) < number // 2
+    return [_rows_of(model, batch, first), _rows_of(model, batch, ~first)]
+
+
+def _rows_of(model: LanguageModel, batch: Batch, keep: Bool[Tensor, " row"]) -> Batch:
+    """Some rows of a batch, at least one."""
     kept = keep.nonzero().flatten()
     places, number = keep[batch.places[0]], keep.cumsum(0) - 1
     said = batch.unedited

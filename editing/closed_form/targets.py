@@ -42,11 +42,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from editing.closed_form.keys import find_states
-from editing.closed_form.target_batches import Batch, Site, batches_of, kl_places, without
+from editing.closed_form.target_batches import (
+    REMEDY,
+    Batch,
+    Site,
+    batches_of,
+    halves,
+    kl_places,
+    without,
+)
 from editing.config import TargetConfig
 from editing.edits.requests import EditRequest
 from interp.errors import InputError, NotFiniteError
-from interp.models.budget import one_batch
+from interp.models.budget import fits, one_batch
 from interp.models.finite import cause, require_finite
 from interp.models.loading import LanguageModel, NamedHook
 from interp.settings.sizes import parse_size
@@ -71,9 +79,7 @@ def state_hook(model: LanguageModel, site: Site, layer: int) -> str:
     return model.hook("resid", layer) if site == "resid" else model.value_hook(layer)
 
 
-@one_batch(
-    "use a smaller edit.memory, fewer requests at once, another device, or model.dtype=bfloat16"
-)
+@one_batch(REMEDY)
 def find_targets(
     model: LanguageModel,
     requests: Sequence[EditRequest],
@@ -152,20 +158,37 @@ def _descend(
 ) -> Float[Tensor, " request"]:
     """Loss of each request; where gradients are on, they are added to δ's.
 
-    The first time, what the unedited model says is noted in the batches.
+    The first time, what the unedited model says is noted in the batches. A batch for which memory
+    does not suffice becomes two, for this evaluation and those behind it.
     """
     loss = decay.detach().clone()
     # The norm has no gradient at zero, where the search starts; torch gives zero, as in the
     # reference.
     if torch.is_grad_enabled():
         decay.sum().backward()
-    for number, batch in enumerate(batches):
-        part, said = _losses(model, batch, hook, delta)
+    number = 0
+    while number < len(batches):
+        batch = batches[number]
+        found: list[Tensor] = []
+
+        def work(batch: Batch = batch, found: list[Tensor] = found) -> None:
+            part, said = _losses(model, batch, hook, delta)
+            # Not `backward`, so that nothing is left behind where memory runs out.
+            wanted = torch.is_grad_enabled()
+            found[:] = [*torch.autograd.grad(part.sum(), delta)] if wanted else []
+            found[:0] = [part.detach(), said]
+
+        if not fits(len(batch.ids), REMEDY, work):
+            batches[number : number + 1] = halves(model, batch)
+            continue
+        part, said, *gradients = found
         if batch.unedited is None:
             batches[number] = replace(batch, unedited=said)
-        loss = loss.index_add(0, batch.request[batch.places[0]], part.detach())
-        if torch.is_grad_enabled():
-            part.sum().backward()
+        loss = loss.index_add(0, batch.request[batch.places[0]], part)
+        for gradient in gradients:
+            assert delta.grad is not None  # the decay's
+            delta.grad += gradient
+        number += 1
     return loss
 
 

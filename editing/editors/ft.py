@@ -11,6 +11,7 @@ steps an epoch), and ΔW is float32 also in models of half precision (there ever
 the weights' type; see `EditDelta.cast_loss` for what rounding takes from the result).
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,18 +23,18 @@ from editing.config import FineTuneConfig
 from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
+from editing.evaluation.scoring import Asked
 from editing.evaluation.training import Lesson, lessons, settled
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
+REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
+
 
 # EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block.
 @register("ft", blocks=(21,), honours=EXTRAS)
-@one_batch(
-    "take a smaller edit.ft.batch_size (none: all requests at once), fewer requests, another"
-    " device, or model.dtype=bfloat16"
-)
+@one_batch(REMEDY)
 def edit(bench: Workbench) -> EditDelta:
     """Fine-tune the down-projections of some blocks; the model is as before on return, and on
     error.
@@ -82,21 +83,20 @@ def _train(
     optimiser = torch.optim.Adam(changes, lr=config.learning_rate)
     losses: list[float] = []
     wholes: list[float] = []
+
+    def run(rows: Sequence[int], asked: Asked) -> Tensor:
+        return model.logits(asked.ids, mask=asked.mask, only=asked.places(), hooks=hooks)[0]
+
     for step in range(config.steps * len(batches)):
-        batch = batches[step % len(batches)]
-        asked = batch.asked
-        with torch.enable_grad():
-            logits = model.logits(asked.ids, mask=asked.mask, only=batch.places, hooks=hooks)
-            loss, whole = batch.loss(logits[0])
-        if not loss.isfinite():
+        optimiser.zero_grad()
+        loss, whole = batches[step % len(batches)].descend(changes, run, REMEDY)
+        if not math.isfinite(loss):
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")
-        losses.append(loss.item())
-        wholes.append(whole.item())
+        losses.append(loss)
+        wholes.append(whole)
         if settled(wholes, len(batches), config.stop_loss):
             break
-        optimiser.zero_grad()
-        whole.backward()
         with torch.no_grad():
             for weight, change in zip(weights, changes, strict=True):
                 assert change.grad is not None

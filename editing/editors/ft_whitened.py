@@ -45,10 +45,12 @@ from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked
 from editing.evaluation.training import Lesson, lessons, settled
 from interp.errors import InputError
-from interp.models.budget import one_batch
+from interp.models.budget import chunked, one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 from interp.settings.section import Section
+
+REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
 
 
 class WhitenedConfig(Section):
@@ -172,10 +174,7 @@ def edit(bench: Workbench) -> EditDelta:
     return _trained(bench, [(bench.layers, [*bench.requests, *bench.protected])], report)
 
 
-@one_batch(
-    "take a smaller edit.options.batch_size (none: all rows at once), fewer requests, another"
-    " device, or model.dtype=bfloat16"
-)
+@one_batch(REMEDY)
 def _trained(bench: Workbench, groups: Sequence[Group], report: EditReport) -> EditDelta:
     model, config = bench.model, bench.options
     assert isinstance(config, WhitenedConfig)
@@ -280,14 +279,16 @@ def _descend(
     with it; the gradient of the whole is added to those of its own blocks.
     """
     turn = step % len(part.batches)
-    batch, changes = part.batches[turn], [block.change for block in part.blocks]
-    asked = batch.asked
-    with torch.set_grad_enabled(not last):
-        logits = model.logits(asked.ids, mask=asked.mask, only=batch.places, **runs[turn])
-        loss, whole = batch.loss(logits[0])
-        if not last:
-            whole.backward(inputs=changes)
-    return loss.item(), whole.item()
+    taken, changes = runs[turn], [block.change for block in part.blocks]
+
+    def run(rows: Sequence[int], asked: Asked) -> Tensor:
+        more = {**taken}
+        if "joins" in taken:
+            ((first, state),) = taken["joins"]
+            more["joins"] = [(first, state[list(rows)])]
+        return model.logits(asked.ids, mask=asked.mask, only=asked.places(), **more)[0]
+
+    return part.batches[turn].descend(changes, run, REMEDY, gradients=not last)
 
 
 def _run_of(model: LanguageModel, asked: Asked, blocks: Sequence[_Block]) -> dict[str, Any]:
@@ -298,11 +299,15 @@ def _run_of(model: LanguageModel, asked: Asked, blocks: Sequence[_Block]) -> dic
     first = min(block.layer for block in blocks)
     if first == 0 or not model.takes_fast_route(asked.ids.shape[1]):
         return {"hooks": hooks}
+    name = f"blocks.{first}.hook_resid_pre"
     states: list[Tensor] = []
-    read = [(f"blocks.{first}.hook_resid_pre", lambda value, hook: states.append(value.clone()))]
-    with torch.no_grad():
-        model.logits(asked.ids, mask=asked.mask, keep=1, hooks=read)
-    return {"hooks": hooks, "joins": [(first, states[0])]}
+
+    def read(rows: list[int]) -> None:
+        some = asked.of_rows(rows)
+        states.append(model.capture(some.ids, [name], mask=some.mask)[name])
+
+    chunked(range(len(asked.targets)), len(asked.targets), read, REMEDY)
+    return {"hooks": hooks, "joins": [(first, torch.cat(states))]}
 
 
 def _added(model: LanguageModel, block: _Block) -> list[NamedHook]:

@@ -59,6 +59,7 @@ from editing.edits.report import EditReport
 from editing.evaluation.scoring import Asked, ask
 from editing.evaluation.training import trained_question
 from interp.errors import NotFiniteError
+from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 
@@ -200,6 +201,7 @@ class Codebook:
     in_order=True,
     honours=("end_token", "wordings"),
 )
+@one_batch("use shorter prompts, another device, or model.dtype=bfloat16")
 def edit(bench: Workbench) -> Codebook:
     """Add every request to an empty codebook, one after the other; the model is not changed.
 

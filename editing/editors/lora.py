@@ -13,10 +13,12 @@ with a penalty on their orthogonality) under that name, trains on one request at
 is in evaluation mode.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from editing.closed_form.workbench import Workbench
 from editing.config import EditorSettings
@@ -24,16 +26,17 @@ from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
+from editing.evaluation.scoring import Asked
 from editing.evaluation.training import Lesson, lessons
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
 
+REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
+
 
 @register("lora", blocks="all", honours=EXTRAS)
-@one_batch(
-    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
-)
+@one_batch(REMEDY)
 def edit(bench: Workbench) -> EditDelta:
     """Train adapters on projections of some blocks; the model is as before on return, and on error.
 
@@ -104,27 +107,29 @@ def _adapt(clean: Any, places: Sequence[Projection], settings: EditorSettings) -
 
 def _train(model: LanguageModel, clean: Any, rows: Lesson, settings: EditorSettings) -> list[float]:
     """Train the adapters; the loss before each step."""
-    config, asked = settings.lora, rows.asked
+    config = settings.lora
     trained = [parameter for parameter in clean.parameters() if parameter.requires_grad]
     optimiser = torch.optim.Adam(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     losses: list[float] = []
-    row, column = rows.places
+
+    def run(which: Sequence[int], asked: Asked) -> Tensor:
+        row, column = asked.places()
+        run = clean(
+            input_ids=asked.ids,
+            attention_mask=asked.mask,
+            logits_to_keep=asked.kept,
+            use_cache=False,
+        )
+        return run.logits[row, column - asked.kept[0]]
+
     for step in range(config.steps):
-        with torch.enable_grad():
-            run = clean(
-                input_ids=asked.ids,
-                attention_mask=asked.mask,
-                logits_to_keep=asked.kept,
-                use_cache=False,
-            )
-            loss, whole = rows.loss(run.logits[row, column - asked.kept[0]])
-        if not loss.isfinite():
+        optimiser.zero_grad()
+        loss, _ = rows.descend(trained, run, REMEDY)
+        if not math.isfinite(loss):
             why = (
                 "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)
             )
             raise EditError(f"LoRA diverged at step {step}: {why}")
-        losses.append(loss.item())
-        optimiser.zero_grad()
-        whole.backward()
+        losses.append(loss)
         optimiser.step()
     return losses

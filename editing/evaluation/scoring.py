@@ -122,6 +122,12 @@ class Asked:
         rows, tokens = self.counts().nonzero(as_tuple=True)
         return rows, self.ends[rows] + tokens
 
+    def of_rows(self, rows: Sequence[int]) -> "Asked":
+        """Some of the questions, laid out as in the whole batch."""
+        which = torch.tensor(list(rows), device=self.ids.device)
+        targets = tuple(self.targets[row] for row in rows)
+        return Asked(self.ids[which], self.mask[which], self.ends[which], self.kept, targets)
+
     def counts(self) -> Bool[Tensor, "row token"]:
         """Which places are of a target token; the others are padding."""
         length = torch.tensor([len(t) for t in self.targets], device=self.ids.device)

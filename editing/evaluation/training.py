@@ -9,8 +9,8 @@ retained as well, and later steps bring it back.
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -18,17 +18,26 @@ from torch import Tensor
 
 from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked, Question, ask
+from interp.models.budget import chunked
 from interp.models.loading import LanguageModel
 
 
 @dataclass
 class Lesson:
-    """Rows that are trained, and behind them rows that are retained, as one batch."""
+    """Rows that are trained, and behind them rows that are retained, as one batch.
+
+    Attributes:
+        asked: The rows.
+        n_trained: How many are trained.
+        before: By retained row, log-probabilities of its places before the first step, which are
+            noted there.
+        together: How many rows are run at once: fewer than all where memory has run out.
+    """
 
     asked: Asked
     n_trained: int
-    before: Float[Tensor, "retained_place d_vocab"] | None = None
-    """Log-probabilities of the retained rows before the first step, which are noted there."""
+    before: dict[int, Float[Tensor, "place d_vocab"]] = field(default_factory=dict)
+    together: int = 0
 
     @property
     def places(self) -> tuple[Int[Tensor, " place"], Int[Tensor, " place"]]:
@@ -37,38 +46,87 @@ class Lesson:
         """
         return self.asked.places()
 
-    def loss(self, logits: Float[Tensor, "place d_vocab"]) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, logits: Float[Tensor, "place d_vocab"], rows: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Loss of the new answers alone, and with the retained rows; the first call is of the
         model before any step.
 
         Args:
-            logits: Those of `places`.
+            logits: Those of the rows' places.
+            rows: Rows, ascending; None: all. The losses of parts add up to that of the whole.
         """
-        rows, device = self.places[0].to(logits.device), logits.device
-        targets = torch.tensor(
-            [token for row in self.asked.targets for token in row], device=device
-        )
+        rows = range(len(self.asked.targets)) if rows is None else rows
+        asked, device = self.asked.of_rows(rows), logits.device
+        place = asked.places()[0].to(device)
+        targets = torch.tensor([token for row in asked.targets for token in row], device=device)
         log_probs = logits.float().log_softmax(-1)
-        trained = rows < self.n_trained
+        n_trained = sum(row < self.n_trained for row in rows)
+        trained = place < n_trained
         said = log_probs[trained].gather(-1, targets[trained, None]).squeeze(-1)
-        loss = _mean_of_rows(-said, rows[trained])
-        if trained.all():
+        loss = _mean_of_rows(-said, place[trained], self.n_trained)
+        if n_trained == len(rows):
             return loss, loss
         now = log_probs[~trained]
-        if self.before is None:
-            self.before = now.detach()
-        divergence = (self.before.exp() * (self.before - now)).sum(-1)
-        return loss, loss + _mean_of_rows(divergence, rows[~trained] - self.n_trained)
+        before = self._before(rows[n_trained:], now)
+        divergence = (before.exp() * (before - now)).sum(-1)
+        retained = len(self.asked.targets) - self.n_trained
+        return loss, loss + _mean_of_rows(divergence, place[~trained] - n_trained, retained)
+
+    def _before(
+        self, rows: Sequence[int], now: Float[Tensor, "place d_vocab"]
+    ) -> Float[Tensor, "place d_vocab"]:
+        """What was said at retained rows before the first step; noted, if this is it."""
+        lengths = [len(self.asked.targets[row]) for row in rows]
+        for row, said in zip(rows, now.detach().split(lengths), strict=True):
+            self.before.setdefault(row, said)
+        return torch.cat([self.before[row] for row in rows])
+
+    def descend(
+        self,
+        changes: Sequence[Tensor],
+        run: Callable[[Sequence[int], Asked], Float[Tensor, "place d_vocab"]],
+        remedy: str,
+        *,
+        gradients: bool = True,
+    ) -> tuple[float, float]:
+        """The two losses; the gradient of the whole one is added to those of the changes.
+
+        Where memory runs out, half as many rows are run together, from there on.
+
+        Args:
+            changes: What is trained.
+            run: Logits of the places of some rows, from their numbers and their questions.
+            remedy: What to do if not even one row fits.
+            gradients: Whether gradients are wanted.
+
+        Raises:
+            MemoryLimitError: Not even one row fits in memory.
+        """
+        losses = [0.0, 0.0]
+
+        def work(rows: list[int]) -> None:
+            with torch.set_grad_enabled(gradients):
+                loss, whole = self.loss(run(rows, self.asked.of_rows(rows)), rows)
+            # Not `backward`, which would leave some gradients behind where memory runs out.
+            found = torch.autograd.grad(whole, changes) if gradients else ()
+            for change, gradient in zip(changes, found, strict=False):
+                change.grad = gradient if change.grad is None else change.grad + gradient
+            losses[0] += loss.item()
+            losses[1] += whole.item()
+
+        number = len(self.asked.targets)
+        self.together = chunked(range(number), self.together or number, work, remedy)
+        return losses[0], losses[1]
 
 
 def _mean_of_rows(
-    values: Float[Tensor, " place"], rows: Int[Tensor, " place"]
+    values: Float[Tensor, " place"], rows: Int[Tensor, " place"], number: int
 ) -> Float[Tensor, ""]:
-    """Mean over rows of the mean over a row's places."""
+    """Sum over rows of the mean over a row's places, divided by a number of rows."""
     counts = torch.bincount(rows)
-    return (
-        torch.zeros(len(counts), device=values.device).index_add(0, rows, values) / counts
-    ).mean()
+    means = torch.zeros(len(counts), device=values.device).index_add(0, rows, values) / counts
+    return means.mean() * (len(counts) / number) if len(counts) else values.sum()
 
 
 def lessons(

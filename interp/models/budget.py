@@ -55,21 +55,35 @@ def chunked(
     at = 0
     while at < len(items):
         some = list(items[at : at + size])
-        with _out_of_memory() as failed:
-            work(some)
-        if not failed:
+        if fits(len(some), remedy, lambda some=some: work(some)):
             at += len(some)
-        elif len(some) == 1:
-            raise MemoryLimitError(f"one item alone does not fit in memory ({failed[0]}); {remedy}")
         else:
-            # After the exception is gone, so that the tensors its frames held are free.
-            gc.collect()
-            if (
-                accelerator := torch.accelerator.current_accelerator(check_available=True)
-            ) is not None:
-                torch.get_device_module(accelerator).empty_cache()
             size = len(some) // 2
     return size
+
+
+def fits(number: int, remedy: str, work: Callable[[], object]) -> bool:
+    """Work on so many items together; False if memory runs out, for the caller to try fewer.
+
+    Args:
+        number: How many items; work on one is not tried again.
+        remedy: What to do if a single item does not fit, for the error.
+        work: Must leave nothing behind when it fails.
+
+    Raises:
+        MemoryLimitError: A single item does not fit.
+    """
+    with _out_of_memory() as failed:
+        work()
+    if not failed:
+        return True
+    if number == 1:
+        raise MemoryLimitError(f"one item alone does not fit in memory ({failed[0]}); {remedy}")
+    # After the exception is gone, so that the tensors its frames held are free.
+    gc.collect()
+    if (accelerator := torch.accelerator.current_accelerator(check_available=True)) is not None:
+        torch.get_device_module(accelerator).empty_cache()
+    return False
 
 
 @contextmanager
