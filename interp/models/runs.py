@@ -129,6 +129,18 @@ class ModelRuns(ModelParts):
                 f" {width} tokens cannot share a run; use shorter ones"
             )
 
+    @cached_property
+    def _beside_states(self) -> int | None:
+        """How many values a block returns beside its states; None: it returns states alone."""
+        seen: list[Any] = []
+        block = self.bridge.blocks[0].original_component
+        handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+        try:
+            self.watch(torch.zeros((1, 1), dtype=torch.long, device=self.device), [])
+        finally:
+            handle.remove()
+        return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
+
     @contextmanager
     def _without_blocks(self, n: int) -> Iterator[None]:
         """The first `n` blocks hand their input on. The bridge's own start_at_layer runs them
@@ -137,8 +149,10 @@ class ModelRuns(ModelParts):
         blocks = [self.bridge.blocks[layer].original_component for layer in range(n)]
         forwards = [block.forward for block in blocks]
 
-        def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return hidden_states
+        more = self._beside_states if n else None
+
+        def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return hidden_states if more is None else (hidden_states, *[None] * more)
 
         for block in blocks:
             block.forward = hand_on

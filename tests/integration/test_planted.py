@@ -16,7 +16,7 @@ from tests.benchmarks.planted import (
 )
 
 LAYERS = 8
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("planted")]
+pytestmark = [pytest.mark.slow, pytest.mark.golden, pytest.mark.xdist_group("planted")]
 
 
 @pytest.fixture(scope="module")

@@ -154,6 +154,7 @@ def folder(
 
 
 @pytest.mark.slow
+@pytest.mark.golden
 def test_a_stopped_measurement_goes_on_with_what_the_file_lacks(
     folder: Path, tmp_path: Path
 ) -> None:

@@ -87,8 +87,7 @@ def limited(asked: Workbench, limit: Limit, patch: pytest.MonkeyPatch) -> EditDe
         handle.remove()
 
 
-@pytest.mark.parametrize("error", ERRORS, ids=["device", "host"])
-@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(("rows", "error"), [(1, ERRORS[0]), (2, ERRORS[1])], ids=["1", "2"])
 @pytest.mark.parametrize("name", [*TRAINED, *SEARCHED])
 def test_less_memory_makes_the_same_edit(
     name: str,
@@ -110,7 +109,7 @@ def test_less_memory_makes_the_same_edit(
         assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ft", "ft_whitened", "lora", "memit"])
+@pytest.mark.parametrize("name", ["ft_whitened", "memit"])
 def test_not_one_row_fits(
     name: str, bench: Workbench, rules: tuple[Rule, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

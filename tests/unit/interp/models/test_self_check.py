@@ -31,6 +31,15 @@ def test_every_measured_error_is_rounding_on_a_sound_model(tiny_llama: LanguageM
     assert max(check.prefix_cache, check.entry, check.left_padding) < 1e-5
 
 
+@pytest.mark.parametrize(("family", "depth"), [("gptj", "n_layer"), ("llama", "num_hidden_layers")])
+def test_runs_of_deep_models_begin_in_the_middle(
+    family: str, depth: str, make_model: Callable[..., LanguageModel]
+) -> None:
+    """Blocks of some families return more than states, also where they only hand these on."""
+    model = make_model(family, **{depth: 8})
+    assert model.check is not None and model.check.entry < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text"])
 def test_answers_are_the_same_together_and_alone_in_every_type(
