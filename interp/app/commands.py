@@ -29,6 +29,7 @@ from interp.app.plan_command import plan_command
 from interp.app.prompt_command import trace_prompt
 from interp.app.rules_commands import app as rules_app
 from interp.app.steps import CHAIN
+from interp.config import ConfigError
 from interp.errors import DmleError
 from interp.results.printing import one_line, say
 from interp.selection import strategies
@@ -163,6 +164,13 @@ def run(
     *,
     samples: Annotated[int | None, Parameter(help="Noise samples per prompt.")] = None,
     layers: Annotated[str | None, Parameter(help=LAYERS_HELP)] = None,
+    preset: Annotated[
+        str | None,
+        Parameter(
+            help="Published settings of edits: gpt-j-6b, qwen2.5-7b, qwen2-7b or llama-3-8b;"
+            " 'paper' takes those of the name of --model."
+        ),
+    ] = None,
     executing: ExecutorOptions | None = None,
     common: Common | None = None,
 ) -> None:
@@ -177,9 +185,33 @@ def run(
         dmle run --rules RuleEdit-200.zip --limit 3 --run runs/ruleedit
 
         dmle run --config demo.yaml --run runs/demo
+
+        dmle run --model EleutherAI/gpt-j-6b --preset paper --run runs/gpt-j
     """
     settings = (executing or ExecutorOptions()).settings()
-    execute(CHAIN, common, {**settings, "trace.samples": samples, "edit.layers": layers})
+    settings |= {"trace.samples": samples, "edit.layers": layers}
+    if preset is not None:
+        settings["edit.preset"] = published(preset, (common or Common()).model)
+    execute(CHAIN, common, settings)
+
+
+def published(preset: str, model: str | None) -> str:
+    """The preset of a name; that of a model's name for `paper`.
+
+    >>> published("paper", "meta-llama/Meta-Llama-3-8B"), published("gpt-j-6b", None)
+    ('llama-3-8b', 'gpt-j-6b')
+
+    Raises:
+        ConfigError: No model is named.
+    """
+    if preset != "paper":
+        return preset
+    if model is None:
+        raise ConfigError(
+            "--preset paper takes the published settings of a model's name: give --model, such as"
+            " --model EleutherAI/gpt-j-6b, or name the settings, such as --preset gpt-j-6b"
+        )
+    return model.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-")
 
 
 def setup() -> None:

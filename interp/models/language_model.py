@@ -95,6 +95,7 @@ class LanguageModel(ModelGeneration, ModelText):
         apart = 0.0 if expected is None else check_device(self, hf_model, ids)
         self._names = {id(p): n for n, p in self.parameters.items()}
         self.bridge: Any = self._wrapped(hf_model)
+        self._note_returned()
         self._hf_model: Any = hf_model
         self.check: SelfCheck | None = None
         if expected is not None:

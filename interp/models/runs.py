@@ -129,17 +129,21 @@ class ModelRuns(ModelParts):
                 f" {width} tokens cannot share a run; use shorter ones"
             )
 
-    @cached_property
     def _beside_states(self) -> int | None:
         """How many values a block returns beside its states; None: it returns states alone."""
-        seen: list[Any] = []
-        block = self.bridge.blocks[0].original_component
-        handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
-        try:
+        if not self._returned:
             self.watch(torch.zeros((1, 1), dtype=torch.long, device=self.device), [])
-        finally:
+        return self._returned[0]
+
+    def _note_returned(self) -> None:
+        """Let the first run note what a block returns."""
+        self._returned: list[int | None] = []
+
+        def note(module: Any, inputs: Any, output: Any) -> None:
+            self._returned.append(len(output) - 1 if isinstance(output, tuple) else None)
             handle.remove()
-        return len(seen[0]) - 1 if isinstance(seen[0], tuple) else None
+
+        handle = self.bridge.blocks[0].original_component.register_forward_hook(note)
 
     @contextmanager
     def _without_blocks(self, n: int) -> Iterator[None]:
@@ -149,7 +153,7 @@ class ModelRuns(ModelParts):
         blocks = [self.bridge.blocks[layer].original_component for layer in range(n)]
         forwards = [block.forward for block in blocks]
 
-        more = self._beside_states if n else None
+        more = self._beside_states() if n else None
 
         def hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             return hidden_states if more is None else (hidden_states, *[None] * more)

@@ -63,8 +63,8 @@ def reduced(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def model(name: str, tokenizer: Any, tmp_path: Path) -> Path:
-    """The folder of a model with random weights."""
-    folder = tmp_path / "model"
+    """The folder of a model with random weights, under the model's name."""
+    folder = tmp_path / name
     values = reduced(name) | {"vocab_size": len(tokenizer), "torch_dtype": "float32"}
     values["initializer_range"] = 0.2  # so that what is corrupted shows
     values |= {key: tokenizer.eos_token_id for key in ("bos_token_id", "eos_token_id")}
@@ -86,9 +86,19 @@ def test_the_whole_chain_runs_with_the_published_settings(
 ) -> None:
     names = (("square-1", "train"), ("square-2", "test"))
     rules = [rule.model_copy(update={"id": each, "split": split}) for each, split in names]
-    write_inputs(tmp_path, rules, {**SETTINGS, "edit": {**SETTINGS["edit"], "preset": name}})
+    write_inputs(tmp_path, rules, SETTINGS)
     folder = tmp_path / "run"
-    code, said = dmle("run", "--config", tmp_path / "config.yaml", "--run", folder)
+    code, said = dmle(
+        "run",
+        "--config",
+        tmp_path / "config.yaml",
+        "--run",
+        folder,
+        "--model",
+        model,
+        "--preset",
+        "paper",
+    )
     assert code == 0, said
     assert "route: fast" in said
     run = Run(folder, progress=None)

@@ -37,18 +37,21 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return json.loads(out.read_text(encoding="utf-8"))
 
 
+@pytest.mark.golden
 def test_every_kind_of_fault_is_noticed(found: dict[str, Any]) -> None:
     noticed = found["noticed"]
     assert noticed.pop("refuses") == []
     assert noticed == {kind: [kind] for kind in noticed} and len(noticed) == 6
 
 
+@pytest.mark.golden
 def test_no_reader_fails(found: dict[str, Any]) -> None:
     assert not found["fuzz"]["failures"], found["report"]
     assert all(reader["cases"] for reader in found["fuzz"]["readers"])
     assert found["fuzz"]["cases"] > 1000
 
 
+@pytest.mark.golden
 def test_killed_commands_resume_to_the_same_files(found: dict[str, Any]) -> None:
     assert sum(each["kills"] for each in found["kills"]) >= 6
     failures = [line for each in found["kills"] for line in each["failures"]]

@@ -120,7 +120,7 @@ def test_many_rules_are_counted_on_some(settings: dict[str, Any], tmp_path: Path
     assert any("counted on 8 of 9 rules" in note for note in plan.notes)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ["llama-3-8b", pytest.param("gpt-j-6b", marks=pytest.mark.golden)])
 def test_models_of_the_paper_are_planned_at_full_size(
     settings: dict[str, Any], tmp_path: Path, name: str, tokenizer: Any
 ) -> None:

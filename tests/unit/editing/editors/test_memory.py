@@ -22,7 +22,7 @@ from interp.rules.sources import Rule
 from tests.unit.editing_making import assert_unchanged, settings_of, snapshot
 
 TRAINED = ("ft", "ft_whitened", "lora")
-SEARCHED = ("memit", "alphaedit", "emmet", "dmle")
+SEARCHED = ("memit", "dmle")
 ERRORS = [torch.OutOfMemoryError("full"), RuntimeError("not enough memory: you tried")]
 
 

@@ -100,7 +100,9 @@ def test_killed_workers_lose_nothing(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_the_workers(tmp_path: Path) -> None:
     code = (
-        "import sys; from interp.executors.processes import Processes\n"
+        "import signal, sys; from interp.executors.processes import Processes\n"
+        # In the background of a shell it is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from interp.executors.tasks import Job\n"
         f"job = Job('{JOBS}:files', {{'folder': sys.argv[1], 'seconds': 30}})\n"
         "list(Processes(2).run(job, ['1', '2']))\n"
