@@ -58,10 +58,9 @@ test: setup ## Run all tests but those of `make golden`
 	$(TEST) -m "not golden"
 
 # Before a change in tracing, statistics, solvers or editors is merged. Without the stored runs they are skipped.
-LONG := tests/robustness tests/unit/interp/executors tests/unit/test_error_curve.py tests/unit/editing/app/test_plans.py \
-  $(addprefix tests/integration/test_,workers.py notebooks.py paper_models.py planted.py)
 golden: setup ## Compare with stored runs of other programs, cell by cell, and run the checks that take minutes
-	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden $(LONG)
+	DMLE_GOLDEN_STRIDE=1 $(TEST) tests/golden
+	$(TEST) -m golden --ignore tests/golden
 
 test-fast: setup ## Run the tests that load no trained model and take no long time
 	$(TEST) -m "not slow"
