@@ -41,7 +41,7 @@ from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.evaluation.scoring import Asked, ask
 from editing.evaluation.training import trained_question
-from interp.models.budget import one_batch
+from interp.models.budget import chunked, one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 from interp.settings.section import Section
@@ -64,10 +64,11 @@ class UltraEditConfig(Section):
     """Weight of ‖ΔW‖² against the squared errors of the rows, in squared units of the keys."""
 
 
+REMEDY = "use shorter prompts, another device, or model.dtype=bfloat16"
+
+
 @register("ultraedit", blocks=tuple(range(18, 27)), options=UltraEditConfig, honours=EXTRAS)
-@one_batch(
-    "all requests make one batch: give fewer at once, use another device, or model.dtype=bfloat16"
-)
+@one_batch(REMEDY)
 def edit(bench: Workbench) -> EditDelta:
     """Change down-projections by one regularised step; the model is as before on return, and on
     error.
@@ -106,11 +107,34 @@ def edit(bench: Workbench) -> EditDelta:
 
 
 def _rows(model: LanguageModel, asked: Asked, layers: Sequence[int]) -> tuple[float, list[Rows]]:
-    """The loss, and keys and gradients of each block at the places that predict answer tokens.
+    """The loss, and keys and gradients of each block at the places that predict answer tokens;
+    where memory runs out, of fewer texts at once.
 
     Raises:
         EditError: The loss is NaN or infinite.
+        MemoryLimitError: Not even one text fits in memory.
     """
+    losses: list[float] = []
+    parts: list[list[Rows]] = []
+    tokens = sum(map(len, asked.targets))
+
+    def work(texts: list[int]) -> None:
+        loss, found = _rows_of(model, asked.of_rows(texts), layers, tokens)
+        losses.append(loss)
+        parts.append(found)
+
+    chunked(range(len(asked.targets)), len(asked.targets), work, REMEDY)
+    rows = [
+        (torch.cat([keys for keys, _ in of_block]), torch.cat([each for _, each in of_block]))
+        for of_block in zip(*parts, strict=True)
+    ]
+    return sum(losses), rows
+
+
+def _rows_of(
+    model: LanguageModel, asked: Asked, layers: Sequence[int], tokens: int
+) -> tuple[float, list[Rows]]:
+    """What some texts have part in the loss, a mean over so many tokens; keys and gradients."""
     keys: list[Tensor] = []
     changes: list[Tensor] = []
 
@@ -128,8 +152,7 @@ def _rows(model: LanguageModel, asked: Asked, layers: Sequence[int]) -> tuple[fl
     counts = asked.counts()
     with torch.enable_grad():
         logits = model.logits(asked.ids, mask=asked.mask, keep=asked.kept, hooks=hooks)
-        lengths = counts.sum(-1)
-        loss = (asked.nll(logits) * lengths).sum() / lengths.sum()
+        loss = (asked.nll(logits) * counts.sum(-1)).sum() / tokens
         if not loss.isfinite():
             raise EditError(f"the loss of the new answers is {loss.item()}: {cause(model)}")
         gradients = torch.autograd.grad(loss, changes)

@@ -21,7 +21,7 @@ from interp.models.loading import LanguageModel
 from interp.rules.sources import Rule
 from tests.unit.editing_making import assert_unchanged, settings_of, snapshot
 
-TRAINED = ("ft", "ft_whitened", "lora")
+TRAINED = ("ft", "ft_whitened", "lora", "ultraedit")
 SEARCHED = ("memit", "dmle")
 ERRORS = [torch.OutOfMemoryError("full"), RuntimeError("not enough memory: you tried")]
 
