@@ -1,8 +1,8 @@
 """Numbers of the results pages and of the README: each is that of a committed file.
 
 A table behind `<!-- data: FILE.csv MODE -->` is compared cell by cell; paths are from
-docs/data/results. Without a mode the heads are the columns of the file, and the first cells name
-its row.
+docs/data/results. Without a mode the heads are the columns of the file, and the cells are those of
+one of its rows.
 
 With a mode it is a table of arms.
 Its rows are arms and its columns metrics by their short names; columns that the file does not have
@@ -13,6 +13,7 @@ difference alone.
 
 import itertools
 import re
+import runpy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -124,18 +125,19 @@ def plain_faults(page: Path) -> Iterator[str]:
         if mark["mode"] is not None:
             continue
         data = known(tuple(mark["files"].split(", "))).astype(str)
-        columns = [arm_of(name) for name in head]
+        columns = [name if name in data else arm_of(name) for name in head]
         for row in rows:
             found = data
             for name, cell in zip(columns, row, strict=True):
                 if NUMERIC.fullmatch(cell):
-                    if len(found) != 1:
-                        yield f"{page.name}: {len(found)} rows for {row}"
-                        break
-                    if not is_rounded(cell, float(found[name].iloc[0])):
-                        yield f"{page.name}: {row}: {name} is {found[name].iloc[0]}"
+                    found = found[[is_rounded(cell, float(each)) for each in found[name]]]
                 elif cell != "–":
                     found = found[found[name] == arm_of(cell)]
+                if found.empty:
+                    yield f"{page.name}: {row}: {name} is not {cell}"
+                    break
+            if len(found) > 1:
+                yield f"{page.name}: {len(found)} rows for {row}"
 
 
 def is_rounded(text: str, value: float) -> bool:
@@ -173,3 +175,12 @@ def test_a_changed_digit_is_found(tmp_path: Path) -> None:
     first = next(number.text for number in said(page) if number.value == "difference_lower")
     changed.write_text(text.replace(first, first[:-1] + str((int(first[-1]) + 1) % 10)))
     assert any(wrong(number, known(number.files)) for number in said(changed))
+
+
+def test_the_figure_of_all_families_is_drawn_from_the_data(tmp_path: Path) -> None:
+    drawn = runpy.run_path(str(ROOT / "docs" / "frontier.py"))
+    axes = drawn["frontier"]().axes
+    assert [ax.get_title("left") for ax in axes] == list(drawn["PANELS"])
+    for ax, arms in zip(axes, drawn["PANELS"].values(), strict=True):
+        labels = [text.get_text().partition("  ")[2] for text in ax.get_legend().get_texts()]
+        assert [" ".join(label.split()) for label in labels] == [label for *_, label in arms]
