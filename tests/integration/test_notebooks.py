@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
 SHARING = ("02_layer_profiles", "03_layer_selection", "05_paper_figures")
 """They read one another's traces where they find them: one folder, one after the other."""
-LONG = ("04_editing_a_rule", "05_paper_figures", "06_your_own_model_and_rules")
+LONG = NOTEBOOKS[1:]
 """They are run by `make golden`: each takes longer than most of the checks together."""
 TWO_RULES = 'rule_ids, positions = ["circle-area", "cube-volume"], ["subject_last"]'
 SMALLER = {

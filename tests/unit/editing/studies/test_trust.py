@@ -294,6 +294,7 @@ def together(folder: Path, *lines: Sequence[str | Path]) -> list[tuple[int, str]
     return [(codes[name], Path(name).read_text(encoding="utf-8")) for name in outputs]
 
 
+@pytest.mark.golden
 def test_two_traces_of_other_settings_leave_one_of_them(inputs: Path, tmp_path: Path) -> None:
     common = ("--run", tmp_path / "run", "--config", inputs / "config.yaml")
     lines = [("trace", *common, "--set", f"trace.samples={n}") for n in (2, 3)]

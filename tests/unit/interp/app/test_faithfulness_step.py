@@ -31,6 +31,7 @@ def common(rules: Sequence[Rule], model_folder: Path, tmp_path: Path) -> list[An
     return [*flags, "--model", model_folder, "--device", "cpu", *sets]
 
 
+@pytest.mark.golden
 def test_it_writes_curves_and_says_areas_and_the_order(
     dmle: Command, common: list[Any], tmp_path: Path
 ) -> None:

@@ -200,6 +200,7 @@ for name, write in work.items():
 """
 
 
+@pytest.mark.golden
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and limits of file sizes")
 def test_no_room_is_a_clear_line_at_every_point_and_the_old_file_stays(tmp_path: Path) -> None:

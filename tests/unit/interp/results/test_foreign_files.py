@@ -50,6 +50,7 @@ def refuse_children(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign_files.subprocess, "run", never)
 
 
+@pytest.mark.golden
 def test_an_endless_loop_of_hdf5_ends_in_seconds_and_is_told() -> None:
     start = time.monotonic()
     with pytest.raises(
@@ -81,6 +82,7 @@ def test_what_passed_is_known_from_then_on_with_its_neighbours(
         xr.testing.assert_identical(netcdf.load(path), some(i))
 
 
+@pytest.mark.golden
 def test_a_bad_neighbour_does_no_harm_and_is_refused_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

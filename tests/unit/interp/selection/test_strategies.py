@@ -177,6 +177,7 @@ def test_one_rule_has_no_stability() -> None:
     )
 
 
+@pytest.mark.golden
 @pytest.mark.slow
 def test_stable_choices_are_found_again_on_other_rules() -> None:
     found = simulate(trials=800, rules=(8, 16, 32, 100), draws=100, seed=0)

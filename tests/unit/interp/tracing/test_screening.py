@@ -102,6 +102,7 @@ def test_screen_is_closer_than_gradients_and_more_exact_sites_come_closer_still(
     assert error(method="screen", share=1.0, tolerance=1e-9) < 1e-4
 
 
+@pytest.mark.golden
 def test_the_audit_estimates_the_missed_mass(model: LanguageModel) -> None:
     some, case = grid(model.n_layers), noisy()
     exact = effect(score_sites(model, case, some, ["mean_log_prob"]))

@@ -503,6 +503,7 @@ def test_collect_refuses_an_empty_folder(rules: Sequence[Rule], tmp_path: Path) 
 # A run that is killed.
 
 
+@pytest.mark.golden
 @pytest.mark.slow
 def test_a_killed_trace_continues_to_the_same_numbers(
     model_folder: Path, rules: Sequence[Rule], tmp_path: Path
