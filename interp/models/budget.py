@@ -30,8 +30,19 @@ def default_budget(device: torch.device) -> int:
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or device.type != accelerator.type:
         return HOST_BUDGET
-    free, _ = torch.get_device_module(device).mem_get_info(device)
+    free, _ = memory_of(device)
     return int(free * ACCELERATOR_SHARE)
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes of an accelerator that are free, and all of them."""
+    module = torch.get_device_module(device)
+    if hasattr(module, "mem_get_info"):
+        free, total = module.mem_get_info(device)
+        return int(free), int(total)
+    # Metal (mps) tells what a process should take at most, and what it has taken.
+    total = int(module.recommended_max_memory())
+    return max(0, total - int(module.driver_allocated_memory())), total
 
 
 def chunked(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from interp.models.budget import memory_of
+
 KIB = 1024
 
 
@@ -53,8 +55,8 @@ def _host() -> tuple[int, int]:
 
 
 def _accelerator(device: torch.device) -> tuple[int, int]:
-    free, memory = torch.get_device_module(device).mem_get_info(device)
-    return int(memory), int(free)
+    free, memory = memory_of(device)
+    return memory, free
 
 
 def peak_rss() -> int:

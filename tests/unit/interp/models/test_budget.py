@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from interp.models.budget import HOST_BUDGET, chunked, default_budget
+from interp.models.budget import HOST_BUDGET, chunked, default_budget, memory_of
 from interp.settings.sizes import parse_size
 
 
@@ -90,3 +91,14 @@ def test_the_allocators_own_error_is_recognised() -> None:
     )
     size, complete = got.stdout.split()
     assert int(size) in (1, 2) and complete == "True", got.stderr
+
+
+def test_metal_has_no_mem_get_info(monkeypatch: pytest.MonkeyPatch) -> None:
+    metal = SimpleNamespace(
+        recommended_max_memory=lambda: 16 * 2**30, driver_allocated_memory=lambda: 6 * 2**30
+    )
+    device = torch.device("mps")
+    monkeypatch.setattr(torch, "get_device_module", lambda device: metal)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **options: device)
+    assert memory_of(device) == (10 * 2**30, 16 * 2**30)
+    assert default_budget(device) == 5 * 2**30
