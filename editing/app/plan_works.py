@@ -73,7 +73,9 @@ def plan_cells(context: Context, costs: Costs, note: Note, cells: Cells) -> list
     some = _counted_rules(cells, left, note)
     outline.passes.clear()
     outline.work_bytes = 0
-    counted = count_cells(outline, some, arms, asked)
+    counted, failed = count_cells(outline, some, arms, asked)
+    if failed:
+        note(f"{cells.name}: {len(failed)} of {counted} cells would fail: {failed[0]}")
     held: dict[str, int] = {}
     more = (0.0, 0.0)
     if asked.edits and left:

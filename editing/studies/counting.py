@@ -83,11 +83,17 @@ class Asked:
     is_done: Callable[[str, str, int], bool] = lambda arm, rule, seed: False
 
 
-def count_cells(outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], asked: Asked) -> int:
+def count_cells(
+    outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], asked: Asked
+) -> tuple[int, list[str]]:
     """Count the runs of every arm on every rule (`editing.studies.cells`), each cell that is not
-    done; the number of cells.
+    done.
+
+    Returns:
+        The number of cells, and why some were not counted whole: an arm's failure there would be
+        one of the work, and is no reason to stop.
     """
-    cells, config = 0, asked.evaluate
+    cells, failed, config = 0, [], asked.evaluate
     if asked.probes is not None and config is not None:
         _ask(outline, asked.probes, config)
     for rule in rules:
@@ -100,11 +106,12 @@ def count_cells(outline: Outline, rules: Sequence[Rule], arms: Sequence[Arm], as
                 view = count_edit(outline, arm, rule, seed) if asked.edits else View.of(outline)
                 if config is not None and floor is not None:
                     answers_to(view, floor.of(arm.forms).items, config)
-            except DmleError:  # a failure of the arm, which is no reason to stop
+            except DmleError as error:
+                failed.append(f"{arm.name}, {rule.id}: {error}")
                 continue
             if config is not None and asked.probes is not None:
                 _ask(view, asked.probes, config)
-    return cells
+    return cells, failed
 
 
 def _cells(rule: Rule, arms: Sequence[Arm], asked: Asked) -> list[tuple[Arm, int]]:

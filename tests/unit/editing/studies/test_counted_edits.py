@@ -90,8 +90,8 @@ def test_evaluation_runs_what_is_counted(
     drawn = outline_of(tiny_llama)
     edits = EditConfig(editors=("ft",), block="1")
     arms = make_arms(drawn, edits, rules[:1], statistics=lambda layers: None)
-    cells = count_cells(drawn, rules[:1], arms, Asked(edits=False, evaluate=config))
-    assert cells == 1
+    cells, failed = count_cells(drawn, rules[:1], arms, Asked(edits=False, evaluate=config))
+    assert (cells, failed) == (1, [])
     half = len(drawn.passes) // 2
     first, second = drawn.passes[:half], drawn.passes[half:]
     assert first == second  # the edited model is asked as the unedited one was
@@ -148,8 +148,28 @@ def test_cells_that_are_done_are_not_counted(
     arms = make_arms(drawn, config, rules, statistics=lambda layers: None)
     evaluate = EvaluateConfig(greedy=False)
     asked = Asked(evaluate=evaluate, is_done=lambda arm, rule, seed: rule == rules[0].id)
-    assert count_cells(drawn, rules, arms, asked) == 2
+    cells, failed = count_cells(drawn, rules, arms, asked)
+    # There is no room for demonstrations in this model's context.
+    assert cells == 2 and [each.partition(",")[0] for each in failed] == ["ice"]
     every = Asked(evaluate=evaluate, is_done=lambda arm, rule, seed: True)
     drawn.passes.clear()
-    assert count_cells(drawn, rules, arms, every) == 0
+    assert count_cells(drawn, rules, arms, every) == (0, [])
     assert not drawn.passes
+
+
+def test_cells_that_would_fail_are_named(
+    tiny_llama: "LanguageModel", rules: Sequence[Rule]
+) -> None:
+    from editing.studies.arms import make_arms
+    from editing.studies.counting import Asked, count_cells
+
+    formula = rules[0].forms["formula"]
+    long = formula.model_copy(update={"prompt": "The area " * 2000 + formula.prompt})
+    rule = rules[0].model_copy(update={"forms": {"formula": long}})
+    drawn = outline_of(tiny_llama)
+    arms = make_arms(
+        drawn, EditConfig(editors=("ft",), block="1"), [rule], statistics=lambda layers: None
+    )
+    cells, failed = count_cells(drawn, [rule], arms, Asked())
+    assert cells == 1 and len(failed) == 1
+    assert failed[0].startswith(f"ft, {rule.id}: ")
