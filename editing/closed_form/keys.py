@@ -121,7 +121,7 @@ class KeysInTurn:
         """See `find_keys`."""
         self._model, self._requests, self._contexts = model, requests, contexts
         self._lookup, self._memory = lookup, memory
-        self._streams = _Streams(memory or model.budget()) if model.has_entry else None
+        self._streams = _Streams(memory or model.budget())
 
     def at(self, layer: int) -> Float[Tensor, "request d_mlp"]:
         """Keys at a block; blocks ascend from call to call."""
@@ -147,11 +147,14 @@ class _Streams:
         self, model: LanguageModel, batch: Sequence[int], ids: Tensor, mask: Tensor, hook: str
     ) -> Tensor:
         """The values of a batch, with a run from where its stream is kept."""
-        entry, layer = self._kept.get(tuple(batch)), int(hook.split(".")[1])
+        layer = int(hook.split(".")[1])
+        # Some models do in long texts what was verified in short ones alone.
+        entry = self._kept.get(tuple(batch)) if model.takes_fast_route(ids.shape[1]) else None
         before = f"blocks.{layer}.hook_resid_pre"
         seen = model.capture(ids, [before, hook], mask=mask, entry=entry)
         stream = seen[before]
-        size = 0 if entry is not None else stream.numel() * stream.element_size()
+        kept = tuple(batch) in self._kept
+        size = 0 if kept else stream.numel() * stream.element_size()
         if size <= self._left:
             self._left -= size
             self._kept[tuple(batch)] = (layer, stream)

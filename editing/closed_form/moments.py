@@ -101,7 +101,7 @@ def second_moments(
     for number, batch in enumerate(batches[sums.batches :], sums.batches + 1):
         advance(sums.add(model, layers, [rows[i] for i in batch], batch, skip_first))
         if number == len(first) < len(batches):
-            sums.solvehalf_of()
+            sums.solve_half()
         now = time.monotonic()
         if checkpoint is not None and now - saved >= max(
             CHECKPOINT_SECONDS, CHECKPOINT_SHARE * took
@@ -280,7 +280,7 @@ class _Sums:
         norms = torch.linalg.vector_norm(keys, dim=1).to(second.device)
         self.fourth[layer] += norms.double().pow(4).sum()
 
-    def solvehalf_of(self) -> None:
+    def solve_half(self) -> None:
         """Note the solutions for the probes at half of the tokens."""
         self.half = self.tokens
         self.solved = {
