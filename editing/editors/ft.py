@@ -24,12 +24,10 @@ from editing.editors.registry import EXTRAS, register
 from editing.edits.delta import EditDelta
 from editing.edits.protocol import EditError
 from editing.evaluation.scoring import Asked
-from editing.evaluation.training import Lesson, lessons, settled
+from editing.evaluation.training import REMEDY, Lesson, lessons, settled
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
-
-REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
 
 
 # EasyEdit for LLaMA; its setting for Qwen2.5-7B is the last block.
@@ -89,7 +87,7 @@ def _train(
 
     for step in range(config.steps * len(batches)):
         optimiser.zero_grad()
-        loss, whole = batches[step % len(batches)].descend(changes, run, REMEDY)
+        loss, whole = batches[step % len(batches)].descend(changes, run)
         if not math.isfinite(loss):
             why = "use a smaller ft.learning_rate, or model.dtype=float32" if step else cause(model)
             raise EditError(f"fine-tuning diverged at step {step}: {why}")

@@ -43,14 +43,12 @@ from editing.edits.protocol import EditError
 from editing.edits.report import EditReport
 from editing.edits.requests import EditRequest
 from editing.evaluation.scoring import Asked
-from editing.evaluation.training import Lesson, lessons, settled
+from editing.evaluation.training import REMEDY, Lesson, lessons, settled
 from interp.errors import InputError
 from interp.models.budget import chunked, one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, NamedHook
 from interp.settings.section import Section
-
-REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
 
 
 class WhitenedConfig(Section):
@@ -285,10 +283,11 @@ def _descend(
         more = {**taken}
         if "joins" in taken:
             ((first, state),) = taken["joins"]
-            more["joins"] = [(first, state[list(rows)])]
+            whole = len(rows) == len(state)
+            more["joins"] = [(first, state if whole else state[list(rows)])]
         return model.logits(asked.ids, mask=asked.mask, only=asked.places(), **more)[0]
 
-    return part.batches[turn].descend(changes, run, REMEDY, gradients=not last)
+    return part.batches[turn].descend(changes, run, gradients=not last)
 
 
 def _run_of(model: LanguageModel, asked: Asked, blocks: Sequence[_Block]) -> dict[str, Any]:

@@ -27,12 +27,10 @@ from editing.edits.delta import EditDelta
 from editing.edits.low_rank import LowRank
 from editing.edits.protocol import EditError
 from editing.evaluation.scoring import Asked
-from editing.evaluation.training import Lesson, lessons
+from editing.evaluation.training import REMEDY, Lesson, lessons
 from interp.models.budget import one_batch
 from interp.models.finite import cause
 from interp.models.loading import LanguageModel, ModelError, Projection
-
-REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
 
 
 @register("lora", blocks="all", honours=EXTRAS)
@@ -114,17 +112,17 @@ def _train(model: LanguageModel, clean: Any, rows: Lesson, settings: EditorSetti
 
     def run(which: Sequence[int], asked: Asked) -> Tensor:
         row, column = asked.places()
-        run = clean(
+        said = clean(
             input_ids=asked.ids,
             attention_mask=asked.mask,
             logits_to_keep=asked.kept,
             use_cache=False,
         )
-        return run.logits[row, column - asked.kept[0]]
+        return said.logits[row, column - asked.kept[0]]
 
     for step in range(config.steps):
         optimiser.zero_grad()
-        loss, _ = rows.descend(trained, run, REMEDY)
+        loss, _ = rows.descend(trained, run)
         if not math.isfinite(loss):
             why = (
                 "use a smaller lora.learning_rate, or model.dtype=float32" if step else cause(model)

@@ -123,7 +123,9 @@ class Asked:
         return rows, self.ends[rows] + tokens
 
     def of_rows(self, rows: Sequence[int]) -> "Asked":
-        """Some of the questions, laid out as in the whole batch."""
+        """Some of the questions, ascending, laid out as in the whole batch."""
+        if len(rows) == len(self.targets):
+            return self
         which = torch.tensor(list(rows), device=self.ids.device)
         targets = tuple(self.targets[row] for row in rows)
         return Asked(self.ids[which], self.mask[which], self.ends[which], self.kept, targets)

@@ -21,6 +21,9 @@ from editing.evaluation.scoring import Asked, Question, ask
 from interp.models.budget import chunked
 from interp.models.loading import LanguageModel
 
+REMEDY = "use shorter prompts, fewer blocks (edit.block), another device, or model.dtype=bfloat16"
+"""What to do where not even one row fits."""
+
 
 @dataclass
 class Lesson:
@@ -86,7 +89,6 @@ class Lesson:
         self,
         changes: Sequence[Tensor],
         run: Callable[[Sequence[int], Asked], Float[Tensor, "place d_vocab"]],
-        remedy: str,
         *,
         gradients: bool = True,
     ) -> tuple[float, float]:
@@ -97,7 +99,6 @@ class Lesson:
         Args:
             changes: What is trained.
             run: Logits of the places of some rows, from their numbers and their questions.
-            remedy: What to do if not even one row fits.
             gradients: Whether gradients are wanted.
 
         Raises:
@@ -116,7 +117,7 @@ class Lesson:
             losses[1] += whole.item()
 
         number = len(self.asked.targets)
-        self.together = chunked(range(number), self.together or number, work, remedy)
+        self.together = chunked(range(number), self.together or number, work, REMEDY)
         return losses[0], losses[1]
 
 
