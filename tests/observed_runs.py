@@ -8,8 +8,24 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from interp.models.arithmetic import Pass
+    from interp.models.arithmetic import ModelShape, Pass
     from interp.models.loading import LanguageModel
+
+
+def small_shape() -> "ModelShape":
+    """Sizes of no model, for operations and times by hand."""
+    from interp.models.arithmetic import ModelShape
+
+    return ModelShape(
+        d_model=4,
+        d_mlp=8,
+        heads=2,
+        vocabulary=10,
+        n_layers=3,
+        d_head=2,
+        block_matrix=100,
+        parameters=1000,
+    )
 
 
 @dataclass

@@ -10,11 +10,8 @@ start of the command, and of the workers. The median of three is told. Results a
 those of the serial run; `equal` says whether every effect and every score is the same.
 """
 
-import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from interp.results import effects
+from tests.benchmarks.apart import said_by
 
 WORKERS, REPEATS = 2, 3
 KINDS = ("serial", "processes", "ray")
@@ -52,17 +50,8 @@ def once(command: str, folder: Path, kind: str, limit: int) -> float:
     if kind != "serial":
         flags += ["--executor", kind, "--workers", str(WORKERS)]
     main = "import sys; from interp.app.commands import main; main(sys.argv[1:])"
-    line = [sys.executable, "-c", main, command, "--run", str(folder), "--limit", str(limit)]
     start = time.perf_counter()
-    done = subprocess.run(
-        [*line, *flags],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{command} with {kind} failed:\n{done.stderr[-2000:]}")
+    said_by(main, [command, "--run", str(folder), "--limit", str(limit), *flags])
     return time.perf_counter() - start
 
 

@@ -10,13 +10,12 @@ The time is that of the step: loading is not in it. The memory is the most that 
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.apart import said_by
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "trace": {"rules.split": "train", "trace.components": ["mlp"], "trace.samples": 2},
@@ -53,16 +52,8 @@ sys.stdout.write(json.dumps([time.perf_counter() - start, peak_rss()]))
 def fresh(code: str, command: str, folder: Path) -> tuple[float, float]:
     """Seconds and bytes that a process of its own tells."""
     settings = {"rules.limit": 1, **SETTINGS[command]}
-    done = subprocess.run(
-        [sys.executable, "-c", code, command, str(folder), json.dumps(settings)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{command} failed:\n{done.stderr[-2000:]}")
-    seconds, peak = json.loads(done.stdout.splitlines()[-1])
+    said = said_by(code, [command, str(folder), json.dumps(settings)])
+    seconds, peak = json.loads(said.splitlines()[-1])
     return seconds, peak
 
 

@@ -77,18 +77,10 @@ def test_operations_of_gradients_are_those_that_torch_counts(
 
 
 def test_operations_by_hand() -> None:
-    from interp.models.arithmetic import ModelShape, Pass, row_bytes, total_flops
+    from interp.models.arithmetic import Pass, row_bytes, total_flops
+    from tests.observed_runs import small_shape
 
-    shape = ModelShape(
-        d_model=4,
-        d_mlp=8,
-        heads=2,
-        vocabulary=10,
-        n_layers=3,
-        d_head=2,
-        block_matrix=100,
-        parameters=1000,
-    )
+    shape = small_shape()
     # Five tokens in a context of six: 2·5·100 by the matrices, 4·5·6·2·2 by attention; logits of
     # one position: 2·4·10.
     run = Pass(rows=2, tokens=5, context=6, row_blocks=6, kept=2, blocks=3)

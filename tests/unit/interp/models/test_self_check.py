@@ -31,7 +31,10 @@ def test_every_measured_error_is_rounding_on_a_sound_model(tiny_llama: LanguageM
     assert max(check.prefix_cache, check.entry, check.left_padding) < 1e-5
 
 
-@pytest.mark.parametrize(("family", "depth"), [("gptj", "n_layer"), ("llama", "num_hidden_layers")])
+@pytest.mark.parametrize(
+    ("family", "depth"),
+    [("gptj", "n_layer"), ("falcon", "num_hidden_layers"), ("llama", "num_hidden_layers")],
+)
 def test_runs_of_deep_models_begin_in_the_middle(
     family: str, depth: str, make_model: Callable[..., LanguageModel]
 ) -> None:

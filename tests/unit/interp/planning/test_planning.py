@@ -5,24 +5,16 @@ from typing import Any
 
 import pytest
 
-from interp.models.arithmetic import ModelShape, Pass
+from interp.models.arithmetic import Pass
 from interp.planning.advice import advice
 from interp.planning.machine import Machine, peak_rss
 from interp.planning.plan import Plan, Work, duration, size
 from interp.planning.sampling import spread_out
 from interp.planning.speed import Speed
+from tests.observed_runs import small_shape
 
 GIB = 2**30
-SHAPE = ModelShape(
-    d_model=4,
-    d_mlp=8,
-    heads=2,
-    vocabulary=10,
-    n_layers=3,
-    d_head=2,
-    block_matrix=100,
-    parameters=1000,
-)
+SHAPE = small_shape()
 SPEED = Speed(
     points=((1, 1.0), (11, 2.0), (21, 6.0)),
     context=0.01,
